@@ -1,0 +1,1 @@
+"""Bytes on disk to batches; knows nothing of models."""

@@ -1,0 +1,1 @@
+"""TFDS builders, one folder per dataset, all writing the one record of `input_pipeline.schema`."""

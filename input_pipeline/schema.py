@@ -1,0 +1,214 @@
+"""The one record of all datasets: an image, its targets, its expressions.
+
+A record is what a TFDS builder writes and what a source reads. It is stored flat (lists, and row
+splits for lists of lists) because TFDS writes and reads flat features without TensorFlow.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from refseg_jax.batch import GRANULARITIES
+
+#: Values of `Target.granularity`.
+TARGET_GRANULARITIES = ("object", "part", "stuff")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A region of the image.
+
+    Attributes:
+        counts: compressed COCO RLE counts at the image's native size.
+        category: name of its kind, e.g. `"car"` or `"wheel"`.
+        parent: index (in `Record.targets`) of the object that this part belongs to, else -1.
+        granularity: out of `TARGET_GRANULARITIES`.
+    """
+
+    counts: bytes
+    category: str
+    parent: int = -1
+    granularity: str = "object"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expression:
+    """A text and the targets that it means.
+
+    Attributes:
+        id: unique in the dataset over all its splits.
+        text: as the dataset has it.
+        targets: indices in `Record.targets`; empty where nothing in the image matches.
+        granularity: out of `refseg_jax.batch.GRANULARITIES`.
+        referent: expressions of one record with the same number describe the same thing, so that a
+            sampler can draw one expression per referent.
+        group: name of the group of images that share this expression, else `""`; the pair (group,
+            text) joins them.
+    """
+
+    id: str
+    text: str
+    targets: tuple[int, ...]
+    granularity: str
+    referent: int = 0
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image with everything that is known about it.
+
+    Attributes:
+        image: the original encoded bytes (JPEG or PNG).
+        image_id: unique in its image pool (for COCO images the COCO id), the key by which leakage
+            between datasets is found.
+        file_name: as the dataset has it.
+        height, width: native size in pixels.
+        source: `"<dataset>/<config>"`.
+        targets, expressions: see their classes.
+        metadata: free JSON text of the dataset (Scenes keeps its scene graph here), or `""`.
+    """
+
+    image: bytes
+    image_id: str
+    file_name: str
+    height: int
+    width: int
+    source: str
+    targets: tuple[Target, ...]
+    expressions: tuple[Expression, ...]
+    metadata: str = ""
+
+    def mask(self, target_indices: Sequence[int]) -> np.ndarray:
+        """The union of some targets: u8 `[height, width]` of 0/1 (zeros for no target)."""
+        if not target_indices:
+            return np.zeros((self.height, self.width), np.uint8)
+        rles = [
+            {"size": [self.height, self.width], "counts": self.targets[i].counts}
+            for i in target_indices
+        ]
+        return coco_mask.decode(coco_mask.merge(rles))  # pyright: ignore[reportArgumentType]
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """Compressed COCO RLE counts of a `[height, width]` mask of 0/1 or bool."""
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+
+
+def features() -> Any:
+    """The TFDS features of a stored record (imported late: TFDS is slow to import)."""
+    from tensorflow_datasets.core import features as tfds_features
+
+    text = tfds_features.Tensor(shape=(), dtype=np.object_)
+    number = tfds_features.Scalar(dtype=np.int32)
+    lists = tfds_features.Sequence
+    return tfds_features.FeaturesDict(
+        {
+            "image": text,
+            "image_id": text,
+            "file_name": text,
+            "height": number,
+            "width": number,
+            "source": text,
+            "metadata": text,
+            "target/counts": lists(text),
+            "target/category": lists(text),
+            "target/parent": lists(number),
+            "target/granularity": lists(text),
+            "expression/id": lists(text),
+            "expression/text": lists(text),
+            "expression/granularity": lists(text),
+            "expression/referent": lists(number),
+            "expression/group": lists(text),
+            "expression/target_splits": lists(number),
+            "expression/target_values": lists(number),
+        }
+    )
+
+
+def to_features(record: Record) -> dict[str, Any]:
+    """A record as TFDS stores it.
+
+    Raises:
+        ValueError: an index points nowhere, or a granularity is unknown.
+    """
+    _check(record)
+    targets, expressions = record.targets, record.expressions
+    splits = np.cumsum([0, *(len(e.targets) for e in expressions)])
+    return {
+        "image": record.image,
+        "image_id": record.image_id.encode(),
+        "file_name": record.file_name.encode(),
+        "height": record.height,
+        "width": record.width,
+        "source": record.source.encode(),
+        "metadata": record.metadata.encode(),
+        "target/counts": [t.counts for t in targets],
+        "target/category": [t.category.encode() for t in targets],
+        "target/parent": [t.parent for t in targets],
+        "target/granularity": [t.granularity.encode() for t in targets],
+        "expression/id": [e.id.encode() for e in expressions],
+        "expression/text": [e.text.encode() for e in expressions],
+        "expression/granularity": [e.granularity.encode() for e in expressions],
+        "expression/referent": [e.referent for e in expressions],
+        "expression/group": [e.group.encode() for e in expressions],
+        "expression/target_splits": [int(s) for s in splits],
+        "expression/target_values": [int(i) for e in expressions for i in e.targets],
+    }
+
+
+def from_features(stored: Mapping[str, Any]) -> Record:
+    """The inverse of `to_features`.
+
+    Raises:
+        UnicodeDecodeError: a text is not UTF-8.
+    """
+    splits = [int(s) for s in stored["expression/target_splits"]]
+    values = [int(v) for v in stored["expression/target_values"]]
+    return Record(
+        image=stored["image"],
+        image_id=stored["image_id"].decode(),
+        file_name=stored["file_name"].decode(),
+        height=int(stored["height"]),
+        width=int(stored["width"]),
+        source=stored["source"].decode(),
+        metadata=stored["metadata"].decode(),
+        targets=tuple(
+            Target(counts, category.decode(), int(parent), granularity.decode())
+            for counts, category, parent, granularity in zip(
+                stored["target/counts"],
+                stored["target/category"],
+                stored["target/parent"],
+                stored["target/granularity"],
+                strict=True,
+            )
+        ),
+        expressions=tuple(
+            Expression(
+                id=stored["expression/id"][k].decode(),
+                text=stored["expression/text"][k].decode(),
+                targets=tuple(values[splits[k] : splits[k + 1]]),
+                granularity=stored["expression/granularity"][k].decode(),
+                referent=int(stored["expression/referent"][k]),
+                group=stored["expression/group"][k].decode(),
+            )
+            for k in range(len(stored["expression/id"]))
+        ),
+    )
+
+
+def _check(record: Record) -> None:
+    count = len(record.targets)
+    for number, target in enumerate(record.targets):
+        if target.granularity not in TARGET_GRANULARITIES:
+            raise ValueError(f"{record.image_id}: target {number}: {target.granularity!r} unknown")
+        if not -1 <= target.parent < count or target.parent == number:
+            raise ValueError(f"{record.image_id}: target {number}: no parent {target.parent}")
+    for expression in record.expressions:
+        if expression.granularity not in GRANULARITIES:
+            raise ValueError(f"{expression.id}: granularity {expression.granularity!r} unknown")
+        if not all(0 <= i < count for i in expression.targets):
+            raise ValueError(f"{expression.id}: targets {expression.targets} of {count}")

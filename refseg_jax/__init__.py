@@ -1,0 +1,1 @@
+"""Language-guided segmentation at any granularity, in JAX."""

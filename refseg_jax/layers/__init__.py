@@ -1,0 +1,1 @@
+"""Small modules that the towers and decoders are made of."""
