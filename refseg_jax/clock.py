@@ -1,0 +1,55 @@
+"""Time of training, and of what is not training."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+
+
+class Clock:
+    """Counts images against the time of training alone.
+
+    Paused spans (evaluation, saving) and the first step (compilation) do not count for the rates;
+    waiting for data does, and is kept apart as well.
+    """
+
+    def __init__(self) -> None:
+        self._created = time.perf_counter()
+        self.start_rates()
+
+    def start_rates(self) -> None:
+        """Counts from here on."""
+        self._start = time.perf_counter()
+        self._paused = self._waited = 0.0
+        self._images = 0
+
+    def count(self, rows: int, images: int) -> None:
+        """Adds a batch: `rows` on this process (as many on the others), `images` in each."""
+        self._images += rows * images * jax.process_count()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A span that is not training."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A span in which training waits for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def rates(self) -> dict[str, float]:
+        """`images_per_second`, and `data_wait_share` in [0, 1]."""
+        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
+        return {
+            "images_per_second": self._images / seconds,
+            "data_wait_share": self._waited / seconds,
+        }
+
+    def summary(self) -> dict[str, float]:
+        """The rates, and `train_seconds` since the clock was made, everything included."""
+        return {"train_seconds": time.perf_counter() - self._created, **self.rates()}
