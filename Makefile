@@ -1,0 +1,60 @@
+# make run   set everything up and run the main job on the embedded Scenes dataset
+# make test  set everything up and run the tests
+# Python 3.11 or 3.12 is taken from the path; `make PYTHON=/path/to/python run` names another.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/scenes_unires
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: run test lint parity bench bench-gpu soak ablation clean
+
+run: $(VENV)/.library
+	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
+	$(BIN)/python main.py --config=configs/scenes_unires.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.test
+	$(PYTEST) -n 2 --dist=loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+parity: $(VENV)/.parity
+	$(PYTEST) -m parity tests/parity
+
+bench: $(VENV)/.parity
+	$(PYTEST) -m bench -s tests/benchmarks
+
+bench-gpu: $(VENV)/.test
+	$(PYTEST) -m gpu -s tests/benchmarks
+
+soak: $(VENV)/.test
+	$(PYTEST) -m slow -s tests
+
+ablation: $(VENV)/.library
+	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
+	$(BIN)/python -m tools.ablation --output_dir=runs/ablation
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.library: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(VENV)/.parity: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,parity]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

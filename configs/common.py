@@ -1,0 +1,102 @@
+"""The fields that every experiment has, with the defaults of the code base."""
+
+from ml_collections import ConfigDict
+
+
+def base_config() -> ConfigDict:
+    """All fields of an experiment; each config file changes what it needs.
+
+    Fields and their meaning stand with the dataclasses that are made of them: `data`
+    (`input_pipeline.pipeline.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
+    (`refseg_jax.objectives`), `optim` (`refseg_jax.optim.OptimConfig`), `loop`
+    (`refseg_jax.train_loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`).
+    """
+    config = ConfigDict()
+    config.seed = 0
+
+    # Exactly one of the two is set; the other is 0.
+    config.steps = 0
+    config.epochs = 0.0
+    config.batch_size = 32
+
+    # Start from the parameters of another run (its workdir, or one checkpoint), with a fresh
+    # optimiser; "" starts from random weights.
+    config.init = ConfigDict({"checkpoint": ""})
+
+    config.data = ConfigDict(
+        {
+            "data_dir": "data",
+            "dataset": "scenes",
+            "split": "train",
+            "sampling": "image",
+            "pairs": 8,
+            "granularities": ("object", "part", "multi", "category", "salient"),
+            "resize": "letterbox",
+            "context_length": 17,
+            "tokenizer": "clip",
+            "flip_probability": 0.0,
+            "num_workers": 0,
+        }
+    )
+
+    config.model = ConfigDict({"name": "unires", "preset": "B/16"}, convert_dict=True)
+
+    config.objective = ConfigDict({"name": "mask", "cross_entropy": 1.0, "dice": 0.0})
+
+    config.optim = ConfigDict(
+        {
+            "lr": 1e-4,
+            "end_lr_share": 0.0,
+            "warmup": 0.05,
+            "weight_decay": 5e-4,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "clip_norm": 1.0,
+            "lr_multipliers": ((r".*", 1.0),),
+            "accumulation": 1,
+            "ema_decay": 0.0,
+        }
+    )
+
+    config.loop = ConfigDict(
+        {
+            "log_every": 20,
+            "eval_every": 1000,
+            "save_every": 1000,
+            "max_bad_share": 0.01,
+            "log_batches": False,
+        }
+    )
+
+    config.checkpoint = ConfigDict({"keep_latest": 2, "keep_best": 1, "best_metric": "mIoU"})
+
+    # How to evaluate; `config.evals` says on what.
+    config.eval = ConfigDict(
+        {
+            "batch_size": 16,
+            "pairs": 8,
+            "canvas": (640, 640),
+            "threshold": 0.35,
+            "pictures": 8,
+            "dump": "",
+        }
+    )
+    # name -> an evaluation; `when`: "during" training (and after), or "final" only; the keys of its
+    # scores begin with `prefix`.
+    config.evals = ConfigDict()
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    return config
+
+
+def evaluation(split: str, *, prefix: str = "", when: str = "final", shuffled: bool = False) -> ConfigDict:
+    """One entry of `config.evals`.
+
+    Args:
+        split: the dataset's split.
+        prefix: what the keys of the scores begin with, e.g. `"shuffled/"`.
+        when: `"during"` or `"final"`.
+        shuffled: replace each expression by that of another target of its kind or scene.
+    """
+    return ConfigDict({"split": split, "prefix": prefix, "when": when, "shuffled": shuffled})
