@@ -1,6 +1,13 @@
 """The fields that every experiment has, with the defaults of the code base."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from refseg_jax.objectives import MaskObjective
+from refseg_jax.optim import OptimConfig
+from refseg_jax.sharding import MeshConfig
+from refseg_jax.train_loop import LoopConfig
 
 
 def base_config() -> ConfigDict:
@@ -41,33 +48,10 @@ def base_config() -> ConfigDict:
 
     config.model = ConfigDict({"name": "unires", "preset": "B/16"}, convert_dict=True)
 
-    config.objective = ConfigDict({"name": "mask", "cross_entropy": 1.0, "dice": 0.0})
-
-    config.optim = ConfigDict(
-        {
-            "lr": 1e-4,
-            "end_lr_share": 0.0,
-            "warmup": 0.05,
-            "weight_decay": 5e-4,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "clip_norm": 1.0,
-            "lr_multipliers": ((r".*", 1.0),),
-            "accumulation": 1,
-            "ema_decay": 0.0,
-        }
-    )
-
-    config.loop = ConfigDict(
-        {
-            "log_every": 20,
-            "eval_every": 1000,
-            "save_every": 1000,
-            "max_bad_share": 0.01,
-            "log_batches": False,
-        }
-    )
+    config.objective = ConfigDict({"name": "mask", **dataclasses.asdict(MaskObjective())})
+    config.optim = ConfigDict(dataclasses.asdict(OptimConfig()))
+    config.loop = ConfigDict(dataclasses.asdict(LoopConfig()))
+    config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
 
     config.checkpoint = ConfigDict({"keep_latest": 2, "keep_best": 1, "best_metric": "mIoU"})
 
@@ -85,8 +69,6 @@ def base_config() -> ConfigDict:
     # name -> an evaluation; `when`: "during" training (and after), or "final" only; the keys of its
     # scores begin with `prefix`.
     config.evals = ConfigDict()
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     return config
 
 

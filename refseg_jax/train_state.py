@@ -191,7 +191,6 @@ class Trainer:
         gradients, terms = self._gradients(moving, still, state.step, batch)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, moving)  # pyright: ignore
         moved: Params = optax.apply_updates(moving, updates)  # pyright: ignore
-        # In the order of the old dict: the tree of the next state must be the same one.
         params = {path: moved.get(path, leaf) for path, leaf in state.params.items()}
         ema = state.ema
         if ema is not None:
@@ -199,7 +198,7 @@ class Trainer:
         metrics = {
             "loss": sum(terms.values(), start=jnp.float32(0.0)),
             **{f"loss/{name}": value for name, value in terms.items()},
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "pairs": batch.valid.sum().astype(jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics
@@ -230,17 +229,20 @@ class Trainer:
             return {n: t.weight * jnp.float32(1) for n, t in terms_of(moving, part, number).items()}
 
         def share(
-            moving: Params, part: Batch, number: jax.Array, weights: dict[str, jax.Array]
+            moving: Params,
+            part: Batch,
+            number: jax.Array,
+            weights: Mapping[str, jax.Array] | None = None,
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            values = {
-                name: term.coefficient * term.sum / jnp.maximum(weights[name], 1e-12)
-                for name, term in terms_of(moving, part, number).items()
-            }
+            values = {}
+            for name, term in terms_of(moving, part, number).items():
+                weight = term.weight if weights is None else weights[name]
+                values[name] = term.coefficient * term.sum / jnp.maximum(weight, 1e-12)
             return sum(values.values(), start=jnp.float32(0.0)), values
 
         gradient = jax.grad(share, has_aux=True)
         if parts == 1:
-            return gradient(moving, batch, jnp.int32(0), weights_of(batch, jnp.int32(0)))
+            return gradient(moving, batch, jnp.int32(0))
 
         stacked = jax.tree.map(lambda x: _microbatches(x, parts), batch)
         numbers = jnp.arange(parts)

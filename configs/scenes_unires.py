@@ -1,0 +1,33 @@
+"""UniRES on Scenes: the embedded default, trained from random weights on a laptop.
+
+    make run
+    python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, evaluation
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config = base_config()
+    config.steps = 2000
+    config.batch_size = 32
+    config.data.update(
+        {
+            "dataset": "scenes",
+            "pairs": 6,
+            "granularities": ("object", "part", "multi", "category", "salient"),
+        }
+    )
+    config.model.preset = "tiny"
+    config.objective.dice = 1.0
+    config.optim.update({"lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05, "b2": 0.98})
+    config.loop.update({"log_every": 20, "eval_every": 500, "save_every": 500})
+    config.eval.update({"canvas": (128, 128), "batch_size": 32, "pairs": 8})
+    config.evals.val = evaluation("val", prefix="val/", when="during")
+    config.evals.test = evaluation("test")
+    config.evals.shuffled = evaluation("test", prefix="shuffled/", shuffled=True)
+    config.checkpoint.best_metric = "val/mIoU"
+    return config

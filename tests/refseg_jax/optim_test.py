@@ -1,0 +1,75 @@
+"""The optimiser's table, schedule and average."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from refseg_jax import optim
+
+PATHS = ("vision.blocks.0.kernel", "vision.blocks.0.bias", "head.kernel")
+
+
+def test_first_matching_row_decides():
+    table = ((r"vision\..*bias", 0.0), (r"vision\..*", 0.1), (r".*", 1.0))
+    assert optim.multipliers(PATHS, table) == dict(zip(PATHS, (0.1, 0.0, 1.0), strict=True))
+
+
+def test_table_must_cover_every_path_and_every_row_must_decide():
+    with pytest.raises(ValueError, match=r"head\.kernel"):
+        optim.multipliers(PATHS, ((r"vision\..*", 1.0),))
+    with pytest.raises(ValueError, match=r"vison"):
+        optim.multipliers(PATHS, ((r"vison\..*", 0.1), (r".*", 1.0)))
+
+
+def test_schedule_warms_up_and_ends_at_its_share():
+    schedule = optim.make_schedule(optim.OptimConfig(lr=2.0, warmup=0.1, end_lr_share=0.25), 100)
+    assert float(schedule(0)) == 0.0
+    assert float(schedule(5)) == pytest.approx(1.0)
+    assert float(schedule(10)) == pytest.approx(2.0)
+    assert float(schedule(55)) == pytest.approx(0.5 + 1.5 * 0.5)
+    assert float(schedule(100)) == pytest.approx(0.5)
+
+
+def test_schedule_without_warm_up_starts_at_the_peak():
+    schedule = optim.make_schedule(optim.OptimConfig(lr=2.0, warmup=0.0), 10)
+    assert float(schedule(0)) == pytest.approx(2.0)
+
+
+def test_update_equals_adamw_with_per_path_rates():
+    config = optim.OptimConfig(
+        lr=0.1,
+        warmup=0.0,
+        weight_decay=0.3,
+        clip_norm=0.0,
+        end_lr_share=1.0,
+        lr_multipliers=((r"slow.*", 0.5), (r".*", 1.0)),
+    )
+    params = {"slow": jnp.ones((2, 2)), "fast": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    gradient = jax.tree.map(lambda x: 0.7 * x, params)
+    optimizer = optim.make_optimizer(config, 10)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    # Adam's first direction is sign(g) / (1 + eps / |g|).
+    direction = 0.7 / (0.7 + config.eps)
+    np.testing.assert_allclose(updates["fast"], -0.1 * (direction + 0.3), rtol=1e-5)
+    np.testing.assert_allclose(updates["slow"], -0.05 * (direction + 0.3), rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], -0.1 * direction, rtol=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+    config = optim.OptimConfig(clip_norm=1.0)
+    params = {"a": jnp.zeros((3, 3)), "b": jnp.zeros(4)}
+    gradient = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), params)
+    optimizer = optim.make_optimizer(config, 10)
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    moments = next(s for s in state if isinstance(s, optax.ScaleByAdamState)).mu
+    assert float(optax.tree.norm(moments)) == pytest.approx(1.0 - config.b1, rel=1e-5)
+
+
+def test_average_follows_quickly_at_first():
+    average, params = {"a": jnp.zeros(1)}, {"a": jnp.ones(1)}
+    early = optim.update_average(average, params, jnp.int32(0), 0.999)
+    late = optim.update_average(average, params, jnp.int32(10**6), 0.999)
+    assert float(early["a"][0]) == pytest.approx(0.9)
+    assert float(late["a"][0]) == pytest.approx(0.001, rel=1e-3)
