@@ -1,0 +1,142 @@
+"""Heads from fused image tokens to mask logits.
+
+The paper says "a linear projection layer" (section 5), which `linear` and `pixel_shuffle` follow to
+the letter; `projector` is the head of CRIS, on which UniRES builds.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from refseg_jax.layers.convolution import UpsampleConv3x3, dynamic_conv3x3
+from refseg_jax.layers.linear import Linear, gaussian
+from refseg_jax.layers.norm import GroupNorm
+from refseg_jax.resize import upsample_bilinear
+
+#: Heads by the name that configs use.
+HEADS = ("projector", "pixel_shuffle", "linear")
+
+#: Share of mask cells that are foreground before anything is learned (not stated in the paper; the
+#: logits' bias starts there, so that training does not begin with unlearning half-full masks).
+FOREGROUND_PRIOR = 0.1
+
+
+class ProjectorHead(nnx.Module):
+    """CRIS's projector: the text writes the kernel of the last convolution.
+
+    `log2(factor)` times upsampling by 2, 3x3 convolution, norm, ReLU (the last halves the width), a
+    1x1 convolution; then a 3x3 convolution to one channel whose kernel and bias are a linear map of
+    the sentence. The 1x1 convolution is folded into that kernel, which is exact.
+    """
+
+    def __init__(
+        self, *, width: int, state_width: int, factor: int, dtype: Any, rngs: nnx.Rngs
+    ):
+        stages = factor.bit_length() - 1
+        if factor < 2 or factor != 1 << stages:
+            raise ValueError(
+                f"head 'projector' doubles the resolution: patch_size / mask_stride = {factor} "
+                "is not 2, 4, 8 ...; take another mask_stride or head 'pixel_shuffle'"
+            )
+        widths = [width] * stages + [width // 2]
+        self.convolutions = nnx.List(
+            [
+                UpsampleConv3x3(widths[i], widths[i + 1], dtype=dtype, rngs=rngs)
+                for i in range(stages)
+            ]
+        )
+        self.norms = nnx.List(
+            [GroupNorm(w, groups=math.gcd(32, w), dtype=dtype) for w in widths[1:]]
+        )
+        last = widths[-1]
+        self.projection = Linear(last, last, dtype=dtype, rngs=rngs)
+        self.text = Linear(
+            state_width,
+            9 * last + 1,
+            dtype=dtype,
+            rngs=rngs,
+            kernel_init=gaussian((state_width * 9 * last) ** -0.5),
+        )
+        self.text.bias[...] = self.text.bias[...].at[-1].set(_prior_logit())  # pyright: ignore
+
+    def __call__(self, tokens: jax.Array, state: jax.Array) -> jax.Array:
+        """See `build_head`."""
+        x = _as_map(tokens)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = jax.nn.relu(norm(convolution(x)))
+        written = self.text(state).astype(jnp.float32)
+        kernel = written[:, :-1].reshape(state.shape[0], x.shape[-1], 9).transpose(0, 2, 1)
+        folded = jnp.einsum("btc,dc->btd", kernel, self.projection.kernel[...])
+        offset = jnp.einsum("btc,c->bt", kernel, self.projection.bias[...])  # pyright: ignore
+        return dynamic_conv3x3(x, folded, offset) + written[:, -1, None, None]
+
+
+class PixelShuffleHead(nnx.Module):
+    """Each token gives the `factor * factor` logits of its own patch by one linear map.
+
+    It does not look at the sentence: the tokens have seen the words already.
+    """
+
+    def __init__(self, *, width: int, factor: int, dtype: Any, rngs: nnx.Rngs):
+        self.projection = Linear(width, factor * factor, dtype=dtype, rngs=rngs)
+        _start_at_prior(self.projection)
+        self.factor = factor
+
+    def __call__(self, tokens: jax.Array, state: jax.Array) -> jax.Array:
+        """See `build_head`."""
+        del state
+        logits = _as_map(self.projection(tokens).astype(jnp.float32))
+        rows, height, width, _ = logits.shape
+        cells = logits.reshape(rows, height, width, self.factor, self.factor)
+        return cells.transpose(0, 1, 3, 2, 4).reshape(
+            rows, height * self.factor, width * self.factor
+        )
+
+
+class LinearHead(nnx.Module):
+    """Each token gives one logit; the map is upsampled bilinearly (half-pixel centres)."""
+
+    def __init__(self, *, width: int, factor: int, dtype: Any, rngs: nnx.Rngs):
+        self.projection = Linear(width, 1, dtype=dtype, rngs=rngs)
+        _start_at_prior(self.projection)
+        self.factor = factor
+
+    def __call__(self, tokens: jax.Array, state: jax.Array) -> jax.Array:
+        """See `build_head`."""
+        del state
+        logits = _as_map(self.projection(tokens).astype(jnp.float32))
+        return upsample_bilinear(logits, self.factor)[..., 0]
+
+
+def build_head(
+    name: str, *, width: int, state_width: int, factor: int, dtype: Any, rngs: nnx.Rngs
+) -> nnx.Module:
+    """A head by name: a module called with tokens `[B, P, width]` of a square grid and sentences
+    `[B, state_width]`, which gives logits f32 `[B, h, w]`, `factor` times as fine as the grid.
+
+    Raises:
+        ValueError: the factor is none that the head can do.
+    """
+    if name == "projector":
+        return ProjectorHead(
+            width=width, state_width=state_width, factor=factor, dtype=dtype, rngs=rngs
+        )
+    plain = {"pixel_shuffle": PixelShuffleHead, "linear": LinearHead}[name]
+    return plain(width=width, factor=factor, dtype=dtype, rngs=rngs)
+
+
+def _as_map(tokens: jax.Array) -> jax.Array:
+    """`[B, P, C]` of a square grid to `[B, side, side, C]`."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.reshape(tokens.shape[0], side, side, tokens.shape[2])
+
+
+def _prior_logit() -> float:
+    return math.log(FOREGROUND_PRIOR / (1.0 - FOREGROUND_PRIOR))
+
+
+def _start_at_prior(layer: Linear) -> None:
+    layer.bias[...] = jnp.full_like(layer.bias[...], _prior_logit())  # pyright: ignore

@@ -1,0 +1,183 @@
+"""The one front of attention: it picks the kernel that is fastest on the backend."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
+
+#: Where a key must not be attended to; finite, so that a row without any key gives no NaN.
+MASKED = -1e30
+
+#: Flash kernels pay from here; below, scores are so small that XLA's own fusion is as fast.
+FLASH_MIN_KEYS = 128
+
+_portable = contextvars.ContextVar("portable_attention", default=False)
+
+
+@contextlib.contextmanager
+def portable_attention() -> Iterator[None]:
+    """Traces attention as plain XLA operations, whatever the backend: for exports.
+
+    It acts while a function is traced; a function that `jax.jit` has cached stays as it was.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_valid: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """`softmax(Q K^T / sqrt(D)) V` per head; the softmax is in f32.
+
+    Args:
+        query: `[B, T, heads, D]`.
+        key, value: `[B, S, heads, D]`.
+        key_valid: bool `[B, S]`, false for keys that nothing may look at (padding). Where all of a
+            row's keys are invalid the result is their plain mean.
+        causal: position t sees the keys 0..t (T = S).
+
+    Returns:
+        `[B, T, heads, D]` of the query's dtype.
+    """
+    if _portable.get():
+        return _batched(query, key, value, key_valid, causal)
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return _head_loop(query, key, value, key_valid, causal)
+    if backend in ("gpu", "cuda") and key_valid is None and _cudnn_takes(query, key):
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation="cudnn"
+        )
+    return _batched(query, key, value, key_valid, causal)
+
+
+def _cudnn_takes(query: jax.Array, key: jax.Array) -> bool:
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    width = query.shape[-1]
+    return half and width % 8 == 0 and width <= 128 and key.shape[1] >= FLASH_MIN_KEYS
+
+
+def _scores_mask(
+    queries: int, keys: int, key_valid: jax.Array | None, causal: bool
+) -> jax.Array | None:
+    """bool `[B or 1, T or 1, S]`, true where a query sees a key."""
+    mask = None if key_valid is None else key_valid[:, None, :]
+    if not causal:
+        return mask
+    lower = jnp.tril(jnp.ones((queries, keys), bool))[None]
+    return lower if mask is None else mask & lower
+
+
+def _batched(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_valid: jax.Array | None,
+    causal: bool,
+) -> jax.Array:
+    mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal)
+    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    weights = _weights(scores, query.shape[-1], None if mask is None else mask[:, None])
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
+
+
+def _head_loop(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_valid: jax.Array | None,
+    causal: bool,
+) -> jax.Array:
+    """One head at a time: XLA:CPU's products over two batch axes copy their operands, these do not."""
+    mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal)
+    heads = []
+    for head in range(query.shape[2]):
+        q, k, v = query[:, :, head], key[:, :, head], value[:, :, head]
+        scores = jnp.einsum("btd,bsd->bts", q, k, preferred_element_type=jnp.float32)
+        weights = _weights(scores, query.shape[-1], mask).astype(v.dtype)
+        mixed = jnp.einsum("bts,bsd->btd", weights, v, preferred_element_type=jnp.float32)
+        heads.append(mixed.astype(query.dtype))
+    return jnp.stack(heads, 2)
+
+
+def _weights(scores: jax.Array, width: int, mask: jax.Array | None) -> jax.Array:
+    scores = scores * (width**-0.5)
+    return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED), axis=-1)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head attention with its query, key, value and output projections apart."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: Any,
+        rngs: nnx.Rngs,
+        kernel_init: Initializer,
+        output_init: Initializer = fan_in_uniform,
+    ):
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide the width {width}")
+        self.heads = heads
+        self.query = Linear(width, width, dtype=dtype, rngs=rngs, kernel_init=kernel_init)
+        self.key = Linear(width, width, dtype=dtype, rngs=rngs, kernel_init=kernel_init)
+        self.value = Linear(width, width, dtype=dtype, rngs=rngs, kernel_init=kernel_init)
+        self.out = Linear(width, width, dtype=dtype, rngs=rngs, kernel_init=output_init)
+
+    def project_query(self, x: jax.Array) -> jax.Array:
+        """`[B, T, width]` to `[B, T, heads, width / heads]`."""
+        return self._split(self.query(x))
+
+    def attend(
+        self,
+        projected: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        key_valid: jax.Array | None = None,
+        causal: bool = False,
+    ) -> jax.Array:
+        """Attention of a query that `project_query` has projected; see `__call__`."""
+        mixed = attention(
+            projected,
+            self._split(self.key(key)),
+            self._split(self.value(value)),
+            key_valid=key_valid,
+            causal=causal,
+        )
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        key_valid: jax.Array | None = None,
+        causal: bool = False,
+    ) -> jax.Array:
+        """`query` `[B, T, width]`, `key` and `value` `[B, S, width]` to `[B, T, width]`.
+
+        `key_valid` (bool `[B, S]`) and `causal` as in `attention`.
+        """
+        projected = self.project_query(query)
+        return self.attend(projected, key, value, key_valid=key_valid, causal=causal)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.heads, -1)

@@ -1,0 +1,84 @@
+"""3x3 convolutions (zero padding, stride 1) of feature maps `[B, h, w, C]`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from refseg_jax.layers.linear import contract, fan_in_uniform
+from refseg_jax.resize import axis_phases
+
+
+class UpsampleConv3x3(nnx.Module):
+    """Bilinear upsampling by 2, then a 3x3 convolution without bias; `kernel` f32 `[3, 3, I, O]`.
+
+    Both are linear, and upsampling treats every channel alike, so the channels are mixed first, at
+    the low resolution: nine products there cost a quarter of a convolution of the upsampled map.
+    What is left, `sum over taps of shift(upsample(tap))`, is done one axis after the other. The
+    result is that of the plain order up to f32 rounding, borders included.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (3, 3, inputs, outputs)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, h, w, I]` to `[B, 2h, 2w, O]` of the module's dtype."""
+        kernel = self.kernel[...]
+        rows = []
+        for dy in range(3):
+            taps = [contract(x, kernel[dy, dx], self.dtype) for dx in range(3)]
+            rows.append(_blend(taps, axis=2))
+        return _blend(rows, axis=1)
+
+
+def _blend(taps: list[jax.Array], axis: int) -> jax.Array:
+    """`sum over d of shift(upsample(taps[d]), d - 1)` along an axis, zeros shifted in."""
+    (even_a, odd_a), (even_b, odd_b), (even_c, odd_c) = (axis_phases(t, 2, axis) for t in taps)
+    even = shift(odd_a, -1, axis) + even_b + odd_c
+    odd = even_a + odd_b + shift(even_c, 1, axis)
+    stacked = jnp.stack([even, odd], axis + 1)
+    shape = even.shape
+    return stacked.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
+
+
+def shift(x: jax.Array, offset: int, axis: int) -> jax.Array:
+    """`y[i] = x[i + offset]` along an axis, zero where that lies outside."""
+    if offset == 0:
+        return x
+    length = x.shape[axis]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (max(-offset, 0), max(offset, 0))
+    start = max(offset, 0)
+    return jax.lax.slice_in_dim(jnp.pad(x, padding), start, start + length, axis=axis)
+
+
+def dynamic_conv3x3(x: jax.Array, kernel: jax.Array, offset: jax.Array) -> jax.Array:
+    """A 3x3 convolution to one channel with a kernel for each row.
+
+    Written as one product over channels and nine shifted adds: a vmapped convolution neither
+    exports with a symbolic batch nor runs fast on a CPU.
+
+    Args:
+        x: `[B, h, w, C]`.
+        kernel: `[B, 9, C]`, taps row by row.
+        offset: f32 `[B, 9]`, added to a tap's product wherever the tap lies inside the map (what a
+            constant channel in `x` would add).
+
+    Returns:
+        f32 `[B, h, w]`.
+    """
+    rows, height, width, channels = x.shape
+    taps = jnp.einsum(
+        "bpc,btc->btp",
+        x.reshape(rows, height * width, channels),
+        kernel.astype(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    taps = (taps + offset[:, :, None]).reshape(rows, 3, 3, height, width)
+    columns = [
+        sum(shift(taps[:, dy, dx], dx - 1, 2) for dx in range(3))  # pyright: ignore
+        for dy in range(3)
+    ]
+    return sum(shift(columns[dy], dy - 1, 1) for dy in range(3))  # pyright: ignore

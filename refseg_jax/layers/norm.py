@@ -1,0 +1,54 @@
+"""Normalisation; statistics always in f32, epsilon 1e-5 as CLIP and torch have it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+EPSILON = 1e-5
+
+
+def _standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`(x - mean) / sqrt(var + 1e-5)`; the two-pass variance, which does not cancel."""
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + EPSILON)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis; `scale` and `bias` f32 `[width]`."""
+
+    def __init__(self, width: int, *, dtype: Any):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., width]` to the same shape, of the module's dtype."""
+        y = _standardise(x.astype(jnp.float32), (-1,))
+        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises groups of channels of a feature map over its whole area.
+
+    It stands where CRIS has BatchNorm, because it depends on neither the batch nor its sharding.
+    """
+
+    def __init__(self, width: int, *, groups: int, dtype: Any):
+        if width % groups:
+            raise ValueError(f"{groups} groups do not divide {width} channels")
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, h, w, width]` to the same shape, of the module's dtype."""
+        rows, height, width, channels = x.shape
+        grouped = x.astype(jnp.float32).reshape(
+            rows, height * width, self.groups, channels // self.groups
+        )
+        y = _standardise(grouped, (1, 3)).reshape(x.shape)
+        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)

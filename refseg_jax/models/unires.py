@@ -1,0 +1,255 @@
+"""UniRES (Wang et al., "Unveiling Parts Beyond Objects", CVPR 2024, section 5)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from refseg_jax.batch import Array, Batch, SegOutput
+from refseg_jax.decoders.heads import build_head
+from refseg_jax.decoders.region_filter import RegionFilter
+from refseg_jax.decoders.vision_language import VisionLanguageDecoder, repeat_rows
+from refseg_jax.encoders.clip_text import ClipText
+from refseg_jax.encoders.clip_vision import ClipVision, VisionFeatures, assign_groups
+from refseg_jax.layers.linear import Linear
+from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
+from refseg_jax.models.unires_config import UniRESConfig
+
+
+class ImageFeatures(NamedTuple):
+    """Of `encode_image`; all `[B, N, count, decoder_width]`.
+
+    Attributes:
+        patches: image tokens, row by row.
+        groups: the projected group tokens of each level that has some (low first).
+    """
+
+    patches: jax.Array
+    groups: tuple[jax.Array, ...]
+
+
+class TextFeatures(NamedTuple):
+    """Of `encode_text`.
+
+    Attributes:
+        words: `[B, K, L, decoder_width]`.
+        sentence: `[B, K, embedding_width]`.
+        valid: bool `[B, K, L]`.
+    """
+
+    words: jax.Array
+    sentence: jax.Array
+    valid: jax.Array
+
+
+class UniRES(nnx.Module):
+    """CLIP towers, region filters, two-stage decoder, head; separable (`SeparableModel`).
+
+    The parameters' paths begin with `vision`, `text`, `low_filter`, `high_filter`, `decoder`
+    (stage 1), `group_decoder` (stage 2), `head`, and, where widths differ, `patch_adapter` and
+    `word_adapter`.
+    """
+
+    def __init__(self, config: UniRESConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        width = config.decoder_width
+        self.vision = ClipVision(
+            grid=config.grid,
+            patch_size=config.patch_size,
+            width=config.vision_width,
+            layers=config.vision_layers,
+            heads=config.vision_heads,
+            output_width=config.embedding_width,
+            low_tokens=config.low_tokens,
+            high_tokens=config.high_tokens,
+            dtype=dtype,
+            remat=config.remat,
+            rngs=rngs,
+        )
+        self.text = ClipText(
+            vocab_size=config.vocab_size,
+            positions=config.text_positions,
+            width=config.text_width,
+            layers=config.text_layers,
+            heads=config.text_heads,
+            output_width=config.embedding_width,
+            eos_id=config.eos_id,
+            dtype=dtype,
+            remat=config.remat,
+            rngs=rngs,
+        )
+
+        def adapter(inputs: int) -> Linear | None:
+            return None if inputs == width else Linear(inputs, width, dtype=dtype, rngs=rngs)
+
+        self.patch_adapter = adapter(config.embedding_width)
+        self.word_adapter = adapter(config.text_width)
+        self.low_filter = self._filter(config.low_tokens, rngs)
+        self.high_filter = self._filter(config.high_tokens, rngs)
+        self.decoder = self._stage(config.decoder_layers, rngs)
+        groups = config.low_tokens + config.high_tokens
+        self.group_decoder = self._stage(1, rngs) if groups else None
+        self.head = build_head(
+            config.head,
+            width=width,
+            state_width=config.embedding_width,
+            factor=config.patch_size // config.mask_stride,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square network input in pixels."""
+        return self.config.image_size
+
+    @property
+    def mask_stride(self) -> int:
+        """Network pixels per mask cell."""
+        return self.config.mask_stride
+
+    def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> SegOutput:
+        """Masks of every image and expression of a batch; without `rngs` there is no dropout."""
+        image_features = self.encode_image(batch.image, rngs=rngs)
+        text_features = self.encode_text(batch.text, batch.text_valid, rngs=rngs)
+        return self.decode(image_features, text_features, rngs=rngs)
+
+    def encode_image(self, image: Array, *, rngs: nnx.Rngs | None = None) -> ImageFeatures:
+        """u8 `[B, N, image_size, image_size, 3]` to features.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        del rngs
+        features = self._see(image)
+        leading = image.shape[:2]
+        patches = features.patches
+        if self.patch_adapter is not None:
+            patches = self.patch_adapter(patches)
+        groups = [
+            level.project(tokens)
+            for level, tokens in (
+                (self.low_filter, features.low),
+                (self.high_filter, features.high),
+            )
+            if level is not None and tokens is not None
+        ]
+        unfold = lambda x: x.reshape(*leading, *x.shape[1:])  # noqa: E731
+        return ImageFeatures(unfold(patches), tuple(unfold(g) for g in groups))
+
+    def encode_text(
+        self, text: Array, text_valid: Array, *, rngs: nnx.Rngs | None = None
+    ) -> TextFeatures:
+        """i32 `[B, K, L]` and bool `[B, K, L]` to features."""
+        del rngs
+        leading = text.shape[:2]
+        words, sentence = self.text(jnp.asarray(text).reshape(-1, text.shape[2]))
+        if self.word_adapter is not None:
+            words = self.word_adapter(words)
+        return TextFeatures(
+            words.reshape(*leading, *words.shape[1:]),
+            sentence.reshape(*leading, -1),
+            jnp.asarray(text_valid),
+        )
+
+    def decode(
+        self,
+        image_features: ImageFeatures,
+        text_features: TextFeatures,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> SegOutput:
+        """Each of N images with each of K expressions: logits f32 `[B, N, K, h, w]`."""
+        rows, images, count, width = image_features.patches.shape
+        expressions, length = text_features.words.shape[1:3]
+        key = None if rngs is None else rngs.dropout()
+        stage_1_key, stage_2_key = (None, None) if key is None else jax.random.split(key)
+        # Rows run over (B, N) for what has not met the text, and over (B, N, K) for what has.
+        over_images = lambda x: _repeat_over_images(x, images)  # noqa: E731
+        words, sentence, valid = (over_images(x) for x in text_features)
+        positions = jnp.asarray(sine_positions_2d(self.config.grid, self.config.grid, width))
+        word_key = words + jnp.asarray(sine_positions_1d(length, width)).astype(words.dtype)
+
+        x = image_features.patches.reshape(rows * images, count, width)
+        x = self.decoder(x, positions, word_key, words, valid=valid, key=stage_1_key)
+        if self.group_decoder is not None:
+            regions = self._filtered(image_features.groups, words, valid)
+            x = self.group_decoder(x, positions, regions, regions, key=stage_2_key)
+        logits = self.head(x, sentence)  # pyright: ignore[reportCallIssue]
+        return SegOutput(logits.reshape(rows, images, expressions, *logits.shape[1:]))
+
+    def group_assignment(self, image: Array) -> dict[str, jax.Array]:
+        """Which group token each patch belongs to, as the paper's Figure 5 shows.
+
+        Args:
+            image: u8 `[B, N, image_size, image_size, 3]`.
+
+        Returns:
+            `low` and `high` (levels that are on), f32 `[B, N, T, grid, grid]`: similarity of patch
+            and token where the tokens leave the tower (see `assign_groups`); the group of a patch
+            is the argmax over T.
+        """
+        features = self._see(image)
+        shape = (*image.shape[:2], -1, self.config.grid, self.config.grid)
+        levels = {
+            "low": (features.low_patches, features.low),
+            "high": (features.high_patches, features.high),
+        }
+        return {
+            name: assign_groups(patches, tokens).reshape(shape)
+            for name, (patches, tokens) in levels.items()
+            if tokens is not None
+        }
+
+    def _see(self, image: Array) -> VisionFeatures:
+        size = self.config.image_size
+        if image.shape[2:] != (size, size, 3):
+            raise ValueError(f"images are {image.shape[2:]}, the model takes ({size}, {size}, 3)")
+        return self.vision(jnp.asarray(image).reshape(-1, size, size, 3))
+
+    def _filter(self, tokens: int, rngs: nnx.Rngs) -> RegionFilter | None:
+        config = self.config
+        if not tokens:
+            return None
+        return RegionFilter(
+            token_width=config.vision_width,
+            width=config.decoder_width,
+            heads=config.decoder_heads,
+            hidden=config.decoder_hidden,
+            input_norm=config.filter_norm,
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+
+    def _stage(self, layers: int, rngs: nnx.Rngs) -> VisionLanguageDecoder:
+        config = self.config
+        return VisionLanguageDecoder(
+            layers=layers,
+            width=config.decoder_width,
+            heads=config.decoder_heads,
+            hidden=config.decoder_hidden,
+            dropout=config.dropout,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+            rngs=rngs,
+        )
+
+    def _filtered(
+        self, groups: tuple[jax.Array, ...], words: jax.Array, valid: jax.Array
+    ) -> jax.Array:
+        """The filtered tokens of all levels, `[B * N * K, T, width]`."""
+        filters = [f for f in (self.low_filter, self.high_filter) if f is not None]
+        levels = []
+        for level, tokens in zip(filters, groups, strict=True):
+            flat = tokens.reshape(-1, *tokens.shape[2:])
+            repeats = words.shape[0] // flat.shape[0]
+            levels.append(level(repeat_rows(flat, repeats), words, valid))
+        return jnp.concatenate(levels, 1)
+
+
+def _repeat_over_images(x: jax.Array, images: int) -> jax.Array:
+    """`[B, K, ...]` to `[B * images * K, ...]`."""
+    shape = (x.shape[0], images, *x.shape[1:])
+    return jnp.broadcast_to(x[:, None], shape).reshape(-1, *x.shape[2:])

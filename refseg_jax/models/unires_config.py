@@ -1,0 +1,151 @@
+"""Every open choice of UniRES as a field, and the sizes that have a name."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from refseg_jax import naming
+from refseg_jax.decoders.heads import HEADS
+
+#: Compute types by the name that configs use (parameters are always f32).
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class UniRESConfig:
+    """Sizes and choices; the defaults are ViT-B/16 at 416.
+
+    The paper fixes the CLIP towers, 64 and 8 group tokens, one filter a level and the two decoding
+    stages. Everything else is not stated there; its default is what CRIS does, on whose data
+    processing UniRES builds, with the plumbing that ETRIS gave CRIS for a ViT.
+
+    Attributes:
+        image_size: side of the square network input.
+        patch_size: side of a patch; divides `image_size`.
+        vision_width, vision_layers, vision_heads: the vision tower (layers even).
+        embedding_width: CLIP's joint space: what both towers' projections give.
+        text_width, text_layers, text_heads: the text tower.
+        vocab_size, text_positions, eos_id: CLIP's vocabulary, its whole table of positions, and the
+            id of `<|endoftext|>`.
+        low_tokens, high_tokens: group tokens of the first and the second half of the vision tower;
+            0 switches a level off, with both off there is no second stage (the paper's Table 8).
+        filter_norm: normalise group tokens before the region filter (not stated; the figure draws
+            no norm, but their residual stream has no scale of its own).
+        decoder_width, decoder_heads, decoder_hidden: of filters and both stages. Image tokens (as
+            projected by CLIP) and words get a linear map to this width where theirs is another.
+        decoder_layers: layers of stage 1; stage 2 has one.
+        dropout: in both stages.
+        head: `projector` | `pixel_shuffle` | `linear`.
+        mask_stride: network pixels per mask cell; divides `patch_size`.
+        dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
+        remat: compute the blocks' insides again in the backward pass instead of storing them.
+    """
+
+    image_size: int = 416
+    patch_size: int = 16
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    embedding_width: int = 512
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    vocab_size: int = 49408
+    text_positions: int = 77
+    eos_id: int = 49407
+    low_tokens: int = 64
+    high_tokens: int = 8
+    filter_norm: bool = True
+    decoder_width: int = 512
+    decoder_heads: int = 8
+    decoder_hidden: int = 2048
+    decoder_layers: int = 3
+    dropout: float = 0.1
+    head: str = "projector"
+    mask_stride: int = 4
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what would else fail late.
+
+        Raises:
+            ValueError: sizes that do not fit together, or an unknown name.
+        """
+        if self.head not in HEADS:
+            raise ValueError(naming.unknown("head", self.head, HEADS))
+        if self.dtype not in DTYPES:
+            raise ValueError(naming.unknown("dtype", self.dtype, DTYPES))
+        for whole, part in (
+            ("image_size", "patch_size"),
+            ("patch_size", "mask_stride"),
+            ("vision_width", "vision_heads"),
+            ("text_width", "text_heads"),
+            ("decoder_width", "decoder_heads"),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}"
+                )
+        if self.vision_layers % 2:
+            raise ValueError(f"vision_layers={self.vision_layers} has no halves")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the image."""
+        return self.image_size // self.patch_size
+
+
+#: Fields that differ from ViT-B/16 at 416, by the name of the size.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "B/16": {},
+    "B/32": {"patch_size": 32},
+    # 14 is no power of two times a mask stride, so that the projector cannot serve it.
+    "L/14": {
+        "image_size": 420,
+        "patch_size": 14,
+        "vision_width": 1024,
+        "vision_layers": 24,
+        "vision_heads": 16,
+        "embedding_width": 768,
+        "text_width": 768,
+        "text_heads": 12,
+        "decoder_width": 768,
+        "decoder_heads": 12,
+        "decoder_hidden": 3072,
+        "head": "pixel_shuffle",
+        "mask_stride": 2,
+    },
+    "tiny": {
+        "image_size": 128,
+        "patch_size": 8,
+        "vision_width": 128,
+        "vision_layers": 4,
+        "vision_heads": 4,
+        "embedding_width": 96,
+        "text_width": 96,
+        "text_layers": 2,
+        "text_heads": 4,
+        "low_tokens": 16,
+        "high_tokens": 4,
+        "decoder_width": 96,
+        "decoder_heads": 4,
+        "decoder_hidden": 192,
+        "decoder_layers": 1,
+        "dropout": 0.0,
+        "mask_stride": 4,
+    },
+}
+
+
+def unires_config(fields: Mapping[str, Any]) -> UniRESConfig:
+    """A config from a mapping; `preset` (default `B/16`) gives the fields that the rest overrides.
+
+    Raises:
+        ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
+    """
+    given = dict(fields)
+    preset = given.pop("preset", "B/16")
+    if preset not in PRESETS:
+        raise ValueError(naming.unknown("preset of model 'unires'", preset, PRESETS))
+    return naming.construct(UniRESConfig, {**PRESETS[preset], **given}, what="model 'unires'")
