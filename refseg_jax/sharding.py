@@ -31,9 +31,9 @@ _SMALLEST_CUT = 2**10
 #: Megatron's rule: the first projection of a pair is cut by output, the second by input, so that a
 #: pair costs one all-reduce. Everything else follows `fsdp` alone.
 DEFAULT_LAYOUTS: tuple[tuple[str, Layout], ...] = (
-    (r".*\.(query|key|value|fc1)\.kernel", "tensor:-1"),
-    (r".*\.(query|key|value|fc1)\.bias", "tensor:-1"),
-    (r".*\.(out|fc2)\.kernel", "tensor:-2"),
+    (r".*\.(query|key|value|up)\.kernel", "tensor:-1"),
+    (r".*\.(query|key|value|up)\.bias", "tensor:-1"),
+    (r".*\.(out|down)\.kernel", "tensor:-2"),
     (r".*", "fsdp"),
 )
 
