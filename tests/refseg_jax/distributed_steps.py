@@ -1,0 +1,103 @@
+"""Trains a small UniRES for a few steps on some layout and prints what happened as one JSON line.
+
+Run by `distributed_test` in processes of its own, since devices are counted when JAX starts:
+
+    python -m tests.refseg_jax.distributed_steps DATA FSDP TENSOR [COORDINATOR COUNT ID]
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from refseg_jax import sharding
+from refseg_jax.batch import Batch
+from refseg_jax.models import build_model
+from refseg_jax.objectives import MaskObjective
+from refseg_jax.optim import OptimConfig
+from refseg_jax.train_state import Forward, Trainer
+
+STEPS = 4
+ROWS = 16
+SMALL = {
+    "name": "unires",
+    "preset": "tiny",
+    "image_size": 32,
+    "vision_width": 64,
+    "embedding_width": 32,
+    "text_width": 32,
+    "decoder_width": 32,
+    "decoder_hidden": 64,
+    "low_tokens": 4,
+    "high_tokens": 2,
+    "vocab_size": 512,
+    "eos_id": 511,
+}
+
+
+def global_batch(step: int) -> Batch:
+    """The same random batch for every layout."""
+    rng = np.random.default_rng(step)
+    text = rng.integers(1, 500, (ROWS, 2, 6), np.int32)
+    text[:, :, -1] = 511
+    return Batch(
+        image=rng.integers(0, 256, (ROWS, 1, 32, 32, 3), np.uint8),
+        text=text,
+        text_valid=np.ones((ROWS, 2, 6), bool),
+        mask=rng.integers(0, 256, (ROWS, 1, 2, 8, 8), np.uint8),
+        present=np.ones((ROWS, 1, 2), bool),
+        valid=rng.random((ROWS, 1, 2)) < 0.8,
+        size=np.full((ROWS, 1, 2), 32, np.int32),
+        affine=np.tile(np.eye(2, 3, dtype=np.float32), (ROWS, 1, 1, 1)),
+        native=rng.integers(0, 2, (ROWS, 1, 2, 32, 32), np.uint8),
+    )
+
+
+def main() -> None:
+    """Trains and prints."""
+    data, fsdp, tensor = (int(a) for a in sys.argv[1:4])
+    if len(sys.argv) > 4:
+        jax.distributed.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+    mesh = sharding.make_mesh(
+        sharding.MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor]
+    )
+    trainer = Trainer(
+        Forward(lambda rngs: build_model(SMALL, rngs=rngs)),
+        MaskObjective(1.0, 1.0),
+        OptimConfig(lr=1e-3, warmup=0.0),
+        steps=STEPS,
+        mesh=mesh,
+    )
+    state, step = trainer.create(), trainer.compile_step()
+    device = mesh.local_devices[0]
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.device == device
+    )
+    share = ROWS // jax.process_count()
+    mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    losses = []
+    for number in range(STEPS):
+        rows = jax.tree.map(lambda x: x[mine], global_batch(number))  # noqa: B023
+        state, metrics = step(state, sharding.put_batch(rows, mesh))
+        losses.append(float(metrics["loss"]))
+
+    from refseg_jax import metrics as scores
+    from refseg_jax.resize import logits_on_canvas
+
+    @jax.jit
+    def count(params, batch: Batch) -> jax.Array:
+        logits = trainer.forward.apply(params, batch).mask_logits
+        canvas = logits_on_canvas(logits, batch.affine, 4, (32, 32))
+        return scores.pair_counts(canvas, batch.native, batch.size, 0.35)
+
+    rows = jax.tree.map(lambda x: x[mine], global_batch(99))
+    counts = sharding.local_rows(count(state.params, sharding.put_batch(rows, mesh)))
+    print(json.dumps({"losses": losses, "held": held, "counts": counts.tolist()}))
+
+
+if __name__ == "__main__":
+    main()
