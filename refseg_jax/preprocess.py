@@ -1,0 +1,174 @@
+"""Images and masks on their way into the network: shared by the pipeline and the predictor.
+
+Coordinates: a pixel's index is its coordinate. An affine map `[2, 3]` takes native pixels (x, y, 1)
+to network pixels; a mask cell `g` and a network pixel `p` meet as `g = (p + 0.5) / stride - 0.5`.
+"""
+
+import io
+from typing import Literal, TypeAlias
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from refseg_jax.errors import UserError
+
+Resize: TypeAlias = Literal["letterbox", "stretch"]
+
+#: Mean and standard deviation of RGB in 0..1, of CLIP's and of ImageNet's training.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: More pixels than any dataset's image has; a decoder would need 150 MB for one such picture.
+MAX_PIXELS = 50_000_000
+
+_BORDER = tuple(round(255 * value) for value in CLIP_MEAN)
+
+
+class ImageError(UserError, ValueError):
+    """An image that cannot be used."""
+
+
+def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded bytes to pixels.
+
+    The size is read from the header before anything is decoded. A truncated file is refused, and a
+    JPEG with damage that its decoder notices, and a PNG with a wrong checksum; a flipped bit that
+    leaves a JPEG's entropy code valid cannot be noticed by anybody. EXIF orientation is ignored, as
+    COCO's annotations expect. Grey, palette, alpha (dropped) and 16-bit (scaled) images become RGB.
+
+    Args:
+        data: a JPEG, PNG, WebP, BMP or other file that Pillow reads.
+        name: the file or record, for the message.
+        max_pixels: bound on height times width.
+
+    Returns:
+        u8 `[H, W, 3]`, RGB.
+
+    Raises:
+        ImageError: one line with name, reason and cure.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(height, width, name, max_pixels)
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        # Opening reads the header alone.
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.height, image.width, name, max_pixels)
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
+    except Exception as error:  # Decoders raise whatever they like on damaged bytes.
+        reason = " ".join(str(error).split())[:120]
+        raise ImageError(
+            f"{name}: the image is damaged or no image ({reason}); replace the file"
+        ) from None
+
+
+def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
+    """CRIS's map: `x' = s x + b`, `s = min(size / height, size / width)`, centred, f32 `[2, 3]`.
+
+    Pixel indices are scaled as they are (no half-pixel shift), as OpenCV's three-point affine in
+    CRIS's `getTransformMat` does.
+    """
+    scale = min(size / height, size / width)
+    offset_x, offset_y = (size - scale * width) / 2, (size - scale * height) / 2
+    return np.array([[scale, 0, offset_x], [0, scale, offset_y]], np.float32)
+
+
+def stretch_affine(height: int, width: int, size: int) -> np.ndarray:
+    """Each axis scaled by itself with half-pixel centres: `x' = (x + 0.5) s - 0.5`, f32 `[2, 3]`."""
+    sx, sy = size / width, size / height
+    return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]], np.float32)
+
+
+def make_affine(height: int, width: int, size: int, resize: Resize) -> np.ndarray:
+    """The map of either way of resizing.
+
+    Raises:
+        ValueError: another way.
+    """
+    if resize == "letterbox":
+        return letterbox_affine(height, width, size)
+    if resize == "stretch":
+        return stretch_affine(height, width, size)
+    raise ValueError(f"resize {resize!r} is neither 'letterbox' nor 'stretch'")
+
+
+def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarray, np.ndarray]:
+    """An image for the network.
+
+    Args:
+        rgb: u8 `[H, W, 3]`.
+        size: side of the network's square input.
+        resize: `letterbox` (bicubic, the border is CLIP's mean colour) or `stretch` (bicubic).
+
+    Returns:
+        u8 `[size, size, 3]`, and the affine map f32 `[2, 3]`.
+    """
+    affine = make_affine(*rgb.shape[:2], size, resize)
+    if _is_identity(affine, rgb.shape[:2], size):
+        return rgb, affine
+    border = cv2.BORDER_CONSTANT if resize == "letterbox" else cv2.BORDER_REPLICATE
+    warped = cv2.warpAffine(
+        rgb, affine, (size, size), flags=cv2.INTER_CUBIC, borderMode=border, borderValue=_BORDER
+    )
+    return warped, affine
+
+
+def prepare_mask(mask: np.ndarray, affine: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """How much of each mask cell is covered.
+
+    Args:
+        mask: u8 of 0/1 `[H, W]`, native size.
+        affine: native pixels to network pixels, f32 `[2, 3]`.
+        size: side of the network's square input.
+        stride: network pixels per mask cell; divides `size`.
+
+    Returns:
+        u8 `[size / stride, size / stride]`, the mean of the bilinearly warped mask over the
+        `stride * stride` pixels of a cell, as 0..255.
+    """
+    full = mask * np.uint8(255)
+    if not _is_identity(affine, mask.shape, size):
+        full = cv2.warpAffine(full, affine, (size, size), flags=cv2.INTER_LINEAR)
+    cells = size // stride
+    # INTER_AREA with a whole ratio is the mean over blocks.
+    return cv2.resize(full, (cells, cells), interpolation=cv2.INTER_AREA)
+
+
+def normalise(
+    image: jax.Array, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> jax.Array:
+    """`(image / 255 - mean) / std` on the device: u8 `[..., 3]` to f32 `[..., 3]`."""
+    scale = 1.0 / (255.0 * np.asarray(std, np.float32))
+    shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    return jnp.asarray(image).astype(jnp.float32) * scale - shift
+
+
+def _is_identity(affine: np.ndarray, shape: tuple[int, ...], size: int) -> bool:
+    return tuple(shape) == (size, size) and bool(np.array_equal(affine, np.eye(2, 3)))
+
+
+def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are more than the allowed {max_pixels}; "
+            "scale the image down"
+        )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image, np.float64)
+        scale = 255.0 / (65535.0 if grey.max(initial=0) > 255 else 255.0)
+        return np.repeat((grey * scale).round().astype(np.uint8)[:, :, None], 3, 2)
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,158 @@
+"""Expressions to token ids: shared by the pipeline and the predictor."""
+
+import functools
+import html
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from refseg_jax.errors import UserError
+
+#: Ids of CLIP's vocabulary.
+CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
+
+#: More words than any context holds; the rest of a longer expression is not even looked at.
+_MAX_CHARACTERS = 2000
+
+
+class ExpressionError(UserError, ValueError):
+    """An expression that is no text."""
+
+
+class Tokenizer(Protocol):
+    """Texts to fixed-length ids."""
+
+    vocab_size: int
+    eos_id: int
+
+    def __call__(
+        self, texts: Sequence[str | bytes], context_length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids i32 `[K, L]`, zero-padded, and bool `[K, L]`, true from SOS to EOS.
+
+        Truncation keeps EOS.
+
+        Raises:
+            ExpressionError: an empty expression, or one that is not UTF-8 text.
+        """
+        ...
+
+
+def clean(text: str | bytes) -> str:
+    """What CLIP does before its BPE: mends mojibake, unescapes HTML twice, folds blanks and case.
+
+    Raises:
+        ExpressionError: nothing is left, or the bytes are not UTF-8.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise ExpressionError(
+                f"expression {text[:40]!r} is not UTF-8 ({error.reason}); convert it"
+            ) from None
+    if not isinstance(text, str):
+        raise ExpressionError(f"expression {text!r:.40} is {type(text).__name__}, not text")
+    text = text[:_MAX_CHARACTERS]
+    if not text.isascii():
+        text = importlib.import_module("ftfy").fix_text(text)
+    cleaned = " ".join(html.unescape(html.unescape(text)).split()).lower()
+    if not cleaned:
+        raise ExpressionError("an expression is empty; say what to look for")
+    return cleaned
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding, offline, from the `instant-clip-tokenizer` wheel."""
+
+    vocab_size = CLIP_VOCAB
+    eos_id = CLIP_EOS
+
+    def __init__(self) -> None:
+        """Loads the vocabulary.
+
+        Raises:
+            UserError: the wheel does not exist for this platform.
+        """
+        try:
+            wheel = importlib.import_module("instant_clip_tokenizer")
+        except ImportError:
+            raise UserError(
+                "tokenizer 'clip': no instant-clip-tokenizer wheel for this Python and platform; "
+                "set config.data.tokenizer to the path of CLIP's tokenizer.json, or to a hub name "
+                "such as openai/clip-vit-base-patch16"
+            ) from None
+        self._encode = wheel.Tokenizer().encode
+
+    def __call__(
+        self, texts: Sequence[str | bytes], context_length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer`."""
+        words = [self._encode(clean(text)) for text in texts]
+        return _pad(words, context_length, CLIP_SOS, CLIP_EOS)
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library: a file, a folder that holds one, or a hub name.
+
+    Its own template is not used: SOS and EOS are put around the words here, so that truncation is
+    the same for every vocabulary.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Loads the vocabulary.
+
+        Raises:
+            UserError: there is no such file, or the hub cannot be reached.
+        """
+        library = importlib.import_module("tokenizers")
+        path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
+        try:
+            if path.is_file():
+                self._tokenizer = library.Tokenizer.from_file(str(path))
+            else:
+                self._tokenizer = library.Tokenizer.from_pretrained(source)
+        except Exception as error:  # The library raises plain Exceptions.
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"tokenizer {source!r}: no such file, and the hub gave none ({reason}); download "
+                "its tokenizer.json and name that file in config.data.tokenizer"
+            ) from None
+        self._sos = self._special("<|startoftext|>", "[CLS]", "<s>")
+        self.eos_id = self._special("<|endoftext|>", "[SEP]", "</s>")
+        self.vocab_size = self._tokenizer.get_vocab_size()
+
+    def __call__(
+        self, texts: Sequence[str | bytes], context_length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer`."""
+        cleaned = [clean(text) for text in texts]
+        words = [self._tokenizer.encode(t, add_special_tokens=False).ids for t in cleaned]
+        return _pad(words, context_length, self._sos, self.eos_id)
+
+    def _special(self, *names: str) -> int:
+        for name in names:
+            number = self._tokenizer.token_to_id(name)
+            if number is not None:
+                return number
+        raise UserError(f"the tokenizer has none of the tokens {', '.join(names)}")
+
+
+@functools.cache
+def build_tokenizer(name: str = "clip") -> Tokenizer:
+    """`clip`, or anything that `JsonTokenizer` takes."""
+    return ClipTokenizer() if name == "clip" else JsonTokenizer(name)
+
+
+def _pad(
+    words: Sequence[Sequence[int]], length: int, sos: int, eos: int
+) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.zeros((len(words), length), np.int32)
+    counts = np.array([min(len(w) + 2, length) for w in words], np.int32)
+    for row, word_ids, count in zip(ids, words, counts, strict=True):
+        row[0], row[count - 1] = sos, eos
+        row[1 : count - 1] = word_ids[: count - 2]
+    return ids, np.arange(length) < counts[:, None]
