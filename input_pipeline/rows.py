@@ -1,0 +1,96 @@
+"""What a row of a batch is: which expressions of which images it holds."""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from input_pipeline.sources import ExpressionTable
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.naming import unknown
+
+#: `image`: one row an image, K of its expressions are drawn. `referent`: one row a referent, one of
+#: its sentences is drawn (CRIS). `expressions`: every expression once, K of an image a row.
+#: `group`: N images of a group and their one expression.
+Sampling: TypeAlias = Literal["image", "referent", "expressions", "group"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowTable:
+    """Rows as slices of an ordered table of (record, position).
+
+    Attributes:
+        record, position: i32 `[E]`.
+        start, stop: i64 `[R]`, the slice of each row: candidates to draw from, all to use, or (for
+            groups) one entry an image.
+    """
+
+    record: np.ndarray
+    position: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def entries(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Records and positions of a row."""
+        where = slice(self.start[row], self.stop[row])
+        return self.record[where], self.position[where]
+
+
+def make_rows(
+    table: ExpressionTable,
+    sampling: Sampling,
+    granularities: tuple[str, ...],
+    *,
+    pairs: int,
+    images: int,
+) -> RowTable:
+    """The rows of a split; images without an expression of the granularities have none.
+
+    Args:
+        table: all expressions.
+        sampling: what a row is.
+        granularities: names out of `GRANULARITIES`.
+        pairs: K; bounds a row of `expressions`.
+        images: N; bounds a row of `group`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in granularities:
+        if name not in GRANULARITIES:
+            raise ValueError(unknown("granularity", name, GRANULARITIES))
+    wanted = np.isin(table.granularity, [GRANULARITIES.index(name) for name in granularities])
+    if sampling == "group":
+        wanted &= table.group >= 0
+        keys, longest = (table.group[wanted],), images
+    elif sampling == "referent":
+        keys, longest = (table.record[wanted], table.referent[wanted]), None
+    elif sampling in ("image", "expressions"):
+        keys = (table.record[wanted],)
+        longest = pairs if sampling == "expressions" else None
+    else:
+        raise ValueError(unknown("sampling", sampling, ("image", "referent", "expressions", "group")))
+    record, position = table.record[wanted], table.position[wanted]
+    order = np.lexsort((position, record, *reversed(keys)))
+    changes = np.zeros(len(order), bool)
+    for key in keys:
+        ordered = key[order]
+        changes[1:] |= ordered[1:] != ordered[:-1]
+    changes[:1] = True
+    starts = np.flatnonzero(changes)
+    stops = np.append(starts[1:], len(order))
+    if longest is not None:
+        starts, stops = _cut(starts, stops, longest)
+    return RowTable(record[order], position[order], starts, stops)
+
+
+def _cut(starts: np.ndarray, stops: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts slices into pieces of at most `longest`."""
+    pieces = -(-(stops - starts) // longest)
+    row = np.repeat(np.arange(len(starts)), pieces)
+    first = np.cumsum(pieces) - pieces
+    begin = starts[row] + longest * (np.arange(len(row)) - first[row])
+    return begin, np.minimum(begin + longest, stops[row])

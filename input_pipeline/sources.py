@@ -1,0 +1,141 @@
+"""Built datasets as random-access sources of records, and the table of their expressions."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.schema import Record, from_features
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.errors import UserError
+
+
+class DatasetError(UserError):
+    """A dataset that is not there or not whole."""
+
+
+def dataset_folder(data_dir: str, dataset: str) -> Path:
+    """The newest version of a built dataset, `<data_dir>/<name>[/<config>]/<version>`.
+
+    Raises:
+        DatasetError: it has not been built.
+    """
+    base = Path(data_dir) / dataset
+    versions = [p for p in base.glob("*.*.*") if (p / "features.json").is_file()]
+    if not versions:
+        raise DatasetError(
+            f"{base}: no built dataset; build it: python -m tools.build_dataset "
+            f"--dataset={dataset} --data_dir={data_dir}"
+        )
+    return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
+
+
+class RecordSource:
+    """The records of one split by index; may be pickled (workers open the files again)."""
+
+    def __init__(self, data_dir: str, dataset: str, split: str) -> None:
+        """Opens a split.
+
+        Raises:
+            DatasetError: the dataset has not been built, or has no such split.
+        """
+        self.folder = dataset_folder(data_dir, dataset)
+        self.split = split
+        splits = {s["name"] for s in _dataset_info(self.folder).get("splits", [])}
+        if split not in splits:
+            raise DatasetError(
+                f"{self.folder}: no split {split!r}; there are {', '.join(sorted(splits))}"
+            )
+
+    @functools.cached_property
+    def _data(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(str(self.folder)).as_data_source(split=self.split)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Record:
+        return from_features(self._data[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split}
+
+    def fingerprint(self) -> str:
+        """Names and sizes of the split's files, hashed: what the cached table belongs to."""
+        files = sorted(self.folder.glob(f"*-{self.split}.*"))
+        facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpressionTable:
+    """All expressions of a split as columns, without their images.
+
+    Attributes:
+        record: i32 `[E]`, index of the record.
+        position: i32 `[E]`, index in `Record.expressions`.
+        referent: i32 `[E]`.
+        granularity: i8 `[E]`, index in `GRANULARITIES`.
+        group: i32 `[E]`, a number for each (group, text), -1 for expressions without a group.
+        largest: i32 `[2]`, the largest height and width of the split's images.
+    """
+
+    record: np.ndarray
+    position: np.ndarray
+    referent: np.ndarray
+    granularity: np.ndarray
+    group: np.ndarray
+    largest: np.ndarray
+
+    @classmethod
+    def of(cls, source: RecordSource) -> "ExpressionTable":
+        """Reads every record once and keeps the table beside the dataset for the next time."""
+        path = source.folder / f"expressions-{source.split}-{source.fingerprint()}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
+        table = cls._read(source)
+        if os.access(source.folder, os.W_OK):
+            with tempfile.NamedTemporaryFile(
+                dir=source.folder, suffix=".partial", delete=False
+            ) as file:
+                np.savez(file, **dataclasses.asdict(table))
+            Path(file.name).replace(path)
+        return table
+
+    @classmethod
+    def _read(cls, source: RecordSource) -> "ExpressionTable":
+        rows: list[tuple[int, int, int, int, int]] = []
+        groups: dict[tuple[str, str], int] = {}
+        largest = np.zeros(2, np.int32)
+        for index in range(len(source)):
+            record = source[index]
+            largest = np.maximum(largest, (record.height, record.width))
+            for position, expression in enumerate(record.expressions):
+                group = -1
+                if expression.group:
+                    group = groups.setdefault((expression.group, expression.text), len(groups))
+                granularity = GRANULARITIES.index(expression.granularity)
+                rows.append((index, position, expression.referent, granularity, group))
+        columns = np.array(rows, np.int32).reshape(-1, 5).T
+        return cls(*columns[:3], columns[3].astype(np.int8), columns[4], largest.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.record)
+
+
+def _dataset_info(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "dataset_info.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DatasetError(
+            f"{folder}/dataset_info.json: {error}; build the dataset again"
+        ) from None

@@ -1,0 +1,236 @@
+"""Examples and what is done to them: frozen dataclasses, `Transform(Example, rng) -> Example`."""
+
+import dataclasses
+import re
+from typing import Protocol
+
+import numpy as np
+
+from input_pipeline.schema import Expression, Record
+from refseg_jax import preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One image of an example.
+
+    Attributes:
+        record: where it comes from.
+        expressions: K expressions as this image has them (the targets differ between the images of
+            a group), `None` where padded.
+        image: u8 RGB `[H, W, 3]` once decoded, network size once resized.
+        affine: f32 `[2, 3]`, native to network pixels, once resized.
+        flipped: masks are to be mirrored as the image was.
+    """
+
+    record: Record
+    expressions: tuple[Expression | None, ...]
+    image: np.ndarray | None = None
+    affine: np.ndarray | None = None
+    flipped: bool = False
+
+    def mask(self, expression: Expression) -> np.ndarray:
+        """The mask that belongs to `image` as it was decoded (and flipped), u8 `[H, W]` of 0/1."""
+        mask = self.record.mask(expression.targets)
+        return np.ascontiguousarray(mask[:, ::-1]) if self.flipped else mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A row in the making.
+
+    Attributes:
+        key: `"<split>/<row>"`.
+        frames: N images.
+        texts: K expressions' words, as they will be tokenised; `""` where padded.
+    """
+
+    key: str
+    frames: tuple[Frame, ...]
+    texts: tuple[str, ...]
+
+
+class Transform(Protocol):
+    """Changes an example; all randomness comes from `rng`."""
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns the changed example."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleExpressions:
+    """Draws at most `pairs` of the expressions without replacement, and pads to `pairs`.
+
+    One sentence a referent as long as there are referents that have none yet, so that the pairs of
+    an image are about different things.
+    """
+
+    pairs: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`; a single image."""
+        (frame,) = example.frames
+        order = rng.permutation(len(frame.expressions))
+        seen: dict[int, int] = {}
+        turns = []
+        for place in order:
+            expression = frame.expressions[place]
+            assert expression is not None
+            turns.append(seen.get(expression.referent, 0))
+            seen[expression.referent] = turns[-1] + 1
+        chosen = order[np.argsort(turns, kind="stable")][: self.pairs]
+        return pad(example, tuple(frame.expressions[k] for k in chosen), self.pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class PadExpressions:
+    """Takes all expressions in order and pads to `pairs`."""
+
+    pairs: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`."""
+        del rng
+        if len(example.frames) == 1:
+            return pad(example, example.frames[0].expressions, self.pairs)
+        return example
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffleText:
+    """Gives each expression the words of another target, to see whether a model reads them.
+
+    The words are those of an expression of the same granularity and image that means other targets,
+    of the same kind where there is one (for a part: the same part of another object, else another
+    part). Pairs without such an expression become padding; masks stay those of the original.
+    """
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`; nothing is random."""
+        del rng
+        (frame,) = example.frames
+        texts, kept = list(example.texts), list(frame.expressions)
+        for k, expression in enumerate(frame.expressions):
+            if expression is None:
+                continue
+            other = _another(frame.record, expression)
+            texts[k], kept[k] = ("", None) if other is None else (other.text, expression)
+        frame = dataclasses.replace(frame, expressions=tuple(kept))
+        return dataclasses.replace(example, frames=(frame,), texts=tuple(texts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Decodes the images and checks that they are as large as their masks.
+
+    Raises:
+        ImageError: a damaged image, one with too many pixels, or one of another size.
+    """
+
+    max_pixels: int = preprocess.MAX_PIXELS
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`."""
+        del rng
+        return dataclasses.replace(example, frames=tuple(self._decode(f) for f in example.frames))
+
+    def _decode(self, frame: Frame) -> Frame:
+        record = frame.record
+        name = f"{record.source}: image {record.image_id} ({record.file_name})"
+        image = preprocess.decode_image(record.image, name=name, max_pixels=self.max_pixels)
+        if image.shape[:2] != (record.height, record.width):
+            raise preprocess.ImageError(
+                f"{name}: the image is {image.shape[1]} x {image.shape[0]}, its masks are "
+                f"{record.width} x {record.height}; take the file that was annotated"
+            )
+        return dataclasses.replace(frame, image=image)
+
+
+@dataclasses.dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirrors image and masks with some probability, and swaps left and right in the words."""
+
+    probability: float
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`; after `Decode`."""
+        if rng.random() >= self.probability:
+            return example
+        frames = tuple(
+            dataclasses.replace(f, image=np.ascontiguousarray(f.image[:, ::-1]), flipped=True)
+            for f in example.frames
+            if f.image is not None
+        )
+        texts = tuple(swap_sides(text) for text in example.texts)
+        return dataclasses.replace(example, frames=frames, texts=texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeImage:
+    """Brings the images to the network's size; see `refseg_jax.preprocess`."""
+
+    size: int
+    resize: preprocess.Resize
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`; after `Decode`."""
+        del rng
+        return dataclasses.replace(example, frames=tuple(self._resize(f) for f in example.frames))
+
+    def _resize(self, frame: Frame) -> Frame:
+        assert frame.image is not None
+        image, affine = preprocess.prepare_image(frame.image, self.size, self.resize)
+        return dataclasses.replace(frame, image=image, affine=affine)
+
+
+def pad(example: Example, expressions: tuple[Expression | None, ...], pairs: int) -> Example:
+    """An example of one image with these expressions, padded to `pairs`."""
+    padded = (*expressions, *(None,) * (pairs - len(expressions)))
+    frame = dataclasses.replace(example.frames[0], expressions=padded)
+    texts = tuple("" if e is None else e.text for e in padded)
+    return dataclasses.replace(example, frames=(frame,), texts=texts)
+
+
+def swap_sides(text: str) -> str:
+    """Left becomes right and the other way round, in whole words and their compounds.
+
+    >>> swap_sides("Left-hand car right of the leftmost tree")
+    'Right-hand car left of the rightmost tree'
+    """
+
+    def swap(match: re.Match[str]) -> str:
+        word = match.group(1)
+        other = "right" if word.lower() == "left" else "left"
+        if word.isupper():
+            return other.upper()
+        return other.capitalize() if word[0].isupper() else other
+
+    return re.sub(r"(?<![a-z])(left|right)(?=(most|ward|wards|er|hand)?(?![a-z]))", swap, text, flags=re.I)
+
+
+def _another(record: Record, expression: Expression) -> Expression | None:
+    candidates = [
+        e
+        for e in record.expressions
+        if e.granularity == expression.granularity
+        and set(e.targets) != set(expression.targets)
+        and e.text != expression.text
+        and e.targets
+        and not e.group
+    ]
+    if not candidates or not expression.targets:
+        return None
+    kind = _kind(record, expression)
+    # Of the same kind first, then of the same object's or kind's family, then anything.
+    return min(candidates, key=lambda e: (_distance(_kind(record, e), kind), e.id))
+
+
+def _kind(record: Record, expression: Expression) -> tuple[str, str]:
+    target = record.targets[expression.targets[0]]
+    parent = record.targets[target.parent].category if target.parent >= 0 else ""
+    return target.category, parent
+
+
+def _distance(a: tuple[str, str], b: tuple[str, str]) -> int:
+    return 0 if a == b else 1 if a[1] == b[1] else 2
