@@ -1,0 +1,116 @@
+"""Digests of a folder's files, so that a flipped bit is found before the files are used.
+
+`manifest.json` holds the size and the SHA-256 of every file below the folder, and a SHA-256 over
+that table itself, so that damage to the manifest is told apart from damage to what it describes.
+"""
+
+import enum
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NAME = "manifest.json"
+
+#: Hashing leaves the interpreter's lock; more threads than this wait for the disk anyway.
+_THREADS = 4
+
+
+class Soundness(enum.Enum):
+    """What a manifest says about its folder."""
+
+    SOUND = "sound"
+    UNVERIFIED = "unverified"
+    DAMAGED = "damaged"
+
+
+class Verdict(NamedTuple):
+    """Soundness of a folder and, unless it is sound, one line with the file and the reason."""
+
+    soundness: Soundness
+    reason: str = ""
+
+
+def write(folder: Path) -> None:
+    """Writes the folder's manifest; it is whole and on the disk, or not there.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest cannot be written.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = list(pool.map(_digest, paths))
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    partial = folder / f"{NAME}.partial"
+    with partial.open("w") as file:
+        json.dump({"files": files, "sha256": _table_digest(files)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / NAME)
+    _sync_folder(folder)
+
+
+def present(folder: Path) -> bool:
+    """Whether the folder has a manifest, sound or not."""
+    return (folder / NAME).is_file()
+
+
+def check(folder: Path) -> Verdict:
+    """Compares every file with the manifest; files that it does not name are ignored.
+
+    A folder without a readable manifest is unverified: its content may be whole, but nothing
+    proves it.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return Verdict(Soundness.UNVERIFIED, f"{path}: missing")
+    try:
+        manifest = json.loads(path.read_bytes())
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        intact = manifest["sha256"] == _table_digest(files)
+    except (ValueError, TypeError, KeyError) as error:
+        return Verdict(Soundness.UNVERIFIED, f"{path}: unreadable ({type(error).__name__})")
+    if not intact:
+        return Verdict(Soundness.UNVERIFIED, f"{path}: does not match its own digest")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        reasons = pool.map(lambda item: _compare(folder / item[0], item[1]), files.items())
+        reason = next(filter(None, reasons), "")
+    return Verdict(Soundness.DAMAGED if reason else Soundness.SOUND, reason)
+
+
+def _compare(path: Path, entry: dict[str, Any]) -> str:
+    """Why a file differs from its entry, or `""`."""
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"{path}: {size} bytes instead of {entry['bytes']}"
+        if _digest(path) != entry["sha256"]:
+            return f"{path}: its content has changed since it was written (SHA-256)"
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _table_digest(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename inside the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
