@@ -83,8 +83,9 @@ def read_arrays(
     finally:
         reader.close()
     for name in layouts:
-        # Orbax leaves out what it does not find.
-        if name not in arrays or signature(arrays[name]) != record.arrays[name]:
+        # Where Orbax finds nothing it gives back what stood in `item`.
+        found = arrays[name]
+        if isinstance(found, int) or signature(found) != record.arrays[name]:
             raise DamagedError(f"{folder / 'state'}: {name!r} is not what run.json says")
     return arrays
 
