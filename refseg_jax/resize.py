@@ -77,3 +77,41 @@ def resize_position_embedding(table: Array, grid: int) -> jax.Array:
         antialias=False,
     )
     return jnp.concatenate([table[:1], cells.reshape(grid * grid, -1)])
+
+
+def logits_on_canvas(
+    mask_logits: Array, affine: Array, mask_stride: int, canvas: tuple[int, int]
+) -> jax.Array:
+    """Logits at native pixels, in the upper left corner of a static canvas.
+
+    The inverse of the input's warp, bilinear, edges clamped. Native pixel x lies at network pixel
+    `p = a x + b` and mask cell `g = (p + 0.5) / stride - 0.5`. The warp is separable, so it is two
+    products with interpolation matrices an image; a native pixel's value depends neither on the
+    canvas's size nor on the batch.
+
+    Args:
+        mask_logits: f32 `[B, N, K, h, w]`.
+        affine: f32 `[B, N, 2, 3]`, native to network pixels, without rotation or shear.
+        mask_stride: network pixels per mask cell.
+        canvas: `(Hc, Wc)`.
+
+    Returns:
+        f32 `[B, N, K, Hc, Wc]`; what lies beyond the native size means nothing.
+    """
+    logits, affine = jnp.asarray(mask_logits, jnp.float32), jnp.asarray(affine, jnp.float32)
+    height, width = logits.shape[-2:]
+    rows = _interpolation(affine[..., 1, 1], affine[..., 1, 2], mask_stride, canvas[0], height)
+    columns = _interpolation(affine[..., 0, 0], affine[..., 0, 2], mask_stride, canvas[1], width)
+    exact = jax.lax.Precision.HIGHEST
+    wide = jnp.einsum("bnkhw,bnxw->bnkhx", logits, columns, precision=exact)
+    return jnp.einsum("bnyh,bnkhx->bnkyx", rows, wide, precision=exact)
+
+
+def _interpolation(
+    scale: jax.Array, offset: jax.Array, stride: int, pixels: int, cells: int
+) -> jax.Array:
+    """Bilinear weights f32 `[B, N, pixels, cells]` of native pixels along one axis."""
+    network = scale[..., None] * jnp.arange(pixels, dtype=jnp.float32) + offset[..., None]
+    position = jnp.clip((network + 0.5) / stride - 0.5, 0.0, cells - 1.0)
+    distance = jnp.abs(position[..., None] - jnp.arange(cells, dtype=jnp.float32))
+    return jnp.maximum(1.0 - distance, 0.0)

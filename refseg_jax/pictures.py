@@ -1,0 +1,137 @@
+"""Pictures for people: overlays of masks, and the page of results."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TARGET_COLOUR = (40, 170, 90)
+PREDICTED_COLOUR = (235, 80, 40)
+
+_CELL = 224
+_CAPTION = 54
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A pair as a person wants to see it.
+
+    Attributes:
+        image: u8 `[H', W', 3]`, the network's input.
+        affine: f32 `[2, 3]`, native to network pixels.
+        expression, granularity: words.
+        target, predicted: bool `[H, W]` at native size.
+        iou: of the two.
+    """
+
+    image: np.ndarray
+    affine: np.ndarray
+    expression: str
+    granularity: str
+    target: np.ndarray
+    predicted: np.ndarray
+    iou: float
+
+    def native_image(self) -> np.ndarray:
+        """The image warped back to its native size, u8 `[H, W, 3]`."""
+        height, width = self.target.shape
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(self.image, self.affine, (width, height), flags=flags)
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """An image with a mask tinted and outlined.
+
+    Args:
+        image: u8 `[H, W, 3]`, RGB.
+        mask: bool `[H, W]`.
+        colour: RGB.
+
+    Returns:
+        u8 `[H, W, 3]`; the input is left alone.
+    """
+    result = image.copy()
+    inside = mask.astype(bool)
+    tint = np.array(colour, np.float32)
+    result[inside] = (0.5 * result[inside] + 0.5 * tint).astype(np.uint8)
+    edges, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, round(max(image.shape[:2]) / 250))
+    return cv2.drawContours(result, edges, -1, colour, thickness)
+
+
+def panel(picture: Picture) -> np.ndarray:
+    """Image, target and prediction side by side, with the words and the IoU below, u8 RGB."""
+    image = picture.native_image()
+    views = [
+        image,
+        overlay(image, picture.target, TARGET_COLOUR),
+        overlay(image, picture.predicted, PREDICTED_COLOUR),
+    ]
+    canvas = np.full((_CELL + _CAPTION, 3 * _CELL + 16, 3), 255, np.uint8)
+    for place, view in enumerate(views):
+        fitted = _fit(view, _CELL)
+        top, left = (_CELL - fitted.shape[0]) // 2, place * (_CELL + 8)
+        left += (_CELL - fitted.shape[1]) // 2
+        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+    drawing = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(drawing)
+    pen.text((4, _CELL + 6), _shorten(picture.expression, 78), fill=(20, 20, 20), font=_font(16))
+    below = f"{picture.granularity}, IoU {picture.iou:.2f}"
+    pen.text((4, _CELL + 29), below, fill=(110, 110, 110), font=_font(13))
+    return np.asarray(drawing)
+
+
+def page(pictures: Sequence[Picture], path: Path, columns: int = 2) -> None:
+    """A PNG with a panel for every picture: image, ground truth (green), prediction (orange)."""
+    panels = [panel(picture) for picture in pictures]
+    height, width = panels[0].shape[:2]
+    gap = 24
+    rows = -(-len(panels) // columns)
+    sheet = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
+    )
+    for number, cell in enumerate(panels):
+        row, column = divmod(number, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        sheet[top : top + height, left : left + width] = cell
+    partial = path.with_name(path.name + ".partial")
+    Image.fromarray(sheet).save(partial, "PNG")
+    partial.replace(path)
+
+
+def assignment_map(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """Group tokens over an image, one colour a token, as in UniRES's Figure 5.
+
+    Args:
+        image: u8 `[H, W, 3]`.
+        similarity: f32 `[T, grid, grid]`, one level of `UniRES.group_assignment` for one image.
+
+    Returns:
+        u8 `[H, W, 3]`.
+    """
+    tokens = similarity.shape[0]
+    hues = np.linspace(0, 179, tokens, endpoint=False).astype(np.uint8)
+    palette = np.stack([hues, np.full_like(hues, 200), np.full_like(hues, 235)], -1)[None]
+    colours = cv2.cvtColor(palette, cv2.COLOR_HSV2RGB)[0]
+    labels = similarity.argmax(0)
+    size = (image.shape[1], image.shape[0])
+    tinted = cv2.resize(colours[labels], size, interpolation=cv2.INTER_NEAREST)
+    return (0.45 * image + 0.55 * tinted).astype(np.uint8)
+
+
+def _fit(image: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, size, interpolation=way)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _shorten(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
