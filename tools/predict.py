@@ -1,0 +1,101 @@
+"""Segments pictures by words.
+
+    python -m tools.predict --checkpoint=runs/scenes_unires --image=FILE_OR_FOLDER \
+        --text="the red car" --text="the wheels of the red car" --output_dir=out
+
+Writes for each pair of an image and a text a mask (PNG, 0 or 255, the image's own size) and an
+overlay, and one line of `predictions.jsonl`. An image that cannot be used is named and left out; the
+exit code is then 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from refseg_jax.errors import UserError
+from refseg_jax.pictures import PREDICTED_COLOUR, overlay
+from refseg_jax.predictions import jsonl_writer, prediction_line
+from refseg_jax.predictor import Prediction, Predictor, to_rgb
+from refseg_jax.preprocess import ImageError
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def find_images(path: Path) -> list[Path]:
+    """The file itself, or a folder's images in order of name.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; name an image with --image")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+    if not found:
+        raise UserError(f"{path}: no images ({', '.join(_ENDINGS)}) in this folder")
+    return found
+
+
+def write_pictures(
+    folder: Path, image: Path, rgb: np.ndarray, predictions: Sequence[Prediction]
+) -> None:
+    """`<image name>-<k>-mask.png` and `<image name>-<k>-overlay.png` for each prediction."""
+    for k, prediction in enumerate(predictions):
+        drawn = overlay(rgb, prediction.mask, PREDICTED_COLOUR)
+        mask = prediction.mask.astype(np.uint8) * 255
+        for kind, pixels in (("mask", mask), ("overlay", drawn)):
+            path = folder / f"{image.name}-{k}-{kind}.png"
+            partial = path.with_suffix(".partial")
+            Image.fromarray(pixels).save(partial, "PNG")
+            partial.replace(path)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predicts everything; the number of images that could not be used."""
+    images = find_images(options.image)
+    predictor = Predictor.from_checkpoint(options.checkpoint)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    bad = 0
+    with jsonl_writer(options.output_dir / "predictions.jsonl") as write:
+        for image in tqdm(images, unit="image", disable=len(images) == 1):
+            try:
+                rgb = to_rgb(image)
+            except ImageError as error:
+                print(f"error: {error}", file=sys.stderr)
+                bad += 1
+                continue
+            predictions = predictor.predict(rgb, options.text)
+            write_pictures(options.output_dir, image, rgb, predictions)
+            for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
+                pair = f"{image.name}#{k}"
+                write(prediction_line(pair, image.name, text, one.mask, one.score))
+                if len(images) == 1:
+                    found = f"score {one.score:.2f}" if one.present else "nothing found"
+                    print(f"{text}: {found}, {int(one.mask.sum())} pixels")
+    print(f"{options.output_dir}: {len(images) - bad} images, {len(options.text)} texts each")
+    return bad
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="a run's workdir or one checkpoint")
+    parser.add_argument("--image", type=Path, required=True, help="an image or a folder of images")
+    parser.add_argument("--text", action="append", required=True, help="may be given several times")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        return 1 if run(options) else 0
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
