@@ -1,0 +1,57 @@
+"""The settings of a Scenes build."""
+
+import dataclasses
+
+#: Main splits and the splits of image groups; the position of a name is part of its seed.
+SPLITS = ("train", "val", "test", "train_groups", "val_groups", "test_groups")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesConfig:
+    """What decides every byte of a build (with the builder's version).
+
+    Attributes:
+        name: name of the TFDS config, the folder `<data_dir>/scenes/<name>`.
+        image_size: side of the square images in pixels, at least 64.
+        seed: of the whole build; splits draw from separate streams of it.
+        train, val, test: images in the main splits.
+        train_groups, val_groups, test_groups: groups (of `group_size` images) in the group splits.
+        group_size: images that share an expression.
+        min_objects, max_objects: objects that are placed in an image (crowding may cost some).
+        object_referents, part_referents: at most so many described objects and parts an image.
+        wordings: sentences for each of them.
+        jpeg_quality: of the stored images.
+    """
+
+    name: str = "default"
+    image_size: int = 128
+    seed: int = 0
+    train: int = 6000
+    val: int = 400
+    test: int = 400
+    train_groups: int = 60
+    val_groups: int = 12
+    test_groups: int = 12
+    group_size: int = 8
+    min_objects: int = 3
+    max_objects: int = 6
+    object_referents: int = 3
+    part_referents: int = 3
+    wordings: int = 2
+    jpeg_quality: int = 92
+
+    def __post_init__(self):
+        if self.image_size < 64:
+            raise ValueError(f"scenes: image_size {self.image_size} is below 64; use 64 or more")
+        if not 2 <= self.min_objects <= self.max_objects <= 8:
+            raise ValueError(
+                f"scenes: min_objects {self.min_objects}, max_objects {self.max_objects}; "
+                "2 <= min_objects <= max_objects <= 8 is needed"
+            )
+        if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
+            raise ValueError(f"scenes: name {self.name!r} is not made of a-z, 0-9 and _")
+
+    def images(self, split: str) -> int:
+        """Number of images of a split of `SPLITS`."""
+        count = getattr(self, split)
+        return count * self.group_size if split.endswith("_groups") else count

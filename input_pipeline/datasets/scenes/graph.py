@@ -1,0 +1,96 @@
+"""The scene graph: what is in an image, as far as words can speak of it.
+
+It is stored as JSON in `Record.metadata`; every expression can be derived from it again. All
+positions and areas are those of the visible pixels and are rounded before anything is said about
+them, so that the stored graph decides exactly what the builder decided.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+
+@dataclasses.dataclass(frozen=True)
+class PartNode:
+    """A named part of an object (all its regions of that name together).
+
+    Attributes:
+        name: as it is spoken of, e.g. `"wheels"`.
+        area: visible pixels.
+        target: index in `Record.targets`, or -1 where too little of it is to be seen.
+    """
+
+    name: str
+    area: int
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectNode:
+    """An object.
+
+    Attributes:
+        kind, colour: names out of `kinds.KINDS` and `kinds.COLOURS`.
+        x, y: mean of its visible pixels, in [0, 1] from the upper left corner, 3 digits.
+        area: visible pixels.
+        full_area: its pixels before occlusion (inside the image).
+        depth: 0 is the nearest; nearer objects cover farther ones.
+        target: index in `Record.targets`.
+        parts: its parts, seen or not.
+    """
+
+    kind: str
+    colour: str
+    x: float
+    y: float
+    area: int
+    full_area: int
+    depth: int
+    target: int
+    parts: tuple[PartNode, ...]
+
+    def part(self, name: str) -> PartNode | None:
+        """Its part of that name if enough of it is to be seen."""
+        return next((p for p in self.parts if p.name == name and p.target >= 0), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneGraph:
+    """All objects of an image; every one of them is well visible.
+
+    Attributes:
+        background: name out of `backgrounds.BACKGROUNDS`.
+        image_size: side in pixels.
+        objects: in the order of their targets.
+    """
+
+    background: str
+    image_size: int
+    objects: tuple[ObjectNode, ...]
+
+    def select(self, kind: str = "", colour: str = "") -> Iterator[int]:
+        """Indices of the objects of a kind and a colour (`""` = any)."""
+        for index, node in enumerate(self.objects):
+            if kind in ("", node.kind) and colour in ("", node.colour):
+                yield index
+
+    def to_json(self) -> str:
+        """Compact JSON text."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+
+def from_json(text: str) -> SceneGraph:
+    """The inverse of `SceneGraph.to_json`.
+
+    Raises:
+        ValueError: the text is not the JSON of a graph.
+    """
+    try:
+        raw = json.loads(text)
+        objects = [
+            ObjectNode(**{**o, "parts": tuple(PartNode(**p) for p in o["parts"])})
+            for o in raw["objects"]
+        ]
+        return SceneGraph(raw["background"], raw["image_size"], tuple(objects))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a scene graph: {error}") from error

@@ -1,0 +1,173 @@
+"""Draws one object with named parts: polygons, supersampled, in the object's own coordinates."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+#: Red, green, blue in 0..255.
+Colour = tuple[float, float, float]
+Point = tuple[float, float]
+
+#: Subpixels of a pixel in each direction; odd, so that a pixel has a central one.
+SUPERSAMPLING = 3
+_SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
+
+
+def shade(colour: Colour, factor: float) -> Colour:
+    """A colour made darker (factor < 1) or lighter, towards white (factor > 1)."""
+    if factor <= 1:
+        return tuple(c * factor for c in colour)  # pyright: ignore[reportReturnType]
+    return mix(colour, (255.0, 255.0, 255.0), factor - 1)
+
+
+def mix(a: Colour, b: Colour, share: float) -> Colour:
+    """`a` with a share of `b` in it."""
+    return tuple(p + (q - p) * share for p, q in zip(a, b, strict=True))  # pyright: ignore[reportReturnType]
+
+
+class Painter:
+    """A canvas in which x runs from 0 to 1 over the object's width and y uses the same unit.
+
+    Every primitive names the part that it belongs to (`""`: no part, the object's plain body) and
+    covers what was painted before, in the picture and in the label map alike.
+    """
+
+    def __init__(self, width: float, aspect: float, *, flip: bool, angle: float):
+        """Prepares an empty canvas.
+
+        Args:
+            width: of the object in pixels.
+            aspect: width / height.
+            flip: mirror left and right.
+            angle: rotation in degrees, counterclockwise.
+        """
+        height = width / aspect
+        turn = math.radians(angle)
+        cos, sin = math.cos(turn), math.sin(turn)
+        box_w = abs(width * cos) + abs(height * sin)
+        box_h = abs(width * sin) + abs(height * cos)
+        #: Size of the canvas in pixels of the image (a pixel of margin for the outlines).
+        self.width, self.height = math.ceil(box_w) + 2, math.ceil(box_h) + 2
+        scale = width * SUPERSAMPLING
+        matrix = np.array([[cos, sin], [-sin, cos]]) * scale
+        if flip:
+            matrix = matrix @ np.diag([-1.0, 1.0])
+        centre = np.array([self.width, self.height]) * (SUPERSAMPLING / 2)
+        self._matrix = matrix
+        self._offset = centre - matrix @ np.array([0.5, 0.5 / aspect])
+        self._colour = np.zeros(
+            (self.height * SUPERSAMPLING, self.width * SUPERSAMPLING, 3), np.uint8
+        )
+        self._label = np.zeros(self._colour.shape[:2], np.uint8)
+        self._scale = scale
+        #: Part names; the label of `parts[i]` is i + 1.
+        self.parts: list[str] = [""]
+
+    def polygon(
+        self, points: Sequence[Point], part: str, colour: Colour, *, outline: float = 0.62
+    ) -> None:
+        """Fills a polygon; `outline` is the shade of its edge (0: no edge)."""
+        if part not in self.parts:
+            self.parts.append(part)
+        corners = np.asarray(points, np.float64) @ self._matrix.T + self._offset
+        fixed = np.round((corners - 0.5) * (1 << _SHIFT)).astype(np.int32)[None]
+        cv2.fillPoly(self._label, [fixed[0]], self.parts.index(part) + 1, 8, _SHIFT)
+        cv2.fillPoly(self._colour, [fixed[0]], colour, 8, _SHIFT)
+        if outline:
+            edge = shade(colour, outline)
+            cv2.polylines(self._colour, [fixed[0]], True, edge, 2, cv2.LINE_8, _SHIFT)
+
+    def ellipse(
+        self,
+        centre: Point,
+        radii: Point,
+        part: str,
+        colour: Colour,
+        *,
+        angle: float = 0.0,
+        arc: tuple[float, float] = (0.0, 360.0),
+        outline: float = 0.62,
+    ) -> None:
+        """Fills an ellipse, or the segment of it between two angles (degrees, clockwise)."""
+        closed = arc[1] - arc[0] >= 360
+        steps = np.radians(np.linspace(*arc, 28, endpoint=not closed))
+        x, y = np.cos(steps) * radii[0], np.sin(steps) * radii[1]
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        points = np.stack([centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos], 1)
+        self.polygon(points, part, colour, outline=outline)  # pyright: ignore[reportArgumentType]
+
+    def box(
+        self,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        part: str,
+        colour: Colour,
+        *,
+        radius: float = 0.0,
+        outline: float = 0.62,
+    ) -> None:
+        """Fills a rectangle with rounded corners."""
+        if not radius:
+            points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        else:
+            quarter = np.linspace(0, math.pi / 2, 5)
+            corners = (
+                (right - radius, bottom - radius, 0.0),
+                (left + radius, bottom - radius, math.pi / 2),
+                (left + radius, top + radius, math.pi),
+                (right - radius, top + radius, 1.5 * math.pi),
+            )
+            points = [
+                (x + radius * math.cos(start + t), y + radius * math.sin(start + t))
+                for x, y, start in corners
+                for t in quarter
+            ]
+        self.polygon(points, part, colour, outline=outline)
+
+    def curve(
+        self, points: Sequence[Point], part: str, colour: Colour, *, outline: float = 0.62
+    ) -> None:
+        """Fills the smooth closed curve inside a polygon (Chaikin's corner cutting, three times)."""
+        ring = np.asarray(points, np.float64)
+        for _ in range(3):
+            following = np.roll(ring, -1, 0)
+            ring = np.stack([0.75 * ring + 0.25 * following, 0.25 * ring + 0.75 * following], 1)
+            ring = ring.reshape(-1, 2)
+        self.polygon(ring, part, colour, outline=outline)  # pyright: ignore[reportArgumentType]
+
+    def stroke(self, points: Sequence[Point], thickness: float, colour: Colour) -> None:
+        """Draws an open line in the colour image only (a detail that belongs to what is there)."""
+        corners = np.asarray(points, np.float64) @ self._matrix.T + self._offset
+        fixed = np.round((corners - 0.5) * (1 << _SHIFT)).astype(np.int32)
+        width = max(1, round(thickness * self._scale))
+        cv2.polylines(self._colour, [fixed], False, colour, width, cv2.LINE_8, _SHIFT)
+
+    def speckle(self, part: str, colour: Colour, spots: Sequence[tuple[float, float, float]]):
+        """Paints discs (x, y, radius) of another colour on what is there of a part."""
+        label = self.parts.index(part) + 1
+        stencil = np.zeros_like(self._label)
+        for x, y, radius in spots:
+            centre = np.array([x, y]) @ self._matrix.T + self._offset
+            cv2.circle(stencil, tuple(np.round(centre).astype(int)), round(radius * self._scale), 1, -1)
+        self._colour[(stencil == 1) & (self._label == label)] = np.round(colour)
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Averages the subpixels.
+
+        Returns:
+            `colour` f32 `[height, width, 3]` in 0..255, premultiplied by `alpha`;
+            `alpha` f32 `[height, width]` in 0..1, the covered share of a pixel;
+            `label` u8 `[height, width]`, that of the central subpixel (0: nothing).
+        """
+        size = (self.width, self.height)
+        inside = self._label > 0
+        self._colour[~inside] = 0
+        colour = cv2.resize(self._colour, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        covered = inside.astype(np.float32)
+        alpha = cv2.resize(covered, size, interpolation=cv2.INTER_AREA)
+        half = SUPERSAMPLING // 2
+        return colour, alpha, self._label[half::SUPERSAMPLING, half::SUPERSAMPLING].copy()
