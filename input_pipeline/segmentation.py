@@ -1,0 +1,129 @@
+"""COCO segmentations of every kind (polygons, RLE, uncompressed RLE) as one compressed RLE."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pycocotools import mask as coco_mask
+
+
+class SegmentationError(ValueError):
+    """A segmentation that describes no region of the image."""
+
+
+class Encoded(NamedTuple):
+    """A region.
+
+    Attributes:
+        counts: compressed COCO RLE counts.
+        tiny: polygons of fewer than three points that were left out.
+    """
+
+    counts: bytes
+    tiny: int
+
+
+def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
+    """The union of all parts of a segmentation.
+
+    A union, since the polygons of an object may overlap: the sum of the parts, which other readers
+    take, is 2 there and is lost when it is compared with 1.
+
+    Args:
+        segmentation: a list of polygons `[x0, y0, x1, y1, ...]` in pixels, an RLE dict
+            `{"size": [h, w], "counts": ...}` (counts compressed, or a list of run lengths), or a
+            list of such dicts (RefClef).
+        height, width: size of the image in pixels.
+
+    Returns:
+        The union's RLE at the image's size.
+
+    Raises:
+        SegmentationError: nothing is left, a polygon or an RLE is malformed, or the RLE's size is
+            not the image's.
+    """
+    if isinstance(segmentation, Mapping):
+        segmentation = [segmentation]
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
+        raise SegmentationError(f"the segmentation is a {type(segmentation).__name__}")
+    if segmentation and all(isinstance(part, Mapping) for part in segmentation):
+        rles, tiny = [_checked_rle(part, height, width) for part in segmentation], 0
+    else:
+        polygons = [_checked_polygon(part, height, width) for part in segmentation]
+        whole = [polygon for polygon in polygons if len(polygon) >= 6]
+        tiny = len(polygons) - len(whole)
+        if not whole:
+            raise SegmentationError("no polygon has three points")
+        rles = coco_mask.frPyObjects(whole, height, width)  # pyright: ignore[reportArgumentType]
+    merged = coco_mask.merge(rles)  # pyright: ignore[reportArgumentType]
+    if not coco_mask.area(merged):
+        raise SegmentationError("the region covers no pixel")
+    return Encoded(merged["counts"], tiny)
+
+
+def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
+    """A polygon that pycocotools can draw: finite, and not far outside of the image.
+
+    pycocotools walks along every edge, so that one coordinate of 1e12 would fill the memory.
+    """
+    if not isinstance(polygon, Sequence) or isinstance(polygon, str | bytes):
+        raise SegmentationError(f"a polygon is a {type(polygon).__name__}")
+    if len(polygon) % 2:
+        raise SegmentationError(f"a polygon has an odd number of coordinates ({len(polygon)})")
+    bound = 4 * max(height, width)
+    for value in polygon:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SegmentationError(f"a polygon has the coordinate {value!r:.40}")
+        if not math.isfinite(value) or abs(value) > bound:
+            raise SegmentationError(f"a polygon has the coordinate {value:g}, outside of the image")
+    return [float(value) for value in polygon]
+
+
+def _checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """An RLE whose runs fill the image exactly; pycocotools writes past the end of others."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, Sequence) or list(size) != [height, width]:
+        raise SegmentationError(f"the RLE's size is {size!r:.40}, the image's [{height}, {width}]")
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+    if isinstance(counts, bytes):
+        runs = _runs(counts)
+    elif isinstance(counts, Sequence) and all(type(run) is int for run in counts):
+        runs = list(counts)
+    else:
+        raise SegmentationError(f"the RLE's counts are a {type(counts).__name__}")
+    if any(run < 0 for run in runs) or sum(runs) != height * width:
+        raise SegmentationError(f"the RLE's runs do not fill {height} x {width} pixels")
+    if isinstance(counts, bytes):
+        return {"size": [height, width], "counts": counts}
+    encoded = coco_mask.frPyObjects(
+        {"size": [height, width], "counts": runs},  # pyright: ignore[reportArgumentType]
+        height,
+        width,
+    )
+    return dict(encoded)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _runs(counts: bytes) -> list[int]:
+    """Run lengths of compressed counts.
+
+    COCO's code: characters carry 5 bits each (from 48 on, bit 5 says that more follow, the last
+    one's bit 4 is the sign), and from the fourth run on the difference to the run two before it.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        code = byte - 48
+        if not 0 <= code < 64 or shift > 30:
+            raise SegmentationError("the RLE's counts are damaged")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise SegmentationError("the RLE's counts are truncated")
+    return runs
