@@ -70,26 +70,34 @@ def check(folder: Path) -> Verdict:
     if not path.is_file():
         return Verdict(Soundness.UNVERIFIED, f"{path}: missing")
     try:
-        manifest = json.loads(path.read_bytes())
-        files: dict[str, dict[str, Any]] = manifest["files"]
-        intact = manifest["sha256"] == _table_digest(files)
-    except (ValueError, TypeError, KeyError) as error:
+        files = _read(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return Verdict(Soundness.UNVERIFIED, f"{path}: unreadable ({type(error).__name__})")
-    if not intact:
-        return Verdict(Soundness.UNVERIFIED, f"{path}: does not match its own digest")
     with ThreadPoolExecutor(_THREADS) as pool:
-        reasons = pool.map(lambda item: _compare(folder / item[0], item[1]), files.items())
+        reasons = pool.map(lambda item: _compare(folder / item[0], *item[1]), files.items())
         reason = next(filter(None, reasons), "")
     return Verdict(Soundness.DAMAGED if reason else Soundness.SOUND, reason)
 
 
-def _compare(path: Path, entry: dict[str, Any]) -> str:
+def _read(path: Path) -> dict[str, tuple[int, str]]:
+    """File -> (size, SHA-256); raises a `ValueError`, `TypeError` or `KeyError` for anything else."""
+    content = json.loads(path.read_bytes())
+    files: dict[str, dict[str, Any]] = content["files"]
+    if content["sha256"] != _table_digest(files):
+        raise ValueError("it does not match its own digest")
+    table = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in table):
+        raise ValueError("it names files outside the folder")
+    return table
+
+
+def _compare(path: Path, size: int, digest: str) -> str:
     """Why a file differs from its entry, or `""`."""
     try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"{path}: {size} bytes instead of {entry['bytes']}"
-        if _digest(path) != entry["sha256"]:
+        actual = path.stat().st_size
+        if actual != size:
+            return f"{path}: {actual} bytes instead of {size}"
+        if _digest(path) != digest:
             return f"{path}: its content has changed since it was written (SHA-256)"
     except FileNotFoundError:
         return f"{path}: missing"

@@ -130,6 +130,8 @@ class Run:
         """The newest sound checkpoint, with the data iterator moved to it, else a fresh state."""
         restored = self.checkpointer.restore_latest(self.trainer.abstract().as_dict())
         if restored is None:
+            # What a run that was killed before its first save has told is told again.
+            self.writer.truncate_after(-1)
             return fresh()
         self.batches.set_state(restored.data_state)
         self.writer.truncate_after(restored.step)

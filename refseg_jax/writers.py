@@ -126,9 +126,8 @@ class FileWriter:
         """
         for name, image in images.items():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(
-                    f"picture {name!r} is {image.dtype}{list(image.shape)}, not RGB u8"
-                )
+                kind = f"{image.dtype}{list(image.shape)}"
+                raise ValueError(f"picture {name!r} is {kind}, not u8[H, W, 3]")
             with self._explained():
                 self._events.image(step, name, image)
         self.flush()

@@ -327,7 +327,7 @@ def test_params_alone(saver: Checkpointer, directory: Path) -> None:
     layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params, _ = load_params(directory, step=3, shardings=dict.fromkeys(state["params"], layout))
     assert all(x.sharding == layout for x in params.values())
-    with pytest.raises(UserError, match="head.bias. is in the checkpoint only"):
+    with pytest.raises(UserError, match=r"head\.bias. is in the checkpoint only"):
         load_params(directory, shardings={"other": layout})
 
 
