@@ -80,7 +80,7 @@ def check(folder: Path) -> Verdict:
 
 
 def _read(path: Path) -> dict[str, tuple[int, str]]:
-    """File -> (size, SHA-256); raises a `ValueError`, `TypeError` or `KeyError` for anything else."""
+    """File -> (size, SHA-256); `check` names the exceptions that anything else leads to."""
     content = json.loads(path.read_bytes())
     files: dict[str, dict[str, Any]] = content["files"]
     if content["sha256"] != _table_digest(files):
