@@ -1,9 +1,11 @@
 """The fields that every experiment has, with the defaults of the code base."""
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from refseg_jax.models.unires_config import unires_config
 from refseg_jax.objectives import MaskObjective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.sharding import MeshConfig
@@ -46,8 +48,7 @@ def base_config() -> ConfigDict:
         }
     )
 
-    config.model = ConfigDict({"name": "unires", "preset": "B/16"}, convert_dict=True)
-
+    config.model = unires("B/16")
     config.objective = ConfigDict({"name": "mask", **dataclasses.asdict(MaskObjective())})
     config.optim = ConfigDict(dataclasses.asdict(OptimConfig()))
     config.loop = ConfigDict(dataclasses.asdict(LoopConfig()))
@@ -57,28 +58,32 @@ def base_config() -> ConfigDict:
 
     # How to evaluate; `config.evals` says on what.
     config.eval = ConfigDict(
-        {
-            "batch_size": 16,
-            "pairs": 8,
-            "canvas": (640, 640),
-            "threshold": 0.35,
-            "pictures": 8,
-            "dump": "",
-        }
+        {"batch_size": 16, "pairs": 8, "canvas": (640, 640), "threshold": 0.35, "pictures": 8}
     )
-    # name -> an evaluation; `when`: "during" training (and after), or "final" only; the keys of its
-    # scores begin with `prefix`.
     config.evals = ConfigDict()
+    # A folder below the workdir for the predictions and references of the final evaluations; ""
+    # writes none.
+    config.eval.dump = ""
+    # Score an oracle that knows the kind but not the words on this split; "" leaves it out.
+    config.eval.oracle = ""
     return config
 
 
-def evaluation(split: str, *, prefix: str = "", when: str = "final", shuffled: bool = False) -> ConfigDict:
+def unires(preset: str, **fields: Any) -> ConfigDict:
+    """All fields of a UniRES of some preset, so that each can be overridden on the command line."""
+    model = dataclasses.asdict(unires_config({"preset": preset, **fields}))
+    return ConfigDict({"name": "unires", **model})
+
+
+def evaluation(
+    split: str, *, prefix: str = "", when: str = "final", shuffled: bool = False
+) -> ConfigDict:
     """One entry of `config.evals`.
 
     Args:
         split: the dataset's split.
         prefix: what the keys of the scores begin with, e.g. `"shuffled/"`.
-        when: `"during"` or `"final"`.
+        when: `"during"` training and after it, `"final"` (after it only) or `"never"`.
         shuffled: replace each expression by that of another target of its kind or scene.
     """
     return ConfigDict({"split": split, "prefix": prefix, "when": when, "shuffled": shuffled})

@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, evaluation
+from configs.common import base_config, evaluation, unires
 
 
 def get_config() -> ConfigDict:
@@ -21,11 +21,20 @@ def get_config() -> ConfigDict:
             "granularities": ("object", "part", "multi", "category", "salient"),
         }
     )
-    config.model.preset = "tiny"
+    config.model = unires("tiny")
     config.objective.dice = 1.0
     config.optim.update({"lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05, "b2": 0.98})
     config.loop.update({"log_every": 20, "eval_every": 500, "save_every": 500})
-    config.eval.update({"canvas": (128, 128), "batch_size": 32, "pairs": 8})
+    config.eval.update(
+        {
+            "canvas": (128, 128),
+            "batch_size": 32,
+            "pairs": 8,
+            "pictures": 24,
+            "dump": "dump",
+            "oracle": "test",
+        }
+    )
     config.evals.val = evaluation("val", prefix="val/", when="during")
     config.evals.test = evaluation("test")
     config.evals.shuffled = evaluation("test", prefix="shuffled/", shuffled=True)

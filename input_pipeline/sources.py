@@ -23,17 +23,25 @@ class DatasetError(UserError):
 def dataset_folder(data_dir: str, dataset: str) -> Path:
     """The newest version of a built dataset, `<data_dir>/<name>[/<config>]/<version>`.
 
+    Args:
+        data_dir: where datasets lie.
+        dataset: `name/config`, or `name` alone where one config of it is built.
+
     Raises:
-        DatasetError: it has not been built.
+        DatasetError: it has not been built, or several configs of it are.
     """
     base = Path(data_dir) / dataset
-    versions = [p for p in base.glob("*.*.*") if (p / "features.json").is_file()]
-    if not versions:
+    built = list(base.glob("*/features.json")) or list(base.glob("*/*/features.json"))
+    if not built:
         raise DatasetError(
             f"{base}: no built dataset; build it: python -m tools.build_dataset "
             f"--dataset={dataset} --data_dir={data_dir}"
         )
-    return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
+    configs = {path.parent.parent for path in built}
+    if len(configs) > 1:
+        names = ", ".join(sorted(f"{dataset}/{path.name}" for path in configs))
+        raise DatasetError(f"{base}: several configs are built; choose one of {names}")
+    return max((path.parent for path in built), key=_version)
 
 
 class RecordSource:
@@ -130,6 +138,10 @@ class ExpressionTable:
 
     def __len__(self) -> int:
         return len(self.record)
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in folder.name.split(".") if number.isdigit())
 
 
 def _dataset_info(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a person reads at the end of a run: the table by granularity, and `summary.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refseg_jax.batch import GRANULARITIES
@@ -24,6 +24,16 @@ def table(scores: Mapping[str, float], prefix: str = "") -> str:
             rows.append(f"{name or 'all':<10}" + "".join(values))
     header = f"{'':<10}" + "".join(f"{column:>8}" for column in _COLUMNS)
     return "\n".join([header, *rows])
+
+
+def full_text(scores: Mapping[str, float], prefixes: Sequence[str]) -> str:
+    """The tables of all evaluations, with what an oracle scores that knows the kind only."""
+    parts = [f"{prefix.rstrip('/') or 'test'}\n{table(scores, prefix)}" for prefix in prefixes]
+    known = {key: value for key, value in scores.items() if key.startswith("oracle/")}
+    if known:
+        lines = [f"{key.split('/')[1]:<10}{100 * value:8.2f}" for key, value in known.items()]
+        parts.append("oracle that knows the kind but not the words, mIoU\n" + "\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def write_summary(path: Path, scores: Mapping[str, float]) -> None:

@@ -1,0 +1,48 @@
+"""What could be scored without reading the words: an oracle that knows only the kind."""
+
+from collections import defaultdict
+
+from pycocotools import mask as coco_mask
+
+from input_pipeline.schema import Expression, Record
+from input_pipeline.sources import RecordSource
+
+
+def oracle_kind(record: Record, expression: Expression) -> float:
+    """The IoU that an oracle may expect which is told the kind of what is meant, and nothing else.
+
+    The kind of a part is its name and its object's kind. The oracle takes the better of two ways:
+    one instance of the kind by chance (the mean of their IoU), or all of them at once.
+
+    Args:
+        record: the image.
+        expression: with at least one target; all targets' instances are taken as one mask.
+
+    Returns:
+        In [0, 1].
+    """
+    kinds = {_kind(record, target) for target in expression.targets}
+    same = [i for i in range(len(record.targets)) if _kind(record, i) in kinds]
+    size = [record.height, record.width]
+    masks = {i: {"size": size, "counts": record.targets[i].counts} for i in same}
+    truth = coco_mask.merge([masks[i] for i in expression.targets])
+    one_by_one = coco_mask.iou([masks[i] for i in same], [truth], [0])[:, 0]
+    together = coco_mask.iou([coco_mask.merge([masks[i] for i in same])], [truth], [0])[0, 0]
+    return float(max(one_by_one.mean(), together))
+
+
+def oracle_scores(source: RecordSource, granularities: tuple[str, ...]) -> dict[str, float]:
+    """Mean of `oracle_kind` over a split, as `<granularity>/mIoU`; without no-target expressions."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for index in range(len(source)):
+        record = source[index]
+        for expression in record.expressions:
+            if expression.granularity in granularities and expression.targets:
+                scores[expression.granularity].append(oracle_kind(record, expression))
+    return {f"{name}/mIoU": sum(values) / len(values) for name, values in scores.items()}
+
+
+def _kind(record: Record, target: int) -> tuple[str, str]:
+    found = record.targets[target]
+    parent = record.targets[found.parent].category if found.parent >= 0 else ""
+    return found.category, parent

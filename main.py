@@ -1,0 +1,224 @@
+"""Trains or evaluates one experiment.
+
+    python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
+    python main.py --config=... --workdir=... --config.optim.lr=1e-4       (any field)
+    python main.py --config=... --workdir=... --mode=eval                  (newest checkpoint)
+    python main.py --config=... --workdir=... --distributed                (several processes)
+
+The same command again resumes.
+"""
+
+import functools
+import logging as python_logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from clu import parameter_overview
+from ml_collections import ConfigDict, config_flags
+
+from input_pipeline import oracle, pipeline
+from input_pipeline.sources import RecordSource
+from refseg_jax import pictures, report, sharding
+from refseg_jax.checkpointer import Checkpointer, load_params
+from refseg_jax.errors import UserError
+from refseg_jax.evaluators import Evaluator
+from refseg_jax.models import build_model
+from refseg_jax.naming import construct
+from refseg_jax.objectives import build_objective
+from refseg_jax.optim import OptimConfig
+from refseg_jax.preemption import Preemption
+from refseg_jax.train_loop import LoopConfig, Run
+from refseg_jax.train_state import Forward, Params, Trainer, TrainState
+from refseg_jax.writers import ProgressLine, make_writer
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (and then evaluate), or evaluate.")
+flags.DEFINE_bool("distributed", False, "Join the other processes through jax.distributed.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+class Experiment:
+    """What a config describes, built; no parameter is allocated before `train` or `evaluate`."""
+
+    def __init__(self, config: ConfigDict, workdir: Path) -> None:
+        self.config = config
+        self.workdir = workdir
+        self.mesh = sharding.make_mesh(construct(sharding.MeshConfig, config.mesh, what="mesh"))
+        self.forward = Forward(lambda rngs: build_model(config.model.to_dict(), rngs=rngs))
+        self.writer = make_writer(workdir)
+
+    def train(self) -> None:
+        """Trains (or resumes), then runs every evaluation and writes the report."""
+        config = self.config
+        rows = pipeline.rows_per_epoch(self.data())
+        if bool(config.steps) == bool(config.epochs):
+            raise UserError("set either config.steps or config.epochs, and leave the other at 0")
+        trainer = Trainer(
+            forward=self.forward,
+            objective=build_objective(config.objective),
+            config=construct(OptimConfig, config.optim, what="config.optim"),
+            steps=config.steps or round(config.epochs * rows / config.batch_size),
+            mesh=self.mesh,
+            seed=config.seed,
+        )
+        logging.info("parameters:\n%s", _parameter_table(self.forward))
+        logging.info("%d steps of %d of %d rows", trainer.steps, config.batch_size, rows)
+        checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
+        with Preemption() as preemption:
+            run = Run(
+                trainer=trainer,
+                config=construct(LoopConfig, config.loop, what="config.loop"),
+                batches=pipeline.train_batches(
+                    self.data(), batch_size=config.batch_size, seed=config.seed, **_process()
+                ),
+                evaluations=self.evaluators("during"),
+                checkpointer=checkpointer,
+                writer=self.writer,
+                progress=ProgressLine(trainer.steps),
+                preemption=preemption,
+                resolved_config=config.to_dict(),
+                workdir=self.workdir,
+            )
+            state = run.resume(functools.partial(self._fresh, trainer))
+            state, speed = run.train(state)
+        checkpointer.close()
+        if speed["preempted"]:
+            logging.info("saved and stopped on SIGTERM; the same command resumes")
+        else:
+            self.report(state.eval_params, trainer.steps, speed)
+
+    def evaluate(self) -> None:
+        """Runs every evaluation on the newest checkpoint, or on `config.init.checkpoint`."""
+        params, _ = load_params(
+            self.config.init.checkpoint or self.workdir, shardings=self._param_shardings()
+        )
+        self.report(params, 0, {})
+
+    def report(self, params: Params, step: int, speed: dict[str, float]) -> None:
+        """All evaluations; the table, the page of pictures and `summary.json`."""
+        path = self.workdir / "summary.json"
+        if speed and not speed["steps"]:
+            # Nothing was trained in this call: the earlier one knows how long it took.
+            earlier = report.read_summary(path)
+            speed = {name: earlier.get(name, value) for name, value in speed.items()}
+        scores = dict(speed)
+        for evaluator in self.evaluators("during", "final"):
+            scores |= evaluator.evaluate(params, step)
+        chosen = self.config.eval
+        if chosen.oracle:
+            source = RecordSource(
+                self.config.data.data_dir, self.config.data.dataset, chosen.oracle
+            )
+            known = oracle.oracle_scores(source, tuple(self.config.data.granularities))
+            scores |= {f"oracle/{name}": value for name, value in known.items()}
+        if jax.process_index() == 0:
+            report.write_summary(path, scores)
+            print(report.full_text(scores, [e.prefix for e in self.config.evals.values()]))
+            print(f"summary: {path}")
+
+    def data(self, **changes: Any) -> pipeline.PipelineConfig:
+        """The input pipeline's config, with the sizes that the model asks for."""
+        model: Any = self.forward.model
+        sizes = {"image_size": model.image_size, "mask_stride": model.mask_stride}
+        fields = {**self.config.data.to_dict(), **sizes, **changes}
+        return construct(pipeline.PipelineConfig, fields, what="config.data")
+
+    def evaluators(self, *moments: str) -> list[Evaluator]:
+        """The evaluations of `config.evals` whose `when` is one of `moments`."""
+        return [
+            self._evaluator(name, entry, final="final" in moments)
+            for name, entry in self.config.evals.items()
+            if entry.when in moments
+        ]
+
+    def _evaluator(self, name: str, entry: ConfigDict, *, final: bool) -> Evaluator:
+        chosen = self.config.eval
+        model: Any = self.forward.model
+        canvas = tuple(chosen.canvas)
+        data = self.data(
+            split=entry.split, shuffled_text=entry.shuffled, pairs=chosen.pairs, canvas=canvas
+        )
+        return Evaluator(
+            name=name,
+            forward=self.forward,
+            batches=functools.partial(
+                pipeline.eval_batches, data, batch_size=chosen.batch_size, **_process()
+            ),
+            mesh=self.mesh,
+            mask_stride=model.mask_stride,
+            canvas=canvas,
+            threshold=chosen.threshold,
+            prefix=entry.prefix,
+            pictures=chosen.pictures,
+            show=functools.partial(self._show, name, final),
+            dump=self.workdir / chosen.dump / name if final and chosen.dump else None,
+        )
+
+    def _show(self, name: str, final: bool, step: int, shown: list[pictures.Picture]) -> None:
+        panels = {f"{name}/{number}": pictures.panel(p) for number, p in enumerate(shown)}
+        self.writer.images(step, panels)
+        if final:
+            path = self.workdir / f"pictures-{name}.png"
+            pictures.page(shown, path)
+            print(f"pictures: {path}")
+
+    def _fresh(self, trainer: Trainer) -> TrainState:
+        source = self.config.init.checkpoint
+        if not source:
+            return trainer.create()
+        params, _ = load_params(source, shardings=self._param_shardings())
+        return trainer.create_from(params)
+
+    def _param_shardings(self) -> dict[str, Any]:
+        return sharding.param_shardings(self.forward.shapes, self.mesh)
+
+
+def main(_: list[str]) -> None:
+    """The command line."""
+    # JAX tells of every backend that is not there.
+    python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.WARNING)
+    try:
+        if FLAGS.distributed:
+            _join()
+        first = jax.process_index() == 0
+        logging.set_verbosity(logging.INFO if first else logging.WARNING)
+        workdir = Path(FLAGS.workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if first:
+            (workdir / "config.json").write_text(FLAGS.config.to_json(indent=1) + "\n")
+        experiment = Experiment(FLAGS.config, workdir)
+        experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
+        experiment.writer.close()
+    except (UserError, ValueError) as error:
+        if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _join() -> None:
+    """Finds the other processes: by the environment's three variables, or as the cluster tells."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    if address and count and number:
+        jax.distributed.initialize(address, int(count), int(number))
+    else:
+        jax.distributed.initialize()
+
+
+def _process() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def _parameter_table(forward: Forward) -> str:
+    return str(parameter_overview.get_parameter_overview(forward.shapes, include_stats=False))
+
+
+if __name__ == "__main__":
+    app.run(main)
