@@ -47,18 +47,24 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
         raise SegmentationError(f"the segmentation is a {type(segmentation).__name__}")
     if segmentation and all(isinstance(part, Mapping) for part in segmentation):
-        rles, tiny = [_checked_rle(part, height, width) for part in segmentation], 0
+        rles: Any = [_checked_rle(part, height, width) for part in segmentation]
+        tiny = 0
     else:
         polygons = [_checked_polygon(part, height, width) for part in segmentation]
         whole = [polygon for polygon in polygons if len(polygon) >= 6]
         tiny = len(polygons) - len(whole)
         if not whole:
             raise SegmentationError("no polygon has three points")
-        rles = coco_mask.frPyObjects(whole, height, width)  # pyright: ignore[reportArgumentType]
-    merged = coco_mask.merge(rles)  # pyright: ignore[reportArgumentType]
+        rles = _compress(whole, height, width)
+    merged: Any = coco_mask.merge(rles)
     if not coco_mask.area(merged):
         raise SegmentationError("the region covers no pixel")
     return Encoded(merged["counts"], tiny)
+
+
+def _compress(objects: Any, height: int, width: int) -> Any:
+    """`frPyObjects`, whose type stubs know a part of what it takes."""
+    return coco_mask.frPyObjects(objects, height, width)
 
 
 def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
@@ -96,12 +102,7 @@ def _checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, A
         raise SegmentationError(f"the RLE's runs do not fill {height} x {width} pixels")
     if isinstance(counts, bytes):
         return {"size": [height, width], "counts": counts}
-    encoded = coco_mask.frPyObjects(
-        {"size": [height, width], "counts": runs},  # pyright: ignore[reportArgumentType]
-        height,
-        width,
-    )
-    return dict(encoded)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return _compress({"size": [height, width], "counts": runs}, height, width)
 
 
 def _runs(counts: bytes) -> list[int]:

@@ -1,0 +1,1 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of the `refer` repository."""

@@ -1,0 +1,153 @@
+"""Builds a dataset into records.
+
+    python -m tools.build_dataset --dataset=scenes --data_dir=data
+    python -m tools.build_dataset --dataset=refcoco/unc --source_dir=DIR --data_dir=data
+
+`DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
+COCO train2014 at `images/train2014` (docs/data.md). `refcoco_plus/unc`, `refcocog/umd`,
+`refcocog/google` and `refcoco/google` are built alike; `_raw` behind a name keeps sentences as they
+were typed.
+
+The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
+that a build that fails or is stopped leaves nothing that could be taken for a dataset. What is
+built already is left as it is; `--overwrite` builds it again and removes the old one at the end.
+
+Missing or damaged images and annotations are listed, and nothing is built; `--skip_missing` builds
+the rest, and lists them in `build_report.txt` beside the records. That file says too, split by
+split, whether the counts are the published ones.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from input_pipeline.datasets.registry import DATASETS, Entry, Request
+from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
+
+_REPORT = "build_report.txt"
+
+
+def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
+    """Builds one dataset, unless it is there, and says what is in it.
+
+    Raises:
+        UserError: the request does not fit the dataset, or its files cannot be used.
+    """
+    _check(name, entry, request)
+    folder = entry.folder(request.data_dir)
+    _recover(folder)
+    if folder.is_dir() and not overwrite:
+        print(f"{folder}: is built already; --overwrite builds it again")
+    else:
+        with _set_aside(folder):
+            entry.build(request)
+        print(f"{folder}: built")
+    report = folder / _REPORT
+    if report.is_file():
+        print(report.read_text(), end="")
+
+
+def _check(name: str, entry: Entry, request: Request) -> None:
+    if entry.needs_source:
+        if request.source_dir is None:
+            raise UserError(f"{name}: no --source_dir; give the folder of the downloaded files")
+        if not request.source_dir.is_dir():
+            raise UserError(f"{request.source_dir}: no such folder; check --source_dir")
+        return
+    for flag in ("source_dir", "splits", "skip_missing"):
+        if getattr(request, flag):
+            raise UserError(
+                f"{name}: --{flag} does not apply, it is not made of files; leave it out"
+            )
+
+
+@contextlib.contextmanager
+def _set_aside(folder: Path) -> Iterator[None]:
+    """Keeps an older build until the new one is whole, and puts it back if that fails."""
+    aside = _aside(folder)
+    if folder.is_dir():
+        folder.rename(aside)
+    try:
+        yield
+    finally:
+        _recover(folder)
+
+
+def _recover(folder: Path) -> None:
+    """Ends what a build (or one that was killed) left: the old dataset goes back, or away."""
+    aside = _aside(folder)
+    if aside.is_dir():
+        if folder.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"replaced-{folder.name}")
+
+
+def _dataset(name: str) -> str:
+    """A name as a person types it (papers write `refcoco+`)."""
+    plain = name.replace("+", "_plus")
+    if plain not in DATASETS:
+        raise argparse.ArgumentTypeError(unknown("dataset", plain, DATASETS))
+    return plain
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.build_dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--dataset", type=_dataset, required=True, help="one of: " + ", ".join(sorted(DATASETS))
+    )
+    parser.add_argument("--data_dir", type=Path, required=True, help="where datasets lie")
+    parser.add_argument("--source_dir", type=Path, help="the downloaded files")
+    parser.add_argument(
+        "--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val,testA; all"
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        help="processes; default: one a core",
+    )
+    parser.add_argument("--skip_missing", action="store_true", help="build what there is")
+    parser.add_argument("--overwrite", action="store_true", help="build again what is there")
+    return parser
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM, like Ctrl-C, lets the builders remove what they have begun."""
+    del frame
+    sys.exit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = vars(_parser().parse_args(arguments))
+    name, overwrite = options.pop("dataset"), options.pop("overwrite")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        run(name, DATASETS[name], Request(**options), overwrite=overwrite)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
