@@ -135,7 +135,7 @@ def disk_trouble(error: BaseException | None) -> str | None:
             if text in str(error):
                 return text
         if isinstance(error, OSError) and error.errno is not None:
-            return errno.errorcode.get(error.errno, "") + f" {error.strerror}"
+            return error.strerror or errno.errorcode.get(error.errno, str(error.errno))
         error = error.__cause__ or error.__context__
     return None
 

@@ -195,6 +195,6 @@ def set_aside(folder: Path) -> Path:
 
 def sweep(directory: Path) -> None:
     """Deletes what killed or failed saves and deletions have left. No save may be in progress."""
-    for path in directory.iterdir():
+    for path in directory.iterdir() if directory.is_dir() else ():
         if path.name.partition(".")[0].isdecimal() and "." in path.name and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -240,10 +240,12 @@ class Checkpointer:
             return error
         if jax.process_index() == 0:
             checkpoint_folder.sweep(self._directory)
-        kept = ", ".join(map(str, checkpoint_folder.steps(self._directory))) or "none"
+        folders = checkpoint_folder.steps(self._directory).items()
+        kept = ", ".join(str(s) for s, folder in folders if manifest.present(folder)) or "none"
         return UserError(
-            f"{self._directory}: checkpoint {step} was not written ({reason}): make room there or "
-            f"choose another --workdir, then give the same command again; checkpoints kept: {kept}"
+            f"{self._directory}: checkpoint {step} was not completed ({reason}): make room there "
+            "or choose another --workdir, then give the same command again; checkpoints kept: "
+            f"{kept}"
         )
 
 

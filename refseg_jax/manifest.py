@@ -47,11 +47,14 @@ def write(folder: Path) -> None:
         for path, digest in zip(paths, digests, strict=True)
     }
     partial = folder / f"{NAME}.partial"
-    with partial.open("w") as file:
-        json.dump({"files": files, "sha256": _table_digest(files)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / NAME)
+    try:
+        with partial.open("w") as file:
+            json.dump({"files": files, "sha256": _table_digest(files)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / NAME)
+    finally:
+        partial.unlink(missing_ok=True)
     _sync_folder(folder)
 
 

@@ -1,5 +1,6 @@
 """Round trips, asynchrony, retention, damage and full disks."""
 
+import errno
 import json
 import logging
 import shutil
@@ -349,6 +350,40 @@ def test_load_params_errors(saver: Checkpointer, directory: Path, tmp_path: Path
         load_params(directory / "2")
     with pytest.raises(UserError, match="no sound checkpoint"):
         load_params(directory, step=2)
+
+
+@pytest.mark.parametrize("where", ["json.dump", "os.fsync", "hashlib.file_digest"])
+def test_disk_is_full_for_the_manifest(
+    saver: Checkpointer, directory: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The arrays are complete, but nothing proves it: used last, replaced by the next save."""
+    _save(saver, 1)
+    saver.wait()
+
+    def full(*args: object, **fields: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"refseg_jax.manifest.{where}", full)
+        _save(saver, 2)
+        with pytest.raises(UserError, match=r"checkpoint 2 .*No space left.* kept: 1$") as caught:
+            saver.wait()
+    assert "\n" not in str(caught.value)
+    assert not list(directory.rglob("*.partial"))
+    restored = saver.restore_latest(_abstract(_state()))
+    assert restored is not None
+    assert restored.step == 1
+    _save(saver, 2)
+    saver.wait()
+    assert manifest.check(directory / "2").soundness is manifest.Soundness.SOUND
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    saver = Checkpointer(tmp_path / "file" / "checkpoints", keep_latest=1)
+    with pytest.raises(UserError, match=r"file/checkpoints: checkpoint 1 .*Not a directory"):
+        _save(saver, 1)
+    saver.close()
 
 
 def test_unserialisable_data_state_fails_at_once(saver: Checkpointer, directory: Path) -> None:
