@@ -16,16 +16,16 @@ def contract(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
     """`x [..., I] @ kernel [I, O]`, multiplied in `dtype`, accumulated in f32; `[..., O]` of `dtype`.
 
     GPUs and TPUs accumulate a bf16 product in f32 by themselves; XLA:CPU does so (and is three times
-    as fast) only where the product is asked for in f32.
+    as fast) only where the product is asked for in f32. Leading axes are folded, because there a
+    gradient that sums over several axes is no plain matrix product.
     """
     preferred = jnp.float32 if jax.default_backend() == "cpu" else None
-    product = jax.lax.dot_general(
-        x.astype(dtype),
+    product = jnp.matmul(
+        x.astype(dtype).reshape(-1, x.shape[-1]),
         kernel.astype(dtype),
-        (((x.ndim - 1,), (0,)), ((), ())),
         preferred_element_type=preferred,
     )
-    return product.astype(dtype)
+    return product.astype(dtype).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def fan_in_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
