@@ -34,7 +34,7 @@ class ScenesConfig:
     test_groups: int = 12
     group_size: int = 8
     min_objects: int = 3
-    max_objects: int = 6
+    max_objects: int = 5
     object_referents: int = 3
     part_referents: int = 3
     wordings: int = 2

@@ -13,7 +13,7 @@ from input_pipeline.datasets.scenes.layout import Placed
 from input_pipeline.datasets.scenes.painter import Colour, Painter
 
 # What is smaller is not spoken of (pixels of a 128 x 128 image; other sizes in proportion).
-MIN_OBJECT_AREA, MIN_PART_AREA = 120, 30
+MIN_OBJECT_AREA, MIN_PART_AREA = 250, 60
 MIN_VISIBLE = 0.5  # share of an object that must be to be seen; less of one, and it is taken out
 MIN_PART_VISIBLE = 0.5
 

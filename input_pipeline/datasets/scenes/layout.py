@@ -12,9 +12,9 @@ Rng = np.random.Generator
 
 # Geometric mean of width and height as a share of the image side. The gaps between the classes
 # make the largest and the smallest of a kind plain to see.
-_SIZES = ((0.24, 0.28), (0.30, 0.34), (0.38, 0.44))
+_SIZES = ((0.28, 0.32), (0.37, 0.42), (0.48, 0.54))
 _SIZE_SHARES = (0.25, 0.45, 0.30)
-_HERO_SIZE = (0.52, 0.6)
+_HERO_SIZE = (0.60, 0.68)
 _HERO_SHARE = 0.15
 _MAX_OVERLAP = 0.3  # of the smaller box
 
