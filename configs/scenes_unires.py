@@ -1,7 +1,7 @@
 """UniRES on Scenes: the embedded default, trained from random weights on a laptop.
 
-    make run
-    python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
+make run
+python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
 """
 
 from ml_collections import ConfigDict

@@ -72,7 +72,9 @@ def make_rows(
         keys = (table.record[wanted],)
         longest = pairs if sampling == "expressions" else None
     else:
-        raise ValueError(unknown("sampling", sampling, ("image", "referent", "expressions", "group")))
+        raise ValueError(
+            unknown("sampling", sampling, ("image", "referent", "expressions", "group"))
+        )
     record, position = table.record[wanted], table.position[wanted]
     order = np.lexsort((position, record, *reversed(keys)))
     changes = np.zeros(len(order), bool)

@@ -206,7 +206,9 @@ def swap_sides(text: str) -> str:
             return other.upper()
         return other.capitalize() if word[0].isupper() else other
 
-    return re.sub(r"(?<![a-z])(left|right)(?=(most|ward|wards|er|hand)?(?![a-z]))", swap, text, flags=re.I)
+    return re.sub(
+        r"(?<![a-z])(left|right)(?=(most|ward|wards|er|hand)?(?![a-z]))", swap, text, flags=re.I
+    )
 
 
 def _another(record: Record, expression: Expression) -> Expression | None:

@@ -175,7 +175,9 @@ class Evaluator:
 
 def pair_id(meta: RowMeta, n: int, k: int) -> str:
     """The id of a pair: the expression's, with the image's before it where there are several."""
-    return meta.pair_ids[k] if len(meta.image_ids) == 1 else f"{meta.image_ids[n]}/{meta.pair_ids[k]}"
+    return (
+        meta.pair_ids[k] if len(meta.image_ids) == 1 else f"{meta.image_ids[n]}/{meta.pair_ids[k]}"
+    )
 
 
 def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:
@@ -201,9 +203,7 @@ def _pair(meta: RowMeta, k: int, counts: np.ndarray) -> Pair:
 
 
 def _pairs(host: HostBatch, counts: np.ndarray) -> dict[str, Pair]:
-    return {
-        pair_id(meta, n, k): _pair(meta, k, counts[b, n, k]) for b, n, k, meta in _valid(host)
-    }
+    return {pair_id(meta, n, k): _pair(meta, k, counts[b, n, k]) for b, n, k, meta in _valid(host)}
 
 
 def _from_all(state: dict[str, Pair]) -> dict[str, Pair]:

@@ -29,7 +29,9 @@ def construct(constructor: Callable[..., T], fields: Mapping[str, Any], *, what:
     return constructor(**{name: _frozen(value) for name, value in fields.items()})
 
 
-def from_mapping(table: Mapping[str, Callable[..., T]], config: Mapping[str, Any], *, what: str) -> T:
+def from_mapping(
+    table: Mapping[str, Callable[..., T]], config: Mapping[str, Any], *, what: str
+) -> T:
     """`config["name"]` looked up in a table, called with the rest of the config.
 
     Raises:

@@ -90,9 +90,7 @@ def page(pictures: Sequence[Picture], path: Path, columns: int = 2) -> None:
     height, width = panels[0].shape[:2]
     gap = 24
     rows = -(-len(panels) // columns)
-    sheet = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
-    )
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
     for number, cell in enumerate(panels):
         row, column = divmod(number, columns)
         top, left = gap + row * (height + gap), gap + column * (width + gap)

@@ -138,7 +138,9 @@ def local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([rows[start] for start in sorted(rows)])
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, layouts: Sequence[tuple[str, Layout]]) -> P:
+def _spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh, layouts: Sequence[tuple[str, Layout]]
+) -> P:
     for pattern, layout in layouts:
         if re.fullmatch(pattern, path):
             break

@@ -71,9 +71,7 @@ class Forward(Generic[M]):
         """Image features of a separable model, at inference."""
         return self.bind(params).encode_image(image)  # pyright: ignore
 
-    def encode_text(
-        self, params: Mapping[str, Any], text: jax.Array, text_valid: jax.Array
-    ) -> Any:
+    def encode_text(self, params: Mapping[str, Any], text: jax.Array, text_valid: jax.Array) -> Any:
         """Text features of a separable model, at inference."""
         return self.bind(params).encode_text(text, text_valid)  # pyright: ignore
 

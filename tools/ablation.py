@@ -83,7 +83,9 @@ def markdown(cells: dict[str, dict[str, Cell]], steps: int, seeds: Sequence[int]
     return "\n".join(lines) + "\n"
 
 
-def run_one(options: argparse.Namespace, overrides: Sequence[str], seed: int, workdir: Path) -> None:
+def run_one(
+    options: argparse.Namespace, overrides: Sequence[str], seed: int, workdir: Path
+) -> None:
     """One training, unless it is finished already."""
     if read_summary(workdir / "summary.json"):
         return

@@ -32,9 +32,7 @@ class ProjectorHead(nnx.Module):
     the sentence. The 1x1 convolution is folded into that kernel, which is exact.
     """
 
-    def __init__(
-        self, *, width: int, state_width: int, factor: int, dtype: Any, rngs: nnx.Rngs
-    ):
+    def __init__(self, *, width: int, state_width: int, factor: int, dtype: Any, rngs: nnx.Rngs):
         stages = factor.bit_length() - 1
         if factor < 2 or factor != 1 << stages:
             raise ValueError(

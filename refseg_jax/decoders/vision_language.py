@@ -17,9 +17,7 @@ def repeat_rows(x: jax.Array, count: int) -> jax.Array:
     """`[G, ...]` to `[G * count, ...]`, each row `count` times in a row."""
     if count == 1:
         return x
-    return jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:])).reshape(
-        -1, *x.shape[1:]
-    )
+    return jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
 
 class DecoderMlp(nnx.Module):
@@ -65,7 +63,9 @@ class DecoderLayer(nnx.Module):
         self.mlp = DecoderMlp(width, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
         self.dropout = dropout
 
-    def look_at_itself(self, x: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
+    def look_at_itself(
+        self, x: jax.Array, positions: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
         """The self-attention branch: `[G, P, width]` to the same shape."""
         normed = self.self_attention_norm(x)
         placed = normed + positions

@@ -92,10 +92,7 @@ def _parts(
     graph: SceneGraph, spoken: list[int], config: ScenesConfig, rng: Rng
 ) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
     found = [
-        (index, part)
-        for index in spoken
-        for part in graph.objects[index].parts
-        if part.target >= 0
+        (index, part) for index in spoken for part in graph.objects[index].parts if part.target >= 0
     ]
     order = sorted(rng.permutation(len(found)), key=lambda i: not _has_twin(graph, found[i][0]))
     for place in order[: config.part_referents]:

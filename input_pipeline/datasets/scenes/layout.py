@@ -116,7 +116,9 @@ def _palette() -> list[str]:
 def _sample_colour(
     kind: str, names: list[tuple[str, str]], scene: list[str], rng: Rng, wish: Wish | None
 ) -> str:
-    allowed = [c for c in KINDS[kind].colours if not (wish and (kind, c) == (wish.kind, wish.colour))]
+    allowed = [
+        c for c in KINDS[kind].colours if not (wish and (kind, c) == (wish.kind, wish.colour))
+    ]
     used = {colour for other, colour in names if other == kind}
     choice = [c for c in allowed if c in scene] or allowed
     fresh = [c for c in choice if c not in used] or [c for c in allowed if c not in used]

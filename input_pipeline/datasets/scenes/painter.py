@@ -152,7 +152,9 @@ class Painter:
         stencil = np.zeros_like(self._label)
         for x, y, radius in spots:
             centre = np.array([x, y]) @ self._matrix.T + self._offset
-            cv2.circle(stencil, tuple(np.round(centre).astype(int)), round(radius * self._scale), 1, -1)
+            cv2.circle(
+                stencil, tuple(np.round(centre).astype(int)), round(radius * self._scale), 1, -1
+            )
         self._colour[(stencil == 1) & (self._label == label)] = np.round(colour)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ RELATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """"the {size} {colour} {kind} {place}" or "the {colour} {kind} {relation} the {anchor}".
+    """ "the {size} {colour} {kind} {place}" or "the {colour} {kind} {relation} the {anchor}".
 
     Attributes:
         kind, colour, size, place, relation, anchor: `""` where not said; the anchor is a kind of

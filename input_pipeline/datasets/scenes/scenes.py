@@ -137,9 +137,7 @@ def _draw(config: ScenesConfig, rng: np.random.Generator, wish: Wish | None = No
             return scene
 
 
-def _group_record(
-    config: ScenesConfig, split: str, index: int, rng: np.random.Generator
-) -> Record:
+def _group_record(config: ScenesConfig, split: str, index: int, rng: np.random.Generator) -> Record:
     """An image of a group: its expression's kind and colour are the group's, drawn from its seed."""
     group, member = divmod(index, config.group_size)
     shared = np.random.default_rng([config.seed, SPLITS.index(split), group, 1])
