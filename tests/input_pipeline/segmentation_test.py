@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from input_pipeline.segmentation import SegmentationError, encode_segmentation
+
+HEIGHT, WIDTH = 20, 30
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def decode(counts: bytes) -> np.ndarray:
+    return coco_mask.decode({"size": [HEIGHT, WIDTH], "counts": counts})
+
+
+def test_overlapping_polygons_are_united():
+    encoded = encode_segmentation([rectangle(2, 2, 12, 12), rectangle(8, 8, 18, 18)], HEIGHT, WIDTH)
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[2:12, 2:12] = 1
+    expected[8:18, 8:18] = 1
+    np.testing.assert_array_equal(decode(encoded.counts), expected)
+    assert encoded.tiny == 0
+
+
+def test_tiny_polygons_are_dropped_and_counted():
+    parts = [[1, 1, 5, 5], rectangle(2, 2, 12, 12), [3, 3], []]
+    encoded = encode_segmentation(parts, HEIGHT, WIDTH)
+    assert decode(encoded.counts).sum() == 100
+    assert encoded.tiny == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_kind_of_rle(seed: int):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((HEIGHT, WIDTH)) < rng.random() ** 3).astype(np.uint8)
+    mask[3, 4] = 1
+    encoded = coco_mask.encode(np.asfortranarray(mask))
+    size = [HEIGHT, WIDTH]
+    flat = np.concatenate([[0], mask.T.ravel(), [2]])
+    edges = np.flatnonzero(np.diff(flat))
+    runs = np.diff(np.concatenate([[0], edges])).tolist()
+    kinds = [
+        {"size": size, "counts": encoded["counts"]},
+        {"size": size, "counts": encoded["counts"].decode()},
+        {"size": size, "counts": runs},
+        [{"size": size, "counts": encoded["counts"]}],
+    ]
+    for kind in kinds:
+        np.testing.assert_array_equal(decode(encode_segmentation(kind, HEIGHT, WIDTH).counts), mask)
+
+
+def test_a_list_of_rles_is_united():
+    parts = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    parts[0, :10, :10] = 1
+    parts[1, 5:15, 5:15] = 1
+    rles = [coco_mask.encode(np.asfortranarray(part)) for part in parts]
+    encoded = encode_segmentation(rles, HEIGHT, WIDTH)
+    np.testing.assert_array_equal(decode(encoded.counts), parts.max(0))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([], "no polygon has three points"),
+        ([[1, 1, 5, 5]], "no polygon has three points"),
+        ([[1, 1, 5, 5, 9]], "odd number"),
+        ([[1, 1, 5, 5, "9", 9]], "coordinate '9'"),
+        ([[1, 1, 5, 5, math.nan, 9]], "coordinate nan"),
+        ([[1, 1, 5, 5, 1e12, 9]], "outside of the image"),
+        ([rectangle(100, 5, 110, 15)], "covers no pixel"),
+        ([5, 6], "polygon is a int"),
+        (None, "is a NoneType"),
+        ("abc", "is a str"),
+        ({"size": [WIDTH, HEIGHT], "counts": [600]}, "size is"),
+        ({"size": [HEIGHT, WIDTH], "counts": [100, 10]}, "do not fill"),
+        ({"size": [HEIGHT, WIDTH], "counts": [700, -100]}, "do not fill"),
+        ({"size": [HEIGHT, WIDTH], "counts": [600.0]}, "counts are a list"),
+        ({"size": [HEIGHT, WIDTH], "counts": b"PPYo1"}, "do not fill"),
+        ({"size": [HEIGHT, WIDTH], "counts": "o"}, "truncated"),
+        ({"size": [HEIGHT, WIDTH], "counts": "☂"}, "do not fill|damaged"),
+        ({"size": [HEIGHT, WIDTH], "counts": b"\x00"}, "damaged"),
+        ({"size": [HEIGHT, WIDTH], "counts": b"o" * 50}, "damaged"),
+        ({"size": [HEIGHT, WIDTH]}, "counts are a NoneType"),
+        ({"counts": [600]}, "size is None"),
+    ],
+)
+def test_malformed_segmentations(segmentation: object, reason: str):
+    with pytest.raises(SegmentationError, match=reason):
+        encode_segmentation(segmentation, HEIGHT, WIDTH)
