@@ -46,7 +46,7 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
     if folder.is_dir() and not overwrite:
         print(f"{folder}: is built already; --overwrite builds it again")
     else:
-        with _set_aside(folder):
+        with _set_aside(folder), _full_disk(request.data_dir):
             entry.build(request)
         print(f"{folder}: built")
     report = folder / _REPORT
@@ -78,6 +78,20 @@ def _set_aside(folder: Path) -> Iterator[None]:
         yield
     finally:
         _recover(folder)
+
+
+@contextlib.contextmanager
+def _full_disk(data_dir: Path) -> Iterator[None]:
+    """ArrayRecord says by a bare `RuntimeError` that it cannot write."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "write() failed" not in str(error):
+            raise
+        reason = str(error).split("write() failed: ")[1].split(";")[0]
+        raise UserError(
+            f"{data_dir}: cannot be written ({reason}), nothing was built; free some space"
+        ) from None
 
 
 def _recover(folder: Path) -> None:
@@ -138,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         run(name, DATASETS[name], Request(**options), overwrite=overwrite)
     except (UserError, OSError) as error:
@@ -146,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -71,7 +71,6 @@ class ReferBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     name = "refer"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    pkg_dir_path = Path(__file__).parent
     #: The dataset's folder in the source.
     source_name: ClassVar[str] = ""
 

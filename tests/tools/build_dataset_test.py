@@ -1,0 +1,208 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.datasets.registry import DATASETS, Entry, Request
+from refseg_jax.errors import UserError
+from tests.input_pipeline.refcoco_files import (
+    default_refs,
+    image_path,
+    read_records,
+    ref,
+    sentence,
+    write_source,
+)
+from tools import build_dataset
+
+ROOT = Path(build_dataset.__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    refs = [*default_refs(), ref(104, 1, 10, "val", sentence(7, "again"))]
+    return write_source(tmp_path / "source", refs)
+
+
+@pytest.fixture
+def arguments(source: Path, tmp_path: Path) -> list[str]:
+    return [
+        "--dataset=refcoco/unc",
+        f"--source_dir={source}",
+        f"--data_dir={tmp_path / 'data'}",
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "refcoco" / "unc" / "1.0.0"
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+
+
+def test_builds_and_says_what_is_in_it(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert build_dataset.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{folder}: built\ntrain: 1 images, 3 refs, 4 expressions; ")
+    assert "refcoco/unc: 100%" in captured.err
+    assert len(read_records(folder, "train")) == 1
+
+
+def test_what_is_built_is_left_and_reported(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    build_dataset.main(arguments)
+    before = state(folder)
+    capsys.readouterr()
+    assert build_dataset.main(arguments) == 0
+    assert state(folder) == before
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folder}: is built already; --overwrite builds it again\ntrain: 1 im")
+
+
+def test_overwrite_builds_again(arguments: list[str], source: Path, folder: Path):
+    build_dataset.main(arguments)
+    image_path(source, 2).unlink()
+    assert build_dataset.main([*arguments, "--overwrite", "--skip_missing"]) == 0
+    assert [r.image_id for r in read_records(folder, "val")] == ["1"]
+    assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
+
+
+def test_a_failed_overwrite_keeps_the_old_dataset(
+    arguments: list[str], source: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    build_dataset.main(arguments)
+    before = state(folder)
+    image_path(source, 2).unlink()
+    capsys.readouterr()
+    assert build_dataset.main([*arguments, "--overwrite"]) == 1
+    assert capsys.readouterr().err.startswith("error: refcoco/unc: nothing was built, 1 problems")
+    assert state(folder) == before
+    assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
+
+
+def test_a_killed_overwrite_is_put_right_by_the_next_command(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    build_dataset.main(arguments)
+    before = state(folder)
+    folder.rename(folder.with_name("replaced-1.0.0"))
+    assert build_dataset.main(arguments) == 0
+    assert "is built already" in capsys.readouterr().out
+    assert state(folder) == before
+
+
+def test_splits(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert build_dataset.main([*arguments, "--splits=val"]) == 0
+    assert not list(folder.glob("*train*"))
+    assert "train:" not in capsys.readouterr().out
+
+
+def test_papers_write_a_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--dataset=refcoco+/unc", f"--source_dir={tmp_path}", f"--data_dir={tmp_path}"]
+    assert build_dataset.main(flags) == 1
+    assert f"error: {tmp_path}/refcoco+/refs(unc).p: not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset=refcoco/umc"], "unknown dataset 'refcoco/umc': did you mean 'refcoco/unc'?"),
+        (["--dataset=refcog/umd"], "did you mean 'refcocog/umd'?"),
+        (["--dataset=xyz"], "there are: refcoco/google"),
+        (["--datset=scenes"], "--dataset"),
+    ],
+)
+def test_mistyped_names(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        build_dataset.main([*flags, "--data_dir=x"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset=refcoco/unc"], "refcoco/unc: no --source_dir; give the folder"),
+        (["--dataset=refcoco/unc", "--source_dir=nowhere"], "nowhere: no such folder; check"),
+        (["--dataset=scenes", "--source_dir=x"], "scenes: --source_dir does not apply"),
+        (["--dataset=scenes", "--splits=val"], "scenes: --splits does not apply"),
+        (["--dataset=scenes", "--skip_missing"], "scenes: --skip_missing does not apply"),
+    ],
+)
+def test_flags_that_do_not_fit(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert build_dataset.main([*flags, f"--data_dir={tmp_path / 'data'}"]) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def _fails_with(error: Exception) -> Callable[[Request], None]:
+    def build(request: Request) -> None:
+        raise error
+
+    return build
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path):
+    text = "write() failed: No space left on device; writing x.array_record; at byte 9"
+    entry = Entry(False, lambda data_dir: data_dir / "x", _fails_with(RuntimeError(text)))
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        build_dataset.run("x", entry, Request(tmp_path), overwrite=False)
+    entry = Entry(False, lambda data_dir: data_dir / "x", _fails_with(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        build_dataset.run("x", entry, Request(tmp_path), overwrite=False)
+
+
+def test_a_disk_that_is_really_full(arguments: list[str], folder: Path):
+    """A limit on the size of files stands for it; the records are 10 KB."""
+    command = f"ulimit -f 4; exec {sys.executable} -m tools.build_dataset " + " ".join(arguments)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot be written (File too large), nothing was built; free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_no_tensorflow_no_torch(arguments: list[str]):
+    code = (
+        "import sys; from tools.build_dataset import main; code = main(sys.argv[1:]); "
+        "bad = {'tensorflow', 'torch'} & set(sys.modules); assert not bad, bad; sys.exit(code)"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True)
+
+
+def test_stopped_it_leaves_nothing(arguments: list[str], source: Path, folder: Path):
+    # An image that never ends holds the build in its middle.
+    image_path(source, 2).unlink()
+    os.mkfifo(image_path(source, 2))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.build_dataset", *arguments, "--num_workers=0"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.parent.glob("incomplete.*/*.array_record*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_scenes_is_known_by_its_own_builder(tmp_path: Path):
+    folder = DATASETS["scenes"].folder(tmp_path)
+    assert folder.is_relative_to(tmp_path / "scenes")
+    assert not folder.exists()
