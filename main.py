@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from clu import parameter_overview
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from input_pipeline import oracle, pipeline
 from input_pipeline.sources import RecordSource
@@ -46,7 +46,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 class Experiment:
     """What a config describes, built; no parameter is allocated before `train` or `evaluate`."""
 
-    def __init__(self, config: ConfigDict, workdir: Path) -> None:
+    def __init__(self, config: Any, workdir: Path) -> None:
         self.config = config
         self.workdir = workdir
         self.mesh = sharding.make_mesh(construct(sharding.MeshConfig, config.mesh, what="mesh"))
@@ -137,7 +137,7 @@ class Experiment:
             if entry.when in moments
         ]
 
-    def _evaluator(self, name: str, entry: ConfigDict, *, final: bool) -> Evaluator:
+    def _evaluator(self, name: str, entry: Any, *, final: bool) -> Evaluator:
         chosen = self.config.eval
         model: Any = self.forward.model
         canvas = tuple(chosen.canvas)
@@ -217,7 +217,8 @@ def _process() -> dict[str, int]:
 
 
 def _parameter_table(forward: Forward) -> str:
-    return str(parameter_overview.get_parameter_overview(forward.shapes, include_stats=False))
+    shapes: Any = forward.shapes
+    return str(parameter_overview.get_parameter_overview(shapes, include_stats=False))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def base_config() -> ConfigDict:
     (`refseg_jax.objectives`), `optim` (`refseg_jax.optim.OptimConfig`), `loop`
     (`refseg_jax.train_loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`).
     """
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.seed = 0
 
     # Exactly one of the two is set; the other is 0.

@@ -8,6 +8,8 @@ released. It has dozens of expressions an image, so that 8 are drawn for an imag
 once: 16 images make the paper's 128 pairs. Not run at full size here: no such dataset is public.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.common import base_config, evaluation, unires
@@ -15,7 +17,7 @@ from configs.common import base_config, evaluation, unires
 
 def get_config() -> ConfigDict:
     """The experiment."""
-    config = base_config()
+    config: Any = base_config()
     config.epochs = 50.0
     config.batch_size = 16
     config.model = unires("B/16")

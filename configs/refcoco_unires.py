@@ -13,6 +13,8 @@ pre-training on MRES-32M, and 75.2 on val without it; neither has been run here,
 and COCO are not at hand on the machines of this project.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.common import base_config, evaluation, unires
@@ -20,7 +22,7 @@ from configs.common import base_config, evaluation, unires
 
 def get_config() -> ConfigDict:
     """The experiment."""
-    config = base_config()
+    config: Any = base_config()
     config.epochs = 15.0
     config.batch_size = 64
     config.model = unires("B/16")

@@ -4,6 +4,8 @@ make run
 python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.common import base_config, evaluation, unires
@@ -11,7 +13,7 @@ from configs.common import base_config, evaluation, unires
 
 def get_config() -> ConfigDict:
     """The experiment."""
-    config = base_config()
+    config: Any = base_config()
     config.steps = 2000
     config.batch_size = 32
     config.data.update(

@@ -1,7 +1,9 @@
 """What could be scored without reading the words: an oracle that knows only the kind."""
 
 from collections import defaultdict
+from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import Expression, Record
@@ -24,11 +26,11 @@ def oracle_kind(record: Record, expression: Expression) -> float:
     kinds = {_kind(record, target) for target in expression.targets}
     same = [i for i in range(len(record.targets)) if _kind(record, i) in kinds]
     size = [record.height, record.width]
-    masks = {i: {"size": size, "counts": record.targets[i].counts} for i in same}
+    masks: Any = {i: {"size": size, "counts": record.targets[i].counts} for i in same}
     truth = coco_mask.merge([masks[i] for i in expression.targets])
-    one_by_one = coco_mask.iou([masks[i] for i in same], [truth], [0])[:, 0]
-    together = coco_mask.iou([coco_mask.merge([masks[i] for i in same])], [truth], [0])[0, 0]
-    return float(max(one_by_one.mean(), together))
+    together = coco_mask.merge(list(masks.values()))
+    ious = np.asarray(coco_mask.iou([*masks.values(), together], [truth], [0]))[:, 0]
+    return float(max(ious[:-1].mean(), ious[-1]))
 
 
 def oracle_scores(source: RecordSource, granularities: tuple[str, ...]) -> dict[str, float]:

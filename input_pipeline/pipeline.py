@@ -169,7 +169,7 @@ class MakeRow:
 
 def collate(rows: Sequence[HostBatch]) -> HostBatch:
     """Batches of one row each to one batch."""
-    fields = {
+    fields: dict[str, Any] = {
         field.name: np.concatenate(values) if values[0] is not None else None
         for field in dataclasses.fields(Batch)
         if (values := [getattr(row.batch, field.name) for row in rows])

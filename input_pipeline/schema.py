@@ -90,12 +90,13 @@ class Record:
             {"size": [self.height, self.width], "counts": self.targets[i].counts}
             for i in target_indices
         ]
-        return coco_mask.decode(coco_mask.merge(rles))  # pyright: ignore[reportArgumentType]
+        return coco_mask.decode(coco_mask.merge(rles))  # pyright: ignore
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """Compressed COCO RLE counts of a `[height, width]` mask of 0/1 or bool."""
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    rle: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return rle["counts"]
 
 
 def features() -> Any:

@@ -65,7 +65,8 @@ class RecordSource:
     def _data(self) -> Any:
         import tensorflow_datasets as tfds
 
-        return tfds.builder_from_directory(str(self.folder)).as_data_source(split=self.split)
+        builder: Any = tfds.builder_from_directory(str(self.folder))
+        return builder.as_data_source(split=self.split)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -134,7 +135,8 @@ class ExpressionTable:
                 granularity = GRANULARITIES.index(expression.granularity)
                 rows.append((index, position, expression.referent, granularity, group))
         columns = np.array(rows, np.int32).reshape(-1, 5).T
-        return cls(*columns[:3], columns[3].astype(np.int8), columns[4], largest.astype(np.int32))
+        record, position, referent, granularity, group = columns
+        return cls(record, position, referent, granularity.astype(np.int8), group, largest)
 
     def __len__(self) -> int:
         return len(self.record)

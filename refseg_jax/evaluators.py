@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -128,8 +128,8 @@ class Evaluator:
             assert host.batch.native is not None
             found.append(
                 Picture(
-                    image=host.batch.image[b, n],
-                    affine=host.batch.affine[b, n],
+                    image=np.asarray(host.batch.image[b, n]),
+                    affine=np.asarray(host.batch.affine[b, n]),
                     expression=meta.expressions[k],
                     granularity=meta.granularities[k],
                     target=np.asarray(host.batch.native[b, n, k, :height, :width], bool),

@@ -27,7 +27,8 @@ def predicted_mask(logits: Array, size: Array, threshold: float) -> jax.Array:
     rows, columns = (jnp.arange(n) for n in logits.shape[-2:])
     size = jnp.asarray(size)
     inside = (rows[:, None] < size[..., 0, None, None]) & (columns < size[..., 1, None, None])
-    return (logits > math.log(threshold / (1.0 - threshold))) & inside[:, :, None]
+    likely = jnp.asarray(logits) > math.log(threshold / (1.0 - threshold))
+    return likely & jnp.asarray(inside)[:, :, None]
 
 
 def pair_counts(logits: Array, native: Array, size: Array, threshold: float) -> jax.Array:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """A mask `[H, W]` of bool or 0/1 as compressed COCO RLE, `{"size": [h, w], "counts": str}`."""
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    rle: Any = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(n) for n in mask.shape], "counts": rle["counts"].decode()}
 
 

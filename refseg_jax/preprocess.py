@@ -56,7 +56,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
     try:
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(height, width, name, max_pixels)
+            _check_size(int(height), int(width), name, max_pixels)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
         # Opening reads the header alone.
         with Image.open(io.BytesIO(data)) as image:
@@ -114,7 +114,7 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
     Returns:
         u8 `[size, size, 3]`, and the affine map f32 `[2, 3]`.
     """
-    affine = make_affine(*rgb.shape[:2], size, resize)
+    affine = make_affine(rgb.shape[0], rgb.shape[1], size, resize)
     if _is_identity(affine, rgb.shape[:2], size):
         return rgb, affine
     border = cv2.BORDER_CONSTANT if resize == "letterbox" else cv2.BORDER_REPLICATE

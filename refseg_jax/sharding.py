@@ -9,7 +9,7 @@ cover every path.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ _BATCH_AXES = ("data", "fsdp")
 
 #: A layout: `"replicate"`, `"fsdp"` (cut the largest dimension that divides), or the dimension that
 #: the `tensor` axis cuts, counted from the end, as `"tensor:-1"` (the rest then follows `fsdp`).
-Layout = str
+Layout: TypeAlias = str
 
 #: Parameters below this many numbers are not worth a gather per use.
 _SMALLEST_CUT = 2**10
@@ -47,7 +47,7 @@ class MeshConfig:
     tensor: int = 1
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A `(data, fsdp, tensor)` mesh over all devices, with Auto axes.
 
     Raises:
@@ -114,7 +114,7 @@ def state_shardings(shapes: Any, params: Mapping[str, NamedSharding], mesh: Mesh
 
     def layout(tree_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for key in reversed(tree_path):
-            name = getattr(key, "key", None)
+            name = str(getattr(key, "key", ""))
             if name in params and len(params[name].spec) <= len(leaf.shape):
                 return params[name]
         return replicated(mesh)
@@ -141,10 +141,8 @@ def local_rows(array: jax.Array) -> np.ndarray:
 def _spec(
     path: str, shape: tuple[int, ...], mesh: Mesh, layouts: Sequence[tuple[str, Layout]]
 ) -> P:
-    for pattern, layout in layouts:
-        if re.fullmatch(pattern, path):
-            break
-    else:
+    layout = next((row for pattern, row in layouts if re.fullmatch(pattern, path)), None)
+    if layout is None:
         raise ValueError(f"no row of the sharding table matches parameter {path!r}")
     cuts: list[str | None] = [None] * len(shape)
     kind, _, where = layout.partition(":")

@@ -47,22 +47,26 @@ def clean(text: str | bytes) -> str:
     Raises:
         ExpressionError: nothing is left, or the bytes are not UTF-8.
     """
-    if isinstance(text, bytes):
-        try:
-            text = text.decode()
-        except UnicodeDecodeError as error:
-            raise ExpressionError(
-                f"expression {text[:40]!r} is not UTF-8 ({error.reason}); convert it"
-            ) from None
-    if not isinstance(text, str):
-        raise ExpressionError(f"expression {text!r:.40} is {type(text).__name__}, not text")
-    text = text[:_MAX_CHARACTERS]
-    if not text.isascii():
-        text = importlib.import_module("ftfy").fix_text(text)
-    cleaned = " ".join(html.unescape(html.unescape(text)).split()).lower()
+    words = _decode(text)[:_MAX_CHARACTERS]
+    if not words.isascii():
+        words = importlib.import_module("ftfy").fix_text(words)
+    cleaned = " ".join(html.unescape(html.unescape(words)).split()).lower()
     if not cleaned:
         raise ExpressionError("an expression is empty; say what to look for")
     return cleaned
+
+
+def _decode(text: str | bytes) -> str:
+    if isinstance(text, str):
+        return text
+    if not isinstance(text, bytes):
+        raise ExpressionError(f"expression {text!r:.40} is {type(text).__name__}, not text")
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ExpressionError(
+            f"expression {text[:40]!r} is not UTF-8 ({error.reason}); convert it"
+        ) from None
 
 
 class ClipTokenizer:

@@ -236,7 +236,7 @@ class Trainer:
             for name, term in terms_of(moving, part, number).items():
                 weight = term.weight if weights is None else weights[name]
                 values[name] = term.coefficient * term.sum / jnp.maximum(weight, 1e-12)
-            return sum(values.values(), start=jnp.float32(0.0)), values
+            return jnp.stack(list(values.values())).sum(), values
 
         gradient = jax.grad(share, has_aux=True)
         if parts == 1:

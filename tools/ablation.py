@@ -105,7 +105,7 @@ def run_one(
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/scenes_unires.py")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -1,6 +1,7 @@
 """The residual block of CLIP's transformers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,7 +68,7 @@ class TransformerBlock(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def run_block(block: nnx.Module, *args: Any, remat: bool, **kwargs: Any) -> Any:
+def run_block(block: Callable[..., Any], *args: Any, remat: bool, **kwargs: Any) -> Any:
     """Calls a block; with `remat` its inside is computed again in the backward pass, not stored."""
     call = lambda *inputs: block(*inputs, **kwargs)  # noqa: E731  # pyright: ignore
     return (jax.checkpoint(call) if remat else call)(*args)

@@ -81,7 +81,7 @@ def main() -> None:
     mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
     losses = []
     for number in range(STEPS):
-        rows = jax.tree.map(lambda x: x[mine], global_batch(number))  # noqa: B023
+        rows = jax.tree.map(lambda x: x[mine], global_batch(number))
         state, metrics = step(state, sharding.put_batch(rows, mesh))
         losses.append(float(metrics["loss"]))
 

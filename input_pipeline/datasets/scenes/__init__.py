@@ -1,0 +1,1 @@
+"""The embedded dataset: drawn scenes, and expressions that are verified against their graph."""

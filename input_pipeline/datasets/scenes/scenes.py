@@ -53,7 +53,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     name = "scenes"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
-    pkg_dir_path = Path(__file__).parent
+    pkg_dir_path: Path | None = Path(__file__).parent
 
     def __init__(self, *, scenes: ScenesConfig | None = None, workers: int = 1, **kwargs: Any):
         """`scenes` decides what is drawn, `workers` how many processes draw it."""
@@ -80,8 +80,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         make = functools.partial(_make_chunk, self._scenes, split, count)
         with tqdm(total=count, desc=f"scenes {split}", unit="image") as bar:
             for chunk in self._map(make, starts):
-                for key, stored in chunk:
-                    yield key, stored
+                yield from chunk
                 bar.update(len(chunk))
 
     def _map(self, make: Any, starts: range) -> Iterator[list[tuple[str, dict[str, Any]]]]:
