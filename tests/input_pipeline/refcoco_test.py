@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline.datasets.refcoco.builder import BUILDERS, REPORT, BuildError, Refcoco
-from input_pipeline.datasets.refcoco.convert import convert, ordered_map
+from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.processes import ordered_map
+from input_pipeline.datasets.refcoco.builder import BUILDERS, REPORT, Refcoco
+from input_pipeline.datasets.refcoco.convert import convert
 from input_pipeline.datasets.refcoco.counts import PUBLISHED, Counts, compare
 from input_pipeline.datasets.refcoco.layout import SourceError, read_plan
 from input_pipeline.schema import to_features
@@ -39,7 +41,7 @@ def build(source: Path, data_dir: Path, config: str = "unc", **options: Any) -> 
 
 def datasets_in(data_dir: Path) -> list[Path]:
     """Everything that could be taken for a (half) built dataset."""
-    return [p for p in data_dir.glob("refcoco/unc*/*")]
+    return list(data_dir.glob("refcoco/unc*/*"))
 
 
 def test_the_record(tmp_path: Path):
@@ -114,7 +116,7 @@ def test_only_the_wanted_splits(tmp_path: Path):
     folder = build(source, tmp_path / "data", splits=("val",))
     assert len(read_records(folder, "val")) == 1
     assert not list(folder.glob("*train*"))
-    with pytest.raises(SourceError, match="unknown split of refcoco/unc 'trian'.*'train'"):
+    with pytest.raises(SourceError, match=r"unknown split of refcoco/unc 'trian'.*'train'"):
         build(source, tmp_path / "other", splits=("trian",))
 
 

@@ -5,38 +5,26 @@ named after who made the splits; those with `_raw` keep each sentence as it was 
 LAVT and ReLA read), the others have refer's cleaned text (`sent`, which CRIS reads).
 """
 
-import contextlib
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from input_pipeline.datasets.refcoco.convert import Outcome, convert, ordered_map
+from input_pipeline.datasets.building import BuildError, RecordBuilder
+from input_pipeline.datasets.refcoco.convert import Outcome, convert
 from input_pipeline.datasets.refcoco.counts import PUBLISHED, Tally, compare
 from input_pipeline.datasets.refcoco.layout import ImagePlan, SourceError, read_plan
-from input_pipeline.schema import features, to_features
-from refseg_jax.errors import UserError
+from input_pipeline.schema import Record, features
 from refseg_jax.naming import unknown
 
-#: What the build printed, kept beside the records.
+#: What the build found, kept beside the records.
 REPORT = "build_report.txt"
 
-#: Images of a file of records (about 160 MB of COCO's). TFDS keeps one such file's in memory.
-_SHARD = 1000
-#: Fewer images than this are read before processes have started.
-_FEW = 256
 #: Problems that an error lists.
 _LISTED = 20
-
-
-class BuildError(UserError):
-    """Images or annotations cannot be built; lists them."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,17 +48,10 @@ def _configs(*makers: str) -> list[ReferConfig]:
     ]
 
 
-class ReferBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """What the three datasets share.
-
-    Built by shards and not by TFDS's shuffling writer, because that one opens its buffers through
-    TensorFlow as soon as a split is larger than 1 GB; grain shuffles when reading. Nothing is
-    renamed to its place before every split is whole.
-    """
+class ReferBuilder(RecordBuilder, skip_registration=True):
+    """What the three datasets share."""
 
     name = "refer"
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     #: The dataset's folder in the source.
     source_name: ClassVar[str] = ""
 
@@ -96,13 +77,12 @@ class ReferBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """
         self._source_dir = Path(source_dir)
         self._wanted = tuple(splits)
-        self._workers = num_workers
         self._skip = skip_missing
         self._problems: list[str] = []
         self._tally: dict[str, Tally] = {}
         self._tiny = 0
         self._empty = 0
-        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+        super().__init__(data_dir=data_dir, config=config, num_workers=num_workers)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -113,37 +93,7 @@ class ReferBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             license="images: Flickr licences, per image; COCO annotations: CC BY 4.0",
         )
 
-    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """TFDS calls this with the folder still under its temporary name."""
-        self._splits = self._read_plan()
-        self._tally = {split: Tally() for split in self._splits}
-        try:
-            with contextlib.closing(self._outcomes()) as self._stream:
-                super()._download_and_prepare(dl_manager, download_config)
-        except BrokenProcessPool:
-            raise BuildError(
-                f"{self.source}: a worker process died, perhaps for want of memory; "
-                "nothing was built; use fewer --num_workers"
-            ) from None
-        self._raise_problems()
-        for split, tally in self._tally.items():
-            if not tally.images:
-                raise SourceError(f"{self.source}: no image of {split} could be built")
-        (Path(str(self.data_path)) / REPORT).write_text("\n".join(self._report()) + "\n")
-
-    def _shard_iterators_per_split(
-        self, dl_manager: Any
-    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-        del dl_manager
-        return {
-            split: [
-                functools.partial(self._shard, split, min(_SHARD, len(images) - start))
-                for start in range(0, len(images), _SHARD)
-            ]
-            for split, images in self._splits.items()
-        }
-
-    def _read_plan(self) -> dict[str, tuple[ImagePlan, ...]]:
+    def _plan(self) -> Mapping[str, Sequence[ImagePlan]]:
         """The images of the chosen splits, in the published order of the splits."""
         config: Any = self.builder_config
         plan = read_plan(self._source_dir, self.source_name, config.by, config.text)
@@ -155,38 +105,28 @@ class ReferBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 raise SourceError(unknown(f"split of {self.source}", split, plan.splits))
         order = [*PUBLISHED[self.name, config.by], *plan.splits]
         chosen = sorted(self._wanted or plan.splits, key=order.index)
+        self._tally = {split: Tally() for split in chosen}
         return {split: plan.splits[split] for split in chosen}
 
-    def _outcomes(self) -> Generator[Outcome, None, None]:
-        """Every image of every split in turn, converted by one pool of processes."""
-        images = [image for images in self._splits.values() for image in images]
-        workers = self._workers if self._workers > 1 and len(images) >= _FEW else 0
-        make = functools.partial(convert, source=self.source)
-        with tqdm(total=len(images), desc=self.source, unit="image", mininterval=0.5) as bar:
-            for outcome in ordered_map(make, images, workers):
-                bar.update()
-                yield outcome
+    def _maker(self) -> Callable[[ImagePlan], Outcome]:
+        return functools.partial(convert, source=self.source)
 
-    @property
-    def source(self) -> str:
-        """`"<dataset>/<config>"`, as records have it."""
-        return f"{self.name}/{self.builder_config_name}"
-
-    def _shard(self, split: str, images: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The next images of the stream: TFDS asks for the shards in their order."""
-        for outcome in itertools.islice(self._stream, images):
-            self._count(split, outcome)
-            if outcome.record is not None:
-                yield outcome.record.image_id, to_features(outcome.record)
-
-    def _count(self, split: str, outcome: Outcome) -> None:
-        self._problems.extend(outcome.problems)
-        self._tiny += outcome.tiny
-        if outcome.record is not None:
-            tally, expressions = self._tally[split], outcome.record.expressions
+    def _record(self, split: str, made: Outcome) -> Record | None:
+        self._problems.extend(made.problems)
+        self._tiny += made.tiny
+        if made.record is not None:
+            tally, expressions = self._tally[split], made.record.expressions
             tally.images += 1
             tally.refs += len({e.referent for e in expressions})
             tally.expressions += len(expressions)
+        return made.record
+
+    def _finish(self, folder: Path) -> None:
+        self._raise_problems()
+        for split, tally in self._tally.items():
+            if not tally.images:
+                raise SourceError(f"{self.source}: no image of {split} could be built")
+        (folder / REPORT).write_text("\n".join(self._report()) + "\n", encoding="utf-8")
 
     def _raise_problems(self) -> None:
         if not self._problems or self._skip:
@@ -210,12 +150,6 @@ class ReferBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         if self._problems:
             lines += [f"left out: {len(self._problems)} problems", *self._problems]
         return lines
-
-    def _log_download_bytes(self) -> None:
-        """Nothing is downloaded."""
-
-    def _log_download_done(self) -> None:
-        """`tools.build_dataset` says it."""
 
 
 class Refcoco(ReferBuilder, skip_registration=True):
