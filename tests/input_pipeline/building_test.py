@@ -1,0 +1,141 @@
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline.datasets import building
+from input_pipeline.datasets.building import BuildError, build_records
+from input_pipeline.schema import Expression, Record, Target, encode_mask
+from refseg_jax.preprocess import ImageError
+from tests.input_pipeline.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
+
+ROOT = Path(building.__file__).resolve().parents[2]
+
+
+def make(number: int) -> Record:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[: number % HEIGHT + 1] = 1
+    return Record(
+        image=jpeg(seed=number % 5),
+        image_id=str(number),
+        file_name=f"{number}.jpg",
+        height=HEIGHT,
+        width=WIDTH,
+        source="mine",
+        targets=(Target(encode_mask(mask), "row"),),
+        expressions=(Expression(f"e{number}", f"{number} rows", (0,), "object"),),
+    )
+
+
+def test_records_come_back_in_order(tmp_path: Path):
+    folder = build_records("mine", {"train": [3, 1, 2], "val": [9]}, make, data_dir=tmp_path)
+    assert folder == tmp_path / "mine" / "1.0.0"
+    assert read_records(folder, "train") == [make(3), make(1), make(2)]
+    assert read_records(folder, "val") == [make(9)]
+
+
+def test_several_shards_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(building, "_SHARD", 4)
+    monkeypatch.setattr(building, "_FEW", 1)
+    splits = {"train": list(range(10)), "val": [20]}
+    folder = build_records("mine", splits, make, data_dir=tmp_path, num_workers=2)
+    assert len(list(folder.glob("mine-train.*-of-00003"))) == 3
+    assert read_records(folder, "train") == [make(n) for n in range(10)]
+    assert read_records(folder, "val") == [make(20)]
+
+
+def die(number: int) -> Record:
+    if number == 5:
+        os._exit(9)
+    return make(number)
+
+
+def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(building, "_FEW", 1)
+    with pytest.raises(BuildError, match=r"a worker process died.*use fewer --num_workers"):
+        build_records("mine", {"train": range(9)}, die, data_dir=tmp_path, num_workers=2)
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def changed(**fields: object) -> Callable[[int], Record]:
+    return lambda number: dataclasses.replace(make(number), **fields)
+
+
+@pytest.mark.parametrize(
+    ("maker", "message"),
+    [
+        (changed(width=WIDTH + 1), r"1\.jpg: is 64 x 48, its record says 65 x 48"),
+        (
+            changed(targets=(Target(encode_mask(np.ones((9, 9))), "x"),)),
+            r"1\.jpg: target 0: the RLE's runs do not fill 48 x 64",
+        ),
+        (
+            changed(targets=(Target(encode_mask(np.zeros((HEIGHT, WIDTH))), "x"),)),
+            r"1\.jpg: target 0: the region covers no pixel",
+        ),
+        (
+            changed(expressions=(Expression("e", "  ", (0,), "object"),)),
+            r"1\.jpg: expression e has no word",
+        ),
+        (
+            changed(expressions=(Expression("e", "it", (0,), "object"),)),
+            r"2\.jpg: expression id 'e' occurs twice",
+        ),
+    ],
+)
+def test_records_that_contradict_themselves(
+    maker: Callable[[int], Record], message: str, tmp_path: Path
+):
+    with pytest.raises(BuildError, match=message):
+        build_records("mine", {"train": [1, 2]}, maker, data_dir=tmp_path)
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_damaged_image(tmp_path: Path):
+    with pytest.raises(ImageError, match=r"1\.jpg: the image is damaged"):
+        build_records("mine", {"a": [1]}, changed(image=jpeg()[:-800]), data_dir=tmp_path)
+
+
+def test_names_and_splits(tmp_path: Path):
+    with pytest.raises(BuildError, match="dataset name 'My data': use a-z"):
+        build_records("My data", {"train": [1]}, make, data_dir=tmp_path)
+    with pytest.raises(BuildError, match="mine: split 'val' is empty"):
+        build_records("mine", {"train": [1], "val": []}, make, data_dir=tmp_path)
+    build_records("mine", {"train": [1]}, make, data_dir=tmp_path)
+    with pytest.raises(BuildError, match="is built already; remove it"):
+        build_records("mine", {"train": [1]}, make, data_dir=tmp_path)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
+    (tmp_path / "build_mine.py").write_text(code)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[5:9, 7:30] = 255
+    for split in ("train", "val"):
+        (pictures / f"{split}.jpg").write_bytes(jpeg())
+        cv2.imwrite(str(pictures / f"{split}.png"), mask)
+        said = {"text": "the bar", "mask": f"{split}.png"}
+        line = json.dumps({"image": f"{split}.jpg", "expressions": [said]})
+        (pictures / f"{split}.jsonl").write_text(line + "\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "build_mine.py"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (record,) = read_records(tmp_path / done.stdout.strip(), "val")
+    assert record.expressions[0].text == "the bar"
+    np.testing.assert_array_equal(record.mask([0]), mask > 0)
