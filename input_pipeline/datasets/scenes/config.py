@@ -48,6 +48,11 @@ class ScenesConfig:
                 f"scenes: min_objects {self.min_objects}, max_objects {self.max_objects}; "
                 "2 <= min_objects <= max_objects <= 8 is needed"
             )
+        if self.group_size < 4:
+            raise ValueError(
+                f"scenes: group_size {self.group_size} is below 4; a group needs two images with "
+                "its object and two without"
+            )
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
             raise ValueError(f"scenes: name {self.name!r} is not made of a-z, 0-9 and _")
 

@@ -111,7 +111,8 @@ def _several(graph: SceneGraph) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"the {_NUMBERS[len(indices)]} {phrases.plural(kind)}", targets
         if len(indices) == 2:
             yield f"both {phrases.plural(kind)}", targets
-        for place in PLACES:
+        # "the fish on the left" would be heard as one of them.
+        for place in PLACES if phrases.plural(kind) != kind else ():
             side = phrases.on_side(graph, kind, place)
             if side and 1 < len(side) < len(indices):
                 yield f"the {phrases.plural(kind)} {place}", _targets(graph, list(side))

@@ -61,6 +61,8 @@ class Phrase:
             candidates = _largest(graph, candidates, SIZES[self.size])
         if self.place:
             axis, sign = PLACES[self.place]
+            if plural(self.kind) == self.kind and _may_be_several(graph, candidates, axis, sign):
+                return None
             candidates = _outermost(graph, candidates, axis, sign)
         return candidates[0] if len(candidates) == 1 else None
 
@@ -115,6 +117,12 @@ def _outermost(graph: SceneGraph, candidates: list[int], axis: str, sign: int) -
     order = sorted(candidates, key=lambda i: sign * _at(graph.objects[i], axis))
     first, second = (sign * _at(graph.objects[i], axis) for i in (order[-1], order[-2]))
     return [order[-1]] if first - second >= GAP else []
+
+
+def _may_be_several(graph: SceneGraph, candidates: list[int], axis: str, sign: int) -> bool:
+    """Whether "the fish on the left" could be heard as all those in that half of the image."""
+    beyond = [sign * (_at(graph.objects[i], axis) - 0.5) for i in candidates]
+    return sum(distance > -GAP / 2 for distance in beyond) > 1
 
 
 def _largest(graph: SceneGraph, candidates: list[int], sign: int) -> list[int]:
