@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from refseg_jax.errors import UserError
 
@@ -64,8 +64,13 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
             return _to_rgb(image)
     except ImageError:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
+    except UnidentifiedImageError:
+        reason = "no known format" if data else "the file is empty"
+        raise ImageError(
+            f"{name}: the image is damaged or no image ({reason}); replace the file"
+        ) from None
     except Exception as error:  # Decoders raise whatever they like on damaged bytes.
         reason = " ".join(str(error).split())[:120]
         raise ImageError(
@@ -169,6 +174,11 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, np.float64)
-        scale = 255.0 / (65535.0 if grey.max(initial=0) > 255 else 255.0)
-        return np.repeat((grey * scale).round().astype(np.uint8)[:, :, None], 3, 2)
+        # Modes "I" and "F" do not say what they were made of, "I;16" does.
+        deep = image.mode.startswith("I;16") or grey.max(initial=0) > 255
+        scaled = np.nan_to_num(grey * (255.0 / 65535.0 if deep else 1.0)).round().clip(0, 255)
+        return np.repeat(scaled.astype(np.uint8)[:, :, None], 3, 2)
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns.
+        image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

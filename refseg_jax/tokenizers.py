@@ -58,6 +58,13 @@ def clean(text: str | bytes) -> str:
 
 def _decode(text: str | bytes) -> str:
     if isinstance(text, str):
+        try:
+            # A terminal's bytes that are not UTF-8 arrive as lone surrogates.
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ExpressionError(
+                f"expression {text[:40]!a} is not UTF-8 ({error.reason}); convert it"
+            ) from None
         return text
     if not isinstance(text, bytes):
         raise ExpressionError(f"expression {text!r:.40} is {type(text).__name__}, not text")
