@@ -1,7 +1,6 @@
 """What could be scored without reading the words: an oracle that knows only the kind."""
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -25,8 +24,7 @@ def oracle_kind(record: Record, expression: Expression) -> float:
     """
     kinds = {_kind(record, target) for target in expression.targets}
     same = [i for i in range(len(record.targets)) if _kind(record, i) in kinds]
-    size = [record.height, record.width]
-    masks: Any = {i: {"size": size, "counts": record.targets[i].counts} for i in same}
+    masks = {i: record.rle(i) for i in same}
     truth = coco_mask.merge([masks[i] for i in expression.targets])
     together = coco_mask.merge(list(masks.values()))
     ious = np.asarray(coco_mask.iou([*masks.values(), together], [truth], [0]))[:, 0]

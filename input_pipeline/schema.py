@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from input_pipeline.segmentation import SegmentationError, checked_rle
 from refseg_jax.batch import GRANULARITIES
 
 #: Values of `Target.granularity`.
@@ -83,14 +84,25 @@ class Record:
     metadata: str = ""
 
     def mask(self, target_indices: Sequence[int]) -> np.ndarray:
-        """The union of some targets: u8 `[height, width]` of 0/1 (zeros for no target)."""
+        """The union of some targets: u8 `[height, width]` of 0/1 (zeros for no target).
+
+        Raises:
+            SegmentationError: the mask of a target is damaged, or of another size.
+        """
         if not target_indices:
             return np.zeros((self.height, self.width), np.uint8)
-        rles = [
-            {"size": [self.height, self.width], "counts": self.targets[i].counts}
-            for i in target_indices
-        ]
-        return coco_mask.decode(coco_mask.merge(rles))  # pyright: ignore
+        return coco_mask.decode(coco_mask.merge([self.rle(i) for i in target_indices]))
+
+    def rle(self, target: int) -> Any:
+        """The mask of one target as pycocotools takes it; raises as `mask` does."""
+        size, counts = [self.height, self.width], self.targets[target].counts
+        try:
+            return checked_rle({"size": size, "counts": counts}, *size)
+        except SegmentationError as error:
+            raise SegmentationError(
+                f"{self.source}: image {self.image_id} ({self.file_name}): target {target}: "
+                f"{error}; build the dataset again"
+            ) from None
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

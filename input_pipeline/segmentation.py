@@ -47,7 +47,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
         raise SegmentationError(f"the segmentation is a {type(segmentation).__name__}")
     if segmentation and all(isinstance(part, Mapping) for part in segmentation):
-        rles: Any = [_checked_rle(part, height, width) for part in segmentation]
+        rles: Any = [checked_rle(part, height, width) for part in segmentation]
         tiny = 0
     else:
         polygons = [_checked_polygon(part, height, width) for part in segmentation]
@@ -85,8 +85,14 @@ def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
     return [float(value) for value in polygon]
 
 
-def _checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """An RLE whose runs fill the image exactly; pycocotools writes past the end of others."""
+def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """An RLE whose runs fill the image exactly.
+
+    pycocotools writes past the end of others, or unites them with another RLE for ever.
+
+    Raises:
+        SegmentationError: it is none.
+    """
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, Sequence) or list(size) != [height, width]:
         raise SegmentationError(f"the RLE's size is {size!r:.40}, the image's [{height}, {width}]")
