@@ -15,12 +15,13 @@ from absl import flags
 
 from input_pipeline import transforms
 from input_pipeline.rows import RowTable, Sampling, make_rows
+from input_pipeline.schema import Record
 from input_pipeline.sources import ExpressionTable, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax import preprocess
 from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
-from refseg_jax.tokenizers import build_tokenizer
+from refseg_jax.tokenizers import ExpressionError, build_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +115,28 @@ class MakeRow:
         batch = blank.batch
         there = [k for k, text in enumerate(example.texts) if self._has(example, k)]
         if there:
-            tokenizer = build_tokenizer(config.tokenizer)
-            ids, valid = tokenizer([example.texts[k] for k in there], config.context_length)
-            batch.text[0, there], batch.text_valid[0, there] = ids, valid
+            batch.text[0, there], batch.text_valid[0, there] = self._tokenize(
+                example.frames[0].record, [example.texts[k] for k in there]
+            )
         for n, frame in enumerate(example.frames):
             self._pack_frame(batch, n, frame)
         first = example.frames[0].expressions
+        missing = ("",) * (config.images - len(example.frames))
         meta = RowMeta(
             key=example.key,
-            image_ids=tuple(f.record.image_id for f in example.frames),
+            image_ids=tuple(f.record.image_id for f in example.frames) + missing,
             pair_ids=tuple("" if e is None else e.id for e in first),
             expressions=example.texts,
             granularities=tuple("" if e is None else e.granularity for e in first),
         )
         return HostBatch(batch, (meta,))
+
+    def _tokenize(self, record: Record, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return build_tokenizer(self.config.tokenizer)(texts, self.config.context_length)
+        except ExpressionError as error:
+            name = f"{record.source}: image {record.image_id} ({record.file_name})"
+            raise ExpressionError(f"{name}: {error}") from None
 
     def _pack_frame(self, batch: Batch, n: int, frame: Frame) -> None:
         config, record = self.config, frame.record

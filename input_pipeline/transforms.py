@@ -158,7 +158,9 @@ class HorizontalFlip:
         if rng.random() >= self.probability:
             return example
         frames = tuple(
-            dataclasses.replace(f, image=np.ascontiguousarray(f.image[:, ::-1]), flipped=True)
+            dataclasses.replace(
+                f, image=np.ascontiguousarray(f.image[:, ::-1]), flipped=not f.flipped
+            )
             for f in example.frames
             if f.image is not None
         )
