@@ -23,18 +23,8 @@ Readings: TypeAlias = set[frozenset[int]]
 APART, LARGER, MIDDLE, STANDS_OUT = 120, (3, 2), 60, 2
 
 KINDS = [
-    "car",
-    "house",
-    "tree",
-    "boat",
-    "fish",
-    "bird",
-    "plane",
-    "cup",
-    "lamp",
-    "robot",
-    "mushroom",
-    "flower",
+    *("car", "house", "tree", "boat", "fish", "bird"),
+    *("plane", "cup", "lamp", "robot", "mushroom", "flower"),
 ]
 PLURALS = {"fish" if kind == "fish" else f"{kind}s": kind for kind in KINDS}
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "white", "black"]
