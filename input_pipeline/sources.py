@@ -117,6 +117,8 @@ class ExpressionTable:
                 dir=source.folder, suffix=".partial", delete=False
             ) as file:
                 np.savez(file, **dataclasses.asdict(table))
+            # Temporary files are private, but who may read the dataset may read its table.
+            Path(file.name).chmod((source.folder / "features.json").stat().st_mode & 0o666)
             Path(file.name).replace(path)
         return table
 

@@ -1,0 +1,166 @@
+import dataclasses
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from input_pipeline.schema import Record
+from input_pipeline.sources import DatasetError, ExpressionTable, RecordSource, dataset_folder
+from refseg_jax.batch import GRANULARITIES
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset, make_record
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    build_tiny_dataset(folder, {"train": 4, "val": 2}, size=(32, 40), change=grouped)
+    return folder
+
+
+def grouped(record: Record) -> Record:
+    """The words of the first expression are shared by a group that its image's number tells."""
+    number = int(record.image_id.strip("trainvl"))
+    first, *others = record.expressions
+    first = dataclasses.replace(first, text=f"shared {number // 2}", group="g")
+    return dataclasses.replace(record, expressions=(first, *others))
+
+
+def expected_record(number: int) -> Record:
+    return grouped(make_record("train", number, (24 if number % 3 == 0 else 32, 40)))
+
+
+def fake_version(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text("{}")
+
+
+# Records
+
+
+def test_records_are_those_that_were_built(data_dir: Path):
+    source = RecordSource(str(data_dir), "tiny", "train")
+    assert len(source) == 4
+    # TFDS writes in an order of its own.
+    found = sorted((source[index] for index in range(4)), key=lambda record: record.image_id)
+    assert found == [expected_record(number) for number in range(4)]
+
+
+def test_a_source_may_be_pickled_before_and_after_it_was_read(data_dir: Path):
+    source = RecordSource(str(data_dir), "tiny", "train")
+    fresh = pickle.loads(pickle.dumps(source))
+    first = source[0]
+    assert fresh[0] == pickle.loads(pickle.dumps(source))[0] == first
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(data_dir: Path):
+    with pytest.raises(DatasetError, match="no split 'test'; there are train, val"):
+        RecordSource(str(data_dir), "tiny", "test")
+
+
+# Folders
+
+
+def test_the_newest_version_is_taken_by_number(tmp_path: Path):
+    for version in ("1.9.0", "1.10.0", "1.2.11"):
+        fake_version(tmp_path / "tiny" / version)
+    assert dataset_folder(str(tmp_path), "tiny") == tmp_path / "tiny" / "1.10.0"
+
+
+def test_the_only_config_need_not_be_named(tmp_path: Path):
+    fake_version(tmp_path / "tiny" / "small" / "1.0.0")
+    folder = tmp_path / "tiny" / "small" / "1.0.0"
+    assert dataset_folder(str(tmp_path), "tiny") == folder
+    assert dataset_folder(str(tmp_path), "tiny/small") == folder
+
+
+def test_one_of_several_configs_must_be_named(tmp_path: Path):
+    for name in ("small", "big"):
+        fake_version(tmp_path / "tiny" / name / "1.0.0")
+    with pytest.raises(DatasetError, match="choose one of tiny/big, tiny/small"):
+        dataset_folder(str(tmp_path), "tiny")
+    assert dataset_folder(str(tmp_path), "tiny/big").parent.name == "big"
+
+
+def test_a_dataset_that_was_not_built_says_how_to(tmp_path: Path):
+    with pytest.raises(DatasetError, match=r"build_dataset --dataset=tiny/x --data_dir=") as e:
+        dataset_folder(str(tmp_path), "tiny/x")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("damage", [None, "{"])
+def test_a_dataset_without_its_info_says_to_build_it_again(tmp_path: Path, damage: str | None):
+    fake_version(tmp_path / "tiny" / "1.0.0")
+    if damage:
+        (tmp_path / "tiny" / "1.0.0" / "dataset_info.json").write_text(damage)
+    with pytest.raises(DatasetError, match=r"dataset_info.json: .*; build the dataset again"):
+        RecordSource(str(tmp_path), "tiny", "train")
+
+
+# Tables
+
+
+def test_the_table_holds_every_expression(data_dir: Path):
+    source = RecordSource(str(data_dir), "tiny", "train")
+    table = ExpressionTable.of(source)
+    said = [
+        (index, position, e.referent, GRANULARITIES.index(e.granularity))
+        for index in range(len(source))
+        for position, e in enumerate(source[index].expressions)
+    ]
+    columns = (table.record, table.position, table.referent, table.granularity)
+    assert list(zip(*(c.tolist() for c in columns), strict=True)) == said
+    assert len(table) == 24
+    assert table.largest.tolist() == [32, 40]
+
+
+def test_expressions_of_one_group_and_text_share_a_number(data_dir: Path):
+    source = RecordSource(str(data_dir), "tiny", "train")
+    table = ExpressionTable.of(source)
+    numbers: dict[str, set[int]] = {"": set()}
+    for record, position, group in zip(table.record, table.position, table.group, strict=True):
+        e = source[int(record)].expressions[position]
+        numbers.setdefault(e.text if e.group else "", set()).add(int(group))
+    assert numbers.pop("") == {-1}
+    assert set(numbers) == {"shared 0", "shared 1"}
+    assert numbers["shared 0"] | numbers["shared 1"] == {0, 1}
+    assert all(len(found) == 1 for found in numbers.values())
+
+
+def copy(data_dir: Path, target: Path) -> RecordSource:
+    shutil.copytree(data_dir, target, ignore=shutil.ignore_patterns("expressions-*"))
+    return RecordSource(str(target), "tiny", "val")
+
+
+def test_the_table_is_kept_and_read_the_next_time(data_dir: Path, tmp_path: Path):
+    source = copy(data_dir, tmp_path / "data")
+    table = ExpressionTable.of(source)
+    (kept,) = source.folder.glob("expressions-val-*")
+    # A mark shows that the second table comes from the file, not from the records.
+    np.savez(kept, **{**dataclasses.asdict(table), "referent": table.referent + 100})
+    again = ExpressionTable.of(RecordSource(str(tmp_path / "data"), "tiny", "val"))
+    np.testing.assert_array_equal(again.referent, table.referent + 100)
+    np.testing.assert_array_equal(again.record, table.record)
+    assert not list(source.folder.glob("*.partial"))
+
+
+def test_a_kept_table_does_not_outlive_its_records(data_dir: Path, tmp_path: Path):
+    source = copy(data_dir, tmp_path / "data")
+    table = ExpressionTable.of(source)
+    (kept,) = source.folder.glob("expressions-val-*")
+    np.savez(kept, **{**dataclasses.asdict(table), "referent": table.referent + 100})
+    for file in source.folder.glob("tiny-train.*"):
+        shutil.copy(file, str(file).replace("tiny-train.", "tiny-val."))
+    (source.folder / "dataset_info.json").touch()
+    rebuilt = RecordSource(str(tmp_path / "data"), "tiny", "val")
+    assert rebuilt.fingerprint() not in kept.name
+    assert ExpressionTable.of(rebuilt).referent.max() < 100
+
+
+def test_a_kept_table_can_be_read_by_other_users(data_dir: Path, tmp_path: Path):
+    source = copy(data_dir, tmp_path / "data")
+    ExpressionTable.of(source)
+    (kept,) = source.folder.glob("expressions-val-*")
+    beside = source.folder / "features.json"
+    assert kept.stat().st_mode & 0o777 == beside.stat().st_mode & 0o777
