@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.expressions import describe
-from input_pipeline.datasets.scenes.graph import ObjectNode, PartNode, SceneGraph
+from input_pipeline.datasets.scenes.graph import ObjectNode, PartNode, SceneGraph, from_json
 from input_pipeline.datasets.scenes.kinds import COLOURS, KINDS
-from input_pipeline.datasets.scenes.scenes import make_record
+from input_pipeline.datasets.scenes.scenes import build, make_record
 from input_pipeline.schema import Expression, Record
+from input_pipeline.sources import RecordSource
 from refseg_jax.preprocess import decode_image
 from refseg_jax.tokenizers import build_tokenizer
 from tests.input_pipeline.scenes_interpreter import understand
@@ -190,6 +192,13 @@ def check_graph(record: Record, masks: list[np.ndarray]):
     assert sorted(mentioned) == list(range(len(masks)))
 
 
+def test_what_is_spoken_of_is_large_enough_to_see(small: Build):
+    least = {"object": 250, "part": 60}
+    for record in itertools.chain(*small.values()):
+        for index, target in enumerate(record.targets):
+            assert record.mask([index]).sum() >= least[target.granularity]
+
+
 def test_objects_look_the_colour_they_are_called(small: Build):
     names, palette = list(COLOURS), np.array(list(COLOURS.values()))
     right = []
@@ -285,3 +294,58 @@ def test_the_size_of_a_split_changes_no_image(small: Build):
     longer = ScenesConfig(name="small", seed=3, train=9000, val_groups=99)
     for split in SPLITS:
         assert make_record(longer, split, 7) == small[split][7]
+
+
+def test_the_files_are_the_same_for_any_number_of_workers(tmp_path: Path):
+    few = ScenesConfig("few", train=30, val=2, test=1, train_groups=1, val_groups=1, test_groups=1)
+    one, two = (build(tmp_path / str(n), few, workers=n) for n in (1, 2))
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in two.iterdir())
+    assert sum("array_record" in name for name in names) == len(SPLITS)
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    for split in SPLITS:
+        source = RecordSource(str(tmp_path / "2"), "scenes", split)
+        stored = {source[i].image_id: source[i] for i in range(len(source))}
+        made = [make_record(few, split, i) for i in range(few.images(split))]
+        assert stored == {record.image_id: record for record in made}
+
+
+def test_a_build_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    few = ScenesConfig("few", train=1, val=1, test=1, train_groups=1, val_groups=1, test_groups=1)
+    folder = build(tmp_path, few, workers=1)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert build(tmp_path, few, workers=1) == folder
+    assert "is built already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 63}, "image_size 63 is below 64"),
+        ({"min_objects": 1}, "2 <= min_objects <= max_objects <= 8 is needed"),
+        ({"min_objects": 6}, "min_objects 6, max_objects 5"),
+        ({"max_objects": 9}, "2 <= min_objects <= max_objects <= 8 is needed"),
+        ({"group_size": 3}, "group_size 3 is below 4"),
+        ({"name": "../x"}, "name '../x' is not made of"),
+        ({"name": ""}, "name '' is not made of"),
+    ],
+)
+def test_settings_that_cannot_be_drawn(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        ScenesConfig(**settings)
+
+
+def test_the_smallest_group_has_both_kinds_of_images():
+    config = ScenesConfig(group_size=4)
+    present = [bool(make_record(config, "val_groups", i).expressions[0].targets) for i in range(4)]
+    assert sum(present) == 2
+
+
+def test_a_graph_comes_back_from_its_text():
+    graph = make_graph(np.random.default_rng(0))
+    assert from_json(graph.to_json()) == graph
+    for text in ("", "[]", "{}", graph.to_json().replace('"kind"', '"sort"')):
+        with pytest.raises(ValueError, match="not a scene graph"):
+            from_json(text)

@@ -84,7 +84,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                 bar.update(len(chunk))
 
     def _map(self, make: Any, starts: range) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-        if self._workers <= 1:
+        if self._workers <= 1 or len(starts) <= 1:  # Processes take seconds to start.
             yield from map(make, starts)
             return
         # Spawned: forking a process that has threads (JAX's) may deadlock.
