@@ -1,0 +1,405 @@
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from input_pipeline.pipeline import PipelineConfig, eval_batches, rows_per_epoch, train_batches
+from input_pipeline.schema import Expression, Record, Target, encode_mask
+from input_pipeline.sources import RecordSource
+from refseg_jax.batch import Batch, HostBatch, RowMeta
+from refseg_jax.errors import UserError
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+
+EVERY = ("object", "part", "multi", "none")
+SPLITS = {"train": 6, "val": 7}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    build_tiny_dataset(folder, SPLITS)
+    return folder
+
+
+def make_config(data_dir: Path, split: str = "val", **changes: Any) -> PipelineConfig:
+    fields: dict[str, Any] = {
+        "image_size": 32,
+        "mask_stride": 4,
+        "pairs": 2,
+        "context_length": 12,
+        "canvas": (40, 40),
+        **changes,
+    }
+    return PipelineConfig(str(data_dir), "tiny", split, **fields)
+
+
+def fields_of(batch: Batch) -> dict[str, Any]:
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+
+
+def rows_of(batches: list[HostBatch]) -> list[tuple[dict[str, Any], RowMeta]]:
+    """The single rows of batches, without their fields that are `None`."""
+    return [
+        ({name: v[b] for name, v in fields_of(host.batch).items() if v is not None}, meta)
+        for host in batches
+        for b, meta in enumerate(host.meta)
+    ]
+
+
+def assert_same_rows(found: list[Any], expected: list[Any]) -> None:
+    assert [meta for _, meta in found] == [meta for _, meta in expected]
+    for (one, _), (other, _) in zip(found, expected, strict=True):
+        assert set(one) == set(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def weave(shares: list[list[HostBatch]]) -> list[Any]:
+    """The global rows of the shares of all processes: row `i` is with process `i % count`."""
+    return [row for rows in zip(*map(rows_of, shares), strict=True) for row in rows]
+
+
+def take(batches: Iterator[HostBatch], count: int) -> list[HostBatch]:
+    return list(itertools.islice(batches, count))
+
+
+def pair_ids(batches: list[HostBatch]) -> list[str]:
+    return [name for _, meta in rows_of(batches) for name in meta.pair_ids if name]
+
+
+def records(data_dir: Path, split: str = "val") -> list[Record]:
+    source = RecordSource(str(data_dir), "tiny", split)
+    return [source[index] for index in range(len(source))]
+
+
+# The order of training
+
+
+def test_global_batches_are_the_same_for_any_number_of_processes(data_dir: Path):
+    config = make_config(data_dir, "train", flip_probability=0.5)
+    alone = rows_of(take(train_batches(config, batch_size=4, seed=3), 5))
+    for count in (2, 4):
+        shares = [
+            train_batches(config, batch_size=4, seed=3, process_index=p, process_count=count)
+            for p in range(count)
+        ]
+        assert_same_rows(weave([take(share, 5) for share in shares]), alone)
+
+
+def test_a_run_resumes_mid_epoch_with_identical_batches(data_dir: Path):
+    config = make_config(data_dir, "train", flip_probability=0.5)
+    batches = train_batches(config, batch_size=4, seed=3)
+    # Batches of 4 in epochs of 6 rows: every other state lies within an epoch.
+    states, expected = [], []
+    for _ in range(8):
+        states.append(json.dumps(batches.get_state()))
+        expected.append(next(batches))
+    for step in (0, 1, 3, 4):
+        fresh = train_batches(config, batch_size=4, seed=3)
+        fresh.set_state(json.loads(states[step]))
+        assert_same_rows(rows_of(take(fresh, 3)), rows_of(expected[step : step + 3]))
+    # The iterator that was asked goes back as well.
+    batches.set_state(json.loads(states[1]))
+    assert_same_rows(rows_of(take(batches, 2)), rows_of(expected[1:3]))
+
+
+def test_a_run_resumes_on_another_number_of_processes(data_dir: Path):
+    config = make_config(data_dir, "train")
+    alone = train_batches(config, batch_size=4, seed=3)
+    take(alone, 2)
+    parts = []
+    for p in range(2):
+        share = train_batches(config, batch_size=4, seed=3, process_index=p, process_count=2)
+        share.set_state(alone.get_state())
+        parts.append(take(share, 3))
+    assert_same_rows(weave(parts), rows_of(take(alone, 3)))
+
+
+def test_every_epoch_has_every_row_in_another_order(data_dir: Path):
+    config = make_config(data_dir, "train", pairs=1)
+    rows = rows_of(take(train_batches(config, batch_size=6, seed=0), 4))
+    epochs = [[meta.key for _, meta in rows[at : at + 6]] for at in range(0, 24, 6)]
+    assert all(sorted(epoch) == [f"train/{row}" for row in range(6)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    # And with other sentences: 3 objects' expressions an image, one is drawn an epoch.
+    drawn = {(meta.key, meta.pair_ids) for _, meta in rows}
+    assert len(drawn) > 6
+
+
+def test_the_seed_decides_the_order(data_dir: Path):
+    config = make_config(data_dir, "train")
+    ids = [pair_ids(take(train_batches(config, batch_size=6, seed=s), 2)) for s in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_worker_processes_change_nothing_in_training_and_resume(data_dir: Path):
+    config = make_config(data_dir, "train", flip_probability=0.5)
+    expected = take(train_batches(config, batch_size=4, seed=3), 6)
+    config = dataclasses.replace(config, num_workers=2)
+    batches = train_batches(config, batch_size=4, seed=3)
+    found = take(batches, 3)
+    state = json.loads(json.dumps(batches.get_state()))
+    fresh = train_batches(config, batch_size=4, seed=3)
+    fresh.set_state(state)
+    assert_same_rows(rows_of([*found, *take(fresh, 3)]), rows_of(expected))
+
+
+def test_worker_processes_change_nothing_in_evaluation(data_dir: Path):
+    # 3 batches for 2 workers: one of them ends before the other.
+    config = make_config(data_dir, pairs=6, granularities=EVERY)
+    expected = list(eval_batches(config, batch_size=3))
+    assert len(expected) == 3
+    found = list(eval_batches(dataclasses.replace(config, num_workers=2), batch_size=3))
+    assert_same_rows(rows_of(found), rows_of(expected))
+
+
+# What training draws
+
+
+def test_one_expression_of_every_referent_is_drawn(data_dir: Path):
+    config = make_config(data_dir, "train", pairs=1, sampling="referent")
+    assert rows_per_epoch(config) == 12
+    rows = rows_of(take(train_batches(config, batch_size=12, seed=0), 8))
+    said = {
+        e.id: (r.image_id, e.referent) for r in records(data_dir, "train") for e in r.expressions
+    }
+    for at in range(0, 96, 12):
+        drawn = [said[meta.pair_ids[0]] for _, meta in rows[at : at + 12]]
+        assert sorted(drawn) == [(f"train{n}", referent) for n in range(6) for referent in (0, 1)]
+    # Referent 0 has two sentences, referent 1 has one.
+    assert len({meta.pair_ids for _, meta in rows}) == 18
+
+
+def test_several_expressions_of_an_image_are_about_different_things(data_dir: Path):
+    config = make_config(data_dir, "train", pairs=2)
+    assert rows_per_epoch(config) == 6
+    for values, meta in rows_of(take(train_batches(config, batch_size=6, seed=0), 4)):
+        # Expressions 0 and 1 are about the left box, 2 is about the right one.
+        assert sorted(name[-1] in "01" for name in meta.pair_ids) == [False, True], meta.pair_ids
+        assert values["valid"].all() and values["present"].all()
+        assert (values["mask"] > 0).any((2, 3)).all() and "native" not in values
+
+
+def test_a_flipped_run_mirrors_images_masks_and_words(data_dir: Path):
+    # Native sizes that need no scaling, so that the mirror is exact.
+    plain, mirrored = (
+        rows_of(take(train_batches(config, batch_size=6, seed=0), 1))
+        for config in (
+            make_config(data_dir, "train", pairs=3, flip_probability=p) for p in (0.0, 1.0)
+        )
+    )
+    for (one, before), (other, after) in zip(plain, mirrored, strict=True):
+        assert before.pair_ids == after.pair_ids
+        np.testing.assert_array_equal(other["image"], one["image"][:, :, ::-1])
+        np.testing.assert_array_equal(other["mask"], one["mask"][..., ::-1])
+        assert (other["mask"] != one["mask"]).any()
+        said = [text.replace("left", "right") for text in before.expressions]
+        assert list(after.expressions) == said
+        changed = [k for k, text in enumerate(said) if text != before.expressions[k]]
+        assert changed and (one["text"][changed] != other["text"][changed]).any(1).all()
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(("batch_size", "pairs"), [(1, 1), (4, 1), (4, 4), (3, 6), (16, 4)])
+def test_evaluation_is_padded_and_sees_every_expression_once(
+    data_dir: Path, batch_size: int, pairs: int
+):
+    config = make_config(data_dir, pairs=pairs, granularities=EVERY)
+    batches = list(eval_batches(config, batch_size=batch_size))
+    rows = rows_of(batches)
+    count = rows_per_epoch(dataclasses.replace(config, sampling="expressions"))
+    assert len(batches) == -(-count // batch_size) and len(rows) == len(batches) * batch_size
+    expected = [e.id for record in records(data_dir) for e in record.expressions]
+    assert pair_ids(batches) == expected
+    for values, meta in rows:
+        there = np.array([bool(name) for name in meta.pair_ids])
+        np.testing.assert_array_equal(values["valid"], there[None])
+        assert not values["present"][:, ~there].any() and not values["native"][:, ~there].any()
+        assert not values["text_valid"][~there].any()
+        assert meta.error == "" and (meta.key == "") == (not there.any())
+
+
+def test_processes_evaluate_the_same_batches_as_one(data_dir: Path):
+    config = make_config(data_dir, pairs=1, granularities=EVERY)
+    alone = rows_of(list(eval_batches(config, batch_size=8)))
+    shares = [
+        eval_batches(config, batch_size=8, process_index=p, process_count=2) for p in range(2)
+    ]
+    assert_same_rows(weave([list(share) for share in shares]), alone)
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+def test_numbers_and_words_are_those_of_the_record(data_dir: Path, resize: str):
+    config = make_config(data_dir, pairs=6, granularities=EVERY, resize=resize)
+    rows = rows_of(list(eval_batches(config, batch_size=len(records(data_dir)))))
+    for (values, meta), record in zip(rows, records(data_dir), strict=True):
+        height, width = record.height, record.width
+        assert values["size"].tolist() == [[height, width]]
+        assert meta.image_ids == (record.image_id,)
+        assert meta.expressions == tuple(e.text for e in record.expressions)
+        assert meta.granularities == tuple(e.granularity for e in record.expressions)
+        assert values["present"][0].tolist() == [bool(e.targets) for e in record.expressions]
+        expected = np.zeros((6, 40, 40), np.uint8)
+        for k, e in enumerate(record.expressions):
+            expected[k, :height, :width] = record.mask(e.targets)
+        np.testing.assert_array_equal(values["native"][0], expected)
+        # Covered cells, in native pixels, are as many as the mask has (stretched by `affine`).
+        scale = values["affine"][0, 0, 0] * values["affine"][0, 1, 1]
+        covered = values["mask"][0].sum((1, 2)) / 255 * 16 / scale
+        np.testing.assert_allclose(covered, expected.sum((1, 2)), rtol=0.05)
+
+
+def test_shuffled_words_evaluate_the_masks_of_before(data_dir: Path):
+    config = make_config(data_dir, pairs=6, granularities=EVERY)
+    plain = rows_of(list(eval_batches(config, batch_size=7)))
+    config = dataclasses.replace(config, shuffled_text=True)
+    shuffled = rows_of(list(eval_batches(config, batch_size=7)))
+    for (one, before), (other, after) in zip(plain, shuffled, strict=True):
+        # The other box for a box; the only lid, the only pair and what is not there have no other.
+        assert other["valid"].tolist() == [[True] * 3 + [False] * 3]
+        right, left = before.expressions[2], before.expressions[:2]
+        assert after.expressions[:2] == (right, right) and after.expressions[2] in left
+        assert after.pair_ids == (*before.pair_ids[:3], "", "", "")
+        np.testing.assert_array_equal(other["native"][:, :3], one["native"][:, :3])
+        np.testing.assert_array_equal(other["text"][0], one["text"][2])
+
+
+# Damage
+
+
+def damage(record: Record) -> Record:
+    """Five of seven records, each in its way."""
+    small = encode_mask(np.ones((4, 4), np.uint8))
+    number, expressions = int(record.image_id[-1]), record.expressions
+    changes: dict[int, dict[str, Any]] = {
+        0: {"image": record.image[: len(record.image) // 2]},
+        1: {"height": record.height - 1},
+        3: {"expressions": (dataclasses.replace(expressions[0], text=" \n "), *expressions[1:])},
+        4: {"targets": (Target(small, "box"), *record.targets[1:])},
+        6: {"image": b""},
+    }
+    if not record.image_id.startswith("val"):
+        return record
+    return dataclasses.replace(record, **changes.get(number, {}))
+
+
+REASONS = {
+    "val0": "the image is damaged",
+    "val1": "the image is 32 x 32, its masks are 32 x 31",
+    "val3": "an expression is empty",
+    "val4": "target 0: the RLE's runs do not fill 32 x 32 pixels",
+    "val6": "the image is damaged",
+}
+
+
+@pytest.fixture(scope="module")
+def damaged_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damaged")
+    build_tiny_dataset(folder, SPLITS, change=damage)
+    return folder
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_damaged_row_is_invalid_and_the_others_keep_their_place(
+    data_dir: Path, damaged_dir: Path, training: bool
+):
+    whole, damaged = (
+        rows_of(
+            take(train_batches(config, batch_size=7, seed=5), 2)
+            if training
+            else list(eval_batches(config, batch_size=4))
+        )
+        for config in (
+            make_config(folder, pairs=6, granularities=EVERY) for folder in (data_dir, damaged_dir)
+        )
+    )
+    assert len(damaged) == len(whole)
+    reasons = []
+    for one, (values, meta) in zip(whole, damaged, strict=True):
+        name = one[1].image_ids[0]
+        if name not in REASONS:
+            assert_same_rows([(values, meta)], [one])
+            continue
+        reasons.append(name)
+        assert meta.key == one[1].key and set(meta.pair_ids) == {""}
+        assert not values["valid"].any() and not values["present"].any()
+        assert REASONS[name] in meta.error and name in meta.error and "\n" not in meta.error
+    assert sorted(set(reasons)) == sorted(REASONS)
+
+
+def test_settings_that_cannot_be_met_are_refused(data_dir: Path):
+    config = make_config(data_dir)
+    with pytest.raises(UserError, match="a batch of 3 rows does not divide over 2 processes"):
+        train_batches(config, batch_size=3, seed=0, process_count=2)
+    with pytest.raises(
+        UserError, match=r"up to 32 x 32 .* canvas is \(32, 31\).*config.eval.canvas"
+    ):
+        eval_batches(dataclasses.replace(config, canvas=(32, 31)), batch_size=1)
+    with pytest.raises(UserError, match=r"tiny val: no expression of salient.*granularities"):
+        rows_per_epoch(dataclasses.replace(config, granularities=("salient",)))
+
+
+# Groups
+
+
+@pytest.fixture(scope="module")
+def group_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images 0..4 share "any box" (2 has no such thing), 5 and 6 share "the lid"."""
+
+    def grouped(record: Record) -> Record:
+        number = int(record.image_id[-1])
+        text, targets = ("any box", (1,)) if number < 5 else ("the lid", (2,))
+        targets = () if number == 2 else targets
+        shared = Expression(f"{record.image_id}-g", text, targets, "group", group="g")
+        return dataclasses.replace(record, expressions=(*record.expressions, shared))
+
+    folder = tmp_path_factory.mktemp("groups")
+    build_tiny_dataset(folder, {"val": 7}, change=grouped)
+    return folder
+
+
+def make_group_config(group_dir: Path, images: int) -> PipelineConfig:
+    return make_config(
+        group_dir, sampling="group", granularities=("group",), pairs=1, images=images
+    )
+
+
+@pytest.mark.parametrize(("images", "rows"), [(1, 7), (2, 4), (3, 3), (8, 2)])
+def test_images_of_a_group_share_their_words(group_dir: Path, images: int, rows: int):
+    found = {record.image_id: record for record in records(group_dir)}
+    seen = []
+    config = make_group_config(group_dir, images)
+    assert rows_per_epoch(config) == rows
+    for values, meta in rows_of(list(eval_batches(config, batch_size=rows))):
+        assert meta.error == "" and len(meta.image_ids) == images
+        there = [bool(name) for name in meta.image_ids]
+        assert values["valid"][:, 0].tolist() == there, (
+            "where images are missing, pairs are invalid"
+        )
+        for n, name in enumerate(filter(None, meta.image_ids)):
+            seen.append(name)
+            record = found[name]
+            shared = record.expressions[-1]
+            assert meta.expressions == (shared.text,)
+            assert values["size"][n].tolist() == [record.height, record.width]
+            assert values["present"][n, 0] == bool(shared.targets) == (name != "val2")
+            native = values["native"][n, 0, : record.height, : record.width]
+            np.testing.assert_array_equal(native, record.mask(shared.targets))
+    assert sorted(seen) == sorted(found)
+
+
+def test_groups_train(group_dir: Path):
+    config = dataclasses.replace(make_group_config(group_dir, 2), flip_probability=1.0)
+    rows = rows_of(take(train_batches(config, batch_size=4, seed=0), 2))
+    assert sorted(meta.key for _, meta in rows[:4]) == [f"val/{row}" for row in range(4)]
+    for values, meta in rows:
+        there = [bool(name) for name in meta.image_ids]
+        assert meta.error == "" and values["valid"][:, 0].tolist() == there
+        assert values["image"][there].any((1, 2, 3)).all()
