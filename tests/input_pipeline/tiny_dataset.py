@@ -78,7 +78,7 @@ def build_tiny_dataset(
     """
     counts = splits or {"train": 12, "val": 5}
 
-    class Tiny(tfds.core.GeneratorBasedBuilder):
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """See `build_tiny_dataset`."""
 
         VERSION = tfds.core.Version("1.0.0")
