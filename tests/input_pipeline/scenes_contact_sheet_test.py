@@ -1,0 +1,48 @@
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.datasets.scenes.config import ScenesConfig
+from input_pipeline.datasets.scenes.contact_sheet import WANTED, choose, contact_sheet
+
+FEW = ScenesConfig(test=15)
+MARK = (255, 0, 170)
+
+
+def test_a_scene_for_each_thing_that_is_wanted():
+    wanted = [("object", "largest"), ("none", ""), ("part", "of the"), ("multi", "")]
+    choices = choose(FEW, wanted)
+    assert len({choice.record.image_id for choice in choices}) == len(wanted)
+    for choice, (granularity, word) in zip(choices, wanted, strict=True):
+        assert choice.expression in choice.record.expressions
+        assert choice.expression.granularity == granularity
+        assert word in choice.expression.text
+    *_, kind = choices[1].expression.text.split()
+    assert kind in {node["kind"] for node in json.loads(choices[1].record.metadata)["objects"]}
+
+
+def test_the_sheet_shows_every_granularity_of_single_images():
+    assert {name for name, _ in WANTED} == {
+        "object",
+        "part",
+        "multi",
+        "none",
+        "category",
+        "salient",
+    }
+    assert len(WANTED) == 12
+
+
+def test_targets_are_outlined_and_absent_ones_are_not():
+    choices = choose(FEW, [("none", ""), ("object", ""), ("multi", "")])
+    sheet = contact_sheet(choices, columns=3)
+    cells = np.array_split(sheet, 3, axis=1)
+    marked = [int((cell == MARK).all(-1).sum()) for cell in cells]
+    assert marked[0] == 0
+    assert min(marked[1:]) > 50
+
+
+def test_a_split_that_lacks_what_is_wanted():
+    with pytest.raises(ValueError, match="no object expression with 'zebra' left"):
+        choose(ScenesConfig(test=2), [("object", "zebra")])
