@@ -48,7 +48,8 @@ def clean(text: str | bytes) -> str:
         ExpressionError: nothing is left, or the bytes are not UTF-8.
     """
     words = _decode(text)[:_MAX_CHARACTERS]
-    if not words.isascii():
+    # Printable ASCII is what ftfy leaves alone (but for HTML, see below), and importing it is slow.
+    if not (words.isascii() and words.isprintable()):
         words = importlib.import_module("ftfy").fix_text(words)
     cleaned = " ".join(html.unescape(html.unescape(words)).split()).lower()
     if not cleaned:
@@ -109,8 +110,8 @@ class ClipTokenizer:
 class JsonTokenizer:
     """A `tokenizer.json` of the `tokenizers` library: a file, a folder that holds one, or a hub name.
 
-    Its own template is not used: SOS and EOS are put around the words here, so that truncation is
-    the same for every vocabulary.
+    Its own template, truncation and padding are not used: SOS and EOS are put around the words here,
+    so that truncation is the same for every vocabulary.
     """
 
     def __init__(self, source: str) -> None:
@@ -132,6 +133,10 @@ class JsonTokenizer:
                 f"tokenizer {source!r}: no such file, and the hub gave none ({reason}); download "
                 "its tokenizer.json and name that file in config.data.tokenizer"
             ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # "<|endoftext|>" within an expression is words, it does not end it.
+        self._tokenizer.encode_special_tokens = True
         self._sos = self._special("<|startoftext|>", "[CLS]", "<s>")
         self.eos_id = self._special("<|endoftext|>", "[SEP]", "</s>")
         self.vocab_size = self._tokenizer.get_vocab_size()
