@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
             try:
                 rgb = to_rgb(image)
             except ImageError as error:
-                print(f"error: {error}", file=sys.stderr)
+                # Not within the progress bar's line.
+                tqdm.write(f"error: {error}", file=sys.stderr)
                 bad += 1
                 continue
             predictions = predictor.predict(rgb, options.text)

@@ -1,0 +1,160 @@
+"""`tools.predict`: files that anybody can read, and what happens to bad input."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from refseg_jax.models import build_model
+from refseg_jax.predictor import Predictor
+from refseg_jax.train_state import Forward
+from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires
+from tools import predict
+
+TEXTS = ("the red box", "both boxes")
+SIZES = {"a.png": (20, 30), "b.jpg": (33, 17)}
+FIELDS = {"id", "image", "expression", "segmentation", "score", "present"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
+    folder = tmp_path_factory.mktemp("run")
+    save_unires(folder, random_params(forward), 0.6)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation() -> Iterator[None]:
+    """Every call of the tool would compile anew; here they share what they load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "from_checkpoint", functools.cache(Predictor.from_checkpoint))
+        yield
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two images, and a file that is none and does not look like one."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, (name, (height, width)) in enumerate(SIZES.items()):
+        rng = np.random.default_rng(number)
+        coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def _call(run: Path, image: Path, out: Path, *texts: str) -> int:
+    flags = [f"--checkpoint={run}", f"--image={image}", f"--output_dir={out}"]
+    return predict.main(flags + [f"--text={text}" for text in texts])
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def _read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert _call(run, images, out, *TEXTS) == 0
+    lines = _lines(out)
+    assert [(line["image"], line["expression"]) for line in lines] == [
+        (name, text) for name in SIZES for text in TEXTS
+    ]
+    assert len({line["id"] for line in lines}) == 4
+    expected_files = {"predictions.jsonl"}
+    some = 0
+    for number, line in enumerate(lines):
+        assert set(line) == FIELDS
+        name, k = line["image"], number % 2
+        height, width = SIZES[name]
+        mask = _read(out / f"{name}-{k}-mask.png")
+        assert mask.dtype == np.uint8
+        assert mask.shape == (height, width)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert line["segmentation"]["size"] == [height, width]
+        decoded = coco_mask.decode(line["segmentation"])
+        np.testing.assert_array_equal(decoded * 255, mask)
+        assert line["present"] is bool(mask.any())
+        assert (0.6 < line["score"] <= 1.0) if mask.any() else line["score"] == 0.0
+        some += 0 < mask.mean() < 255
+        expected_files |= {f"{name}-{k}-mask.png", f"{name}-{k}-overlay.png"}
+    assert some
+    assert {path.name for path in out.iterdir()} == expected_files
+
+
+def test_overlay_colours_the_mask_and_nothing_far_from_it(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _call(run, images / "a.png", out, *TEXTS)
+    original = _read(images / "a.png")
+    mask = _read(out / "a.png-0-mask.png") > 0
+    overlay = _read(out / "a.png-0-overlay.png")
+    assert overlay.shape == original.shape
+    assert mask.any()
+    changed = (overlay != original).any(-1)
+    # The overlay may draw an outline of a pixel or two around the mask.
+    near = np.zeros_like(mask)
+    for y, x in zip(*np.nonzero(mask), strict=True):
+        near[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = True
+    assert not changed[~near].any()
+    assert changed[mask].mean() > 0.9
+
+
+def test_masks_are_the_predictors(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _call(run, images / "b.jpg", out, *TEXTS)
+    predictions = Predictor.from_checkpoint(str(run)).predict(images / "b.jpg", TEXTS)
+    for k, prediction in enumerate(predictions):
+        mask = _read(out / f"b.jpg-{k}-mask.png") > 0
+        np.testing.assert_array_equal(mask, prediction.mask)
+        assert _lines(out)[k]["score"] == pytest.approx(prediction.score, abs=1e-6)
+
+
+def test_a_damaged_image_is_named_and_the_others_are_done(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "a.png").write_bytes((images / "a.png").read_bytes()[:60])
+    out = tmp_path / "out"
+    assert _call(run, images, out, *TEXTS) == 1
+    assert {line["image"] for line in _lines(out)} == {"b.jpg"}
+    assert not list(out.glob("a.png*"))
+    errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error:")]
+    assert len(errors) == 1
+    assert "a.png" in errors[0]
+
+
+@pytest.mark.parametrize("missing", ["checkpoint", "image", "folder", "text"])
+def test_what_cannot_work_is_one_line_and_leaves_no_lines(
+    run: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    checkpoint = empty if missing == "checkpoint" else run
+    image = {"image": images / "none.png", "folder": empty}.get(missing, images / "a.png")
+    texts = ("a", " ") if missing == "text" else TEXTS
+    out = tmp_path / "out"
+    assert _call(checkpoint, image, out, *texts) == 1
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("error: ")
+    named = {"checkpoint": str(empty), "image": "none.png", "folder": str(empty), "text": "empty"}
+    assert named[missing] in printed[0]
+    assert not out.exists() or not list(out.iterdir())
