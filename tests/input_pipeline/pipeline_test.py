@@ -1,7 +1,5 @@
 import dataclasses
-import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,16 @@ import pytest
 
 from input_pipeline.pipeline import PipelineConfig, eval_batches, rows_per_epoch, train_batches
 from input_pipeline.schema import Expression, Record, Target, encode_mask
-from input_pipeline.sources import RecordSource
-from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
+from tests.input_pipeline.batches import (
+    assert_same_rows,
+    make_config,
+    pair_ids,
+    records,
+    rows_of,
+    take,
+    weave,
+)
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 
 EVERY = ("object", "part", "multi", "none")
@@ -24,57 +29,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     build_tiny_dataset(folder, SPLITS)
     return folder
-
-
-def make_config(data_dir: Path, split: str = "val", **changes: Any) -> PipelineConfig:
-    fields: dict[str, Any] = {
-        "image_size": 32,
-        "mask_stride": 4,
-        "pairs": 2,
-        "context_length": 12,
-        "canvas": (40, 40),
-        **changes,
-    }
-    return PipelineConfig(str(data_dir), "tiny", split, **fields)
-
-
-def fields_of(batch: Batch) -> dict[str, Any]:
-    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-
-
-def rows_of(batches: list[HostBatch]) -> list[tuple[dict[str, Any], RowMeta]]:
-    """The single rows of batches, without their fields that are `None`."""
-    return [
-        ({name: v[b] for name, v in fields_of(host.batch).items() if v is not None}, meta)
-        for host in batches
-        for b, meta in enumerate(host.meta)
-    ]
-
-
-def assert_same_rows(found: list[Any], expected: list[Any]) -> None:
-    assert [meta for _, meta in found] == [meta for _, meta in expected]
-    for (one, _), (other, _) in zip(found, expected, strict=True):
-        assert set(one) == set(other)
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def weave(shares: list[list[HostBatch]]) -> list[Any]:
-    """The global rows of the shares of all processes: row `i` is with process `i % count`."""
-    return [row for rows in zip(*map(rows_of, shares), strict=True) for row in rows]
-
-
-def take(batches: Iterator[HostBatch], count: int) -> list[HostBatch]:
-    return list(itertools.islice(batches, count))
-
-
-def pair_ids(batches: list[HostBatch]) -> list[str]:
-    return [name for _, meta in rows_of(batches) for name in meta.pair_ids if name]
-
-
-def records(data_dir: Path, split: str = "val") -> list[Record]:
-    source = RecordSource(str(data_dir), "tiny", split)
-    return [source[index] for index in range(len(source))]
 
 
 # The order of training
@@ -142,8 +96,7 @@ def test_worker_processes_change_nothing_in_training_and_resume(data_dir: Path):
     expected = take(train_batches(config, batch_size=4, seed=3), 6)
     config = dataclasses.replace(config, num_workers=2)
     batches = train_batches(config, batch_size=4, seed=3)
-    found = take(batches, 3)
-    state = json.loads(json.dumps(batches.get_state()))
+    found, state = take(batches, 3), json.loads(json.dumps(batches.get_state()))
     fresh = train_batches(config, batch_size=4, seed=3)
     fresh.set_state(state)
     assert_same_rows(rows_of([*found, *take(fresh, 3)]), rows_of(expected))
@@ -219,7 +172,7 @@ def test_evaluation_is_padded_and_sees_every_expression_once(
     expected = [e.id for record in records(data_dir) for e in record.expressions]
     assert pair_ids(batches) == expected
     for values, meta in rows:
-        there = np.array([bool(name) for name in meta.pair_ids])
+        there = np.array(meta.pair_ids) != ""
         np.testing.assert_array_equal(values["valid"], there[None])
         assert not values["present"][:, ~there].any() and not values["native"][:, ~there].any()
         assert not values["text_valid"][~there].any()
@@ -256,19 +209,25 @@ def test_numbers_and_words_are_those_of_the_record(data_dir: Path, resize: str):
         np.testing.assert_allclose(covered, expected.sum((1, 2)), rtol=0.05)
 
 
-def test_shuffled_words_evaluate_the_masks_of_before(data_dir: Path):
-    config = make_config(data_dir, pairs=6, granularities=EVERY)
-    plain = rows_of(list(eval_batches(config, batch_size=7)))
+def test_shuffled_words_evaluate_the_masks_of_before(tmp_path: Path):
+    def turned(record: Record) -> Record:
+        said = record.expressions
+        return dataclasses.replace(record, expressions=(*said[3:], *said[:3]))
+
+    build_tiny_dataset(tmp_path, {"val": 3}, change=turned)
+    config = make_config(tmp_path, pairs=6, granularities=EVERY)
+    plain = rows_of(list(eval_batches(config, batch_size=3)))
     config = dataclasses.replace(config, shuffled_text=True)
-    shuffled = rows_of(list(eval_batches(config, batch_size=7)))
+    shuffled = rows_of(list(eval_batches(config, batch_size=3)))
     for (one, before), (other, after) in zip(plain, shuffled, strict=True):
-        # The other box for a box; the only lid, the only pair and what is not there have no other.
-        assert other["valid"].tolist() == [[True] * 3 + [False] * 3]
-        right, left = before.expressions[2], before.expressions[:2]
-        assert after.expressions[:2] == (right, right) and after.expressions[2] in left
-        assert after.pair_ids == (*before.pair_ids[:3], "", "", "")
-        np.testing.assert_array_equal(other["native"][:, :3], one["native"][:, :3])
-        np.testing.assert_array_equal(other["text"][0], one["text"][2])
+        # The only lid, the only pair and what is not there have no other; a box has the other box.
+        assert other["valid"].tolist() == [[False] * 3 + [True] * 3]
+        left, right = before.expressions[3:5], before.expressions[5]
+        assert after.expressions[3:5] == (right, right) and after.expressions[5] in left
+        assert after.pair_ids == ("", "", "", *before.pair_ids[3:])
+        np.testing.assert_array_equal(other["native"][:, 3:], one["native"][:, 3:])
+        np.testing.assert_array_equal(other["text"][3], one["text"][5])
+        assert not other["text_valid"][:3].any()
 
 
 # Damage
@@ -279,7 +238,7 @@ def damage(record: Record) -> Record:
     small = encode_mask(np.ones((4, 4), np.uint8))
     number, expressions = int(record.image_id[-1]), record.expressions
     changes: dict[int, dict[str, Any]] = {
-        0: {"image": record.image[: len(record.image) // 2]},
+        0: {"image": record.image[: len(record.image) // 2], "file_name": "two\nlines"},
         1: {"height": record.height - 1},
         3: {"expressions": (dataclasses.replace(expressions[0], text=" \n "), *expressions[1:])},
         4: {"targets": (Target(small, "box"), *record.targets[1:])},
@@ -338,12 +297,16 @@ def test_settings_that_cannot_be_met_are_refused(data_dir: Path):
     config = make_config(data_dir)
     with pytest.raises(UserError, match="a batch of 3 rows does not divide over 2 processes"):
         train_batches(config, batch_size=3, seed=0, process_count=2)
-    with pytest.raises(
-        UserError, match=r"up to 32 x 32 .* canvas is \(32, 31\).*config.eval.canvas"
-    ):
-        eval_batches(dataclasses.replace(config, canvas=(32, 31)), batch_size=1)
     with pytest.raises(UserError, match=r"tiny val: no expression of salient.*granularities"):
         rows_per_epoch(dataclasses.replace(config, granularities=("salient",)))
+
+
+def test_a_canvas_that_does_not_hold_every_image_is_refused(tmp_path: Path):
+    build_tiny_dataset(tmp_path, {"val": 2}, size=(32, 40))
+    for canvas in ((40, 39), (31, 40), (40, 32)):
+        with pytest.raises(UserError, match=r"up to 32 x 40 .* canvas is .*config.eval.canvas"):
+            eval_batches(make_config(tmp_path, canvas=canvas), batch_size=1)
+    assert len(list(eval_batches(make_config(tmp_path, canvas=(32, 40)), batch_size=1))) == 4
 
 
 # Groups
