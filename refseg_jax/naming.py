@@ -37,7 +37,7 @@ def from_mapping(
     Raises:
         ValueError: an unknown name or field; the message names the nearest.
     """
-    name = config["name"]
+    name = str(config.get("name", ""))
     if name not in table:
         raise ValueError(unknown(what, name, table))
     fields = {key: value for key, value in config.items() if key != "name"}
