@@ -19,12 +19,13 @@ from refseg_jax import sharding
 from refseg_jax.batch import HostBatch
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.clock import Clock
+from refseg_jax.errors import UserError
 from refseg_jax.preemption import Preemption
 from refseg_jax.train_state import Trainer, TrainState
 from refseg_jax.writers import MetricWriter, ProgressLine
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot go on; the message says why and what to do."""
 
 
@@ -207,7 +208,8 @@ class Run:
         scores: dict[str, float] = {}
         for evaluation in self.evaluations:
             scores |= evaluation.evaluate(state.eval_params, step)
-        self.writer.scalars(step, scores)
+        if scores:
+            self.writer.scalars(step, scores)
         return scores
 
     def _save(self, state: TrainState, step: int, scores: dict[str, float] | None) -> None:
