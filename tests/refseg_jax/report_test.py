@@ -1,0 +1,73 @@
+"""The table a person reads, and the summary a program reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refseg_jax import report
+
+SCORES = {
+    "mIoU": 0.51234,
+    "oIoU": 0.6,
+    "Pr@0.5": 1.0,
+    "Pr@0.7": 0.5,
+    "Pr@0.9": 0.0,
+    "count": 8.0,
+    "part/mIoU": 0.25,
+    "object/mIoU": 0.75,
+    "shuffled/mIoU": 0.1,
+    "oracle/object": 0.333,
+}
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_the_table_has_a_row_for_every_granularity_in_order() -> None:
+    assert _rows(report.table(SCORES)) == [
+        ["mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"],
+        ["object", "75.00", "-", "-", "-", "-"],
+        ["part", "25.00", "-", "-", "-", "-"],
+        ["all", "51.23", "60.00", "100.00", "50.00", "0.00"],
+    ]
+
+
+def test_columns_are_aligned() -> None:
+    lines = report.table(SCORES).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].index("oIoU") + 4 == lines[3].index("60.00") + 5
+
+
+def test_a_prefix_chooses_its_own_scores() -> None:
+    assert _rows(report.table(SCORES, "shuffled/"))[1:] == [["all", "10.00", "-", "-", "-", "-"]]
+    assert len(_rows(report.table({}))) == 1
+
+
+def test_the_full_text_names_every_evaluation_and_the_oracle() -> None:
+    test, shuffled, oracle = report.full_text(SCORES, ["", "shuffled/"]).split("\n\n")
+    assert test == "test\n" + report.table(SCORES)
+    assert shuffled == "shuffled\n" + report.table(SCORES, "shuffled/")
+    assert _rows(oracle)[1:] == [["object", "33.30"]]
+    assert "oracle" not in report.full_text({"mIoU": 0.5}, [""])
+
+
+def test_a_summary_is_read_back_to_the_last_digit(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    assert report.read_summary(path) == {}
+    scores = {"b": 0.1 + 0.2, "a": 1 / 3}
+    report.write_summary(path, {"z": 1.0})
+    report.write_summary(path, scores)
+    assert report.read_summary(path) == scores
+    assert list(json.loads(path.read_text())) == ["a", "b"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    report.write_summary(path, {"mIoU": 0.5})
+    with pytest.raises(TypeError):
+        report.write_summary(path, {"mIoU": object()})  # pyright: ignore[reportArgumentType]
+    assert report.read_summary(path) == {"mIoU": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
