@@ -83,14 +83,14 @@ class ClipVision(nn.Module):
         super().__init__()
         width = config.vision_width
 
-        def table(count: int) -> nn.Parameter | None:
-            return nn.Parameter(torch.zeros(count, width)) if count else None
+        def table(count: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(count, width))
 
         self.patch_embedding = PatchEmbedding(config.patch_size, width)
         self.class_token = table(1)
         self.position_embedding = table(1 + config.grid**2)
-        self.low_tokens = table(config.low_tokens)
-        self.high_tokens = table(config.high_tokens)
+        self.low_tokens = table(config.low_tokens) if config.low_tokens else None
+        self.high_tokens = table(config.high_tokens) if config.high_tokens else None
         self.input_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             ClipBlock(width, config.vision_heads) for _ in range(config.vision_layers)
@@ -103,8 +103,8 @@ class ClipVision(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """u8 `[B, H, W, 3]` to patches `[B, P, embedding]`, and group tokens `[B, T, width]`."""
         patches = self.patch_embedding(image)
-        first = self.class_token.expand(len(image), 1, -1)  # pyright: ignore
-        x = self.input_norm(torch.cat([first, patches], 1) + self.position_embedding)
+        x = torch.cat([self.class_token.expand(len(image), 1, -1), patches], 1)
+        x = self.input_norm(x + self.position_embedding)
         half = len(self.blocks) // 2
         x, low = _cross(x, self.low_tokens, self.blocks[:half])
         x, high = _cross(x, self.high_tokens, self.blocks[half:])
@@ -270,7 +270,18 @@ class LinearHead(nn.Module):
         ).squeeze(1)
 
 
-HEADS = {"projector": ProjectorHead, "linear": LinearHead}
+class PixelShuffleHead(nn.Module):
+    def __init__(self, config: UniRESConfig):
+        super().__init__()
+        self.factor = config.patch_size // config.mask_stride
+        self.projection = nn.Conv2d(config.decoder_width, self.factor**2, 1)
+
+    def forward(self, x: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
+        del sentence
+        return F.pixel_shuffle(self.projection(x), self.factor).squeeze(1)
+
+
+HEADS = {"projector": ProjectorHead, "pixel_shuffle": PixelShuffleHead, "linear": LinearHead}
 
 
 class TorchUniRES(nn.Module):
