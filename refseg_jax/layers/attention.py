@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.layers.chunked_attention import chunked_attention
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 
 #: Where a key must not be attended to; finite, so that a row without any key gives no NaN.
 MASKED = -1e30
 
-#: Flash kernels pay from here; below, scores are so small that XLA's own fusion is as fast.
+#: Kernels that do not store the scores pay from here; shorter rows of scores cost little.
 FLASH_MIN_KEYS = 128
 
 _portable = contextvars.ContextVar("portable_attention", default=False)
@@ -57,6 +58,8 @@ def attention(
         return _batched(query, key, value, key_valid, causal)
     backend = jax.default_backend()
     if backend == "cpu":
+        if key_valid is None and not causal and key.shape[1] >= FLASH_MIN_KEYS:
+            return chunked_attention(query, key, value)
         return _head_loop(query, key, value, key_valid, causal)
     if backend in ("gpu", "cuda") and key_valid is None and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(

@@ -76,6 +76,12 @@ class UniRESConfig:
             raise ValueError(naming.unknown("head", self.head, HEADS))
         if self.dtype not in DTYPES:
             raise ValueError(naming.unknown("dtype", self.dtype, DTYPES))
+        for field in dataclasses.fields(self):
+            least = 0 if field.name in ("low_tokens", "high_tokens", "eos_id") else 1
+            if field.type is int and getattr(self, field.name) < least:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} is less than {least}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
         for whole, part in (
             ("image_size", "patch_size"),
             ("patch_size", "mask_stride"),
@@ -87,6 +93,10 @@ class UniRESConfig:
                 raise ValueError(
                     f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}"
                 )
+        if self.decoder_width % 4:
+            raise ValueError(
+                f"decoder_width={self.decoder_width}: its 2-D positions need 4 | width"
+            )
         if self.vision_layers % 2:
             raise ValueError(f"vision_layers={self.vision_layers} has no halves")
 

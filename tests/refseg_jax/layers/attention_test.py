@@ -1,0 +1,116 @@
+"""Every attention kernel against the formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from refseg_jax.layers import attention as attention_module
+from refseg_jax.layers.attention import attention, portable_attention
+from refseg_jax.layers.chunked_attention import CHUNK_SCORES, chunked_attention
+
+
+def _arrays(batch=3, queries=5, keys=4, heads=2, width=6, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    draw = lambda length: rng.standard_normal((batch, length, heads, width)).astype(dtype)  # noqa: E731
+    return draw(queries), draw(keys), draw(keys)
+
+
+def _reference(query, key, value, mask=None):
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = np.where(mask, scores, -1e30)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhts,bshd->bthd", weights, value)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_plain(portable):
+    arrays = _arrays()
+    if portable:
+        with portable_attention():
+            result = attention(*arrays)
+    else:
+        result = attention(*arrays)
+    np.testing.assert_allclose(result, _reference(*arrays), atol=1e-6)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_invalid_keys_are_not_seen(portable):
+    arrays = _arrays()
+    valid = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    context = portable_attention if portable else _nothing
+    with context():
+        result = attention(*arrays, key_valid=jnp.asarray(valid))
+    np.testing.assert_allclose(result, _reference(*arrays, valid[:, None, None]), atol=1e-6)
+    np.testing.assert_allclose(result[2], np.broadcast_to(arrays[2][2].mean(0), (5, 2, 6)), 1e-5)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_causal(portable):
+    arrays = _arrays(queries=5, keys=5)
+    context = portable_attention if portable else _nothing
+    with context():
+        result = attention(*arrays, causal=True)
+    np.testing.assert_allclose(
+        result, _reference(*arrays, np.tril(np.ones((5, 5), bool))), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 4 * 128 * 130, CHUNK_SCORES])
+def test_chunked_attention_and_its_gradient(monkeypatch, chunk):
+    monkeypatch.setattr("refseg_jax.layers.chunked_attention.CHUNK_SCORES", chunk)
+    arrays = tuple(jnp.asarray(x) for x in _arrays(queries=128, keys=130))
+    weight = np.random.default_rng(1).standard_normal((3, 128, 2, 6)).astype(np.float32)
+
+    def plain(*inputs):
+        return attention_module._batched(*inputs, None, False)
+
+    np.testing.assert_allclose(chunked_attention(*arrays), _reference(*arrays), atol=1e-6)
+    for ours, expected in zip(
+        jax.grad(lambda a: jnp.sum(weight * chunked_attention(*a)))(arrays),
+        jax.grad(lambda a: jnp.sum(weight * plain(*a)))(arrays),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_long_rows_of_keys_take_the_chunked_kernel_and_exports_do_not():
+    arrays = _arrays(queries=8, keys=attention_module.FLASH_MIN_KEYS)
+    # A new function each time: the context acts on tracing, which jax caches by function.
+    assert "custom_vjp_call" in str(jax.make_jaxpr(lambda *a: attention(*a))(*arrays))
+    with portable_attention():
+        assert "custom_vjp_call" not in str(jax.make_jaxpr(lambda *a: attention(*a))(*arrays))
+
+
+def test_the_gpu_rule_takes_cudnn_only_where_it_can(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    chosen = []
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda q, *_, **k: chosen.append(k["implementation"]) or q
+    )
+    long = _arrays(queries=128, keys=128, width=8, dtype=jnp.bfloat16)
+    attention(*long)
+    assert chosen == ["cudnn"]
+    attention(*(x.astype(np.float32) for x in long))
+    attention(*long, key_valid=jnp.ones((3, 128), bool))
+    attention(*_arrays(keys=20, width=8, dtype=jnp.bfloat16))
+    attention(*_arrays(queries=128, keys=128, width=6, dtype=jnp.bfloat16))
+    assert chosen == ["cudnn"]
+
+
+def test_bf16_accumulates_in_f32():
+    arrays = tuple(x.astype(jnp.bfloat16) for x in _arrays(queries=128, keys=256))
+    result = np.asarray(attention(*arrays), np.float32)
+    expected = _reference(*(np.asarray(x, np.float32) for x in arrays))
+    np.testing.assert_allclose(result, expected, atol=0.01)
+
+
+class _nothing:
+    def __enter__(self):
+        return None
+
+    def __exit__(self, *_):
+        return None

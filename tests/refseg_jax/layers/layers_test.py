@@ -1,0 +1,129 @@
+"""The small modules against formulas written another way."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from refseg_jax.layers.convolution import UpsampleConv3x3, dynamic_conv3x3
+from refseg_jax.layers.dropout import dropout
+from refseg_jax.layers.linear import Linear, contract
+from refseg_jax.layers.norm import GroupNorm, LayerNorm
+from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
+from refseg_jax.resize import upsample_bilinear
+
+
+def _normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _plain_conv(x, kernel):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+
+
+def test_linear_in_bf16_accumulates_in_f32():
+    x, kernel = _normal(4, 3, 2048), _normal(2048, 5, seed=1)
+    exact = x.astype(jnp.bfloat16).astype(np.float64) @ kernel.astype(jnp.bfloat16).astype(
+        np.float64
+    )
+    result = contract(jnp.asarray(x), jnp.asarray(kernel), jnp.bfloat16)
+    assert result.dtype == jnp.bfloat16 and result.shape == (4, 3, 5)
+    # One rounding to 8 bits at the end; sums held in bf16 would be off by far more.
+    np.testing.assert_allclose(np.asarray(result, np.float64), exact, rtol=2**-7, atol=0.05)
+
+
+def test_linear_gradient_sums_over_all_leading_axes():
+    layer = Linear(3, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    x, weight = _normal(2, 4, 3), _normal(2, 4, 2, seed=1)
+    gradient = jax.grad(lambda s: jnp.sum(weight * nnx.merge(graph, s)(x)))(state)
+    np.testing.assert_allclose(gradient["kernel"][...], np.einsum("abi,abo->io", x, weight), 1e-5)
+    np.testing.assert_allclose(gradient["bias"][...], weight.sum((0, 1)), rtol=1e-5)
+
+
+def test_layer_norm_does_not_cancel_on_a_large_mean():
+    x = 1000.0 + _normal(4, 16)
+    norm = LayerNorm(16, dtype=jnp.float32)
+    exact = x.astype(np.float64)
+    exact = exact - exact.mean(-1, keepdims=True)
+    exact /= np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), exact, atol=1e-3)
+
+
+def test_group_norm_normalises_groups_over_the_area():
+    x = 3.0 + 2.0 * _normal(2, 5, 4, 6)
+    y = np.asarray(GroupNorm(6, groups=2, dtype=jnp.float32)(jnp.asarray(x)))
+    for row in range(2):
+        for group in (slice(0, 3), slice(3, 6)):
+            part = x[row, :, :, group].astype(np.float64)
+            expected = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
+            np.testing.assert_allclose(y[row, :, :, group], expected, atol=1e-5)
+
+
+def test_group_norm_refuses_groups_that_do_not_divide():
+    with pytest.raises(ValueError, match="4 groups do not divide 6 channels"):
+        GroupNorm(6, groups=4, dtype=jnp.float32)
+
+
+def test_upsampling_convolution_equals_the_plain_order():
+    layer = UpsampleConv3x3(5, 7, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jnp.asarray(_normal(2, 4, 6, 5))
+    graph, state = nnx.split(layer)
+    weight = _normal(2, 8, 12, 7, seed=1)
+
+    def ours(state, x):
+        return jnp.sum(weight * nnx.merge(graph, state)(x))
+
+    def plain(kernel, x):
+        return jnp.sum(weight * _plain_conv(upsample_bilinear(x, 2), kernel))
+
+    kernel = state["kernel"][...]
+    np.testing.assert_allclose(layer(x), _plain_conv(upsample_bilinear(x, 2), kernel), atol=1e-5)
+    d_state, d_x = jax.grad(ours, (0, 1))(state, x)
+    d_kernel, d_plain_x = jax.grad(plain, (0, 1))(kernel, x)
+    np.testing.assert_allclose(d_state["kernel"][...], d_kernel, atol=1e-4)
+    np.testing.assert_allclose(d_x, d_plain_x, atol=1e-5)
+
+
+def test_dynamic_convolution_is_a_convolution_of_each_row():
+    x, kernel, channel = _normal(3, 5, 4, 6), _normal(3, 9, 6, seed=1), _normal(3, 9, seed=2)
+    result = dynamic_conv3x3(jnp.asarray(x), jnp.asarray(kernel), jnp.asarray(channel))
+    for row in range(3):
+        # A constant channel of ones carries the offsets: zero outside the map like any other.
+        padded = np.concatenate([x[row], np.ones((5, 4, 1), np.float32)], -1)[None]
+        taps = np.concatenate([kernel[row], channel[row][:, None]], -1).reshape(3, 3, 7, 1)
+        np.testing.assert_allclose(result[row], _plain_conv(padded, taps)[0, :, :, 0], atol=1e-5)
+
+
+def test_positions_in_one_dimension():
+    table = sine_positions_1d(9, 8)
+    for place in (0, 3, 8):
+        for pair in range(4):
+            angle = place / 10000 ** (2 * pair / 8)
+            assert table[place, 2 * pair] == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[place, 2 * pair + 1] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_positions_in_two_dimensions_have_x_before_y():
+    table = sine_positions_2d(3, 5, 8).reshape(3, 5, 8)
+    np.testing.assert_array_equal(table[1, :, :4], sine_positions_1d(5, 4))
+    np.testing.assert_array_equal(table[:, 2, 4:], sine_positions_1d(3, 4))
+
+
+def test_positions_refuse_widths_that_do_not_split():
+    with pytest.raises(ValueError, match="even width"):
+        sine_positions_1d(3, 5)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        sine_positions_2d(3, 3, 6)
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+    x = jnp.ones((100, 100))
+    assert dropout(x, 0.3, None) is x
+    dropped = np.asarray(dropout(x, 0.3, jax.random.key(0)))
+    assert set(np.unique(dropped)) == {np.float32(0.0), np.float32(1 / 0.7)}
+    assert dropped.mean() == pytest.approx(1.0, abs=0.02)

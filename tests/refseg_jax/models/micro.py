@@ -1,0 +1,73 @@
+"""The smallest UniRES that has everything, and a batch for it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refseg_jax.batch import Batch
+from refseg_jax.models import build_model
+from refseg_jax.models.unires import UniRES
+from refseg_jax.train_state import Forward
+
+EOS = 63
+
+FIELDS: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "embedding_width": 24,
+    "text_width": 16,
+    "text_layers": 1,
+    "text_heads": 2,
+    "vocab_size": 64,
+    "text_positions": 12,
+    "eos_id": EOS,
+    "low_tokens": 5,
+    "high_tokens": 3,
+    "decoder_width": 16,
+    "decoder_heads": 2,
+    "decoder_hidden": 32,
+    "decoder_layers": 2,
+    "mask_stride": 2,
+}
+
+
+def micro(**changes: Any) -> Forward[UniRES]:
+    """A model with some fields changed."""
+    config = {"name": "unires", **FIELDS, **changes}
+    return Forward(lambda rngs: build_model(config, rngs=rngs))  # pyright: ignore
+
+
+def micro_params(forward: Forward[UniRES], seed: int = 0) -> dict[str, jax.Array]:
+    """Parameters without zeros and ones, so that every one of them shows in the output."""
+    params = jax.jit(forward.init)(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    return {
+        path: value + 0.05 * rng.standard_normal(value.shape, dtype=np.float32)
+        for path, value in params.items()
+    }
+
+
+def micro_batch(rows: int = 2, images: int = 1, expressions: int = 3, length: int = 7) -> Batch:
+    """Random images and texts of different lengths."""
+    rng = np.random.default_rng(1)
+    ends = rng.integers(2, length, (rows, expressions, 1))
+    place = np.arange(length)
+    text = rng.integers(1, EOS, (rows, expressions, length))
+    text = np.where(place < ends, text, np.where(place == ends, EOS, 0)).astype(np.int32)
+    pairs = (rows, images, expressions)
+    batch = Batch(
+        image=rng.integers(0, 256, (rows, images, 32, 32, 3), dtype=np.uint8),
+        text=text,
+        text_valid=place <= ends,
+        mask=rng.integers(0, 256, (*pairs, 16, 16), dtype=np.uint8),
+        present=np.ones(pairs, bool),
+        valid=np.ones(pairs, bool),
+        size=np.full((rows, images, 2), 32, np.int32),
+        affine=np.zeros((rows, images, 2, 3), np.float32),
+    )
+    return jax.tree.map(jnp.asarray, batch)
