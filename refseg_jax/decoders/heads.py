@@ -1,7 +1,8 @@
 """Heads from fused image tokens to mask logits.
 
 The paper says "a linear projection layer" (section 5), which `linear` and `pixel_shuffle` follow to
-the letter; `projector` is the head of CRIS, on which UniRES builds.
+the letter; `projector` is the head of CRIS, on which UniRES builds; `pixel_kernel` is for models
+that start from random weights.
 """
 
 import math
@@ -17,11 +18,14 @@ from refseg_jax.layers.norm import GroupNorm
 from refseg_jax.resize import upsample_bilinear
 
 #: Heads by the name that configs use.
-HEADS = ("projector", "pixel_shuffle", "linear")
+HEADS = ("projector", "pixel_shuffle", "linear", "pixel_kernel")
 
 #: Share of mask cells that are foreground before anything is learned (not stated in the paper; the
 #: logits' bias starts there, so that training does not begin with unlearning half-full masks).
 FOREGROUND_PRIOR = 0.1
+
+#: Length of the kernels and pixel features of the head `pixel_kernel`.
+KERNEL_WIDTH = 32
 
 
 class ProjectorHead(nnx.Module):
@@ -107,6 +111,67 @@ class LinearHead(nnx.Module):
         del state
         logits = _as_map(self.projection(tokens).astype(jnp.float32))
         return upsample_bilinear(logits, self.factor)[..., 0]
+
+
+class PixelKernelHead(nnx.Module):
+    """Each token writes the kernel that its own patch's pixel features are multiplied with.
+
+    Not in the paper. Tokens say what is sought, pixel features (of a convolutional stem, made once
+    an image) where its edge is: MaskFormer's product (Cheng et al. 2021) with a kernel a patch.
+    A mask needs `kernel_width` multiplications a cell, so that it is fine and cheap.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        pixel_width: int,
+        kernel_width: int,
+        subcells: int,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        """`subcells`: mask cells along the side of a pixel feature's cell."""
+        channels = subcells * subcells * kernel_width
+        self.pixel_projection = Linear(pixel_width, channels, dtype=dtype, rngs=rngs)
+        self.kernel = Linear(width, kernel_width + 1, dtype=dtype, rngs=rngs)
+        self.kernel.bias[...] = self.kernel.bias[...].at[-1].set(_prior_logit())  # pyright: ignore
+        self.kernel_width = kernel_width
+        self.subcells = subcells
+
+    def project(self, pixels: jax.Array) -> jax.Array:
+        """What can be done before the words are known.
+
+        Args:
+            pixels: `[B, P, c * c, pixel_width]`, of the c x c cells of each patch.
+
+        Returns:
+            `[B, P, c * c * subcells * subcells, kernel_width]`.
+        """
+        projected = self.pixel_projection(pixels)
+        return projected.reshape(*pixels.shape[:2], -1, self.kernel_width)
+
+    def __call__(self, tokens: jax.Array, pixels: jax.Array) -> jax.Array:
+        """Masks of K expressions an image.
+
+        Args:
+            tokens: `[B * K, P, width]` of a square grid.
+            pixels: `[B, P, cells, kernel_width]`, as `project` gives them.
+
+        Returns:
+            Logits f32 `[B * K, h, w]`.
+        """
+        rows, count, cells, width = pixels.shape
+        written = self.kernel(tokens).reshape(rows, -1, count, width + 1)
+        logits = jnp.einsum(
+            "bkpc,bpmc->bkpm", written[..., :-1], pixels, preferred_element_type=jnp.float32
+        )
+        logits = logits * width**-0.5 + written[..., -1:].astype(jnp.float32)
+        grid, fine = math.isqrt(count), self.subcells
+        coarse = math.isqrt(cells) // fine
+        squares = logits.reshape(-1, grid, grid, coarse, coarse, fine, fine)
+        side = grid * coarse * fine
+        return squares.transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, side, side)
 
 
 def build_head(

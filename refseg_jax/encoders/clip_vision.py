@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from refseg_jax.layers.linear import Linear, contract, gaussian
+from refseg_jax.encoders.stem import ConvolutionalStem, PatchEmbedding
+from refseg_jax.layers.linear import Linear, gaussian
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import BlockScales, TransformerBlock, run_block
-from refseg_jax.preprocess import CLIP_MEAN, CLIP_STD, normalise
 
 #: Standard deviation that group tokens start with (not stated in the paper; usual for queries).
 GROUP_TOKEN_STDDEV = 0.02
@@ -23,6 +23,7 @@ class VisionFeatures(NamedTuple):
         patches: `[B, P, output_width]`, after the final norm and CLIP's projection.
         low, high: group tokens as they leave the residual stream.
         low_patches, high_patches: the patches `[B, P, width]` beside which they left it.
+        pixels: of a convolutional stem, see `refseg_jax.encoders.stem.Stem`.
     """
 
     patches: jax.Array
@@ -30,25 +31,7 @@ class VisionFeatures(NamedTuple):
     high: jax.Array | None
     low_patches: jax.Array
     high_patches: jax.Array
-
-
-class PatchEmbedding(nnx.Module):
-    """A convolution whose stride is its size, as one product; `kernel` f32 `[p, p, 3, width]`."""
-
-    def __init__(self, patch_size: int, width: int, *, dtype: Any, rngs: nnx.Rngs):
-        shape = (patch_size, patch_size, 3, width)
-        stddev = (patch_size * patch_size * 3) ** -0.5
-        self.kernel = nnx.Param(gaussian(stddev)(rngs.params(), shape, jnp.float32))
-        self.dtype = dtype
-
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """u8 `[B, H, W, 3]` to `[B, H/p * W/p, width]`."""
-        size, width = self.kernel.shape[0], self.kernel.shape[-1]
-        batch, rows, columns = image.shape[0], image.shape[1] // size, image.shape[2] // size
-        patches = image.reshape(batch, rows, size, columns, size, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = normalise(patches, CLIP_MEAN, CLIP_STD)
-        patches = patches.reshape(batch, rows * columns, size * size * 3)
-        return contract(patches, self.kernel[...].reshape(-1, width), self.dtype)
+    pixels: jax.Array | None
 
 
 class ClipVision(nnx.Module):
@@ -64,6 +47,7 @@ class ClipVision(nnx.Module):
         *,
         grid: int,
         patch_size: int,
+        stem_width: int,
         width: int,
         layers: int,
         heads: int,
@@ -80,7 +64,12 @@ class ClipVision(nnx.Module):
         def table(count: int, stddev: float) -> nnx.Param:
             return nnx.Param(stddev * jax.random.normal(rngs.params(), (count, width), jnp.float32))
 
-        self.patch_embedding = PatchEmbedding(patch_size, width, dtype=dtype, rngs=rngs)
+        if stem_width:
+            self.patch_embedding = ConvolutionalStem(
+                patch_size, width, stem_width=stem_width, dtype=dtype, rngs=rngs
+            )
+        else:
+            self.patch_embedding = PatchEmbedding(patch_size, width, dtype=dtype, rngs=rngs)
         self.class_token = table(1, scale)
         self.position_embedding = table(1 + grid * grid, scale)
         self.low_tokens = table(low_tokens, GROUP_TOKEN_STDDEV) if low_tokens else None
@@ -106,7 +95,7 @@ class ClipVision(nnx.Module):
 
     def __call__(self, image: jax.Array) -> VisionFeatures:
         """u8 `[B, H, W, 3]` to features; H = W = grid * patch_size."""
-        x = self.patch_embedding(image)
+        x, pixels = self.patch_embedding(image)
         class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([class_token.astype(x.dtype), x], 1)
         x = self.input_norm(x + self.position_embedding[...].astype(x.dtype))
@@ -116,7 +105,7 @@ class ClipVision(nnx.Module):
         x, high = self._cross(x, self.high_tokens, range(middle, len(self.blocks)))
         high_patches = x[:, 1:]
         patches = self.projection(self.final_norm(high_patches))
-        return VisionFeatures(patches, low, high, low_patches, high_patches)
+        return VisionFeatures(patches, low, high, low_patches, high_patches, pixels)
 
     def _cross(
         self, x: jax.Array, tokens: nnx.Param | None, blocks: range

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from refseg_jax.batch import Array, Batch, SegOutput
-from refseg_jax.decoders.heads import build_head
+from refseg_jax.decoders.heads import KERNEL_WIDTH, PixelKernelHead, build_head
 from refseg_jax.decoders.region_filter import RegionFilter
 from refseg_jax.decoders.vision_language import VisionLanguageDecoder, repeat_rows
 from refseg_jax.encoders.clip_text import ClipText
 from refseg_jax.encoders.clip_vision import ClipVision, VisionFeatures, assign_groups
+from refseg_jax.encoders.stem import FINE
 from refseg_jax.layers.linear import Linear
 from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
 from refseg_jax.models.unires_config import UniRESConfig
@@ -23,10 +24,12 @@ class ImageFeatures(NamedTuple):
     Attributes:
         patches: image tokens, row by row.
         groups: the projected group tokens of each level that has some (low first).
+        pixels: `[B, N, P, cells, kernel_width]` of the head `pixel_kernel`, else `None`.
     """
 
     patches: jax.Array
     groups: tuple[jax.Array, ...]
+    pixels: jax.Array | None
 
 
 class TextFeatures(NamedTuple):
@@ -58,6 +61,7 @@ class UniRES(nnx.Module):
         self.vision = ClipVision(
             grid=config.grid,
             patch_size=config.patch_size,
+            stem_width=config.stem_width,
             width=config.vision_width,
             layers=config.vision_layers,
             heads=config.vision_heads,
@@ -91,14 +95,7 @@ class UniRES(nnx.Module):
         self.decoder = self._stage(config.decoder_layers, rngs)
         groups = config.low_tokens + config.high_tokens
         self.group_decoder = self._stage(1, rngs) if groups else None
-        self.head = build_head(
-            config.head,
-            width=width,
-            state_width=config.embedding_width,
-            factor=config.patch_size // config.mask_stride,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.head = self._head(rngs)
 
     @property
     def image_size(self) -> int:
@@ -137,7 +134,11 @@ class UniRES(nnx.Module):
             if level is not None and tokens is not None
         ]
         unfold = lambda x: x.reshape(*leading, *x.shape[1:])  # noqa: E731
-        return ImageFeatures(unfold(patches), tuple(unfold(g) for g in groups))
+        pixels = None
+        if isinstance(self.head, PixelKernelHead):
+            assert features.pixels is not None
+            pixels = unfold(self.head.project(features.pixels))
+        return ImageFeatures(unfold(patches), tuple(unfold(g) for g in groups), pixels)
 
     def encode_text(
         self, text: Array, text_valid: Array, *, rngs: nnx.Rngs | None = None
@@ -177,7 +178,9 @@ class UniRES(nnx.Module):
         if self.group_decoder is not None:
             regions = self._filtered(image_features.groups, words, valid)
             x = self.group_decoder(x, positions, regions, regions, key=stage_2_key)
-        logits = self.head(x, sentence)  # pyright: ignore[reportCallIssue]
+        pixels = image_features.pixels
+        guide = sentence if pixels is None else pixels.reshape(rows * images, *pixels.shape[2:])
+        logits = self.head(x, guide)  # pyright: ignore[reportCallIssue]
         return SegOutput(logits.reshape(rows, images, expressions, *logits.shape[1:]))
 
     def group_assignment(self, image: Array) -> dict[str, jax.Array]:
@@ -220,6 +223,27 @@ class UniRES(nnx.Module):
             hidden=config.decoder_hidden,
             input_norm=config.filter_norm,
             dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+
+    def _head(self, rngs: nnx.Rngs) -> nnx.Module:
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        if config.head == "pixel_kernel":
+            return PixelKernelHead(
+                width=config.decoder_width,
+                pixel_width=config.stem_width + FINE * FINE * 3,
+                kernel_width=KERNEL_WIDTH,
+                subcells=FINE // config.mask_stride,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        return build_head(
+            config.head,
+            width=config.decoder_width,
+            state_width=config.embedding_width,
+            factor=config.patch_size // config.mask_stride,
+            dtype=dtype,
             rngs=rngs,
         )
 

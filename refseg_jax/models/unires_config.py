@@ -6,6 +6,7 @@ from typing import Any
 
 from refseg_jax import naming
 from refseg_jax.decoders.heads import HEADS
+from refseg_jax.encoders.stem import COARSE, FINE
 
 #: Compute types by the name that configs use (parameters are always f32).
 DTYPES = ("float32", "bfloat16")
@@ -23,6 +24,8 @@ class UniRESConfig:
         image_size: side of the square network input.
         patch_size: side of a patch; divides `image_size`.
         vision_width, vision_layers, vision_heads: the vision tower (layers even).
+        stem_width: channels of a convolutional stem before the vision tower (for random weights; not
+            in the paper), 0 for CLIP's patch embedding.
         embedding_width: CLIP's joint space: what both towers' projections give.
         text_width, text_layers, text_heads: the text tower.
         vocab_size, text_positions, eos_id: CLIP's vocabulary, its whole table of positions, and the
@@ -35,7 +38,7 @@ class UniRESConfig:
             projected by CLIP) and words get a linear map to this width where theirs is another.
         decoder_layers: layers of stage 1; stage 2 has one.
         dropout: in both stages.
-        head: `projector` | `pixel_shuffle` | `linear`.
+        head: `projector` | `pixel_shuffle` | `linear` | `pixel_kernel` (with a convolutional stem).
         mask_stride: network pixels per mask cell; divides `patch_size`.
         dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
         remat: compute the blocks' insides again in the backward pass instead of storing them.
@@ -46,6 +49,7 @@ class UniRESConfig:
     vision_width: int = 768
     vision_layers: int = 12
     vision_heads: int = 12
+    stem_width: int = 0
     embedding_width: int = 512
     text_width: int = 512
     text_layers: int = 12
@@ -77,7 +81,7 @@ class UniRESConfig:
         if self.dtype not in DTYPES:
             raise ValueError(naming.unknown("dtype", self.dtype, DTYPES))
         for field in dataclasses.fields(self):
-            least = 0 if field.name in ("low_tokens", "high_tokens", "eos_id") else 1
+            least = 0 if field.name in ("low_tokens", "high_tokens", "eos_id", "stem_width") else 1
             if field.type is int and getattr(self, field.name) < least:
                 raise ValueError(f"{field.name}={getattr(self, field.name)} is less than {least}")
         if not 0.0 <= self.dropout < 1.0:
@@ -97,6 +101,10 @@ class UniRESConfig:
             raise ValueError(
                 f"decoder_width={self.decoder_width}: its 2-D positions need 4 | width"
             )
+        if self.stem_width and self.patch_size % COARSE:
+            raise ValueError(f"patch_size={self.patch_size}: a stem needs a multiple of {COARSE}")
+        if self.head == "pixel_kernel" and not (self.stem_width and FINE % self.mask_stride == 0):
+            raise ValueError("head 'pixel_kernel' needs stem_width > 0 and mask_stride 1, 2 or 4")
         if self.vision_layers % 2:
             raise ValueError(f"vision_layers={self.vision_layers} has no halves")
 
@@ -128,7 +136,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "tiny": {
         "image_size": 128,
-        "patch_size": 8,
+        "patch_size": 16,
+        "stem_width": 48,
         "vision_width": 128,
         "vision_layers": 4,
         "vision_heads": 4,
@@ -143,7 +152,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "decoder_hidden": 192,
         "decoder_layers": 1,
         "dropout": 0.0,
-        "mask_stride": 4,
+        "head": "pixel_kernel",
+        "mask_stride": 2,
     },
 }
 

@@ -68,7 +68,7 @@ def _has_twin(graph: SceneGraph, index: int) -> bool:
 
 
 def _wordings(graph: SceneGraph, index: int) -> list[Phrase]:
-    """All phrases that mean this object and need every one of their words."""
+    """Phrases that mean this object, without those that need neither their colour nor their place."""
     node = graph.objects[index]
     others = sorted({o.kind for o in graph.objects} - {node.kind})
     candidates = [Phrase(node.kind), Phrase(node.kind, node.colour)]
@@ -138,16 +138,11 @@ def _categories(graph: SceneGraph) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _deceptive(graph: SceneGraph) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Nothing matches, though the kind is there in another colour, or the colour on another kind."""
-    kinds = {o.kind for o in graph.objects}
-    colours = {o.colour for o in graph.objects}
-    for kind in sorted(kinds):
+    """Nothing matches, though the kind is there: it has another colour."""
+    for kind in sorted({o.kind for o in graph.objects}):
         for colour in COLOURS:
             if colour in KINDS[kind].colours and not list(graph.select(kind, colour)):
                 yield f"the {colour} {kind}", ()
-    for kind in sorted(set(KINDS) - kinds):
-        for colour in sorted(colours & set(KINDS[kind].colours)):
-            yield f"the {colour} {kind}", ()
 
 
 def _targets(graph: SceneGraph, indices: list[int]) -> tuple[int, ...]:

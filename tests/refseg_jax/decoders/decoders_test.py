@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refseg_jax.decoders.heads import FOREGROUND_PRIOR, build_head
+from refseg_jax.decoders.heads import FOREGROUND_PRIOR, PixelKernelHead, build_head
 from refseg_jax.decoders.region_filter import RegionFilter
 from refseg_jax.decoders.vision_language import VisionLanguageDecoder, repeat_rows
 
@@ -130,6 +130,23 @@ def test_pixel_shuffle_puts_a_tokens_cells_where_its_patch_is():
     own = tokens[0, 1] @ head.projection.kernel[...] + head.projection.bias[...]
     np.testing.assert_allclose(logits[:3, 3:], own.reshape(3, 3), atol=1e-6)
     np.testing.assert_allclose(logits[3:], logits[0, 0], atol=1e-6)
+
+
+def test_pixel_kernel_multiplies_each_cell_by_what_its_patch_and_expression_wrote():
+    """Two images, three expressions each; patches of 2x2 pixel cells, each with 2x2 mask cells."""
+    head = PixelKernelHead(
+        width=8, pixel_width=5, kernel_width=4, subcells=2, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    tokens, pixels = _normal(6, 9, 8), _normal(2, 9, 4, 5, seed=1)
+    logits = np.asarray(head(tokens, head.project(pixels)))
+    assert logits.shape == (6, 12, 12)
+    written = np.asarray(head.kernel(tokens))
+    features = np.asarray(head.pixel_projection(pixels)).reshape(2, 9, 2, 2, 2, 2, 4)
+    for row, y, x in np.ndindex(logits.shape):
+        patch = (y // 4) * 3 + x // 4
+        cell = features[row // 3, patch, y % 4 // 2, x % 4 // 2, y % 2, x % 2]
+        *kernel, bias = written[row, patch]
+        assert logits[row, y, x] == pytest.approx(cell @ kernel / 2 + bias, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["projector", "pixel_shuffle", "linear"])

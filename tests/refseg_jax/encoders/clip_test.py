@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from refseg_jax.encoders.clip_text import ClipText
-from refseg_jax.encoders.clip_vision import ClipVision, PatchEmbedding, assign_groups
+from refseg_jax.encoders.clip_vision import ClipVision, assign_groups
+from refseg_jax.encoders.stem import PatchEmbedding
 from refseg_jax.preprocess import CLIP_MEAN, CLIP_STD
 
 
@@ -15,6 +16,7 @@ def _vision(low=3, high=2, layers=4):
     return ClipVision(
         grid=2,
         patch_size=4,
+        stem_width=0,
         width=8,
         layers=layers,
         heads=2,
@@ -55,7 +57,9 @@ def test_patches_are_a_strided_convolution_of_the_normalised_image():
         "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    np.testing.assert_allclose(layer(jnp.asarray(IMAGE)), expected.reshape(2, 4, 5), atol=1e-5)
+    np.testing.assert_allclose(
+        layer(jnp.asarray(IMAGE)).tokens, expected.reshape(2, 4, 5), atol=1e-5
+    )
 
 
 def test_tokens_ride_beside_the_patches_through_their_half_only(monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refseg_jax.layers.convolution import UpsampleConv3x3, dynamic_conv3x3
+from refseg_jax.layers.convolution import Conv3x3, UpsampleConv3x3, dynamic_conv3x3
 from refseg_jax.layers.dropout import dropout
 from refseg_jax.layers.linear import Linear, contract
 from refseg_jax.layers.norm import GroupNorm, LayerNorm
@@ -67,6 +67,18 @@ def test_group_norm_normalises_groups_over_the_area():
 def test_group_norm_refuses_groups_that_do_not_divide():
     with pytest.raises(ValueError, match="4 groups do not divide 6 channels"):
         GroupNorm(6, groups=4, dtype=jnp.float32)
+
+
+def test_convolution_and_its_gradient_equal_the_plain_one():
+    layer = Conv3x3(5, 7, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x, weight = jnp.asarray(_normal(2, 4, 6, 5)), _normal(2, 4, 6, 7, seed=1)
+    graph, state = nnx.split(layer)
+    kernel = state["kernel"][...]
+    np.testing.assert_allclose(layer(x), _plain_conv(x, kernel), atol=1e-5)
+    d_state, d_x = jax.grad(lambda s, x: jnp.sum(weight * nnx.merge(graph, s)(x)), (0, 1))(state, x)
+    plain = jax.grad(lambda k, x: jnp.sum(weight * _plain_conv(x, k)), (0, 1))(kernel, x)
+    np.testing.assert_allclose(d_state["kernel"][...], plain[0], atol=1e-4)
+    np.testing.assert_allclose(d_x, plain[1], atol=1e-5)
 
 
 def test_upsampling_convolution_equals_the_plain_order():

@@ -1,0 +1,254 @@
+"""main.py as people run it: a process, a config file, overrides; on the tiny dataset."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from input_pipeline.sources import RecordSource
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 3
+OVERRIDES = {
+    "steps": STEPS,
+    "batch_size": 4,
+    "data.dataset": "tiny",
+    "model.image_size": 32,
+    "model.vision_width": 32,
+    "model.vision_layers": 2,
+    "model.text_layers": 1,
+    "model.text_width": 16,
+    "model.head": "linear",
+    "eval.batch_size": 4,
+    "eval.pictures": 99,
+    "eval.canvas": (32, 32),
+    "loop.log_every": 1,
+    "loop.eval_every": 0,
+    "loop.log_batches": True,
+}
+#: Trains, predicts, and tells what is loaded.
+TRAIN_AND_PREDICT = """
+import json, runpy, sys
+train, predict = json.loads(sys.argv[1])
+sys.argv = train
+try:
+    runpy.run_path("main.py", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+from tools.predict import main
+assert main(predict) == 0
+print("loaded:", json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+
+
+def _command(workdir: Path, data_dir: Path, *more: str) -> list[str]:
+    fields = {**OVERRIDES, "data.data_dir": data_dir}
+    return [
+        "main.py",
+        "--config=configs/scenes_unires.py",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        *more,
+    ]
+
+
+class Place:
+    """A dataset and a workdir, and how to run things there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data, self.workdir = folder / "data", folder / "run"
+        build_tiny_dataset(self.data, {"train": 8, "val": 3, "test": 4})
+
+    def command(self, *more: str) -> list[str]:
+        return _command(self.workdir, self.data, *more)
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Compiled functions are kept for the next process, and compiled in a hurry."""
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
+            **variables,
+        }
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def summary(self) -> dict[str, float]:
+        return json.loads((self.workdir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("main"))
+
+
+@pytest.fixture(scope="module")
+def first(place: Place) -> subprocess.CompletedProcess[str]:
+    """The first run, and a prediction for the image `test0` in the same process."""
+    # Where neither is installed, empty packages make an import of them show.
+    for name in ("tensorflow", "torch"):
+        (place.folder / "stubs" / name).mkdir(parents=True)
+        (place.folder / "stubs" / name / "__init__.py").touch()
+    record = RecordSource(str(place.data), "tiny", "test")[0]
+    image = place.folder / f"{record.image_id}.jpg"
+    image.write_bytes(record.image)
+    predict = [f"--checkpoint={place.workdir}", f"--image={image}"]
+    predict += [f"--output_dir={place.folder / 'out'}"]
+    predict += [f"--text={e.text}" for e in record.expressions]
+    arguments = json.dumps([place.command(), predict])
+    done = place.run("-c", TRAIN_AND_PREDICT, arguments, PYTHONPATH=str(place.folder / "stubs"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def _loaded(done: subprocess.CompletedProcess[str]) -> set[str]:
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("loaded: ")]
+    return set(json.loads(line.removeprefix("loaded: ")))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _masks(path: Path) -> dict[str, np.ndarray]:
+    return {
+        line["id"]: coco_mask.decode(line["segmentation"]).astype(bool) for line in _lines(path)
+    }
+
+
+@pytest.mark.usefixtures("first")
+def test_summary_has_flat_keys_of_all_evaluations_and_of_speed(place: Place) -> None:
+    summary = place.summary()
+    assert all(isinstance(value, int | float) for value in summary.values())
+    for prefix in ("", "val/", "shuffled/"):
+        for name in ("mIoU", "oIoU", "Pr@0.5", "Pr@0.9", "count", "object/mIoU", "quarantined"):
+            assert prefix + name in summary
+    for name in ("part/mIoU", "multi/mIoU", "oracle/object/mIoU", "oracle/part/mIoU"):
+        assert 0 <= summary[name] <= 1
+    # 5 of the 6 expressions have a target, and the config leaves out the sixth.
+    assert summary["count"] == 20
+    assert summary["val/count"] == 15
+    assert summary["steps"] == STEPS
+    assert summary["preempted"] == 0
+    for name in ("train_seconds", "images_per_second", "data_wait_share"):
+        assert summary[name] >= 0
+
+
+@pytest.mark.usefixtures("first")
+def test_summary_is_what_the_dumped_masks_say(place: Place) -> None:
+    predicted = _masks(place.workdir / "dump" / "test" / "predictions.jsonl")
+    targets = _masks(place.workdir / "dump" / "test" / "references.jsonl")
+    assert predicted.keys() == targets.keys()
+    ious = [(predicted[k] & t).sum() / (predicted[k] | t).sum() for k, t in targets.items()]
+    assert place.summary()["mIoU"] == pytest.approx(np.mean(ious), abs=1e-12)
+
+
+def test_run_leaves_metrics_config_and_pictures(
+    place: Place, first: subprocess.CompletedProcess[str]
+) -> None:
+    lines = [line for line in _lines(place.workdir / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    config = json.loads((place.workdir / "config.json").read_text())
+    assert config["steps"] == STEPS
+    assert config["model"]["head"] == "linear"
+    assert config["eval"]["canvas"] == [32, 32]
+    for name in ("test", "val", "shuffled"):
+        page = place.workdir / f"pictures-{name}.png"
+        assert str(page) in first.stdout
+        with Image.open(page) as image:
+            assert len(np.unique(np.asarray(image))) > 10
+    assert list((place.workdir / "tensorboard").iterdir())
+    assert not list(place.workdir.rglob("*.partial"))
+
+
+def test_training_and_prediction_load_no_other_framework(
+    first: subprocess.CompletedProcess[str],
+) -> None:
+    loaded = _loaded(first)
+    assert {"jax", "flax", "grain", "orbax"} <= loaded
+    assert not loaded & {"tensorflow", "torch"}
+
+
+@pytest.mark.usefixtures("first")
+def test_command_line_predicts_what_the_evaluator_dumped(place: Place) -> None:
+    dumped = _lines(place.workdir / "dump" / "test" / "predictions.jsonl")
+    theirs = {(line["image"], line["expression"]): line for line in dumped}
+    compared = 0
+    for line in _lines(place.folder / "out" / "predictions.jsonl"):
+        known = theirs.get((Path(line["image"]).stem, line["expression"]))
+        if known is not None:
+            assert line["segmentation"] == known["segmentation"], line["expression"]
+            assert line["present"] == known["present"]
+            compared += 1
+    assert compared == 5
+
+
+@pytest.mark.usefixtures("first")
+def test_same_command_again_trains_nothing_and_tells_the_same(place: Place) -> None:
+    before = place.summary()
+    told = (place.workdir / "metrics.jsonl").read_bytes()
+    batches = (place.workdir / "batches-0.jsonl").read_bytes()
+    again = place.run(*place.command())
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert place.summary() == before
+    assert (place.workdir / "metrics.jsonl").read_bytes() == told
+    assert (place.workdir / "batches-0.jsonl").read_bytes() == batches
+
+
+@pytest.mark.usefixtures("first")
+def test_evaluation_alone_gives_the_same_scores(place: Place) -> None:
+    before = place.summary()
+    (place.workdir / "summary.json").unlink()
+    done = place.run(*place.command("--mode=eval"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    speed = {"train_seconds", "images_per_second", "data_wait_share", "steps", "preempted"}
+    assert place.summary() == {k: v for k, v in before.items() if k not in speed}
+    assert str(place.workdir / "summary.json") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--config.optim.lrr=1e-3", '"lr"'),
+        ("--config.optm.lr=1e-3", '"optim"'),
+        ("--config.model.head=projecter", "'projector'"),
+        ("--config.data.dataset=nothing", "tools.build_dataset"),
+        ("--config.epochs=2", "config.steps"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_cure(
+    place: Place, tmp_path: Path, flag: str, named: str
+) -> None:
+    done = place.run(*_command(tmp_path, place.data, flag))
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if named in line]
+    assert len(errors) == 1, done.stderr[-3000:]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_config_file_that_is_not_there_is_one_line(place: Place, tmp_path: Path) -> None:
+    done = place.run("main.py", "--config=configs/none.py", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "configs/none.py" in line]) == 1
+    assert not (tmp_path / "run").exists()
