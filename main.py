@@ -202,6 +202,23 @@ def main(_: list[str]) -> None:
         sys.exit(1)
 
 
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parsing; an unknown field or config file is one line too."""
+    try:
+        rest = app.parse_flags_with_usage(arguments)
+        # That a file could not be loaded is only told when a field is read.
+        getattr(FLAGS.config, "steps", None)
+    except (AttributeError, KeyError, OSError) as error:
+        if os.environ.get("REFSEG_TRACEBACK"):
+            raise
+        reason: Any = error
+        while isinstance(reason, (AttributeError, KeyError)):
+            reason = reason.args[0]
+        print(f"error: --config: {' '.join(str(reason).split())}", file=sys.stderr)
+        sys.exit(1)
+    return rest
+
+
 def _join() -> None:
     """Finds the other processes: by the environment's three variables, or as the cluster tells."""
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -222,4 +239,4 @@ def _parameter_table(forward: Forward) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
