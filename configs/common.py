@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.objectives import MaskObjective
 from refseg_jax.optim import OptimConfig
+from refseg_jax.preprocess import MAX_PIXELS
 from refseg_jax.sharding import MeshConfig
 from refseg_jax.train_loop import LoopConfig
 
@@ -39,12 +40,16 @@ def base_config() -> ConfigDict:
             "split": "train",
             "sampling": "image",
             "pairs": 8,
+            "images": 1,
             "granularities": ("object", "part", "multi", "category", "salient"),
             "resize": "letterbox",
             "context_length": 17,
             "tokenizer": "clip",
             "flip_probability": 0.0,
             "num_workers": 0,
+            "threads": 2,
+            "prefetch": 4,
+            "max_pixels": MAX_PIXELS,
         }
     )
 
