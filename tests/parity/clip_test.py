@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from refseg_jax.encoders.clip_text import ClipText
 from refseg_jax.encoders.clip_vision import ClipVision
+from refseg_jax.models import UniRES, UniRESConfig
 from refseg_jax.preprocess import CLIP_MEAN, CLIP_STD
 from refseg_jax.resize import resize_position_embedding
 from refseg_jax.train_state import Forward
@@ -18,8 +20,8 @@ from refseg_jax.train_state import Forward
 pytestmark = pytest.mark.parity
 
 PATCH, GRID, EOS = 8, 4, 60
-VISION = {"width": 48, "heads": 3, "layers": 4, "output_width": 40}
-TEXT = {"width": 32, "heads": 4, "layers": 3, "output_width": 40}
+VISION: dict[str, Any] = {"width": 48, "heads": 3, "layers": 4, "output_width": 40}
+TEXT: dict[str, Any] = {"width": 32, "heads": 4, "layers": 3, "output_width": 40}
 
 #: Our names by those of transformers, within a transformer block.
 BLOCK = {
@@ -108,21 +110,27 @@ def text_params(clip: CLIPModel) -> dict[str, np.ndarray]:
     }
 
 
+def our_model(grid: int, rngs: nnx.Rngs) -> UniRES:
+    """The model whose towers have CLIP's sizes; nothing but the towers is looked at."""
+    config = UniRESConfig(
+        image_size=grid * PATCH,
+        patch_size=PATCH,
+        **{f"vision_{name}": VISION[name] for name in ("width", "heads", "layers")},
+        **{f"text_{name}": TEXT[name] for name in ("width", "heads", "layers")},
+        embedding_width=VISION["output_width"],
+        vocab_size=64,
+        text_positions=20,
+        eos_id=EOS,
+        low_tokens=0,
+        high_tokens=0,
+    )
+    return UniRES(config, rngs=rngs)
+
+
 @pytest.mark.parametrize("grid", [GRID, 7])
 def test_image_tower_is_clips(clip, grid):
     # Another grid than CLIP was built for: they resize the positions as they run, we when loading.
-    forward: Forward[ClipVision] = Forward(
-        lambda rngs: ClipVision(
-            grid=grid,
-            patch_size=PATCH,
-            **VISION,
-            low_tokens=0,
-            high_tokens=0,
-            dtype=np.float32,
-            remat=False,
-            rngs=rngs,
-        )
-    )
+    forward: Forward[ClipVision] = Forward(lambda rngs: our_model(grid, rngs).vision)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (2, grid * PATCH, grid * PATCH, 3), np.uint8)
     normal = (image / 255.0 - CLIP_MEAN) / CLIP_STD
@@ -139,17 +147,7 @@ def test_image_tower_is_clips(clip, grid):
 
 
 def test_text_tower_is_clips(clip):
-    forward: Forward[ClipText] = Forward(
-        lambda rngs: ClipText(
-            vocab_size=64,
-            positions=20,
-            **TEXT,
-            eos_id=EOS,
-            dtype=np.float32,
-            remat=False,
-            rngs=rngs,
-        )
-    )
+    forward: Forward[ClipText] = Forward(lambda rngs: our_model(GRID, rngs).text)
     place, end = np.arange(12), np.array([[3], [7], [11]])
     rng = np.random.default_rng(0)
     ids = rng.integers(1, EOS, (3, 12))
