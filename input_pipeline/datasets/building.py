@@ -43,12 +43,18 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
 
-    def __init__(self, *, data_dir: str | Path, config: str | None, num_workers: int) -> None:
+    def __init__(
+        self,
+        *,
+        data_dir: str | Path,
+        config: str | tfds.core.BuilderConfig | None,
+        num_workers: int,
+    ) -> None:
         """Prepares a build.
 
         Args:
             data_dir: where datasets lie.
-            config: one of `BUILDER_CONFIGS`, by name; `None` where there is none.
+            config: one of `BUILDER_CONFIGS`, by name, or another; `None` where there is none.
             num_workers: processes that make records; at most 1, or few records, make them in this
                 one.
         """

@@ -72,13 +72,13 @@ def _build_refer(name: str, config: str, request: Request) -> None:
 def _scenes_folder(data_dir: Path) -> Path:
     from input_pipeline.datasets.scenes.scenes import Scenes
 
-    return Path(str(Scenes(data_dir=str(data_dir)).data_dir))
+    return Path(str(Scenes(data_dir=data_dir).data_dir))
 
 
 def _build_scenes(request: Request) -> None:
     from input_pipeline.datasets.scenes.scenes import build
 
-    build(request.data_dir, workers=request.num_workers)
+    build(request.data_dir, num_workers=request.num_workers)
 
 
 def _entries() -> dict[str, Entry]:

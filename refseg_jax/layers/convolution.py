@@ -11,11 +11,7 @@ from refseg_jax.resize import axis_phases
 
 
 class Conv3x3(nnx.Module):
-    """A 3x3 convolution without bias; `kernel` f32 `[3, 3, I, O]`.
-
-    One product for all nine taps, whose results are shifted and added, one axis after the other:
-    on a CPU its gradient is faster than that of `jax.lax.conv_general_dilated`.
-    """
+    """A 3x3 convolution without bias; `kernel` f32 `[3, 3, I, O]`."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs):
         self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (3, 3, inputs, outputs)))
@@ -23,14 +19,10 @@ class Conv3x3(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, h, w, I]` to `[B, h, w, O]` of the module's dtype."""
-        inputs, outputs = self.kernel.shape[2:]
-        kernel = self.kernel[...].transpose(2, 0, 1, 3).reshape(inputs, 9 * outputs)
-        taps = contract(x, kernel, self.dtype).reshape(*x.shape[:3], 3, 3, outputs)
-        rows = [
-            sum(shift(taps[:, :, :, dy, dx], dx - 1, 2) for dx in range(3))  # pyright: ignore
-            for dy in range(3)
-        ]
-        return sum(shift(rows[dy], dy - 1, 1) for dy in range(3))  # pyright: ignore
+        kernel = self.kernel[...].astype(self.dtype)
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
 
 class UpsampleConv3x3(nnx.Module):

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 
+from input_pipeline.datasets import building
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.drawing import draw_scene
 from input_pipeline.datasets.scenes.expressions import describe
@@ -316,9 +317,12 @@ def test_the_size_of_a_split_changes_no_image(small: Build):
         assert make_record(longer, split, 7) == small[split][7]
 
 
-def test_the_files_are_the_same_for_any_number_of_workers(tmp_path: Path):
+def test_the_files_are_the_same_for_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(building, "_FEW", 1)
     few = ScenesConfig("few", train=26, val=2, test=1, train_groups=1, val_groups=1, test_groups=1)
-    one, two = (build(tmp_path / str(n), few, workers=n) for n in (1, 2))
+    one, two = (build(tmp_path / str(n), few, num_workers=n) for n in (1, 2))
     names = sorted(path.name for path in one.iterdir())
     assert names == sorted(path.name for path in two.iterdir())
     assert sum("array_record" in name for name in names) == len(SPLITS)
@@ -331,12 +335,11 @@ def test_the_files_are_the_same_for_any_number_of_workers(tmp_path: Path):
         assert stored == {record.image_id: record for record in made}
 
 
-def test_a_build_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_build_that_is_there_is_left_alone(tmp_path: Path):
     few = ScenesConfig("few", train=1, val=1, test=1, train_groups=1, val_groups=1, test_groups=1)
-    folder = build(tmp_path, few, workers=1)
+    folder = build(tmp_path, few, num_workers=1)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert build(tmp_path, few, workers=1) == folder
-    assert "is built already" in capsys.readouterr().out
+    assert build(tmp_path, few, num_workers=1) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 

@@ -9,27 +9,26 @@ on the number of processes. The scene graph of an image is its record's `metadat
 """
 
 import functools
-import multiprocessing
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
+from input_pipeline.datasets.building import RecordBuilder
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.drawing import Scene, draw_scene
 from input_pipeline.datasets.scenes.expressions import describe
 from input_pipeline.datasets.scenes.kinds import KINDS
 from input_pipeline.datasets.scenes.layout import Wish, kinds_of, sample_background, sample_layout
 from input_pipeline.datasets.scenes.phrases import Phrase
-from input_pipeline.schema import Expression, Record, Target, encode_mask, features, to_features
+from input_pipeline.schema import Expression, Record, Target, encode_mask, features
 
-#: Images that one task of a worker process draws.
-_CHUNK = 25
+
+def _builder_config(name: str) -> tfds.core.BuilderConfig:
+    return tfds.core.BuilderConfig(name=name, description="Scenes")
 
 
 def make_record(config: ScenesConfig, split: str, index: int) -> Record:
@@ -47,20 +46,21 @@ def make_record(config: ScenesConfig, split: str, index: int) -> Record:
     return _record(config, name, scene, expressions)
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder):
+class Scenes(RecordBuilder):
     """Writes the record of `input_pipeline.schema`; needs no TensorFlow."""
 
     name = "scenes"
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
+    BUILDER_CONFIGS: ClassVar = [_builder_config(ScenesConfig().name)]
     pkg_dir_path: Path | None = Path(__file__).parent
 
-    def __init__(self, *, scenes: ScenesConfig | None = None, workers: int = 1, **kwargs: Any):
-        """`scenes` decides what is drawn, `workers` how many processes draw it."""
+    def __init__(
+        self, *, data_dir: str | Path, scenes: ScenesConfig | None = None, num_workers: int = 0
+    ):
+        """`scenes` decides what is drawn; the others as for `RecordBuilder`."""
         self._scenes = scenes or ScenesConfig()
-        self._workers = workers
-        config = tfds.core.BuilderConfig(name=self._scenes.name, description="Scenes")
-        super().__init__(file_format="array_record", config=config, **kwargs)
+        known = self._scenes.name == ScenesConfig.name
+        config = self._scenes.name if known else _builder_config(self._scenes.name)
+        super().__init__(data_dir=data_dir, config=config, num_workers=num_workers)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -70,61 +70,42 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             license="Apache-2.0",
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in SPLITS}
+    def _plan(self) -> Mapping[str, Sequence[tuple[str, int]]]:
+        return {
+            split: [(split, index) for index in range(self._scenes.images(split))]
+            for split in SPLITS
+        }
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        count = self._scenes.images(split)
-        starts = range(0, count, _CHUNK)
-        make = functools.partial(_make_chunk, self._scenes, split, count)
-        with tqdm(total=count, desc=f"scenes {split}", unit="image") as bar:
-            for chunk in self._map(make, starts):
-                yield from chunk
-                bar.update(len(chunk))
+    def _maker(self) -> Callable[[tuple[str, int]], Record]:
+        return functools.partial(_make, self._scenes)
 
-    def _map(self, make: Any, starts: range) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-        if self._workers <= 1 or len(starts) <= 1:  # Processes take seconds to start.
-            yield from map(make, starts)
-            return
-        # Spawned: forking a process that has threads (JAX's) may deadlock.
-        with multiprocessing.get_context("spawn").Pool(self._workers) as pool:
-            yield from pool.imap(make, starts)
+    def _record(self, split: str, made: Record) -> Record:
+        del split
+        return made
+
+    def _finish(self, folder: Path) -> None:
+        del folder
 
 
-def build(
-    data_dir: Path, config: ScenesConfig | None = None, *, workers: int | None = None
-) -> Path:
+def build(data_dir: Path, config: ScenesConfig | None = None, *, num_workers: int = 0) -> Path:
     """Builds the dataset, unless it is there.
-
-    TFDS writes into a folder of another name and renames it at the end, so that a build that was
-    stopped leaves nothing that looks like a dataset.
 
     Args:
         data_dir: where datasets lie.
         config: what to draw.
-        workers: processes; default one a core.
+        num_workers: processes.
 
     Returns:
         The folder of the dataset.
     """
-    workers = workers or len(os.sched_getaffinity(0))
-    builder = Scenes(scenes=config, workers=workers, data_dir=str(data_dir))
-    folder = Path(str(builder.data_dir))
-    if (folder / "dataset_info.json").is_file():
-        print(f"{folder}: is built already")
-        return folder
+    builder = Scenes(scenes=config, num_workers=num_workers, data_dir=data_dir)
     builder.download_and_prepare()
-    print(f"{folder}: built")
-    return folder
+    return Path(str(builder.data_dir))
 
 
-def _make_chunk(
-    config: ScenesConfig, split: str, count: int, start: int
-) -> list[tuple[str, dict[str, Any]]]:
+def _make(config: ScenesConfig, item: tuple[str, int]) -> Record:
     cv2.setNumThreads(1)
-    records = [make_record(config, split, i) for i in range(start, min(start + _CHUNK, count))]
-    return [(record.image_id, to_features(record)) for record in records]
+    return make_record(config, *item)
 
 
 def _draw(config: ScenesConfig, rng: np.random.Generator, wish: Wish | None = None) -> Scene:
