@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with a warm-up and cosine schedule, and a table of rates per parameter.
+"""The optimiser: AdamW (or Muon) with a warm-up and cosine schedule, and rates per parameter.
 
 The table is ordered (regular expression over dotted paths, multiplier); the first match wins, every
 path must be matched, and a multiplier of 0 freezes: such a parameter gets no gradient and no
@@ -6,12 +6,15 @@ moments.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 Params = dict[str, jax.Array]
 
@@ -27,6 +30,8 @@ class OptimConfig:
         weight_decay: AdamW's decoupled decay (times the rate); not for vectors and scalars, as is
             usual for transformers. UniRES: 5e-4 (supplement A.3).
         b1, b2, eps: Adam's constants.
+        muon: regular expression of the paths of kernels that move by Muon and not by Adam, "" for
+            none. Far fewer steps are needed from random weights; not in the paper.
         clip_norm: bound on the global norm of the gradient, 0 for none.
         lr_multipliers: ordered (regular expression, multiplier); 0 freezes.
         accumulation: microbatches that are added up for one update.
@@ -41,6 +46,7 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    muon: str = ""
     clip_norm: float = 1.0
     lr_multipliers: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
     accumulation: int = 1
@@ -95,7 +101,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _directions(config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         _scale_by_path(config.lr_multipliers),
         optax.scale_by_learning_rate(make_schedule(config, steps)),
@@ -109,6 +115,65 @@ def update_average(average: Params, params: Params, step: jax.Array, decay: floa
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return {path: d * average[path] + (1.0 - d) * leaf for path, leaf in params.items()}
+
+
+def _directions(config: OptimConfig) -> optax.GradientTransformation:
+    """Adam's direction, or Muon's for the kernels that `config.muon` names.
+
+    Muon (Jordan et al. 2024) makes the momentum of a kernel `[..., I, O]`, seen as a matrix of O
+    columns, orthogonal. Times `0.2 sqrt(max(rows, O))` its entries are as large as Adam's (Liu et
+    al. 2025, "Muon is scalable", section 2.2), so that both share a learning rate and a decay.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if not config.muon:
+        return adam
+
+    def axes(kernels: Params) -> dict[str, contrib.MuonDimensionNumbers]:
+        return {
+            path: contrib.MuonDimensionNumbers(tuple(range(kernel.ndim - 1)), kernel.ndim - 1)
+            for path, kernel in kernels.items()
+        }
+
+    def as_large_as_adam(updates: Params, params: Params | None = None) -> Params:
+        del params
+        return {
+            path: update * (0.2 * math.sqrt(max(update.shape[-1], update[..., 0].size)))
+            for path, update in updates.items()
+        }
+
+    muon = optax.chain(
+        contrib.scale_by_muon(weight_dimension_numbers=axes),  # pyright: ignore[reportArgumentType]
+        optax.stateless(as_large_as_adam),  # pyright: ignore[reportArgumentType]
+    )
+
+    def init(params: Params) -> dict[str, Any]:
+        chosen, others = _split(params, config.muon)
+        return {"muon": muon.init(chosen), "adam": adam.init(others)}  # pyright: ignore
+
+    def update(
+        updates: Params, state: dict[str, Any], params: Params | None = None
+    ) -> tuple[Params, dict[str, Any]]:
+        del params
+        chosen, others = _split(updates, config.muon)
+        moved, muon_state = muon.update(chosen, state["muon"])  # pyright: ignore
+        rest, adam_state = adam.update(others, state["adam"])  # pyright: ignore
+        directions: Params = {**moved, **rest}  # pyright: ignore
+        return {p: directions[p] for p in updates}, {"muon": muon_state, "adam": adam_state}
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _split(params: Params, pattern: str) -> tuple[Params, Params]:
+    """Kernels that the pattern names, and the rest.
+
+    Raises:
+        ValueError: the pattern names none, or something that is no kernel.
+    """
+    chosen = {path: leaf for path, leaf in params.items() if re.fullmatch(pattern, path)}
+    flat = [path for path, leaf in chosen.items() if leaf.ndim < 2]
+    if flat or not chosen:
+        raise ValueError(f"optim.muon: {pattern!r} names {flat[0] if flat else 'no parameter'}")
+    return chosen, {path: leaf for path, leaf in params.items() if path not in chosen}
 
 
 def _scale_by_path(table: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

@@ -1,5 +1,9 @@
 """The optimiser's table, schedule and average."""
 
+import dataclasses
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +77,45 @@ def test_average_follows_quickly_at_first():
     late = optim.update_average(average, params, jnp.int32(10**6), 0.999)
     assert float(early["a"][0]) == pytest.approx(0.9)
     assert float(late["a"][0]) == pytest.approx(0.001, rel=1e-3)
+
+
+def _orthogonal(matrix: np.ndarray) -> np.ndarray:
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def test_muon_makes_the_kernels_it_is_given_orthogonal_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "a.kernel": (6, 4),
+        "conv.kernel": (3, 3, 2, 5),
+        "head.kernel": (6, 4),
+        "a.bias": (4,),
+    }
+    params = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    gradient = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    config = optim.OptimConfig(
+        lr=0.1, warmup=0.0, weight_decay=0.0, clip_norm=0.0, muon=r"(?!head\.).*kernel"
+    )
+    optimizer = optim.make_optimizer(config, 10)
+    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
+    adam = optim.make_optimizer(dataclasses.replace(config, muon=""), 10)
+    by_adam, _ = adam.update(gradient, adam.init(params), params)
+    for path in ("head.kernel", "a.bias"):
+        np.testing.assert_array_equal(moved[path], by_adam[path])
+    for path, rows in (("a.kernel", 6), ("conv.kernel", 18)):
+        step = np.asarray(moved[path]).reshape(rows, -1)
+        direction = _orthogonal(np.asarray(gradient[path]).reshape(rows, -1))
+        # Five Newton-Schulz iterations bring singular values near 1 only.
+        singular = np.linalg.svd(step, compute_uv=False) / (0.1 * 0.2 * math.sqrt(rows))
+        assert singular.min() > 0.6 and singular.max() < 1.3
+        cosine = -np.sum(step * direction) / np.linalg.norm(step) / np.linalg.norm(direction)
+        assert cosine > 0.97
+
+
+@pytest.mark.parametrize(("pattern", "named"), [("kernle", "no parameter"), (".*", "a.bias")])
+def test_muon_refuses_what_is_no_kernel(pattern, named):
+    params = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2)}
+    optimizer = optim.make_optimizer(optim.OptimConfig(muon=pattern), 10)
+    with pytest.raises(ValueError, match=f"{re.escape(repr(pattern))} names {named}"):
+        optimizer.init(params)

@@ -113,7 +113,7 @@ def test_group_tokens_can_be_switched_off(low, high):
 def test_group_tokens_reach_the_mask_through_the_second_stage(forward, params, run, level):
     path = f"vision.{level}_tokens"
     batch = micro_batch()
-    moved = {**params, path: params[path] + 1.0}
+    moved = {**params, path: -50.0 * params[path]}
     assert np.abs(run(params, batch) - run(moved, batch)).max() > 1e-4
 
 
@@ -178,6 +178,31 @@ def test_remat_with_dropout_keeps_its_pattern(forward, params):
     again = micro(remat=True)
     remat = jax.jit(jax.grad(lambda p: _loss(again, p, batch, key)))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, remat)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_pixel_kernels_give_the_same_masks_together_one_by_one_and_in_parts(stride):
+    forward = micro(head="pixel_kernel", stem_width=8, mask_stride=stride)
+    params, batch = micro_params(forward), micro_batch(rows=2, images=2, expressions=3)
+    together = _logits(forward, params, batch)
+    assert together.shape == (2, 2, 3, 32 // stride, 32 // stride)
+    image = forward.encode_image(params, batch.image[:, 1:])
+    text = forward.encode_text(params, batch.text[:, 2:], batch.text_valid[:, 2:])
+    one = forward.decode(params, image, text).mask_logits
+    np.testing.assert_allclose(one[:, 0, 0], together[:, 1, 2], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "pixel_kernel"}, "needs stem_width > 0"),
+        ({"head": "pixel_kernel", "stem_width": 8, "mask_stride": 8}, "mask_stride 1, 2 or 4"),
+        ({"stem_width": 8, "patch_size": 4}, "a stem needs a multiple of 8"),
+    ],
+)
+def test_stems_and_heads_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        micro(**changes)
 
 
 @pytest.mark.parametrize(
