@@ -40,6 +40,10 @@ config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=T
 flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (and then evaluate), or evaluate.")
 flags.DEFINE_bool("distributed", False, "Join the other processes through jax.distributed.")
+
+#: Of `summary.json`: what `Run.train` measures.
+SPEED = ("train_seconds", "images_per_second", "data_wait_share", "steps", "preempted")
+
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -103,10 +107,10 @@ class Experiment:
     def report(self, params: Params, step: int, speed: dict[str, float]) -> None:
         """All evaluations; the table, the page of pictures and `summary.json`."""
         path = self.workdir / "summary.json"
-        if speed and not speed["steps"]:
+        if not speed.get("steps"):
             # Nothing was trained in this call: the earlier one knows how long it took.
             earlier = report.read_summary(path)
-            speed = {name: earlier.get(name, value) for name, value in speed.items()}
+            speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
         scores = dict(speed)
         for evaluator in self.evaluators("during", "final"):
             scores |= evaluator.evaluate(params, step)

@@ -3,6 +3,8 @@
     python main.py --config=configs/mres_unires.py --workdir=runs/pretrain \
         --config.data.dataset=NAME --config.data.data_dir=DIR
 
+Another size of the model is `--config=configs/mres_unires.py:L/14`.
+
 Batch 128, 50 epochs, 5 of them warm-up, AdamW 1e-5 with weight decay 5e-4. MRES-32M itself was never
 released. It has dozens of expressions an image, so that 8 are drawn for an image that is encoded
 once: 16 images make the paper's 128 pairs. Not run at full size here: no such dataset is public.
@@ -15,12 +17,12 @@ from ml_collections import ConfigDict
 from configs.common import base_config, evaluation, unires
 
 
-def get_config() -> ConfigDict:
-    """The experiment."""
+def get_config(preset: str = "B/16") -> ConfigDict:
+    """The experiment, of a model of some size."""
     config: Any = base_config()
     config.epochs = 50.0
     config.batch_size = 16
-    config.model = unires("B/16")
+    config.model = unires(preset)
     config.data.update(
         {
             "dataset": "scenes",

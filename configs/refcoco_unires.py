@@ -7,6 +7,8 @@
 For RefCOCO+ and RefCOCOg: `--config.data.dataset=refcoco_plus/unc`, or `refcocog/umd` with
 `--config.data.context_length=22 --config.evals.testA.split=test --config.evals.testB.when=never`.
 
+Another size of the model is `--config=configs/refcoco_unires.py:B/32` (`L/14`, `tiny`).
+
 Batch 64, 15 epochs, one of them warm-up, AdamW 1e-5 with weight decay 5e-4, text length 17 (22 for
 RefCOCOg), threshold 0.35. The paper reports 79.2 / 81.6 / 76.6 mIoU on val / testA / testB after
 pre-training on MRES-32M, and 75.2 on val without it; neither has been run here, since CLIP's weights
@@ -20,12 +22,12 @@ from ml_collections import ConfigDict
 from configs.common import base_config, evaluation, unires
 
 
-def get_config() -> ConfigDict:
-    """The experiment."""
+def get_config(preset: str = "B/16") -> ConfigDict:
+    """The experiment, of a model of some size."""
     config: Any = base_config()
     config.epochs = 15.0
     config.batch_size = 64
-    config.model = unires("B/16")
+    config.model = unires(preset)
     config.data.update(
         {
             "dataset": "refcoco/unc",
@@ -40,5 +42,6 @@ def get_config() -> ConfigDict:
     config.evals.val = evaluation("val", prefix="val/", when="during")
     config.evals.testA = evaluation("testA", prefix="testA/")
     config.evals.testB = evaluation("testB", prefix="testB/")
+    config.evals.train = evaluation("train", prefix="train/", when="never")
     config.checkpoint.best_metric = "val/mIoU"
     return config

@@ -14,19 +14,27 @@ from configs.common import base_config, evaluation, unires
 def get_config() -> ConfigDict:
     """The experiment."""
     config: Any = base_config()
-    config.steps = 2000
-    config.batch_size = 32
+    config.steps = 850
+    config.batch_size = 16
     config.data.update(
         {
             "dataset": "scenes",
-            "pairs": 6,
+            "pairs": 8,
             "granularities": ("object", "part", "multi", "category", "salient"),
         }
     )
     config.model = unires("tiny")
     config.objective.dice = 1.0
-    config.optim.update({"lr": 1e-3, "weight_decay": 0.01, "warmup": 0.05, "b2": 0.98})
-    config.loop.update({"log_every": 20, "eval_every": 500, "save_every": 500})
+    config.optim.update(
+        {
+            "lr": 4e-3,
+            "weight_decay": 0.01,
+            "warmup": 0.05,
+            "b2": 0.98,
+            "muon": r"(?!head\.).*\.kernel",
+        }
+    )
+    config.loop.update({"log_every": 10, "eval_every": 425, "save_every": 425})
     config.eval.update(
         {
             "canvas": (128, 128),

@@ -25,6 +25,15 @@ GROUP_TOKENS: dict[str, tuple[str, ...]] = {
     "high only": ("--config.model.low_tokens=0",),
     "none": ("--config.model.low_tokens=0", "--config.model.high_tokens=0"),
 }
+#: Nothing is wanted but the scores on the held-out scenes.
+SCORES_ONLY = (
+    "--config.loop.eval_every=0",
+    "--config.evals.val.when=never",
+    "--config.evals.shuffled.when=never",
+    "--config.eval.oracle=",
+    "--config.eval.dump=",
+    "--config.eval.pictures=0",
+)
 METRICS = ("object/mIoU", "part/mIoU", "multi/mIoU", "mIoU")
 
 
@@ -97,6 +106,7 @@ def run_one(
         f"--config.seed={seed}",
         f"--config.steps={options.steps}",
         f"--config.data.data_dir={options.data_dir}",
+        *SCORES_ONLY,
         *overrides,
     ]
     print(f"{workdir}: {' '.join(command[1:])}", flush=True)
@@ -110,7 +120,7 @@ def main() -> int:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="Markdown file to write (default: print only)")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 

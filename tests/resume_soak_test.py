@@ -1,0 +1,157 @@
+"""Whole runs that are killed, or cut over processes, end as one that was left alone (`make soak`)."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refseg_jax.checkpointer import load_params
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+from tests.main_test import OVERRIDES, ROOT
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+#: Seconds after which a run that gets nowhere counts as hung.
+PATIENCE = 300
+
+
+class Runs:
+    """Runs of `main.py` on one dataset, compiled once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        build_tiny_dataset(folder / "data", {"train": 30, "val": 3, "test": 4})
+
+    def start(self, workdir: Path, *more: str, **variables: str) -> subprocess.Popen[bytes]:
+        fields: dict[str, Any] = {
+            **OVERRIDES,
+            "steps": STEPS,
+            "data.data_dir": self.folder / "data",
+            "loop.save_every": 4,
+            "eval.oracle": "''",
+        }
+        arguments = [f"--config.{name}={value}" for name, value in fields.items()]
+        workdir.mkdir(exist_ok=True)
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **variables,
+        }
+        with (workdir / "output.txt").open("ab") as output:
+            return subprocess.Popen(
+                [
+                    *(sys.executable, "main.py", "--config=configs/scenes_unires.py"),
+                    *(f"--workdir={workdir}", *arguments, *more),
+                ],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("soak"))
+
+
+@pytest.fixture(scope="module")
+def alone(runs: Runs) -> Path:
+    """The run that nobody disturbed."""
+    workdir = runs.folder / "alone"
+    finish(runs.start(workdir), workdir)
+    return workdir
+
+
+def finish(process: subprocess.Popen[bytes], workdir: Path) -> None:
+    assert process.wait(PATIENCE) == 0, (workdir / "output.txt").read_text()[-3000:]
+
+
+def batches(workdir: Path, process: int = 0) -> list[tuple[int, Any]]:
+    path = workdir / f"batches-{process}.jsonl"
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [(entry["step"], entry["rows"]) for entry in map(json.loads, whole)]
+
+
+def kill_at(process: subprocess.Popen[bytes], workdir: Path, step: int) -> None:
+    """SIGKILL as soon as the run has begun this step."""
+    end = time.monotonic() + PATIENCE
+    while not any(done >= step for done, _ in batches(workdir)):
+        assert process.poll() is None, (workdir / "output.txt").read_text()[-3000:]
+        assert time.monotonic() < end, f"step {step} was not reached"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def assert_same_params(workdir: Path, expected: Path) -> None:
+    params, _ = load_params(workdir, step=STEPS)
+    wanted, _ = load_params(expected, step=STEPS)
+    assert params.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(params[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(
+    runs: Runs, alone: Path, workers: int
+) -> None:
+    workdir = runs.folder / f"killed-{workers}"
+    rng = np.random.default_rng(workers)
+    for step in sorted(rng.choice(np.arange(5, STEPS - 1), 3, replace=False)):
+        process = runs.start(workdir, f"--config.data.num_workers={workers}")
+        kill_at(process, workdir, int(step))
+    finish(runs.start(workdir, f"--config.data.num_workers={workers}"), workdir)
+
+    expected = dict(batches(alone))
+    seen = batches(workdir)
+    assert sorted(expected) == sorted({step for step, _ in seen})
+    assert len(seen) > len(expected), "no step was done twice, so nothing was resumed"
+    for step, rows in seen:
+        assert rows == expected[step], f"step {step} had other rows"
+    assert_same_params(workdir, alone)
+
+
+def test_two_processes_train_on_the_same_batches_to_the_same_loss(runs: Runs, alone: Path) -> None:
+    workdir = runs.folder / "two"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    processes = [
+        runs.start(
+            workdir,
+            "--distributed",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        finish(process, workdir)
+    expected = dict(batches(alone))
+    halves = [dict(batches(workdir, number)) for number in range(2)]
+    for step, rows in expected.items():
+        together = [tuple(row) for half in halves for row in half[step]]
+        assert sorted(together) == sorted(map(tuple, rows))
+    first, last = losses(alone), losses(workdir)
+    assert last[0] == pytest.approx(first[0], abs=1e-6)
+    np.testing.assert_allclose(last, first, atol=1e-4)
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
