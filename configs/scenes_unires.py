@@ -14,7 +14,7 @@ from configs.common import base_config, evaluation, unires
 def get_config() -> ConfigDict:
     """The experiment."""
     config: Any = base_config()
-    config.steps = 850
+    config.steps = 700
     config.batch_size = 16
     config.data.update(
         {
@@ -34,13 +34,13 @@ def get_config() -> ConfigDict:
             "muon": r"(?!head\.).*\.kernel",
         }
     )
-    config.loop.update({"log_every": 10, "eval_every": 425, "save_every": 425})
+    config.loop.update({"log_every": 10, "eval_every": 350, "save_every": 350})
     config.eval.update(
         {
             "canvas": (128, 128),
             "batch_size": 32,
             "pairs": 8,
-            "pictures": 24,
+            "pictures": 16,
             "dump": "dump",
             "oracle": "test",
         }

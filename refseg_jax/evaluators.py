@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,9 @@ from refseg_jax.metrics import IoUState, Pair, pair_counts
 from refseg_jax.pictures import Picture
 from refseg_jax.resize import logits_on_canvas
 from refseg_jax.train_state import Forward
+
+#: Expressions of an image that are shown as pictures.
+_SHOWN_OF_AN_IMAGE = 2
 
 
 class Outputs(NamedTuple):
@@ -105,10 +110,10 @@ class Evaluator:
     def _outputs(self, params: Mapping[str, jax.Array]) -> Iterator[tuple[HostBatch, Outputs]]:
         """Keeps one batch in flight, so that host and device work at once."""
         waiting: tuple[HostBatch, Outputs] | None = None
-        kept = 0
-        for host in self.batches():
-            keep = self.dump is not None or (self.show is not None and kept < self.pictures)
-            kept += sum(bool(pair) for meta in host.meta for pair in meta.pair_ids)
+        for number, host in enumerate(self.batches()):
+            # By the batch's number, since all processes must run the same function.
+            begun = number * len(host.meta) < self.pictures
+            keep = self.dump is not None or (self.show is not None and begun)
             batch = sharding.put_batch(host.batch, self.mesh)
             running = host, self._compiled(params, batch, keep)
             if waiting is not None:
@@ -121,9 +126,7 @@ class Evaluator:
         self, host: HostBatch, logits: np.ndarray, counts: np.ndarray, most: int
     ) -> list[Picture]:
         found = []
-        for b, n, k, meta in _valid(host):
-            if len(found) >= most:
-                break
+        for b, n, k, meta in itertools.islice(_worth_showing(host), most):
             height, width = host.batch.size[b, n]
             assert host.batch.native is not None
             found.append(
@@ -196,6 +199,13 @@ def _mask(logits: np.ndarray, size: tuple[int, int], threshold: float) -> np.nda
 def _valid(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
     for b, n, k in zip(*np.nonzero(host.batch.valid), strict=True):
         yield int(b), int(n), int(k), host.meta[b]
+
+
+def _worth_showing(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
+    """A few pairs of each image, from all over its expressions: pages should show many images."""
+    for _, pairs in itertools.groupby(_valid(host), key=lambda pair: pair[3].image_ids[pair[1]]):
+        of_image = list(pairs)
+        yield from of_image[:: math.ceil(len(of_image) / _SHOWN_OF_AN_IMAGE)]
 
 
 def _pair(meta: RowMeta, k: int, counts: np.ndarray) -> Pair:

@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--table", type=Path, help="Markdown file to write (default: print only)")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,7 @@ def test_keeping_some_logits_changes_no_score(
     ((step, found),) = shown
     assert step == 7
     assert len(found) == 5
+    assert max(Counter(picture.image.tobytes() for picture in found).values()) == 2
     predictions = _lines(dumped[1] / "predictions.jsonl")
     masks = {(line["image"], line["expression"]): _mask(line) for line in predictions.values()}
     for picture in found:
