@@ -100,7 +100,7 @@ class Experiment:
     def evaluate(self) -> None:
         """Runs every evaluation on the newest checkpoint, or on `config.init.checkpoint`."""
         params, _ = load_params(
-            self.config.init.checkpoint or self.workdir, shardings=self._param_shardings()
+            self.config.init.checkpoint or self.workdir, expected=self._abstract_params()
         )
         self.report(params, 0, {})
 
@@ -176,11 +176,11 @@ class Experiment:
         source = self.config.init.checkpoint
         if not source:
             return trainer.create()
-        params, _ = load_params(source, shardings=self._param_shardings())
+        params, _ = load_params(source, expected=self._abstract_params())
         return trainer.create_from(params)
 
-    def _param_shardings(self) -> dict[str, Any]:
-        return sharding.param_shardings(self.forward.shapes, self.mesh)
+    def _abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return sharding.abstract_params(self.forward.shapes, self.mesh)
 
 
 def main(_: list[str]) -> None:

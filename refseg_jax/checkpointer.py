@@ -5,6 +5,7 @@ renames the folder when it is whole. It notices neither a flipped bit nor an emp
 digests, the choice of a sound checkpoint and the deletion of old ones are done here.
 """
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +30,12 @@ from refseg_jax.checkpoint_folder import DamagedError, RunRecord
 from refseg_jax.errors import UserError
 from refseg_jax.manifest import Soundness
 from refseg_jax.naming import unknown
+from refseg_jax.resize import resize_position_embedding
 
 _NO_STEP = -1
+
+#: Of the parameter that is resized for a model of another image size.
+_POSITIONS = "vision.position_embedding"
 
 
 class Restored(NamedTuple):
@@ -253,7 +258,7 @@ def load_params(
     path: str | Path,
     *,
     step: int | Literal["latest", "best"] = "latest",
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    expected: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters alone (their average, where the run kept one), and the run's config.
 
@@ -262,13 +267,15 @@ def load_params(
         step: which one, unless `path` names it; `"best"` is by the score that the run stored.
             A damaged checkpoint that was asked for by number is an error; otherwise the next one
             is used, with a warning.
-        shardings: path -> layout of every parameter; without it they are numpy arrays.
+        expected: path -> shape, dtype and `sharding` of every parameter of the model that is to
+            take them; position embeddings of another image size are resized. Without it they are
+            numpy arrays as they are stored.
 
     Returns:
         Parameters as {dotted path: array}, and the config.
 
     Raises:
-        UserError: there is no usable checkpoint, or `shardings` names other parameters.
+        UserError: there is no usable checkpoint, or the model has other parameters.
     """
     directory, named = checkpoint_folder.locate(Path(path))
     available = checkpoint_folder.steps(directory)
@@ -285,7 +292,7 @@ def load_params(
         raise UserError(f"{directory}: no checkpoint {wanted}; there are {[*available]}")
     for folder in checkpoint_folder.usable(order):
         try:
-            return _restore_params(folder, shardings)
+            return _restore_params(folder, expected)
         except DamagedError as error:
             logging.warning("checkpoint %s is damaged, not used: %s", folder.name, error)
     raise UserError(
@@ -315,19 +322,51 @@ def _restore(folder: Path, abstract_state: Any) -> Restored:
 
 
 def _restore_params(
-    folder: Path, shardings: Mapping[str, jax.sharding.Sharding] | None
+    folder: Path, expected: Mapping[str, jax.ShapeDtypeStruct] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     record = checkpoint_folder.read_record(folder)
     averaged = any(name.startswith("ema/") for name in record.arrays)
     prefix = "ema/" if averaged else "params/"
     names = {n.removeprefix(prefix): n for n in record.arrays if n.startswith(prefix)}
-    if shardings is not None and shardings.keys() != names.keys():
-        odd = sorted(shardings.keys() ^ names.keys())[0]
-        where = "the model, not the checkpoint" if odd in shardings else "the checkpoint only"
-        raise UserError(f"{folder}: parameter {odd!r} is in {where}; use the config stored in it")
-    layouts = {name: shardings[path] if shardings else None for path, name in names.items()}
+    stored = {path: record.arrays[name][1] for path, name in names.items()}
+    resized = set() if expected is None else _to_resize(folder, stored, expected)
+    layouts = {
+        name: expected[path].sharding if expected and path not in resized else None
+        for path, name in names.items()
+    }
     arrays = read_arrays(folder, record, layouts)
-    return {path: arrays[name] for path, name in names.items()}, record.config
+    params = {path: arrays[name] for path, name in names.items()}
+    for path in resized:
+        assert expected is not None
+        params[path] = _resized_positions(params[path], expected[path])
+    return params, record.config
+
+
+def _to_resize(
+    folder: Path,
+    stored: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+) -> set[str]:
+    """Position embeddings of another image size; any other difference is an error."""
+    if stored.keys() != expected.keys():
+        odd = sorted(expected.keys() ^ stored.keys())[0]
+        where = "the model, not the checkpoint" if odd in expected else "the checkpoint only"
+        raise UserError(f"{folder}: parameter {odd!r} is in {where}; use the config stored in it")
+    other = {path for path in stored if tuple(stored[path]) != expected[path].shape}
+    for path in sorted(other):
+        same_width = stored[path][-1:] == expected[path].shape[-1:]
+        if not (path.endswith(_POSITIONS) and same_width):
+            raise UserError(
+                f"{folder}: parameter {path!r} is {tuple(stored[path])} there, the model's is "
+                f"{expected[path].shape}; use the config stored in it"
+            )
+    return other
+
+
+def _resized_positions(table: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    logging.info("position embedding resized: %s to %s", table.shape, leaf.shape)
+    resized = np.asarray(resize_position_embedding(table, math.isqrt(leaf.shape[0] - 1)))
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: resized[index])
 
 
 def _from_primary(value: int) -> int:

@@ -95,7 +95,10 @@ class Evaluator:
     def _compiled(self) -> Callable[..., Outputs]:
         """One function for images of all sizes: the canvas is static."""
 
-        @functools.partial(jax.jit, static_argnums=2)
+        # Rows stay cut as the batch is: each process reads its own.
+        rows = sharding.batch_sharding(self.mesh)
+
+        @functools.partial(jax.jit, static_argnums=2, out_shardings=rows)
         def run(params: Mapping[str, jax.Array], batch: Batch, keep: bool) -> Outputs:
             output = self.forward.apply(params, batch)
             logits = logits_on_canvas(

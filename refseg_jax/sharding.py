@@ -51,7 +51,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A `(data, fsdp, tensor)` mesh over all devices, with Auto axes.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or processes would share
+            rows.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -64,9 +65,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh {dict(zip(AXES, sizes, strict=True))} needs {int(np.prod(sizes))} devices, "
             f"there are {len(devices)}: set one of the axes to -1"
         )
-    return jax.make_mesh(
+    mesh = jax.make_mesh(
         tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
+    if batch_shards(mesh) % jax.process_count():
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} over {jax.process_count()} processes: each must have rows of "
+            "its own, so data * fsdp must be a multiple of their number; make tensor smaller"
+        )
+    return mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -101,6 +108,15 @@ def param_shardings(
     """
     return {
         path: NamedSharding(mesh, _spec(path, leaf.shape, mesh, layouts))
+        for path, leaf in shapes.items()
+    }
+
+
+def abstract_params(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and default layout of every parameter, to load into."""
+    layouts = param_shardings(shapes, mesh)
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layouts[path])
         for path, leaf in shapes.items()
     }
 

@@ -18,6 +18,7 @@ import pytest
 from refseg_jax import checkpoint_arrays, manifest
 from refseg_jax.checkpointer import Checkpointer, load_params
 from refseg_jax.errors import UserError
+from refseg_jax.resize import resize_position_embedding
 
 _CONFIG = {"model": {"name": "unires"}, "sizes": [1, 2]}
 
@@ -296,8 +297,8 @@ def test_record_that_lies_about_arrays(saver: Checkpointer, directory: Path, fie
     with pytest.raises(UserError):
         load_params(
             directory,
-            shardings={
-                k.removeprefix("params/"): jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            expected={
+                k.removeprefix("params/"): _leaf(_state()["params"]["head.bias"])
                 for k in record["arrays"]
                 if k.startswith("params/")
             },
@@ -326,10 +327,33 @@ def test_params_alone(saver: Checkpointer, directory: Path) -> None:
         assert all(isinstance(x, np.ndarray) for x in params.values())
         _assert_same(params, jax.tree.map(np.asarray, state["ema"]))
     layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params, _ = load_params(directory, step=3, shardings=dict.fromkeys(state["params"], layout))
+    wanted = {path: _leaf(value) for path, value in state["params"].items()}
+    params, _ = load_params(directory, step=3, expected=wanted)
     assert all(x.sharding == layout for x in params.values())
     with pytest.raises(UserError, match=r"head\.bias. is in the checkpoint only"):
-        load_params(directory, shardings={"other": layout})
+        load_params(directory, expected={"other": wanted["head.bias"]})
+    smaller = {**wanted, "head.bias": _leaf(jnp.zeros(3))}
+    with pytest.raises(UserError, match=r"'head\.bias' is \(8,\) there, the model's is \(3,\)"):
+        load_params(directory, expected=smaller)
+
+
+def test_positions_of_another_image_size_are_resized(saver: Checkpointer, directory: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((1 + 4 * 4, 3)).astype(np.float32)
+    state = {"params": {"vision.position_embedding": jnp.asarray(table)}}
+    saver.save(1, state, data_state=None, config=_CONFIG, metrics=None)
+    saver.wait()
+    wanted = {"vision.position_embedding": _leaf(jnp.zeros((1 + 8 * 8, 3)))}
+    params, _ = load_params(directory, expected=wanted)
+    resized = resize_position_embedding(table, 8)
+    np.testing.assert_array_equal(params["vision.position_embedding"], resized)
+    wider = {"vision.position_embedding": _leaf(jnp.zeros((1 + 8 * 8, 2)))}
+    with pytest.raises(UserError, match=r"\(17, 3\) there, the model's is \(65, 2\)"):
+        load_params(directory, expected=wider)
+
+
+def _leaf(value: jax.Array) -> jax.ShapeDtypeStruct:
+    layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=layout)
 
 
 def test_load_params_errors(saver: Checkpointer, directory: Path, tmp_path: Path) -> None:
