@@ -2,7 +2,8 @@
 
     python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
     python main.py --config=... --workdir=... --config.optim.lr=1e-4       (any field)
-    python main.py --config=... --workdir=... --mode=eval                  (newest checkpoint)
+    python main.py --config=... --workdir=... --mode=eval                  (newest checkpoint, or
+                                              config.init.checkpoint where the workdir has none)
     python main.py --config=... --workdir=... --distributed                (several processes)
 
 The same command again resumes.
@@ -21,8 +22,8 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from input_pipeline import oracle, pipeline
-from input_pipeline.sources import RecordSource
-from refseg_jax import pictures, report, sharding
+from input_pipeline.sources import DatasetError, RecordSource
+from refseg_jax import checkpoint_folder, pictures, report, sharding
 from refseg_jax.checkpointer import Checkpointer, load_params
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
@@ -31,7 +32,7 @@ from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preemption import Preemption
-from refseg_jax.train_loop import LoopConfig, Run
+from refseg_jax.train_loop import LoopConfig, Run, Trained
 from refseg_jax.train_state import Forward, Params, Trainer, TrainState
 from refseg_jax.writers import ProgressLine, make_writer
 
@@ -43,6 +44,8 @@ flags.DEFINE_bool("distributed", False, "Join the other processes through jax.di
 
 #: Of `summary.json`: what `Run.train` measures.
 SPEED = ("train_seconds", "images_per_second", "data_wait_share", "steps", "preempted")
+#: When an entry of `config.evals` is run.
+MOMENTS = ("during", "final", "never")
 
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -63,6 +66,7 @@ class Experiment:
         rows = pipeline.rows_per_epoch(self.data())
         if bool(config.steps) == bool(config.epochs):
             raise UserError("set either config.steps or config.epochs, and leave the other at 0")
+        self.check_evaluations()
         trainer = Trainer(
             forward=self.forward,
             objective=build_objective(config.objective),
@@ -73,6 +77,19 @@ class Experiment:
         )
         logging.info("parameters:\n%s", _parameter_table(self.forward))
         logging.info("%d steps of %d of %d rows", trainer.steps, config.batch_size, rows)
+        trained = self._run(trainer)
+        if trained.speed["preempted"]:
+            logging.info("saved and stopped on SIGTERM; the same command resumes")
+            return
+        speed = trained.speed
+        if not speed["steps"]:
+            # Nothing was trained in this call: the earlier one knows how long it took.
+            earlier = report.read_summary(self._summary)
+            speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
+        self.report(trained.state.eval_params, trainer.steps, summary=speed, known=trained.scores)
+
+    def _run(self, trainer: Trainer) -> Trained:
+        config = self.config
         checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
         with Preemption() as preemption:
             run = Run(
@@ -89,42 +106,72 @@ class Experiment:
                 resolved_config=config.to_dict(),
                 workdir=self.workdir,
             )
-            state = run.resume(functools.partial(self._fresh, trainer))
-            state, speed = run.train(state)
+            state, seconds = run.resume(functools.partial(self._fresh, trainer))
+            if jax.process_index() == 0:
+                # Not before: a command that cannot go on says nothing of the run that is there.
+                (self.workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
+            trained = run.train(state, seconds)
         checkpointer.close()
-        if speed["preempted"]:
-            logging.info("saved and stopped on SIGTERM; the same command resumes")
-        else:
-            self.report(state.eval_params, trainer.steps, speed)
+        return trained
 
     def evaluate(self) -> None:
-        """Runs every evaluation on the newest checkpoint, or on `config.init.checkpoint`."""
-        params, _ = load_params(
-            self.config.init.checkpoint or self.workdir, expected=self._abstract_params()
-        )
-        self.report(params, 0, {})
+        """Runs every evaluation on the workdir's newest checkpoint.
 
-    def report(self, params: Params, step: int, speed: dict[str, float]) -> None:
-        """All evaluations; the table, the page of pictures and `summary.json`."""
-        path = self.workdir / "summary.json"
-        if not speed.get("steps"):
-            # Nothing was trained in this call: the earlier one knows how long it took.
-            earlier = report.read_summary(path)
-            speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
-        scores = dict(speed)
-        for evaluator in self.evaluators("during", "final"):
+        Where there is none yet, on `config.init.checkpoint`.
+        """
+        self.check_evaluations()
+        own = bool(checkpoint_folder.steps(self.workdir / "checkpoints"))
+        source = self.workdir if own else self.config.init.checkpoint or self.workdir
+        params, stored = load_params(source, expected=self._abstract_params())
+        step = stored.get("progress", {}).get("step")
+        logging.info("scoring %s, step %s", source, "unknown" if step is None else step)
+        summary = report.read_summary(self._summary)
+        self.report(params, step or 0 if own else 0, summary=summary, known={})
+
+    def check_evaluations(self) -> None:
+        """Raises a `UserError` if an evaluation cannot run: better now than after the training."""
+        rows, shards = self.config.eval.batch_size, sharding.batch_shards(self.mesh)
+        for name, entry in self.config.evals.items():
+            field = f"config.evals.{name}"
+            cure = f"or leave it out: --{field}.when=never"
+            if entry.when not in MOMENTS:
+                raise UserError(f"{field}.when={entry.when!r}: choose one of {', '.join(MOMENTS)}")
+            if entry.when == "never":
+                continue
+            if rows % shards:
+                raise UserError(
+                    f"config.eval.batch_size={rows} does not divide over the {shards} pieces that "
+                    f"config.mesh cuts a batch into: choose a multiple, {cure}"
+                )
+            self._source(entry.split, field, cure)
+        if self.config.eval.oracle:
+            cure = "or leave it out: --config.eval.oracle="
+            self._source(self.config.eval.oracle, "config.eval.oracle", cure)
+
+    def report(
+        self, params: Params, step: int, *, summary: dict[str, float], known: dict[str, float]
+    ) -> None:
+        """All evaluations; the tables, the pages of pictures and `summary.json`.
+
+        Args:
+            params: what is scored.
+            step: updates done.
+            summary: what `summary.json` holds beside the scores.
+            known: scores of the evaluations `during` training at this step, if they were run.
+        """
+        before = report.read_summary(self._summary)
+        scores: dict[str, float] = {}
+        for evaluator in self.evaluators(*(("final",) if known else ("during", "final"))):
             scores |= evaluator.evaluate(params, step)
-        chosen = self.config.eval
-        if chosen.oracle:
-            source = RecordSource(
-                self.config.data.data_dir, self.config.data.dataset, chosen.oracle
-            )
-            known = oracle.oracle_scores(source, tuple(self.config.data.granularities))
-            scores |= {f"oracle/{name}": value for name, value in known.items()}
+        scores |= self._oracle_scores()
+        if scores.items() - before.items():
+            # A finished run that is started again has nothing new to tell.
+            self.writer.scalars(step, scores)
+        scores = {**known, **scores}
         if jax.process_index() == 0:
-            report.write_summary(path, scores)
+            report.write_summary(self._summary, {**summary, **scores})
             print(report.full_text(scores, [e.prefix for e in self.config.evals.values()]))
-            print(f"summary: {path}")
+            print(f"summary: {self._summary}")
 
     def data(self, **changes: Any) -> pipeline.PipelineConfig:
         """The input pipeline's config, with the sizes that the model asks for."""
@@ -136,13 +183,33 @@ class Experiment:
     def evaluators(self, *moments: str) -> list[Evaluator]:
         """The evaluations of `config.evals` whose `when` is one of `moments`."""
         return [
-            self._evaluator(name, entry, final="final" in moments)
+            self._evaluator(name, entry)
             for name, entry in self.config.evals.items()
             if entry.when in moments
         ]
 
-    def _evaluator(self, name: str, entry: Any, *, final: bool) -> Evaluator:
+    @property
+    def _summary(self) -> Path:
+        return self.workdir / "summary.json"
+
+    def _source(self, split: str, field: str, cure: str) -> RecordSource:
+        """A split of the dataset; an error names the field that asks for it, and the cure."""
+        try:
+            return RecordSource(self.config.data.data_dir, self.config.data.dataset, split)
+        except DatasetError as error:
+            raise UserError(f"{field}: {error}; {cure}") from error
+
+    def _oracle_scores(self) -> dict[str, float]:
+        data, split = self.config.data, self.config.eval.oracle
+        if not split:
+            return {}
+        source = RecordSource(data.data_dir, data.dataset, split)
+        known = oracle.oracle_scores(source, tuple(data.granularities))
+        return {f"oracle/{name}": value for name, value in known.items()}
+
+    def _evaluator(self, name: str, entry: Any) -> Evaluator:
         chosen = self.config.eval
+        final = entry.when == "final"
         model: Any = self.forward.model
         canvas = tuple(chosen.canvas)
         data = self.data(
@@ -194,15 +261,13 @@ def main(_: list[str]) -> None:
         logging.set_verbosity(logging.INFO if first else logging.WARNING)
         workdir = Path(FLAGS.workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        if first:
-            (workdir / "config.json").write_text(FLAGS.config.to_json(indent=1) + "\n")
         experiment = Experiment(FLAGS.config, workdir)
         experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
         experiment.writer.close()
-    except (UserError, ValueError) as error:
+    except (UserError, ValueError, OSError) as error:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -14,8 +14,9 @@ class Clock:
     waiting for data does, and is kept apart as well.
     """
 
-    def __init__(self) -> None:
-        self._created = time.perf_counter()
+    def __init__(self, earlier: float = 0.0) -> None:
+        """`earlier`: seconds of the calls that this one goes on from."""
+        self._created = time.perf_counter() - earlier
         self.start_rates()
 
     def start_rates(self) -> None:
@@ -50,6 +51,10 @@ class Clock:
             "data_wait_share": self._waited / seconds,
         }
 
+    def elapsed(self) -> float:
+        """Seconds since the clock was made, everything included, and those of earlier calls."""
+        return time.perf_counter() - self._created
+
     def summary(self) -> dict[str, float]:
-        """The rates, and `train_seconds` since the clock was made, everything included."""
-        return {"train_seconds": time.perf_counter() - self._created, **self.rates()}
+        """The rates, and `elapsed` as `train_seconds`."""
+        return {"train_seconds": self.elapsed(), **self.rates()}

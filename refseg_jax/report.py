@@ -27,8 +27,12 @@ def table(scores: Mapping[str, float], prefix: str = "") -> str:
 
 
 def full_text(scores: Mapping[str, float], prefixes: Sequence[str]) -> str:
-    """The tables of all evaluations, with what an oracle scores that knows the kind only."""
-    parts = [f"{prefix.rstrip('/') or 'test'}\n{table(scores, prefix)}" for prefix in prefixes]
+    """The tables of all evaluations that have scores, and of the oracle that knows the kind only."""
+    parts = [
+        f"{prefix.rstrip('/') or 'test'}\n{table(scores, prefix)}"
+        for prefix in prefixes
+        if f"{prefix}mIoU" in scores
+    ]
     known = {key: value for key, value in scores.items() if key.startswith("oracle/")}
     if known:
         lines = [f"{key.split('/')[1]:<10}{100 * value:8.2f}" for key, value in known.items()]

@@ -10,12 +10,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from absl import logging
 
-from refseg_jax import sharding
+from refseg_jax import checkpoint_folder, sharding
 from refseg_jax.batch import HostBatch
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.clock import Clock
@@ -24,9 +24,33 @@ from refseg_jax.preemption import Preemption
 from refseg_jax.train_state import Trainer, TrainState
 from refseg_jax.writers import MetricWriter, ProgressLine
 
+#: With another value of these (or of any field of `model`) a checkpoint's parameters and its place
+#: in the data mean something else. The state of worker processes fits their number only.
+_FIXED = frozenset(
+    {"seed", "batch_size"}
+    | {f"data.{name}" for name in ("dataset", "split", "sampling", "pairs", "num_workers")}
+)
+
 
 class TrainingError(UserError):
     """Training cannot go on; the message says why and what to do."""
+
+
+class Trained(NamedTuple):
+    """What a call of `Run.train` has come to.
+
+    Attributes:
+        state: the last one.
+        speed: `train_seconds` (from the first batch to the last save, with those of the calls that
+            this one goes on from), and of this call alone `images_per_second` and
+            `data_wait_share` (without compilation, evaluation and saving), `steps` done, and
+            `preempted` (0 or 1).
+        scores: of the evaluations at the last step, `{}` where there were none.
+    """
+
+    state: TrainState
+    speed: dict[str, float]
+    scores: dict[str, float]
 
 
 class DataIterator(Protocol):
@@ -60,7 +84,8 @@ class LoopConfig:
     Attributes:
         log_every: between two lines of metrics.
         eval_every: between two evaluations; there is one after the last step in any case.
-        save_every: between two checkpoints; likewise.
+        save_every: between two checkpoints; likewise. A step that was evaluated is always saved,
+            so that its scores can choose the best checkpoint.
         max_bad_share: share of records that may be damaged before training stops.
         log_batches: write the keys of every batch to `batches-<process>.jsonl`.
     """
@@ -112,8 +137,9 @@ class Run:
         batches: this process's rows.
         evaluations: run every `eval_every` steps.
         checkpointer, writer, progress, preemption: see their modules.
-        resolved_config: stored in every checkpoint.
-        workdir: for the log of batches.
+        resolved_config: stored in every checkpoint, with `progress` (`step`, `train_seconds`)
+            beside its fields.
+        workdir: where the checkpoints lie and the log of batches goes.
     """
 
     trainer: Trainer
@@ -127,30 +153,33 @@ class Run:
     resolved_config: dict[str, Any]
     workdir: Path
 
-    def resume(self, fresh: Callable[[], TrainState]) -> TrainState:
-        """The newest sound checkpoint, with the data iterator moved to it, else a fresh state."""
+    def resume(self, fresh: Callable[[], TrainState]) -> tuple[TrainState, float]:
+        """The newest sound checkpoint, with the data iterator moved to it, else a fresh state.
+
+        Returns:
+            The state, and the seconds that training it has taken.
+
+        Raises:
+            UserError: the checkpoint is of another run, or cannot be used.
+        """
+        self._check_same_run()
         restored = self.checkpointer.restore_latest(self.trainer.abstract().as_dict())
         if restored is None:
             # What a run that was killed before its first save has told is told again.
             self.writer.truncate_after(-1)
-            return fresh()
+            return fresh(), 0.0
         self.batches.set_state(restored.data_state)
         self.writer.truncate_after(restored.step)
         logging.info("resumed at step %d", restored.step)
-        return TrainState(**restored.state)
+        progress = restored.config.get("progress", {})
+        return TrainState(**restored.state), float(progress.get("train_seconds", 0.0))
 
-    def train(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        """Trains to the last step.
-
-        Returns:
-            The final state, and of this call: `train_seconds` (everything from the first batch to
-            the last save), `images_per_second` and `data_wait_share` (without compilation,
-            evaluation and saving), `steps` done, and `preempted` (0 or 1).
-        """
+    def train(self, state: TrainState, earlier_seconds: float = 0.0) -> Trained:
+        """Trains to the last step, from what `resume` has returned."""
         compiled = self.trainer.compile_step()
         first = step = int(state.step)
         total = self.trainer.steps
-        clock = Clock()
+        clock = Clock(earlier_seconds)
         quarantine = Quarantine(self.config.max_bad_share)
         pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
@@ -165,10 +194,11 @@ class Run:
                 with clock.paused():
                     scores = self._evaluate(state, step)
             preempted = self.preemption.reached(step)
-            if step > first and (preempted or _due(step, self.config.save_every, total)):
+            due = preempted or scores or _due(step, self.config.save_every, total)
+            if step > first and due:
                 settle()
                 with clock.paused():
-                    self._save(state, step, scores)
+                    self._save(state, step, scores, clock.elapsed())
             if preempted or step >= total:
                 break
             with clock.waiting():
@@ -187,18 +217,22 @@ class Run:
             settle(keep=1)
         settle()
         self.progress.close()
-        self.checkpointer.wait()
-        return state, {**clock.summary(), "steps": step - first, "preempted": float(preempted)}
+        with clock.paused():
+            self.checkpointer.wait()
+        speed = {**clock.summary(), "steps": step - first, "preempted": float(preempted)}
+        return Trained(state, speed, scores or {})
 
     def _report(
         self, step: int, metrics: dict[str, jax.Array], clock: Clock, quarantine: Quarantine
     ) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {step}: lower config.optim.lr, or set "
-                "config.optim.clip_norm; checkpoints up to the last save are sound"
-            )
+        # A gradient may be infinite where the loss is not; either spoils the parameters.
+        for name, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+            if not math.isfinite(values[name]):
+                raise TrainingError(
+                    f"{words} is {values[name]} at step {step}: lower config.optim.lr, or set "
+                    "config.optim.clip_norm; checkpoints up to the last save are sound"
+                )
         rates = clock.rates()
         if self.config.log_every and step % self.config.log_every == 0:
             self.writer.scalars(step, {**values, **rates, "quarantined": float(quarantine.bad)})
@@ -212,14 +246,33 @@ class Run:
             self.writer.scalars(step, scores)
         return scores
 
-    def _save(self, state: TrainState, step: int, scores: dict[str, float] | None) -> None:
+    def _save(
+        self, state: TrainState, step: int, scores: dict[str, float] | None, seconds: float
+    ) -> None:
+        progress = {"step": step, "train_seconds": seconds}
         self.checkpointer.save(
             step,
             state.as_dict(),
             data_state=self.batches.get_state(),
-            config=self.resolved_config,
+            config={**self.resolved_config, "progress": progress},
             metrics=scores,
         )
+
+    def _check_same_run(self) -> None:
+        """Raises a `UserError` that names the first field which the checkpoints disagree with.
+
+        Only fields that both have are compared, so that code which has grown one still resumes.
+        """
+        folder = self.workdir / "checkpoints"
+        stored = _flat(_newest_config(folder))
+        ours = _flat(json.loads(json.dumps(self.resolved_config)))
+        for name in sorted(stored.keys() & ours.keys()):
+            fixed = name in _FIXED or name.startswith("model.")
+            if fixed and stored[name] != ours[name]:
+                raise UserError(
+                    f"{folder}: trained with config.{name}={stored[name]!r}, now it is "
+                    f"{ours[name]!r}: give the same value to resume, or another --workdir"
+                )
 
     def _log_batch(self, step: int, host: HostBatch) -> None:
         if self.config.log_batches:
@@ -227,6 +280,26 @@ class Run:
             keys = [[meta.key, *meta.pair_ids] for meta in host.meta]
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, "rows": keys}) + "\n")
+
+
+def _newest_config(folder: Path) -> dict[str, Any]:
+    """Of the newest checkpoint that can be read, `{}` where there is none."""
+    for checkpoint in reversed(checkpoint_folder.steps(folder).values()):
+        try:
+            return checkpoint_folder.read_record(checkpoint).config
+        except checkpoint_folder.DamagedError:
+            # That it is damaged is told when it is restored.
+            continue
+    return {}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        path = prefix + name
+        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return flat
 
 
 def _due(step: int, every: int, total: int) -> bool:

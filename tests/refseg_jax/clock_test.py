@@ -43,6 +43,18 @@ def test_the_first_step_does_not_count(time: _Time) -> None:
     assert watch.summary() == {"train_seconds": 52.0, **watch.rates()}
 
 
+def test_seconds_of_earlier_calls_count_as_time_but_not_for_the_rates(time: _Time) -> None:
+    watch = Clock(earlier=1000.0)
+    watch.count(8, 1)
+    time.now += 4
+    assert watch.elapsed() == 1004.0
+    assert watch.summary() == {
+        "train_seconds": 1004.0,
+        "images_per_second": 2.0,
+        "data_wait_share": 0.0,
+    }
+
+
 def test_no_time_at_all_is_no_division_by_zero(time: _Time) -> None:
     assert Clock().rates() == {"images_per_second": 0.0, "data_wait_share": 0.0}
     assert time.now == 100.0

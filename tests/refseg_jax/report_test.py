@@ -50,6 +50,7 @@ def test_the_full_text_names_every_evaluation_and_the_oracle() -> None:
     assert test == "test\n" + report.table(SCORES)
     assert shuffled == "shuffled\n" + report.table(SCORES, "shuffled/")
     assert _rows(oracle)[1:] == [["object", "33.30"]]
+    assert report.full_text(SCORES, ["", "never_run/", "shuffled/"]).split("\n\n")[1] == shuffled
     assert "oracle" not in report.full_text({"mIoU": 0.5}, [""])
 
 

@@ -17,12 +17,12 @@ import pytest
 from input_pipeline import pipeline
 from input_pipeline.schema import Record
 from refseg_jax.batch import HostBatch, RowMeta
-from refseg_jax.checkpointer import Checkpointer
+from refseg_jax.checkpointer import Checkpointer, load_params
 from refseg_jax.errors import UserError
 from refseg_jax.objectives import MaskObjective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preemption import Preemption
-from refseg_jax.train_loop import LoopConfig, Quarantine, Run
+from refseg_jax.train_loop import LoopConfig, Quarantine, Run, Trained
 from refseg_jax.train_state import Trainer, TrainState
 from refseg_jax.writers import FileWriter, ProgressLine
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
@@ -94,8 +94,9 @@ def _train(
     signal_at: int = 0,
     evaluations: tuple[Any, ...] = (),
     batch: int = BATCH,
+    config: dict[str, Any] | None = None,
     **loop: Any,
-) -> tuple[TrainState, dict[str, float]]:
+) -> Trained:
     """What main.py does, with the smallest of everything."""
     batches = pipeline.train_batches(data_config(data_dir, "train"), batch_size=batch, seed=1)
     trainer = _trainer(steps)
@@ -112,10 +113,10 @@ def _train(
                 writer=writer,
                 progress=ProgressLine(steps),
                 preemption=preemption,
-                resolved_config={},
+                resolved_config=config or {},
                 workdir=workdir,
             )
-            return run.train(run.resume(trainer.create))
+            return run.train(*run.resume(trainer.create))
     finally:
         checkpointer.close()
         writer.close()
@@ -134,7 +135,7 @@ def test_damaged_records_are_counted_and_logged_with_their_id(
 ) -> None:
     epochs = 2
     with caplog.at_level(logging.WARNING, "absl"):
-        _, told = _train(tmp_path, damaged, epochs * RECORDS // BATCH, max_bad_share=0.5)
+        told = _train(tmp_path, damaged, epochs * RECORDS // BATCH, max_bad_share=0.5).speed
     assert told["steps"] == epochs * RECORDS // BATCH
     counted = [line["quarantined"] for line in _lines(tmp_path / "metrics.jsonl")]
     assert counted[-1] == epochs * len(DAMAGED)
@@ -191,12 +192,12 @@ def test_share_is_judged_over_all_rows_so_far(bad: int, stops: bool) -> None:
 def test_preempted_run_saves_and_resumes_as_if_nothing_had_happened(
     sound: Path, tmp_path: Path
 ) -> None:
-    whole, told = _train(tmp_path / "whole", sound, 7, log_batches=True)
+    whole, told, _ = _train(tmp_path / "whole", sound, 7, log_batches=True)
     assert (told["steps"], told["preempted"]) == (7, 0)
-    _, told = _train(tmp_path / "cut", sound, 7, signal_at=3, log_batches=True)
+    _, told, _ = _train(tmp_path / "cut", sound, 7, signal_at=3, log_batches=True)
     assert (told["steps"], told["preempted"]) == (3, 1)
     assert _saved(tmp_path / "cut") == {3}
-    resumed, told = _train(tmp_path / "cut", sound, 7, log_batches=True)
+    resumed, told, _ = _train(tmp_path / "cut", sound, 7, log_batches=True)
     assert (told["steps"], told["preempted"]) == (4, 0)
     assert int(resumed.step) == 7
     for one, other in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
@@ -210,25 +211,93 @@ def test_preempted_run_saves_and_resumes_as_if_nothing_had_happened(
 
 
 def test_finished_run_does_nothing_when_it_is_started_again(sound: Path, tmp_path: Path) -> None:
-    first, _ = _train(tmp_path, sound, 3)
+    first = _train(tmp_path, sound, 3).state
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    again, told = _train(tmp_path, sound, 3)
+    again, told, scores = _train(tmp_path, sound, 3)
     assert told["steps"] == 0
+    assert scores == {}
     np.testing.assert_array_equal(again.params["liked"], first.params["liked"])
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_evaluation_and_saving_happen_when_due_and_at_the_end(sound: Path, tmp_path: Path) -> None:
     noting = Noting()
-    state, _ = _train(
+    state, _, scores = _train(
         tmp_path, sound, 7, evaluations=(noting,), eval_every=3, save_every=2, log_every=0
     )
     assert [step for step, _ in noting.calls] == [3, 6, 7]
     assert noting.calls[-1][1] == float(state.params["liked"].sum())
     assert noting.calls[0][1] != noting.calls[1][1]
-    assert _saved(tmp_path) == {2, 4, 6, 7}
+    assert scores == {"val/mIoU": 0.07}
+    assert _saved(tmp_path) == {2, 3, 4, 6, 7}
     lines = _lines(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["val/mIoU"]) for line in lines] == [(3, 0.03), (6, 0.06), (7, 0.07)]
+
+
+def test_an_evaluated_step_is_saved_with_its_scores_though_no_save_is_due(
+    sound: Path, tmp_path: Path
+) -> None:
+    class Falling(Noting):
+        def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
+            return {"val/mIoU": 1 / step}
+
+    _train(tmp_path, sound, 5, evaluations=(Falling(),), eval_every=2, save_every=0)
+    assert _saved(tmp_path) == {2, 4, 5}
+    _, stored = load_params(tmp_path, step="best")
+    assert stored["progress"]["step"] == 2
+
+
+def test_seconds_of_a_resumed_run_include_those_of_the_earlier_call(
+    sound: Path, tmp_path: Path
+) -> None:
+    _train(tmp_path, sound, 2)
+    path = tmp_path / "checkpoints" / "2"
+    _, stored = load_params(path)
+    spent = stored["progress"]["train_seconds"]
+    assert spent > 0
+    told = _train(tmp_path, sound, 4).speed
+    assert told["train_seconds"] > spent
+    later = load_params(tmp_path)[1]["progress"]
+    assert later["step"] == 4
+    assert spent < later["train_seconds"] < told["train_seconds"]
+
+
+def _config(**changes: Any) -> dict[str, Any]:
+    data = {"dataset": "tiny", "num_workers": 0, "flip_probability": 0.0}
+    model = {"name": "colour", "sizes": (1, 2), "head": {"width": 8}}
+    return {"seed": 1, "steps": 2, "data": data, "model": model, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 2}, r"config\.seed=1, now it is 2"),
+        ({"data": {"dataset": "other"}}, r"config\.data\.dataset='tiny', now it is 'other'"),
+        ({"data": {"num_workers": 2}}, r"config\.data\.num_workers=0, now it is 2"),
+        ({"model": {"head": {"width": 9}}}, r"config\.model\.head\.width=8, now it is 9"),
+    ],
+)
+def test_another_run_is_not_resumed(
+    sound: Path, trained: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        _train(trained, sound, 2, config=_config(**changes))
+    assert "\n" not in str(caught.value)
+    assert str(trained) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def trained(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a config."""
+    workdir = tmp_path_factory.mktemp("trained")
+    _train(workdir, sound, 2, config=_config())
+    return workdir
+
+
+def test_more_steps_and_new_fields_resume(sound: Path, trained: Path) -> None:
+    model = {"name": "colour", "sizes": [1, 2], "head": {"width": 8, "grown": True}}
+    config = _config(steps=3, data={"dataset": "tiny", "flip_probability": 0.5}, model=model)
+    assert _train(trained, sound, 3, config=config).speed["steps"] == 1
 
 
 def test_loss_falls(sound: Path, tmp_path: Path) -> None:
@@ -249,3 +318,18 @@ def test_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(
         _train(tmp_path, sound, 5, save_every=1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_gradient_that_is_no_number_stops_although_the_loss_is_one(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound_step = Trainer.step
+
+    def step(self: Trainer, state: TrainState, batch: Any) -> Any:
+        state, metrics = sound_step(self, state, batch)
+        return state, {**metrics, "grad_norm": metrics["grad_norm"] / (state.step != 2)}
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(UserError, match=r"gradient's norm is inf at step 2.*config\.optim\.lr"):
+        _train(tmp_path, sound, 5, save_every=1)
+    assert _saved(tmp_path) == {1}
