@@ -7,7 +7,7 @@ same for any number of processes, and a run resumes on another number of them.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import grain
 import numpy as np
@@ -21,7 +21,8 @@ from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax import preprocess
 from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
-from refseg_jax.tokenizers import ExpressionError, build_tokenizer
+from refseg_jax.naming import unknown
+from refseg_jax.tokenizers import ExpressionError, Tokenizer, build_tokenizer, check_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +87,13 @@ class MakeRow:
         key = f"{self.config.split}/{row}"
         if row >= len(self.rows):
             return self._blank("")
+        # Not within `try`: a tokenizer that a worker process cannot load is no damaged row.
+        tokenizer = build_tokenizer(self.config.tokenizer)
         try:
             example = self._read(key, row)
             for step in self.steps:
                 example = step(example, rng)
-            return self._pack(example)
+            return self._pack(example, tokenizer)
         except (UserError, ValueError) as error:
             return self._blank(key, " ".join(str(error).split()))
 
@@ -109,14 +112,14 @@ class MakeRow:
         first = frames[0].expressions
         return Example(key, frames, tuple("" if e is None else e.text for e in first))
 
-    def _pack(self, example: Example) -> HostBatch:
+    def _pack(self, example: Example, tokenizer: Tokenizer) -> HostBatch:
         config = self.config
         blank = self._blank(example.key)
         batch = blank.batch
         there = [k for k, text in enumerate(example.texts) if self._has(example, k)]
         if there:
             batch.text[0, there], batch.text_valid[0, there] = self._tokenize(
-                example.frames[0].record, [example.texts[k] for k in there]
+                tokenizer, example.frames[0].record, [example.texts[k] for k in there]
             )
         for n, frame in enumerate(example.frames):
             self._pack_frame(batch, n, frame)
@@ -131,9 +134,11 @@ class MakeRow:
         )
         return HostBatch(batch, (meta,))
 
-    def _tokenize(self, record: Record, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenize(
+        self, tokenizer: Tokenizer, record: Record, texts: list[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return build_tokenizer(self.config.tokenizer)(texts, self.config.context_length)
+            return tokenizer(texts, self.config.context_length)
         except ExpressionError as error:
             name = f"{record.source}: image {record.image_id} ({record.file_name})"
             raise ExpressionError(f"{name}: {error}") from None
@@ -211,8 +216,10 @@ def train_batches(
         A grain iterator of `HostBatch`, with `get_state` and `set_state`.
 
     Raises:
-        UserError: no such dataset, split, or expressions.
+        UserError: no such dataset, split, or expressions; no such tokenizer, way of resizing or
+            length of texts.
     """
+    _check(config)
     source = _open(config)
     rows, _ = _rows(config, source)
     sample: Transform = transforms.PadExpressions(config.pairs)
@@ -241,6 +248,7 @@ def eval_batches(
     """
     if config.sampling != "group":
         config = dataclasses.replace(config, sampling="expressions")
+    _check(config)
     source = _open(config)
     rows, table = _rows(config, source)
     if (table.largest > config.canvas).any():
@@ -273,6 +281,15 @@ def _iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDat
     return iterable.mp_prefetch(
         grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=config.prefetch)
     )
+
+
+def _check(config: PipelineConfig) -> None:
+    """Tries what rows are made with: a mistake in the config would look like damage of each row."""
+    build_tokenizer(config.tokenizer)
+    check_length(config.context_length)
+    ways = get_args(preprocess.Resize)
+    if config.resize not in ways:
+        raise UserError(unknown("config.data.resize", str(config.resize), ways))
 
 
 def _open(config: PipelineConfig) -> RecordSource:

@@ -5,7 +5,7 @@ import html
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -163,9 +163,55 @@ def build_tokenizer(name: str = "clip") -> Tokenizer:
     return ClipTokenizer() if name == "clip" else JsonTokenizer(name)
 
 
+def check_length(context_length: int) -> None:
+    """Texts hold SOS and EOS at least.
+
+    Raises:
+        UserError: they do not.
+    """
+    if context_length < 2:
+        raise UserError(
+            f"config.data.context_length={context_length} has no room for the tokens SOS and EOS "
+            "that every text holds; set it to 3 or more"
+        )
+
+
+def check_tokenizer(name: str, context_length: int, model: Any) -> None:
+    """Checks that a model takes what a tokenizer gives; else it would learn from wrong words.
+
+    Args:
+        name: as for `build_tokenizer`.
+        context_length: of the texts.
+        model: has `vocab_size`, `eos_id` and `text_positions`, as the config of UniRES.
+
+    Raises:
+        UserError: it does not, or there is no such tokenizer.
+    """
+    check_length(context_length)
+    tokenizer = build_tokenizer(name)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"config.data.tokenizer {name!r} has {tokenizer.vocab_size} tokens, the model "
+            f"{model.vocab_size}: set config.model.vocab_size={tokenizer.vocab_size}, or take the "
+            "model's tokenizer"
+        )
+    if tokenizer.eos_id != model.eos_id:
+        raise UserError(
+            f"config.data.tokenizer {name!r} ends texts by token {tokenizer.eos_id}, the model "
+            f"expects {model.eos_id}: set config.model.eos_id={tokenizer.eos_id}, or take the "
+            "model's tokenizer"
+        )
+    if context_length > model.text_positions:
+        raise UserError(
+            f"config.data.context_length={context_length} is more than the "
+            f"{model.text_positions} text positions of the model"
+        )
+
+
 def _pad(
     words: Sequence[Sequence[int]], length: int, sos: int, eos: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    check_length(length)
     ids = np.zeros((len(words), length), np.int32)
     counts = np.array([min(len(w) + 2, length) for w in words], np.int32)
     for row, word_ids, count in zip(ids, words, counts, strict=True):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,28 @@ def test_settings_that_cannot_be_met_are_refused(data_dir: Path):
         train_batches(config, batch_size=3, seed=0, process_count=2)
     with pytest.raises(UserError, match=r"tiny val: no expression of salient.*granularities"):
         rows_per_epoch(dataclasses.replace(config, granularities=("salient",)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("tokenizer", "clop", "tokenizer 'clop': no such file"),
+        ("tokenizer", "/nowhere/tokenizer.json", "tokenizer '/nowhere/tokenizer.json': no such"),
+        ("tokenizer", "", "tokenizer ''"),
+        ("resize", "leterbox", "config.data.resize 'leterbox': did you mean 'letterbox'"),
+        ("context_length", 1, "config.data.context_length=1"),
+        ("context_length", 0, "config.data.context_length=0"),
+    ],
+)
+def test_a_mistake_in_the_config_is_told_at_once_and_not_as_damage(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: Any, words: str
+):
+    # The hub would be asked for the tokenizer.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for begin in (partial(train_batches, seed=0), eval_batches):
+        with pytest.raises(UserError) as caught:
+            begin(make_config(data_dir, "train", **{field: value}), batch_size=2)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_canvas_that_does_not_hold_every_image_is_refused(tmp_path: Path):

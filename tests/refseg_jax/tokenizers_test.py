@@ -1,5 +1,6 @@
 """Ids against a slow retelling of CLIP's own code, and texts that nobody should send."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import tokenizers as hub
 
 from refseg_jax.errors import UserError
+from refseg_jax.models import UniRESConfig
 from refseg_jax.tokenizers import (
     CLIP_EOS,
     CLIP_SOS,
@@ -17,6 +19,7 @@ from refseg_jax.tokenizers import (
     JsonTokenizer,
     Tokenizer,
     build_tokenizer,
+    check_tokenizer,
     clean,
 )
 from tests.refseg_jax.clip_reference import SlowClip, read_merges, vocabulary
@@ -239,3 +242,35 @@ def test_a_vocabulary_without_ends_is_refused(tmp_path: Path) -> None:
     hub.Tokenizer(hub.models.WordLevel({"cat": 0}, unk_token="cat")).save(str(tmp_path / "t.json"))
     with pytest.raises(UserError, match="startoftext"):
         JsonTokenizer(str(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize("length", [-1, 0, 1])
+def test_a_length_without_room_for_both_ends_is_refused(tokenizer: Tokenizer, length: int) -> None:
+    with pytest.raises(UserError, match=f"config.data.context_length={length} has no room"):
+        tokenizer(["cat"], length)
+
+
+@pytest.mark.parametrize(
+    ("changes", "length", "words"),
+    [
+        ({"vocab_size": 6}, 8, r"has 7 tokens, the model 6: set config\.model\.vocab_size=7"),
+        ({"eos_id": 4}, 8, r"token 3, the model expects 4: set config\.model\.eos_id=3"),
+        ({}, 9, r"context_length=9 is more than the 8 text positions"),
+        ({}, 1, r"context_length=1 has no room"),
+    ],
+)
+def test_a_model_that_does_not_fit_a_tokenizer_is_refused(
+    tmp_path: Path, changes: dict[str, int], length: int, words: str
+) -> None:
+    name = str(_words_file(tmp_path))
+    fitting = UniRESConfig(vocab_size=7, eos_id=3, text_positions=8)
+    check_tokenizer(name, 8, fitting)
+    # A table with spare rows is no mistake.
+    check_tokenizer(name, 8, dataclasses.replace(fitting, vocab_size=8))
+    with pytest.raises(UserError, match=words) as caught:
+        check_tokenizer(name, length, dataclasses.replace(fitting, **changes))
+    assert "config.data." in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_default_model_takes_the_default_tokenizer() -> None:
+    check_tokenizer("clip", 77, UniRESConfig())
