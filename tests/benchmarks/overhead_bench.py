@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import scenes_unires
@@ -25,7 +26,7 @@ from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preemption import Preemption
 from refseg_jax.train_loop import LoopConfig, Run
-from refseg_jax.train_state import Forward, Trainer
+from refseg_jax.train_state import Forward, Trainer, TrainState
 from refseg_jax.writers import FileWriter, ProgressLine
 from tests.benchmarks.turns import ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
@@ -47,11 +48,12 @@ class CompiledOnce(Trainer):
 
 
 class Timed:
-    """Adds up the time of a writer's or progress line's methods."""
+    """Adds up the time of a writer's or progress line's methods, and keeps what was said last."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.seconds = 0.0
+        self.last: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.inner, name)
@@ -62,6 +64,7 @@ class Timed:
                 return method(*args, **kwargs)
             finally:
                 self.seconds += time.perf_counter() - start
+                self.last |= kwargs
 
         return call
 
@@ -109,6 +112,14 @@ class Bench:
     waits: list[float] = dataclasses.field(default_factory=list)
     tells: list[float] = dataclasses.field(default_factory=list)
 
+    @functools.cached_property
+    def _start(self) -> TrainState:
+        return self.trainer.create()
+
+    def fresh(self) -> TrainState:
+        """A copy of one initial state: steps consume theirs, and making one anew compiles."""
+        return jax.tree.map(jnp.copy, self._start)
+
     def loop(self) -> float:
         """Seconds of a step in a whole run; its first step fills the pipeline and is left out."""
         number = len(self.waits)
@@ -130,18 +141,19 @@ class Bench:
                 resolved_config={},
                 workdir=workdir,
             )
-            _, speed = run.train(self.trainer.create())
+            run.train(self.fresh())
         batches.close()
         checkpointer.close()
-        seconds = self.batch_size / speed["images_per_second"]
-        self.waits.append(100 * speed["data_wait_share"])
+        # As of the last step, when nothing was saved yet.
+        seconds = self.batch_size / progress.last["images_per_second"]
+        self.waits.append(100 * progress.last["data_wait_share"])
         self.tells.append(100 * (writer.seconds + progress.seconds) / (STEPS * seconds))
         writer.close()
         return seconds
 
     def bare(self) -> float:
         """Seconds of a step on one batch that lies ready, with one step in flight as in the loop."""
-        step, state = self.trainer.compile_step(), self.trainer.create()
+        step, state = self.trainer.compile_step(), self.fresh()
         batches = self._batches(0)
         batch = sharding.put_batch(next(batches).batch, self.trainer.mesh)
         batches.close()

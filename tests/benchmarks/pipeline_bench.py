@@ -31,23 +31,34 @@ ROUNDS, BATCHES, BATCH_SIZE, IMAGES = 7, 16, 8, 64
 @pytest.mark.parametrize(("sampling", "pairs"), [("referent", 1), ("image", 8)])
 def test_images_per_second_against_a_bare_decode_loop(tmp_path, sampling, pairs):
     build_tiny_dataset(tmp_path, {"train": IMAGES}, (480, 640), change=like_a_photograph)
+    chosen: Any = refcoco_unires.get_config()
     fields = {
-        **refcoco_unires.get_config().data.to_dict(),
+        **chosen.data.to_dict(),
         **{"data_dir": str(tmp_path), "dataset": "tiny", "sampling": sampling, "pairs": pairs},
         **{"image_size": 416, "mask_stride": 4, "num_workers": 0},
     }
     config = construct(pipeline.PipelineConfig, fields, what="config.data")
     source = RecordSource(str(tmp_path), "tiny", "train")
     size = np.mean([len(source[i].image) for i in range(IMAGES)])
-    works = {"pipeline": partial(prepare, config), "bare": lambda: clocked(partial(decode, source))}
+    works = {
+        "pipeline": partial(prepare, config),
+        "alone": partial(prepare, dataclasses.replace(config, threads=0)),
+        "bare": lambda: clocked(partial(decode, source)),
+    }
     for work in works.values():
         work()
     seconds = take_turns(works, ROUNDS)
     rates = {name: [BATCHES * BATCH_SIZE / s for s in each] for name, each in seconds.items()}
     print(f"\nSampling {sampling!r}, K = {pairs}, {config.threads} threads, {size / 1000:.0f} kB")
-    print(f"pipeline {spread(rates['pipeline'], '.0f')} images/s")
-    print(f"decoding {spread(rates['bare'], '.0f')} images/s")
-    print(f"ratio    {spread(ratios(rates['pipeline'], rates['bare']), '.2f')}   (bar: >= 0.9)")
+    for name, what in (
+        ("pipeline", "pipeline"),
+        ("alone", "the same without threads"),
+        ("bare", "reading and decoding"),
+    ):
+        print(f"{what:24} {spread(rates[name], '.0f')} images/s")
+    for name, what in (("bare", "decoding (bar: >= 0.9)"), ("alone", "no threads")):
+        ratio = spread(ratios(rates["pipeline"], rates[name]), ".2f")
+        print(f"pipeline / {what:24} {ratio}")
 
 
 def prepare(config: pipeline.PipelineConfig) -> float:

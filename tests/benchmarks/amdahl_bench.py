@@ -1,0 +1,94 @@
+"""K expressions on one image, which is encoded once, against Amdahl's limit.
+
+The limit is `t_image + K * t_expression`, each timed alone by the predictor's own two functions:
+preparing and encoding the image; tokenising one expression, decoding and scoring its mask. What K
+expressions are measured to take is `Predictor.predict` as a person calls it.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from refseg_jax import preprocess
+from refseg_jax.evaluators import mask_score
+from refseg_jax.models import build_model
+from refseg_jax.predictor import Predictor
+from refseg_jax.tokenizers import build_tokenizer
+from refseg_jax.train_state import Forward
+from tests.benchmarks.turns import clocked, ratios, spread, take_turns
+from tests.refseg_jax.tiny_run import random_params
+
+#: UniRES B/16 on images of a smaller side, so that a round takes seconds on two cores.
+MODEL = {"name": "unires", "preset": "B/16", "image_size": 224}
+ROUNDS, COUNTS, IMAGE = 5, (1, 4, 16), (480, 640, 3)
+CONFIG = {
+    "model": MODEL,
+    "data": {"resize": "letterbox", "context_length": 17, "tokenizer": "clip"},
+    "eval": {"threshold": 0.35},
+}
+
+
+@pytest.mark.bench
+def test_share_of_amdahls_limit():
+    forward = Forward(lambda rngs: build_model(MODEL, rngs=rngs))
+    predictor = Predictor(random_params(forward), CONFIG)
+    rgb = np.random.default_rng(0).integers(0, 256, IMAGE, np.uint8)
+    see, express = parts_of(predictor, rgb)
+
+    def predict(count: int) -> Callable[[], float]:
+        texts = [f"the {number}th box from the left" for number in range(count)]
+        return lambda: clocked(lambda: predictor.predict(rgb, texts))
+
+    works = {
+        "image": lambda: clocked(see),
+        "expression": lambda: clocked(express),
+        **{str(k): predict(k) for k in COUNTS},
+    }
+    for work in works.values():
+        work()
+    time.sleep(1)
+    seconds = take_turns(works, ROUNDS)
+    image, expression = seconds["image"], seconds["expression"]
+    print(f"\nUniRES B/16 at {MODEL['image_size']}: image {spread(image)} s")
+    print(f"{'expression':>24} {spread(expression)} s")
+    print("  K   measured      limit   one by one   share of the limit, % (bar: >= 90)")
+    for k in COUNTS:
+        measured = seconds[str(k)]
+        limits = [i + k * e for i, e in zip(image, expression, strict=True)]
+        shares = [100 * ratio for ratio in ratios(limits, measured)]
+        print(
+            f"{k:3} {median(measured):8.3f} s {median(limits):8.3f} s "
+            f"{k * median(seconds['1']):10.3f} s   {spread(shares, '.1f')}"
+        )
+
+
+def parts_of(
+    predictor: Predictor, rgb: np.ndarray
+) -> tuple[Callable[[], Any], Callable[[], float]]:
+    """What `predict` does for an image, and for one expression on it."""
+    height, width = rgb.shape[:2]
+    tokenizer = build_tokenizer("clip")
+    # As `Predictor` rounds it, so that nothing is compiled for this alone.
+    canvas = (-(-height // 128) * 128, -(-width // 128) * 128)
+
+    def see() -> tuple[Any, np.ndarray]:
+        network, affine = preprocess.prepare_image(rgb, predictor._size, "letterbox")
+        features = predictor._encode_image(predictor._params, network[None, None])
+        return jax.block_until_ready(features), affine
+
+    features, affine = see()
+    where = affine[None, None], np.array([[[height, width]]], np.int32), canvas
+
+    def express() -> float:
+        ids, valid = tokenizer(["the box on the left"], 17)
+        words = ids[None], valid[None]
+        masks, logits = predictor._decode(predictor._params, features, *words, *where)
+        mask = np.asarray(masks[0, 0, 0, :height, :width])
+        return mask_score(np.asarray(logits[0, 0, 0, :height, :width]), mask)
+
+    return see, express
