@@ -16,7 +16,7 @@ from absl import flags
 from input_pipeline import transforms
 from input_pipeline.rows import RowTable, Sampling, make_rows
 from input_pipeline.schema import Record
-from input_pipeline.sources import ExpressionTable, RecordSource
+from input_pipeline.sources import DAMAGED, DatasetError, ExpressionTable, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax import preprocess
 from refseg_jax.batch import Batch, HostBatch, RowMeta
@@ -101,6 +101,11 @@ class MakeRow:
         records, positions = self.rows.entries(row)
         if self.config.sampling != "group":
             record = self.source[int(records[0])]
+            if (positions == DAMAGED).any():
+                raise DatasetError(
+                    f"record {records[0]} of split {self.config.split!r} could not be read when "
+                    "the run began; begin again"
+                )
             expressions = tuple(record.expressions[k] for k in positions)
             frames = (Frame(record, expressions),)
         else:

@@ -4,16 +4,21 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from input_pipeline.schema import Record, from_features
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
+
+#: Position of a record that could not be read, in `ExpressionTable`.
+DAMAGED = -1
 
 
 class DatasetError(UserError):
@@ -72,7 +77,19 @@ class RecordSource:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        return from_features(self._data[index])
+        """A record.
+
+        Raises:
+            DatasetError: its bytes are damaged, or a file of the split is.
+        """
+        try:
+            return from_features(self._data[index])
+        except (RuntimeError, ValueError, OSError) as error:  # Whatever ArrayRecord and TFDS raise.
+            reason = " ".join(str(error).split())[:120]
+            raise DatasetError(
+                f"{self.folder}: record {index} of split {self.split!r} is damaged ({reason}); "
+                "put back a sound copy of the split's files or build the dataset again"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split}
@@ -88,9 +105,12 @@ class RecordSource:
 class ExpressionTable:
     """All expressions of a split as columns, without their images.
 
+    A record that could not be read has one line for each granularity, so that its row is met (and
+    quarantined) in training and evaluation.
+
     Attributes:
         record: i32 `[E]`, index of the record.
-        position: i32 `[E]`, index in `Record.expressions`.
+        position: i32 `[E]`, index in `Record.expressions`, or `DAMAGED`.
         referent: i32 `[E]`.
         granularity: i8 `[E]`, index in `GRANULARITIES`.
         group: i32 `[E]`, a number for each (group, text), -1 for expressions without a group.
@@ -106,29 +126,62 @@ class ExpressionTable:
 
     @classmethod
     def of(cls, source: RecordSource) -> "ExpressionTable":
-        """Reads every record once and keeps the table beside the dataset for the next time."""
+        """Reads every record once and keeps the table beside the dataset for the next time.
+
+        Raises:
+            DatasetError: no record can be read.
+        """
         path = source.folder / f"expressions-{source.split}-{source.fingerprint()}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
-        table = cls._read(source)
-        if os.access(source.folder, os.W_OK):
-            with tempfile.NamedTemporaryFile(
-                dir=source.folder, suffix=".partial", delete=False
-            ) as file:
-                np.savez(file, **dataclasses.asdict(table))
-            # Temporary files are private, but who may read the dataset may read its table.
-            Path(file.name).chmod((source.folder / "features.json").stat().st_mode & 0o666)
-            Path(file.name).replace(path)
+        table = cls._load(path)
+        if table is None:
+            table = cls._read(source)
+            # A record may be sound again the next time, or on another machine.
+            if not (table.position == DAMAGED).any():
+                table._store(path)
         return table
+
+    @classmethod
+    def _load(cls, path: Path) -> "ExpressionTable | None":
+        try:
+            # numpy leaves a file that it opened itself open where its end is missing.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
+        except FileNotFoundError:
+            return None
+        except _UNREADABLE as error:
+            logging.info("%s is damaged and made again: %s", path, error)
+            return None
+
+    def _store(self, path: Path) -> None:
+        """Does nothing where nothing can be written: the table is only there to save time."""
+        partial: Path | None = None
+        try:
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, suffix=".partial", delete=False
+            ) as file:
+                partial = Path(file.name)
+                np.savez(file, **dataclasses.asdict(self))
+            # Temporary files are private, but who may read the dataset may read its table.
+            partial.chmod((path.parent / "features.json").stat().st_mode & 0o666)
+            partial.replace(path)
+        except OSError as error:
+            logging.info("%s is not kept: %s", path, error)
+            if partial is not None:
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def _read(cls, source: RecordSource) -> "ExpressionTable":
         rows: list[tuple[int, int, int, int, int]] = []
         groups: dict[tuple[str, str], int] = {}
         largest = np.zeros(2, np.int32)
+        damaged: list[DatasetError] = []
         for index in range(len(source)):
-            record = source[index]
+            try:
+                record = source[index]
+            except DatasetError as error:
+                damaged.append(error)
+                rows += [(index, DAMAGED, 0, kind, -1) for kind in range(len(GRANULARITIES))]
+                continue
             largest = np.maximum(largest, (record.height, record.width))
             for position, expression in enumerate(record.expressions):
                 group = -1
@@ -136,12 +189,18 @@ class ExpressionTable:
                     group = groups.setdefault((expression.group, expression.text), len(groups))
                 granularity = GRANULARITIES.index(expression.granularity)
                 rows.append((index, position, expression.referent, granularity, group))
+        if damaged and len(damaged) == len(source):
+            raise damaged[0]
         columns = np.array(rows, np.int32).reshape(-1, 5).T
         record, position, referent, granularity, group = columns
         return cls(record, position, referent, granularity.astype(np.int8), group, largest)
 
     def __len__(self) -> int:
         return len(self.record)
+
+
+#: What numpy raises on a damaged or foreign file of arrays.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def _version(folder: Path) -> tuple[int, ...]:

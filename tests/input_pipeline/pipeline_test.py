@@ -1,14 +1,12 @@
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from input_pipeline.pipeline import PipelineConfig, eval_batches, rows_per_epoch, train_batches
-from input_pipeline.schema import Expression, Record, Target, encode_mask
+from input_pipeline.schema import Expression, Record
 from refseg_jax.errors import UserError
 from tests.input_pipeline.batches import (
     assert_same_rows,
@@ -231,67 +229,7 @@ def test_shuffled_words_evaluate_the_masks_of_before(tmp_path: Path):
         assert not other["text_valid"][:3].any()
 
 
-# Damage
-
-
-def damage(record: Record) -> Record:
-    """Five of seven records, each in its way."""
-    small = encode_mask(np.ones((4, 4), np.uint8))
-    number, expressions = int(record.image_id[-1]), record.expressions
-    changes: dict[int, dict[str, Any]] = {
-        0: {"image": record.image[: len(record.image) // 2], "file_name": "two\nlines"},
-        1: {"height": record.height - 1},
-        3: {"expressions": (dataclasses.replace(expressions[0], text=" \n "), *expressions[1:])},
-        4: {"targets": (Target(small, "box"), *record.targets[1:])},
-        6: {"image": b""},
-    }
-    if not record.image_id.startswith("val"):
-        return record
-    return dataclasses.replace(record, **changes.get(number, {}))
-
-
-REASONS = {
-    "val0": "the image is damaged",
-    "val1": "the image is 32 x 32, its masks are 32 x 31",
-    "val3": "an expression is empty",
-    "val4": "target 0: the RLE's runs do not fill 32 x 32 pixels",
-    "val6": "the image is damaged",
-}
-
-
-@pytest.fixture(scope="module")
-def damaged_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("damaged")
-    build_tiny_dataset(folder, SPLITS, change=damage)
-    return folder
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_damaged_row_is_invalid_and_the_others_keep_their_place(
-    data_dir: Path, damaged_dir: Path, training: bool
-):
-    whole, damaged = (
-        rows_of(
-            take(train_batches(config, batch_size=7, seed=5), 2)
-            if training
-            else list(eval_batches(config, batch_size=4))
-        )
-        for config in (
-            make_config(folder, pairs=6, granularities=EVERY) for folder in (data_dir, damaged_dir)
-        )
-    )
-    assert len(damaged) == len(whole)
-    reasons = []
-    for one, (values, meta) in zip(whole, damaged, strict=True):
-        name = one[1].image_ids[0]
-        if name not in REASONS:
-            assert_same_rows([(values, meta)], [one])
-            continue
-        reasons.append(name)
-        assert meta.key == one[1].key and set(meta.pair_ids) == {""}
-        assert not values["valid"].any() and not values["present"].any()
-        assert REASONS[name] in meta.error and name in meta.error and "\n" not in meta.error
-    assert sorted(set(reasons)) == sorted(REASONS)
+# Settings
 
 
 def test_settings_that_cannot_be_met_are_refused(data_dir: Path):
@@ -300,28 +238,6 @@ def test_settings_that_cannot_be_met_are_refused(data_dir: Path):
         train_batches(config, batch_size=3, seed=0, process_count=2)
     with pytest.raises(UserError, match=r"tiny val: no expression of salient.*granularities"):
         rows_per_epoch(dataclasses.replace(config, granularities=("salient",)))
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("tokenizer", "clop", "tokenizer 'clop': no such file"),
-        ("tokenizer", "/nowhere/tokenizer.json", "tokenizer '/nowhere/tokenizer.json': no such"),
-        ("tokenizer", "", "tokenizer ''"),
-        ("resize", "leterbox", "config.data.resize 'leterbox': did you mean 'letterbox'"),
-        ("context_length", 1, "config.data.context_length=1"),
-        ("context_length", 0, "config.data.context_length=0"),
-    ],
-)
-def test_a_mistake_in_the_config_is_told_at_once_and_not_as_damage(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: Any, words: str
-):
-    # The hub would be asked for the tokenizer.
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for begin in (partial(train_batches, seed=0), eval_batches):
-        with pytest.raises(UserError) as caught:
-            begin(make_config(data_dir, "train", **{field: value}), batch_size=2)
-        assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_canvas_that_does_not_hold_every_image_is_refused(tmp_path: Path):

@@ -1,15 +1,23 @@
 import dataclasses
+import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from input_pipeline.schema import Record
-from input_pipeline.sources import DatasetError, ExpressionTable, RecordSource, dataset_folder
+from input_pipeline.sources import (
+    DAMAGED,
+    DatasetError,
+    ExpressionTable,
+    RecordSource,
+    dataset_folder,
+)
 from refseg_jax.batch import GRANULARITIES
-from tests.input_pipeline.tiny_dataset import build_tiny_dataset, make_record
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset, flip_a_bit, make_record
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,45 @@ def test_a_source_may_be_pickled_before_and_after_it_was_read(data_dir: Path):
 def test_a_split_that_is_not_there_is_named_with_those_that_are(data_dir: Path):
     with pytest.raises(DatasetError, match="no split 'test'; there are train, val"):
         RecordSource(str(data_dir), "tiny", "test")
+
+
+def damaged_source(data_dir: Path, target: Path) -> tuple[RecordSource, int]:
+    """A copy of which one record of `train` is damaged, and the index of it."""
+    copy(data_dir, target)
+    flip_a_bit(dataset_folder(str(target), "tiny"), "train")
+    source = RecordSource(str(target), "tiny", "train")
+    bad = []
+    for index in range(len(source)):
+        try:
+            assert source[index].image
+        except DatasetError:
+            bad.append(index)
+    (index,) = bad
+    return source, index
+
+
+def test_a_flipped_bit_is_told_with_folder_split_and_index(data_dir: Path, tmp_path: Path):
+    source, index = damaged_source(data_dir, tmp_path / "data")
+    with pytest.raises(DatasetError, match="build the dataset again") as caught:
+        source[index]
+    message = str(caught.value)
+    assert f"{source.folder}: record {index} of split 'train' is damaged (" in message
+    assert "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize("bytes_left", [None, 0, 1000])
+def test_a_split_whose_file_is_cut_or_gone_is_one_line(
+    data_dir: Path, tmp_path: Path, bytes_left: int | None
+):
+    source = copy(data_dir, tmp_path / "data")
+    (file,) = source.folder.glob("*-val.array_record*")
+    if bytes_left is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:bytes_left])
+    with pytest.raises(DatasetError, match="record 0 of split 'val' is damaged") as caught:
+        ExpressionTable.of(source)
+    assert "\n" not in str(caught.value)
 
 
 # Folders
@@ -164,3 +211,84 @@ def test_a_kept_table_can_be_read_by_other_users(data_dir: Path, tmp_path: Path)
     (kept,) = source.folder.glob("expressions-val-*")
     beside = source.folder / "features.json"
     assert kept.stat().st_mode & 0o777 == beside.stat().st_mode & 0o777
+
+
+def test_a_damaged_record_keeps_a_place_in_a_table_that_is_not_kept(data_dir: Path, tmp_path: Path):
+    whole = ExpressionTable.of(RecordSource(str(data_dir), "tiny", "train"))
+    source, index = damaged_source(data_dir, tmp_path / "data")
+    table = ExpressionTable.of(source)
+    assert not list(source.folder.glob("expressions-train-*"))
+    its, others = table.record == index, whole.record != index
+    assert (table.position[its] == DAMAGED).all()
+    # Whatever granularities a run asks for, it meets the record.
+    assert sorted(table.granularity[its]) == list(range(len(GRANULARITIES)))
+    for name in ("record", "position", "referent", "granularity"):
+        np.testing.assert_array_equal(getattr(table, name)[~its], getattr(whole, name)[others])
+
+
+def cut(kept: Path) -> None:
+    kept.write_bytes(kept.read_bytes()[:-40])
+
+
+def flip(kept: Path) -> None:
+    stored = bytearray(kept.read_bytes())
+    stored[stored.index(b"NUMPY") + 130] ^= 4
+    kept.write_bytes(stored)
+
+
+def forget(kept: Path) -> None:
+    with np.load(kept) as stored:
+        columns = {name: stored[name] for name in stored.files if name != "group"}
+    np.savez(kept, **columns)
+
+
+def empty(kept: Path) -> None:
+    kept.write_bytes(b"")
+
+
+def replace_by_text(kept: Path) -> None:
+    kept.write_text("not a table")
+
+
+def replace_by_array(kept: Path) -> None:
+    with kept.open("wb") as file:
+        np.save(file, np.arange(3))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, forget, empty, replace_by_text, replace_by_array])
+def test_a_damaged_table_is_made_again(
+    data_dir: Path, tmp_path: Path, damage: Callable[[Path], None]
+):
+    source = copy(data_dir, tmp_path / "data")
+    expected = dataclasses.asdict(ExpressionTable.of(source))
+    (kept,) = source.folder.glob("expressions-val-*")
+    sound = kept.read_bytes()
+    damage(kept)
+    assert kept.read_bytes() != sound
+    found = dataclasses.asdict(ExpressionTable.of(source))
+    for name, column in expected.items():
+        np.testing.assert_array_equal(found[name], column)
+    with np.load(kept) as stored:
+        assert {name: stored[name].tolist() for name in stored.files} == {
+            name: column.tolist() for name, column in expected.items()
+        }
+
+
+def test_a_table_that_cannot_be_written_is_no_error(data_dir: Path, tmp_path: Path):
+    source = copy(data_dir, tmp_path / "data")
+    # Unlike a folder without permissions, this stops root as well.
+    kept = source.folder / f"expressions-val-{source.fingerprint()}.npz"
+    kept.mkdir()
+    assert len(ExpressionTable.of(source)) == 12
+    assert not list(source.folder.glob("*.partial"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_no_error(data_dir: Path, tmp_path: Path):
+    source = copy(data_dir, tmp_path / "data")
+    source.folder.chmod(0o555)
+    try:
+        assert len(ExpressionTable.of(source)) == 12
+    finally:
+        source.folder.chmod(0o755)
+    assert not list(source.folder.glob("expressions-*"))

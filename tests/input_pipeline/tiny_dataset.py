@@ -99,3 +99,12 @@ def build_tiny_dataset(
     builder = Tiny(data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def flip_a_bit(folder: Path, split: str) -> None:
+    """Damages one record of a built split, as a rotten disk does."""
+    (file,) = folder.glob(f"*-{split}.array_record*")
+    stored = bytearray(file.read_bytes())
+    # Every record is a chunk of its own; this is within the pixels of one.
+    stored[stored.index(b"JFIF", len(stored) // 100) + 200] ^= 4
+    file.write_bytes(stored)
