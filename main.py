@@ -120,13 +120,13 @@ class Experiment:
         Where there is none yet, on `config.init.checkpoint`.
         """
         self.check_evaluations()
-        own = bool(checkpoint_folder.steps(self.workdir / "checkpoints"))
+        own = checkpoint_folder.steps(self.workdir / "checkpoints")
         source = self.workdir if own else self.config.init.checkpoint or self.workdir
         params, stored = load_params(source, expected=self._abstract_params())
-        step = stored.get("progress", {}).get("step")
-        logging.info("scoring %s, step %s", source, "unknown" if step is None else step)
-        summary = report.read_summary(self._summary)
-        self.report(params, step or 0 if own else 0, summary=summary, known={})
+        # Weights of another run are where this one begins. Early runs did not note their step.
+        step = stored.get("progress", {}).get("step", max(own)) if own else 0
+        logging.info("scoring the checkpoint of step %d in %s", step, source)
+        self.report(params, step, summary=report.read_summary(self._summary), known={})
 
     def check_evaluations(self) -> None:
         """Raises a `UserError` if an evaluation cannot run: better now than after the training."""

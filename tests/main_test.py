@@ -4,15 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from configs import scenes_unires
 from input_pipeline.sources import RecordSource
+from main import Experiment
+from refseg_jax import sharding
+from refseg_jax.errors import UserError
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,13 +177,24 @@ def test_run_leaves_metrics_config_and_pictures(
     assert config["steps"] == STEPS
     assert config["model"]["head"] == "linear"
     assert config["eval"]["canvas"] == [32, 32]
-    for name in ("test", "val", "shuffled"):
+    for name in ("test", "shuffled"):
         page = place.workdir / f"pictures-{name}.png"
         assert str(page) in first.stdout
         with Image.open(page) as image:
             assert len(np.unique(np.asarray(image))) > 10
+    # The evaluation during training is in TensorBoard alone, and is not done twice.
+    assert not (place.workdir / "pictures-val.png").exists()
+    assert not (place.workdir / "dump" / "val").exists()
     assert list((place.workdir / "tensorboard").iterdir())
     assert not list(place.workdir.rglob("*.partial"))
+
+
+@pytest.mark.usefixtures("first")
+def test_final_scores_are_metrics_of_the_last_step_and_each_is_told_once(place: Place) -> None:
+    summary = place.summary()
+    told = _lines(place.workdir / "metrics.jsonl")
+    for name in ("mIoU", "shuffled/mIoU", "val/mIoU", "oracle/part/mIoU"):
+        assert [(n["step"], n[name]) for n in told if name in n] == [(STEPS, summary[name])]
 
 
 def test_training_and_prediction_load_no_other_framework(
@@ -215,14 +232,38 @@ def test_same_command_again_trains_nothing_and_tells_the_same(place: Place) -> N
 
 
 @pytest.mark.usefixtures("first")
-def test_evaluation_alone_gives_the_same_scores(place: Place) -> None:
-    before = place.summary()
-    (place.workdir / "summary.json").unlink()
-    done = place.run(*place.command("--mode=eval"))
+def test_evaluation_alone_scores_the_own_checkpoint_and_keeps_what_else_is_known(
+    place: Place,
+) -> None:
+    before, path = place.summary(), place.workdir / "summary.json"
+    config = (place.workdir / "config.json").read_bytes()
+    path.write_text(json.dumps({**before, "mIoU": -1.0, "note": 1.0}))
+    done = place.run(
+        *place.command(
+            "--mode=eval",
+            "--config.init.checkpoint=/nowhere",
+            "--config.evals.shuffled.when=never",
+            "--config.seed=5",
+        )
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    speed = {"train_seconds", "images_per_second", "data_wait_share", "steps", "preempted"}
-    assert place.summary() == {k: v for k, v in before.items() if k not in speed}
-    assert str(place.workdir / "summary.json") in done.stdout
+    assert place.summary() == {**before, "note": 1.0}
+    assert str(path) in done.stdout
+    assert "shuffled" not in done.stdout
+    assert f"checkpoint of step {STEPS} in {place.workdir}" in done.stderr
+    assert (place.workdir / "config.json").read_bytes() == config
+    path.write_text(json.dumps(before))
+
+
+@pytest.mark.usefixtures("first")
+def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
+    names = ("config.json", "summary.json", "metrics.jsonl")
+    before = [(place.workdir / name).read_bytes() for name in names]
+    done = place.run(*place.command("--config.seed=5"))
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if "config.seed=0, now it is 5" in line]
+    assert len(errors) == 1, done.stderr[-3000:]
+    assert [(place.workdir / name).read_bytes() for name in names] == before
 
 
 @pytest.mark.parametrize(
@@ -252,3 +293,47 @@ def test_a_config_file_that_is_not_there_is_one_line(place: Place, tmp_path: Pat
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "configs/none.py" in line]) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_a_file_is_one_line(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    done = place.run(*_command(tmp_path / "run", place.data))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert str(tmp_path / "run") in errors[0]
+
+
+@pytest.fixture
+def experiment(place: Place, tmp_path: Path) -> Iterator[Experiment]:
+    config: Any = scenes_unires.get_config()
+    config.data.update({"data_dir": str(place.data), "dataset": "tiny"})
+    built = Experiment(config, tmp_path)
+    yield built
+    built.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("evals.val.split", "nothing", r"config\.evals\.val: .*'nothing'.*evals\.val\.when=never"),
+        ("evals.test.when", "finally", r"config\.evals\.test\.when='finally'.*final"),
+        ("eval.oracle", "nothing", r"config\.eval\.oracle: .*'nothing'.*config\.eval\.oracle="),
+        ("eval.batch_size", 3, r"config\.eval\.batch_size=3.*2 pieces.*evals\.\w+\.when=never"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_told_before_training(
+    experiment: Experiment, field: str, value: object, named: str
+) -> None:
+    experiment.mesh = jax.sharding.AbstractMesh((2, 1, 1), sharding.AXES)  # pyright: ignore
+    experiment.check_evaluations()
+    experiment.config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=named) as caught:
+        experiment.check_evaluations()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_that_never_runs_is_not_checked(experiment: Experiment) -> None:
+    experiment.config.evals.val.update({"split": "nothing", "when": "never"})
+    experiment.check_evaluations()
