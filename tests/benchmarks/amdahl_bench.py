@@ -25,7 +25,7 @@ from tests.refseg_jax.tiny_run import random_params
 
 #: UniRES B/16 on images of a smaller side, so that a round takes seconds on two cores.
 MODEL = {"name": "unires", "preset": "B/16", "image_size": 224}
-ROUNDS, COUNTS, IMAGE = 5, (1, 4, 16), (480, 640, 3)
+ROUNDS, COUNTS, IMAGE = 4, (1, 4, 16), (480, 640, 3)
 CONFIG = {
     "model": MODEL,
     "data": {"resize": "letterbox", "context_length": 17, "tokenizer": "clip"},
