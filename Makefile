@@ -31,14 +31,16 @@ bench: $(VENV)/.parity
 	$(PYTEST) -m bench -s tests/benchmarks
 
 bench-gpu: $(VENV)/.test
-	$(PYTEST) -m gpu -s tests/benchmarks
+	@if command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,cuda]'; fi
+	JAX_PLATFORMS= XLA_PYTHON_CLIENT_MEM_FRACTION=.95 $(PYTEST) -m gpu -s -rs tests/benchmarks
 
 soak: $(VENV)/.test
 	$(PYTEST) -m slow -s tests
 
 ablation: $(VENV)/.library
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
-	$(BIN)/python -m tools.ablation --output_dir=runs/ablation
+	$(BIN)/python -m tools.ablation --output_dir=runs/ablation --table=docs/ablation_group_tokens.md
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }

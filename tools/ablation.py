@@ -4,18 +4,22 @@
 
 Every run is `main.py` with a few fields changed, in a workdir of its own. The command may be stopped
 at any time and started again: finished runs are kept, and an unfinished one goes on from its
-checkpoint.
+checkpoint. A folder with a run of other steps, seed or fields is an error.
 """
 
 import argparse
+import ast
 import dataclasses
+import json
 import math
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from refseg_jax.errors import UserError
 from refseg_jax.report import read_summary
 
 #: Name in the table -> overrides of the config; the first one is what the others are compared with.
@@ -94,27 +98,89 @@ def markdown(cells: dict[str, dict[str, Cell]], steps: int, seeds: Sequence[int]
 
 def run_one(
     options: argparse.Namespace, overrides: Sequence[str], seed: int, workdir: Path
-) -> None:
-    """One training, unless it is finished already."""
-    if read_summary(workdir / "summary.json"):
-        return
+) -> dict[str, float]:
+    """The scores of one training, which is done unless it is finished already.
+
+    Raises:
+        UserError: the folder has another run, or this one has failed.
+    """
+    fields = (
+        f"--config.seed={seed}",
+        f"--config.steps={options.steps}",
+        *SCORES_ONLY,
+        *overrides,
+    )
+    check_same_run(workdir, fields)
+    if not _scores(workdir):
+        train(options, fields, workdir)
+    if not (scores := _scores(workdir)):
+        raise UserError(f"{workdir}: stopped before its end; the same command goes on")
+    return scores
+
+
+def check_same_run(workdir: Path, fields: Sequence[str]) -> None:
+    """Raises a `UserError` if the folder has a run with other values than the overrides `fields`."""
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+    except FileNotFoundError as error:
+        if not (workdir / "summary.json").exists():
+            return
+        raise UserError(f"{workdir}: scores without config.json; move the folder away") from error
+    except ValueError as error:
+        raise UserError(f"{workdir}/config.json: {error}; move the folder away") from error
+    for override in fields:
+        name, _, wanted = override.removeprefix("--config.").partition("=")
+        found: Any = config
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != _value(wanted):
+            raise UserError(
+                f"{workdir}: a run with config.{name}={found!r}, not {_value(wanted)!r}; move the "
+                "folder away or choose another --output_dir"
+            )
+
+
+def train(options: argparse.Namespace, fields: Sequence[str], workdir: Path) -> None:
+    """Runs `main.py`.
+
+    Raises:
+        UserError: it has failed.
+    """
     command = [
         sys.executable,
         str(Path(__file__).resolve().parents[1] / "main.py"),
         f"--config={options.config}",
         f"--workdir={workdir}",
-        f"--config.seed={seed}",
-        f"--config.steps={options.steps}",
         f"--config.data.data_dir={options.data_dir}",
-        *SCORES_ONLY,
-        *overrides,
+        *fields,
     ]
     print(f"{workdir}: {' '.join(command[1:])}", flush=True)
-    subprocess.run(command, check=True)
+    code = subprocess.run(command).returncode
+    if code:
+        raise UserError(f"{workdir}: the run ended with exit code {code}, see what it says above")
+
+
+def run_all(options: argparse.Namespace) -> str:
+    """All runs; the table.
+
+    Raises:
+        UserError: too few seeds, or a run has failed.
+    """
+    if len(set(options.seeds)) < max(2, len(options.seeds)):
+        raise UserError(f"--seeds {options.seeds}: name two or more, all different")
+    scores: dict[str, dict[str, list[float]]] = {n: {m: [] for m in METRICS} for n in GROUP_TOKENS}
+    for seed in options.seeds:
+        for name, overrides in GROUP_TOKENS.items():
+            workdir = options.output_dir / f"{name.replace(' ', '_')}-{seed}"
+            found = run_one(options, overrides, seed, workdir)
+            for metric in METRICS:
+                scores[name][metric].append(found[metric])
+    cells = {n: {m: Cell.of(values) for m, values in row.items()} for n, row in scores.items()}
+    return markdown(cells, options.steps, options.seeds)
 
 
 def main() -> int:
-    """The command line."""
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/scenes_unires.py")
     parser.add_argument("--data_dir", default="data")
@@ -123,21 +189,29 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-
-    scores: dict[str, dict[str, list[float]]] = {n: {m: [] for m in METRICS} for n in GROUP_TOKENS}
-    for seed in options.seeds:
-        for name, overrides in GROUP_TOKENS.items():
-            workdir = options.output_dir / f"{name.replace(' ', '_')}-{seed}"
-            run_one(options, overrides, seed, workdir)
-            summary = read_summary(workdir / "summary.json")
-            for metric in METRICS:
-                scores[name][metric].append(summary[metric])
-    cells = {n: {m: Cell.of(values) for m, values in row.items()} for n, row in scores.items()}
-    text = markdown(cells, options.steps, options.seeds)
-    print(text)
-    if options.table:
-        options.table.write_text(text)
+    try:
+        text = run_all(options)
+        print(text)
+        if options.table:
+            options.table.write_text(text)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _scores(workdir: Path) -> dict[str, float]:
+    """Of a finished run, `{}` where it has none."""
+    summary = read_summary(workdir / "summary.json")
+    return summary if summary.keys() >= set(METRICS) else {}
+
+
+def _value(text: str) -> object:
+    """What an override means: a number where it is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 if __name__ == "__main__":
