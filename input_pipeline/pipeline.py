@@ -7,7 +7,7 @@ same for any number of processes, and a run resumes on another number of them.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,7 +21,6 @@ from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax import preprocess
 from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
-from refseg_jax.naming import unknown
 from refseg_jax.tokenizers import ExpressionError, Tokenizer, build_tokenizer, check_length
 
 
@@ -292,9 +291,7 @@ def _check(config: PipelineConfig) -> None:
     """Tries what rows are made with: a mistake in the config would look like damage of each row."""
     build_tokenizer(config.tokenizer)
     check_length(config.context_length)
-    ways = get_args(preprocess.Resize)
-    if config.resize not in ways:
-        raise UserError(unknown("config.data.resize", str(config.resize), ways))
+    preprocess.check_resize(config.resize)
 
 
 def _open(config: PipelineConfig) -> RecordSource:

@@ -13,18 +13,22 @@ from PIL import Image
 from refseg_jax import preprocess
 from refseg_jax.batch import SegOutput
 from refseg_jax.checkpointer import load_params
+from refseg_jax.errors import UserError
 from refseg_jax.evaluators import mask_score
 from refseg_jax.metrics import predicted_mask
 from refseg_jax.models import build_model
 from refseg_jax.preprocess import ImageError
 from refseg_jax.resize import logits_on_canvas
-from refseg_jax.tokenizers import ExpressionError, build_tokenizer
+from refseg_jax.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
 from refseg_jax.train_state import Forward
 
-#: Expressions are padded to one of these counts (then to multiples of the last), and canvases to
-#: multiples of `_CANVAS_STEP`, so that few functions are compiled.
-_COUNTS = (1, 2, 4, 8, 16)
+#: Expressions are padded to a power of two and canvases to multiples of this, so that few functions
+#: are compiled.
 _CANVAS_STEP = 128
+
+
+#: A chunk's logits for an image of 4000 x 3000 pixels are 400 MB.
+EXPRESSIONS_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +49,31 @@ class Prediction:
 class Predictor:
     """A model with its preprocessing, tokenizer and threshold."""
 
-    def __init__(self, params: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        expressions_at_once: int = EXPRESSIONS_AT_ONCE,
+    ) -> None:
         """Builds the model of a run.
 
         Args:
             params: dotted path -> parameter.
             config: the run's resolved config; read are `model`, `data` and `eval`.
+            expressions_at_once: bounds the memory that logits take. Masks do not depend on it, scores
+                only by rounding.
+
+        Raises:
+            UserError: the config cannot be met, or the parameters are not this model's.
+            KeyError, TypeError, ValueError: the config is of another version.
         """
+        if expressions_at_once < 1:
+            raise UserError(f"expressions_at_once={expressions_at_once} is less than 1")
+        self._at_once = expressions_at_once
         build = functools.partial(_build, config["model"])
         self._forward = Forward(build)
+        _check_params(params, self._forward.shapes)
         self._params = jax.device_put(dict(params))
         model: Any = self._forward.model
         self._size: int = model.image_size
@@ -61,18 +81,36 @@ class Predictor:
         self._resize = config["data"]["resize"]
         self._length = config["data"]["context_length"]
         self._tokenizer = build_tokenizer(config["data"]["tokenizer"])
-        self._threshold = config["eval"]["threshold"]
+        check_tokenizer(config["data"]["tokenizer"], self._length, model.config)
+        preprocess.check_resize(self._resize)
+        self._threshold = float(config["eval"]["threshold"])
+        if not 0.0 < self._threshold < 1.0:
+            raise UserError(f"config.eval.threshold={self._threshold} is not between 0 and 1")
         self._encode_image = jax.jit(self._forward.encode_image)
         self._decode = jax.jit(self._answer, static_argnums=6)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "Predictor":
+    def from_checkpoint(
+        cls, path: str | Path, *, expressions_at_once: int = EXPRESSIONS_AT_ONCE
+    ) -> "Predictor":
         """The newest sound checkpoint of a run's workdir, or one step folder.
 
         Raises:
-            UserError: there is no usable checkpoint.
+            UserError: there is no usable checkpoint, or another version of the code wrote it.
         """
-        return cls(*load_params(path))
+        params, config = load_params(path)
+        try:
+            return cls(params, config, expressions_at_once=expressions_at_once)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())
+            if isinstance(error, KeyError):
+                reason = f"its config has no {reason}"
+            raise UserError(
+                f"{path}: the checkpoint is of another version ({reason}); use the version of the "
+                "code that wrote it"
+            ) from None
 
     def predict(
         self, image: str | Path | bytes | np.ndarray | Image.Image, expressions: Sequence[str]
@@ -92,13 +130,28 @@ class Predictor:
         if not expressions:
             raise ExpressionError("there is no expression; give at least one")
         rgb = to_rgb(image)
-        height, width = rgb.shape[:2]
         network, affine = preprocess.prepare_image(rgb, self._size, self._resize)
         ids, valid = self._tokenizer(expressions, self._length)
-        count = next((c for c in _COUNTS if c >= len(ids)), _round_up(len(ids), _COUNTS[-1]))
-        padding = ((0, count - len(ids)), (0, 0))
         features = self._encode_image(self._params, network[None, None])
-        masks, logits = self._decode(
+        predictions = []
+        for start in range(0, len(ids), self._at_once):
+            part = slice(start, start + self._at_once)
+            predictions += self._predict(features, ids[part], valid[part], affine, rgb.shape[:2])
+        return predictions
+
+    def _predict(
+        self,
+        features: Any,
+        ids: np.ndarray,
+        valid: np.ndarray,
+        affine: np.ndarray,
+        size: tuple[int, ...],
+    ) -> list[Prediction]:
+        """Of a few expressions; i32 and bool `[K, L]`."""
+        height, width = size
+        count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
+        padding = ((0, count - len(ids)), (0, 0))
+        answer = self._decode(
             self._params,
             features,
             np.pad(ids, padding, mode="edge")[None],
@@ -107,12 +160,13 @@ class Predictor:
             np.array([[[height, width]]], np.int32),
             (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
         )
-        predictions = []
-        for k in range(len(ids)):
-            mask = np.asarray(masks[0, 0, k, :height, :width])
-            values = np.asarray(logits[0, 0, k, :height, :width])
-            predictions.append(Prediction(mask, mask_score(values, mask), bool(mask.any())))
-        return predictions
+        # Cut on the host: on the device, every size would be a function to compile.
+        masks, logits = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
+        return [
+            # Copied, so that the canvas's memory is given back.
+            Prediction(mask.copy(), mask_score(values, mask), bool(mask.any()))
+            for mask, values in zip(masks, logits, strict=True)
+        ]
 
     def _answer(
         self,
@@ -145,7 +199,7 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
     if isinstance(image, bytes):
         return preprocess.decode_image(image, name=f"image of {len(image)} bytes")
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return preprocess.pillow_to_rgb(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ImageError(
@@ -153,6 +207,17 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
             )
         return image
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
+
+
+def _check_params(params: Mapping[str, Any], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    odd = sorted(params.keys() ^ shapes.keys())
+    if odd:
+        where = "only in the model" if odd[0] in shapes else "not in the model"
+        raise ValueError(f"parameter {odd[0]!r} is {where}")
+    for path, leaf in shapes.items():
+        if params[path].shape != leaf.shape:
+            found = tuple(params[path].shape)
+            raise ValueError(f"parameter {path!r} is {found}, the model's is {leaf.shape}")
 
 
 def _build(model: Mapping[str, Any], rngs: Any) -> Any:

@@ -4,8 +4,10 @@ Coordinates: a pixel's index is its coordinate. An affine map `[2, 3]` takes nat
 to network pixels; a mask cell `g` and a network pixel `p` meet as `g = (p + 0.5) / stride - 0.5`.
 """
 
+import contextlib
 import io
-from typing import Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
 
 import cv2
 import jax
@@ -15,6 +17,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
 
 Resize: TypeAlias = Literal["letterbox", "stretch"]
 
@@ -53,29 +56,28 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         ImageError: one line with name, reason and cure.
     """
-    try:
+    with _one_line(name):
+        if not data:
+            raise ValueError("the file is empty")
         if data[:2] == b"\xff\xd8":
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(int(height), int(width), name, max_pixels)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
         # Opening reads the header alone.
         with Image.open(io.BytesIO(data)) as image:
-            _check_size(image.height, image.width, name, max_pixels)
-            return _to_rgb(image)
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
-    except UnidentifiedImageError:
-        reason = "no known format" if data else "the file is empty"
-        raise ImageError(
-            f"{name}: the image is damaged or no image ({reason}); replace the file"
-        ) from None
-    except Exception as error:  # Decoders raise whatever they like on damaged bytes.
-        reason = " ".join(str(error).split())[:120]
-        raise ImageError(
-            f"{name}: the image is damaged or no image ({reason}); replace the file"
-        ) from None
+            return _to_rgb(image, name, max_pixels)
+
+
+def pillow_to_rgb(
+    image: Image.Image, *, name: str = "Pillow image", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """An opened image to the pixels that `decode_image` makes of its (lossless) file.
+
+    Pillow may read the file only now, so that damage is found here too. Arguments, result and errors
+    as of `decode_image`.
+    """
+    with _one_line(name):
+        return _to_rgb(image, name, max_pixels)
 
 
 def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
@@ -93,6 +95,17 @@ def stretch_affine(height: int, width: int, size: int) -> np.ndarray:
     """Each axis scaled by itself with half-pixel centres: `x' = (x + 0.5) s - 0.5`, f32 `[2, 3]`."""
     sx, sy = size / width, size / height
     return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]], np.float32)
+
+
+def check_resize(resize: str) -> None:
+    """Whether there is such a way of resizing.
+
+    Raises:
+        UserError: there is not; the nearest is named.
+    """
+    ways = get_args(Resize)
+    if resize not in ways:
+        raise UserError(unknown("config.data.resize", str(resize), ways))
 
 
 def make_affine(height: int, width: int, size: int, resize: Resize) -> np.ndarray:
@@ -171,7 +184,26 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Whatever decoders raise as an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
+    except Exception as error:  # Decoders raise whatever they like on damaged bytes.
+        reason = " ".join(str(error).split())[:120]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no known format"
+        raise ImageError(
+            f"{name}: the image is damaged or no image ({reason}); replace the file"
+        ) from None
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
+    _check_size(image.height, image.width, name, max_pixels)
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, np.float64)
         # Modes "I" and "F" do not say what they were made of, "I;16" does.

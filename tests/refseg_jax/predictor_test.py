@@ -1,6 +1,8 @@
 """A checkpoint alone answers as the evaluator did, and bad inputs get one line."""
 
+import copy
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from pycocotools import mask as coco_mask
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
 from refseg_jax.models import build_model
-from refseg_jax.predictor import Prediction, Predictor
-from refseg_jax.preprocess import decode_image
-from refseg_jax.train_state import Forward
+from refseg_jax.predictor import Prediction, Predictor, to_rgb
+from refseg_jax.preprocess import ImageError, decode_image
+from refseg_jax.train_state import Forward, Params
 from tests.refseg_jax.tiny_run import (
     SIZES,
     UNIRES,
@@ -23,6 +25,7 @@ from tests.refseg_jax.tiny_run import (
     make_evaluator,
     random_params,
     save_unires,
+    unires_run_config,
 )
 
 #: Such that random parameters give masks that are neither empty nor full.
@@ -32,12 +35,16 @@ TEXTS = ["the red box", "both boxes", "the lid", "a box on the left", "purple"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def params() -> Params:
+    return random_params(Forward(lambda rngs: build_model(UNIRES, rngs=rngs)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
     """`data`, `run` with a checkpoint, and `dump` with what the evaluator said."""
     folder = tmp_path_factory.mktemp("predictor")
     build_many_sizes(folder / "data")
     forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
-    params = random_params(forward)
     save_unires(folder / "run", params, THRESHOLD)
     make_evaluator(folder / "data", forward, threshold=THRESHOLD, dump=folder / "dump").evaluate(
         params, 0
@@ -56,6 +63,13 @@ def dumped(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["id"]: line for line in map(json.loads, lines)}
 
 
+def _by(predictor: Predictor, count: int) -> Predictor:
+    """Another number of expressions at once; shares what was compiled."""
+    other = copy.copy(predictor)
+    other._at_once = count
+    return other
+
+
 def _same(one: Prediction, other: Prediction) -> None:
     np.testing.assert_array_equal(one.mask, other.mask)
     assert one.present == other.present
@@ -66,23 +80,25 @@ def test_masks_are_the_evaluators_bit_by_bit(
     folder: Path, predictor: Predictor, dumped: dict[str, dict[str, Any]]
 ) -> None:
     source = RecordSource(str(folder / "data"), "tiny", "val")
-    mixed = 0
-    for index in range(len(source)):
+    mixed, seen = 0, set()
+    # All six expressions of an image at once, or in two chunks.
+    for asked, index in itertools.product((predictor, _by(predictor, 3)), range(len(source))):
         record = source[index]
         texts = [expression.text for expression in record.expressions]
-        predictions = predictor.predict(record.image, texts)
+        predictions = asked.predict(record.image, texts)
         assert len(predictions) == len(texts)
         for expression, prediction in zip(record.expressions, predictions, strict=True):
-            line = dumped.pop(expression.id)
+            line = dumped[expression.id]
+            seen.add(expression.id)
             theirs = coco_mask.decode(line["segmentation"]).astype(bool)
             np.testing.assert_array_equal(prediction.mask, theirs, expression.id)
             assert prediction.mask.shape == (record.height, record.width)
             assert prediction.present == line["present"]
             assert prediction.score == pytest.approx(line["score"], abs=1e-6)
             mixed += 0.02 < theirs.mean() < 0.98
-    assert not dumped
+    assert seen == set(dumped)
     # Else equal masks would say nothing.
-    assert mixed > len(SIZES)
+    assert mixed > 2 * len(SIZES)
 
 
 def test_file_bytes_pillow_and_array_give_the_same(tmp_path: Path, predictor: Predictor) -> None:
@@ -106,22 +122,36 @@ def test_expressions_together_answer_as_one_by_one(predictor: Predictor) -> None
         _same(predictor.predict(image, [text])[0], prediction)
 
 
-def test_image_is_encoded_once_for_all_expressions(
+def test_expressions_are_decoded_in_chunks_of_an_image_encoded_once(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner, seen = predictor._encode_image, []
+    encode, decode = predictor._encode_image, predictor._decode
+    encoded, decoded = [], []
 
-    def counting(params: Any, image: Any) -> Any:
-        seen.append(image.shape)
-        return inner(params, image)
+    def encoding(params: Any, image: Any) -> Any:
+        encoded.append(image.shape)
+        return encode(params, image)
 
-    monkeypatch.setattr(predictor, "_encode_image", counting)
-    image = np.zeros((32, 32, 3), np.uint8)
-    predictor.predict(image, TEXTS)
+    def decoding(*arguments: Any) -> Any:
+        answer = decode(*arguments)
+        decoded.append([x.shape for x in answer])
+        return answer
+
+    monkeypatch.setattr(predictor, "_encode_image", encoding)
+    monkeypatch.setattr(predictor, "_decode", decoding)
+    image = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
+    # 8, 8 and 5: what lies on the device does not grow with the number of expressions.
+    texts = [f"{text} {number}" for number in range(4) for text in TEXTS] + ["the box"]
+    together = predictor.predict(image, texts)
     size = UNIRES["image_size"]
-    assert seen == [(1, 1, size, size, 3)]
-    predictor.predict(image, TEXTS)
-    assert len(seen) == 2
+    assert encoded == [(1, 1, size, size, 3)]
+    assert decoded == [[(1, 1, 8, 128, 128)] * 2] * 3
+    assert len(together) == 21
+    for start in (0, 8, 16):
+        alone = predictor.predict(image, texts[start : start + 8])
+        for one, other in zip(together[start : start + 8], alone, strict=True):
+            _same(one, other)
+    assert len({prediction.score for prediction in together}) > 5
 
 
 def test_many_sizes_and_counts_take_one_compilation(predictor: Predictor) -> None:
@@ -178,3 +208,87 @@ def test_no_checkpoint_is_one_line_that_names_the_folder(tmp_path: Path) -> None
             Predictor.from_checkpoint(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def _without(*path: str) -> dict[str, Any]:
+    config = unires_run_config()
+    section = config
+    for name in path[:-1]:
+        section = section[name]
+    del section[path[-1]]
+    return config
+
+
+def _with(section: str, **fields: Any) -> dict[str, Any]:
+    config = unires_run_config()
+    config[section].update(fields)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "no 'model'"),
+        (_without("model", "name"), "unknown model 'None'"),
+        (_without("data"), "no 'data'"),
+        (_without("eval"), "no 'eval'"),
+        (_without("eval", "threshold"), "no 'threshold'"),
+        (_without("data", "context_length"), "no 'context_length'"),
+        (_without("model", "text_width"), "parameter 'word_adapter.bias' is only in"),
+        (_with("model", low_tokens=4), "parameter 'vision.low_tokens' is (5, 32), the model's is"),
+        (_with("model", high_tokens=0), "parameter 'high_filter.attention.key.bias' is not in"),
+        (_with("model", colour="red"), "unknown field of model 'unires' 'colour'"),
+        (_with("model", name="unilseg"), "unknown model 'unilseg'"),
+        (_with("model", image_size="large"), "version ("),
+        (_with("model", eos_id=7), "config.data.tokenizer 'clip' ends texts by token 49407"),
+        (_with("data", resize="leterbox"), "did you mean 'letterbox'"),
+        (_with("data", context_length=1), "config.data.context_length=1"),
+        (_with("data", context_length=None), "version ("),
+        (_with("eval", threshold=1.0), "config.eval.threshold=1.0"),
+        (_with("eval", threshold=None), "version ("),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_one_line_that_names_it(
+    tmp_path: Path, params: Params, config: dict[str, Any], words: str
+) -> None:
+    save_unires(tmp_path / "run", params, config=config)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run'}: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_pillow_images_are_what_their_files_are() -> None:
+    """Deep, transparent and other images, whose ways to RGB are several."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (9, 7), np.uint8)
+    deep = rng.integers(0, 65536, (9, 7)).astype(np.uint16)
+    palette = Image.fromarray(noise // 4).convert("P")
+    for image, extra in (
+        (Image.fromarray(deep), {}),
+        (Image.fromarray(noise), {}),
+        (Image.fromarray(np.dstack([noise] * 4)), {}),
+        (palette, {"transparency": bytes(range(64))}),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", **extra)
+        pixels = to_rgb(buffer.getvalue())
+        assert pixels.std() > 5
+        np.testing.assert_array_equal(to_rgb(Image.open(buffer)), pixels, image.mode)
+
+
+def test_a_pillow_image_whose_file_is_cut_is_one_line() -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    # Pillow reads the header alone when it opens a file.
+    cut = Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+    with pytest.raises(ImageError, match="Pillow image: the image is damaged"):
+        to_rgb(cut)
+
+
+def test_no_expressions_at_once_are_refused(params: Params) -> None:
+    with pytest.raises(UserError, match="expressions_at_once=0"):
+        Predictor(params, unires_run_config(), expressions_at_once=0)

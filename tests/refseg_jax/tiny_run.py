@@ -119,13 +119,23 @@ def one_device() -> jax.sharding.Mesh:
     return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
 
 
-def save_unires(workdir: Path, params: dict[str, jax.Array], threshold: float = 0.35) -> None:
-    """A checkpoint of a UniRES that was never trained."""
-    config = {
-        "model": UNIRES,
+def unires_run_config(threshold: float = 0.35) -> dict[str, Any]:
+    """What a predictor reads of a run's config."""
+    return {
+        "model": dict(UNIRES),
         "data": {"resize": "letterbox", "context_length": 10, "tokenizer": "clip"},
         "eval": {"threshold": threshold},
     }
+
+
+def save_unires(
+    workdir: Path,
+    params: dict[str, jax.Array],
+    threshold: float = 0.35,
+    config: dict[str, Any] | None = None,
+) -> None:
+    """A checkpoint of a UniRES that was never trained; another `config` makes it a damaged one."""
+    config = unires_run_config(threshold) if config is None else config
     saver = Checkpointer(workdir / "checkpoints", keep_latest=1)
     state = {"step": jnp.int32(1), "params": params}
     saver.save(1, state, data_state={}, config=config, metrics=None)
