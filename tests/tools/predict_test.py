@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from refseg_jax.models import build_model
 from refseg_jax.predictor import Predictor
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires
+from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires, unires_run_config
 from tools import predict
 
 TEXTS = ("the red box", "both boxes")
@@ -137,7 +137,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
     assert "a.png" in errors[0]
 
 
-@pytest.mark.parametrize("missing", ["checkpoint", "image", "folder", "text"])
+@pytest.mark.parametrize("missing", ["checkpoint", "version", "image", "folder", "text"])
 def test_what_cannot_work_is_one_line_and_leaves_no_lines(
     run: Path,
     images: Path,
@@ -147,7 +147,12 @@ def test_what_cannot_work_is_one_line_and_leaves_no_lines(
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    checkpoint = empty if missing == "checkpoint" else run
+    other = tmp_path / "other"
+    if missing == "version":
+        model = {**UNIRES, "a_later_field": 1}
+        params = random_params(Forward(lambda rngs: build_model(UNIRES, rngs=rngs)))
+        save_unires(other, params, config={**unires_run_config(), "model": model})
+    checkpoint = {"checkpoint": empty, "version": other}.get(missing, run)
     image = {"image": images / "none.png", "folder": empty}.get(missing, images / "a.png")
     texts = ("a", " ") if missing == "text" else TEXTS
     out = tmp_path / "out"
@@ -155,6 +160,12 @@ def test_what_cannot_work_is_one_line_and_leaves_no_lines(
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1
     assert printed[0].startswith("error: ")
-    named = {"checkpoint": str(empty), "image": "none.png", "folder": str(empty), "text": "empty"}
+    named = {
+        "checkpoint": str(empty),
+        "version": str(other),
+        "image": "none.png",
+        "folder": str(empty),
+        "text": "empty",
+    }
     assert named[missing] in printed[0]
     assert not out.exists() or not list(out.iterdir())
