@@ -37,7 +37,7 @@ class Runs:
             "steps": STEPS,
             "data.data_dir": self.folder / "data",
             "loop.save_every": 4,
-            "eval.oracle": "''",
+            "eval.oracle": "",
         }
         arguments = [f"--config.{name}={value}" for name, value in fields.items()]
         workdir.mkdir(exist_ok=True)
