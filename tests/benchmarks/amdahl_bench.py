@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 
 from refseg_jax import preprocess
-from refseg_jax.evaluators import mask_score
 from refseg_jax.models import build_model
-from refseg_jax.predictor import Predictor
-from refseg_jax.tokenizers import build_tokenizer
+from refseg_jax.predictor import Prediction, Predictor
 from refseg_jax.train_state import Forward
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
 from tests.refseg_jax.tiny_run import random_params
@@ -67,14 +65,8 @@ def test_share_of_amdahls_limit():
         )
 
 
-def parts_of(
-    predictor: Predictor, rgb: np.ndarray
-) -> tuple[Callable[[], Any], Callable[[], float]]:
+def parts_of(predictor: Predictor, rgb: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """What `predict` does for an image, and for one expression on it."""
-    height, width = rgb.shape[:2]
-    tokenizer = build_tokenizer("clip")
-    # As `Predictor` rounds it, so that nothing is compiled for this alone.
-    canvas = (-(-height // 128) * 128, -(-width // 128) * 128)
 
     def see() -> tuple[Any, np.ndarray]:
         network, affine = preprocess.prepare_image(rgb, predictor._size, "letterbox")
@@ -82,13 +74,9 @@ def parts_of(
         return jax.block_until_ready(features), affine
 
     features, affine = see()
-    where = affine[None, None], np.array([[[height, width]]], np.int32), canvas
 
-    def express() -> float:
-        ids, valid = tokenizer(["the box on the left"], 17)
-        words = ids[None], valid[None]
-        masks, logits = predictor._decode(predictor._params, features, *words, *where)
-        mask = np.asarray(masks[0, 0, 0, :height, :width])
-        return mask_score(np.asarray(logits[0, 0, 0, :height, :width]), mask)
+    def express() -> list[Prediction]:
+        words = predictor._tokenizer(["the box on the left"], predictor._length)
+        return predictor._predict(features, *words, affine, rgb.shape[:2])
 
     return see, express

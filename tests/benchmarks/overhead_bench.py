@@ -31,7 +31,7 @@ from refseg_jax.writers import FileWriter, ProgressLine
 from tests.benchmarks.turns import ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 
-ROUNDS, STEPS = 3, 8
+ROUNDS, STEPS = 4, 8
 #: Steps between two lines of metrics: every one, where `make run` writes every tenth.
 LOG_EVERY = 1
 
