@@ -32,6 +32,7 @@ from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preemption import Preemption
+from refseg_jax.tokenizers import check_tokenizer
 from refseg_jax.train_loop import LoopConfig, Run, Trained
 from refseg_jax.train_state import Forward, Params, Trainer, TrainState
 from refseg_jax.writers import ProgressLine, make_writer
@@ -58,6 +59,8 @@ class Experiment:
         self.workdir = workdir
         self.mesh = sharding.make_mesh(construct(sharding.MeshConfig, config.mesh, what="mesh"))
         self.forward = Forward(lambda rngs: build_model(config.model.to_dict(), rngs=rngs))
+        model: Any = self.forward.model
+        check_tokenizer(config.data.tokenizer, config.data.context_length, model.config)
         self.writer = make_writer(workdir)
 
     def train(self) -> None:

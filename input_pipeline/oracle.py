@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import Expression, Record
-from input_pipeline.sources import RecordSource
+from input_pipeline.sources import DatasetError, RecordSource
 
 
 def oracle_kind(record: Record, expression: Expression) -> float:
@@ -35,7 +35,10 @@ def oracle_scores(source: RecordSource, granularities: tuple[str, ...]) -> dict[
     """Mean of `oracle_kind` over a split, as `<granularity>/mIoU`; without no-target expressions."""
     scores: dict[str, list[float]] = defaultdict(list)
     for index in range(len(source)):
-        record = source[index]
+        try:
+            record = source[index]
+        except DatasetError:
+            continue  # The evaluation of the same split has told it.
         for expression in record.expressions:
             if expression.granularity in granularities and expression.targets:
                 scores[expression.granularity].append(oracle_kind(record, expression))
