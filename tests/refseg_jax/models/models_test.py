@@ -25,7 +25,7 @@ def _count(shapes, prefix):
 def test_presets_build_without_allocating(preset):
     before = len(jax.live_arrays())
     forward = Forward(lambda rngs: build_model({"name": "unires", "preset": preset}, rngs=rngs))
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before
     config, shapes = forward.model.config, forward.shapes  # pyright: ignore
     print(preset, {p: _count(shapes, p) for p in ("vision", "text", "decoder", "head", "")})
     width = config.vision_width
@@ -60,7 +60,13 @@ def test_presets_trace_to_the_grid_they_promise(preset):
 
 
 def test_paths_are_dotted_and_named_in_the_fields_terms():
-    config = {"name": "unires", "preset": "tiny", "decoder_layers": 2, "head": "projector"}
+    config = {
+        "name": "unires",
+        "preset": "tiny",
+        "stem_width": 0,
+        "decoder_layers": 2,
+        "head": "projector",
+    }
     shapes = Forward(lambda rngs: build_model(config, rngs=rngs)).shapes
     for path in (
         "vision.patch_embedding.kernel",
