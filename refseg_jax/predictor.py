@@ -26,7 +26,6 @@ from refseg_jax.train_state import Forward
 #: are compiled.
 _CANVAS_STEP = 128
 
-
 #: A chunk's logits for an image of 4000 x 3000 pixels are 400 MB.
 EXPRESSIONS_AT_ONCE = 8
 
@@ -88,6 +87,7 @@ class Predictor:
             raise UserError(f"config.eval.threshold={self._threshold} is not between 0 and 1")
         self._encode_image = jax.jit(self._forward.encode_image)
         self._decode = jax.jit(self._answer, static_argnums=6)
+        self._assign = jax.jit(self._group_assignment)
 
     @classmethod
     def from_checkpoint(
@@ -138,6 +138,34 @@ class Predictor:
             part = slice(start, start + self._at_once)
             predictions += self._predict(features, ids[part], valid[part], affine, rgb.shape[:2])
         return predictions
+
+    def group_assignment(
+        self, image: str | Path | bytes | np.ndarray | Image.Image
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Which group token claims which patch: the maps of UniRES's Figure 5.
+
+        Args:
+            image: as for `predict`.
+
+        Returns:
+            What the network sees, u8 `[S, S, 3]`, and for each level that has tokens (`low`, `high`)
+            the similarity of tokens and patches, f32 `[T, grid, grid]` (see `assign_groups`).
+            `refseg_jax.pictures.assignment_map` draws them.
+
+        Raises:
+            ImageError: no usable image.
+            UserError: the model has no group tokens.
+        """
+        network, _ = preprocess.prepare_image(to_rgb(image), self._size, self._resize)
+        levels = self._assign(self._params, network[None, None])
+        if not levels:
+            raise UserError("the model has no group tokens, so that there are no maps of them")
+        return network, {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
+
+    def _group_assignment(
+        self, params: Mapping[str, Any], image: jax.Array
+    ) -> dict[str, jax.Array]:
+        return self._forward.bind(params).group_assignment(image)
 
     def _predict(
         self,

@@ -5,7 +5,7 @@
 
 Writes for each pair of an image and a text a mask (PNG, 0 or 255, the image's own size) and an
 overlay, and one line of `predictions.jsonl`. An image that cannot be used is named and left out; the
-exit code is then 1.
+exit code is then 1. With `--group_maps` the group tokens' maps are written too (UniRES's Figure 5).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from refseg_jax.errors import UserError
-from refseg_jax.pictures import PREDICTED_COLOUR, overlay
+from refseg_jax.pictures import PREDICTED_COLOUR, assignment_map, overlay
 from refseg_jax.predictions import jsonl_writer, prediction_line
 from refseg_jax.predictor import Prediction, Predictor, to_rgb
 from refseg_jax.preprocess import ImageError
@@ -50,10 +50,20 @@ def write_pictures(
         drawn = overlay(rgb, prediction.mask, PREDICTED_COLOUR)
         mask = prediction.mask.astype(np.uint8) * 255
         for kind, pixels in (("mask", mask), ("overlay", drawn)):
-            path = folder / f"{image.name}-{k}-{kind}.png"
-            partial = path.with_suffix(".partial")
-            Image.fromarray(pixels).save(partial, "PNG")
-            partial.replace(path)
+            _save(folder / f"{image.name}-{k}-{kind}.png", pixels)
+
+
+def write_group_maps(folder: Path, image: Path, predictor: Predictor, rgb: np.ndarray) -> None:
+    """`<image name>-groups-<level>.png`: each patch in the colour of its group token."""
+    network, levels = predictor.group_assignment(rgb)
+    for level, similarity in levels.items():
+        _save(folder / f"{image.name}-groups-{level}.png", assignment_map(network, similarity))
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    partial = path.with_suffix(".partial")
+    Image.fromarray(pixels).save(partial, "PNG")
+    partial.replace(path)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
                 continue
             predictions = predictor.predict(rgb, options.text)
             write_pictures(options.output_dir, image, rgb, predictions)
+            if options.group_maps:
+                write_group_maps(options.output_dir, image, predictor, rgb)
             for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
                 pair = f"{image.name}#{k}"
                 write(prediction_line(pair, image.name, text, one.mask, one.score))
@@ -90,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", type=Path, required=True, help="an image or a folder of images")
     parser.add_argument("--text", action="append", required=True, help="may be given several times")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--group_maps", action="store_true", help="draw the group tokens too")
     options = parser.parse_args(arguments)
     try:
         return 1 if run(options) else 0

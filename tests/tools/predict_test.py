@@ -1,6 +1,7 @@
 """`tools.predict`: files that anybody can read, and what happens to bad input."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,3 +170,25 @@ def test_what_cannot_work_is_one_line_and_leaves_no_lines(
     }
     assert named[missing] in printed[0]
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_group_maps_show_the_group_token_of_each_patch(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    flags = [f"--checkpoint={run}", f"--image={images / 'a.png'}", "--text=x", "--group_maps"]
+    assert predict.main([*flags, f"--output_dir={tmp_path / 'out'}"]) == 0
+    predictor = Predictor.from_checkpoint(str(run))
+    network, levels = predictor.group_assignment(images / "a.png")
+    assert set(levels) == {"low", "high"}
+    for level, similarity in levels.items():
+        drawn = _read(tmp_path / "out" / f"a.png-groups-{level}.png")
+        assert drawn.shape == network.shape
+        # Two patches have one tint exactly where they have one token.
+        grid = similarity.shape[-1]
+        size = drawn.shape[0] // grid
+        tints = (
+            (drawn.astype(float) - 0.45 * network).reshape(grid, size, grid, size, 3).mean((1, 3))
+        )
+        tokens = similarity.argmax(0)
+        for a, b in itertools.combinations(np.ndindex(grid, grid), 2):
+            assert (np.abs(tints[a] - tints[b]).max() < 1.5) == (tokens[a] == tokens[b])
