@@ -58,6 +58,7 @@ class Runs:
                 env=environment,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
 
 
@@ -93,7 +94,8 @@ def kill_at(process: subprocess.Popen[bytes], workdir: Path, step: int) -> None:
         assert process.poll() is None, (workdir / "output.txt").read_text()[-3000:]
         assert time.monotonic() < end, f"step {step} was not reached"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    # With its workers, as a machine that goes down takes them.
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
