@@ -1,0 +1,196 @@
+"""The one loader of weight files: plans without allocating anything, then reads leaf by leaf."""
+
+import dataclasses
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refseg_jax.errors import UserError
+from refseg_jax.weights.table import Change, Rule, Table
+
+
+class Weights(Protocol):
+    """An opened weight file (or several that belong together)."""
+
+    @property
+    def name(self) -> str:
+        """Its path, for messages."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Entry -> shape and dtype, known without reading the arrays."""
+        ...
+
+    def read(self, entry: str) -> np.ndarray:
+        """One entry. Raises `UserError` where the file turns out to be damaged."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `load` does.
+
+    Attributes:
+        reads: entry -> (parameter, change) pairs.
+        targets: parameter -> shape and dtype, of those that are written.
+        unread: entry -> the table's reason, of those that are left.
+        unwritten: parameter -> the table's reason, of those that are left.
+    """
+
+    reads: Mapping[str, tuple[tuple[str, Change], ...]]
+    targets: Mapping[str, jax.ShapeDtypeStruct]
+    unread: Mapping[str, str]
+    unwritten: Mapping[str, str]
+
+
+def plan(
+    table: Table,
+    source: Mapping[str, jax.ShapeDtypeStruct],
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    name: str,
+) -> Plan:
+    """Resolves a table against the entries of a file and the parameters of a model.
+
+    Nothing is allocated: shapes are those that the changes give under `jax.eval_shape`.
+
+    Args:
+        table: the source's table.
+        source: entry -> shape and dtype.
+        target: parameter -> shape and dtype, of the whole model.
+        name: of the file, for the message.
+
+    Raises:
+        UserError: an entry is unread, a parameter unwritten or written twice, a shape is off, or an
+            entry holds no real numbers; one line with every leaf.
+    """
+    reads: dict[str, tuple[tuple[str, Change], ...]] = {}
+    unread: dict[str, str] = {}
+    writers: dict[str, list[str]] = defaultdict(list)
+    troubles: dict[str, list[str]] = defaultdict(list)
+    for entry, leaf in source.items():
+        found = _first_match(table.rules, entry)
+        if found is None:
+            reason = _reason(table.unread, entry)
+            if reason is None:
+                troubles["entries that no rule reads"].append(entry)
+            else:
+                unread[entry] = reason
+            continue
+        reads[entry] = found
+        for path, change in found:
+            writers[path].append(entry)
+            if path not in target:
+                troubles["entries for which the model has no place"].append(f"{entry} -> {path}")
+            elif trouble := _mismatch(leaf, target[path], change):
+                troubles["shapes"].append(f"{entry} -> {path} ({trouble})")
+    twice = [f"{path} (by {' and '.join(by)})" for path, by in writers.items() if len(by) > 1]
+    troubles["parameters written twice"] = twice
+    unwritten: dict[str, str] = {}
+    for path in target.keys() - writers.keys():
+        reason = _reason(table.unwritten, path)
+        if reason is None:
+            troubles["parameters that nothing fills"].append(path)
+        else:
+            unwritten[path] = reason
+    if any(troubles.values()):
+        lists = "; ".join(f"{what}: {_compact(x)}" for what, x in troubles.items() if x)
+        raise UserError(f"{name}: these weights do not fit the model: {lists}")
+    written = {path: target[path] for path in writers}
+    return Plan(reads, written, unread, unwritten)
+
+
+def load(
+    plan: Plan, weights: Weights, layouts: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+    """Reads what the plan says, one entry at a time, straight to where it belongs.
+
+    Args:
+        plan: of `plan`, for the same file.
+        weights: the file.
+        layouts: parameter -> layout, at least of those that are written.
+
+    Returns:
+        parameter -> array of the model's dtype, laid out.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    params: dict[str, jax.Array] = {}
+    for entry, writes in plan.reads.items():
+        value = weights.read(entry).astype(np.float32, copy=False)
+        for path, change in writes:
+            leaf = plan.targets[path]
+            changed = np.asarray(change(value, leaf.shape), leaf.dtype)
+            params[path] = jax.make_array_from_callback(
+                leaf.shape, layouts[path], functools.partial(_cut, changed)
+            )
+    return params
+
+
+def _cut(whole: np.ndarray, index: Any) -> np.ndarray:
+    # A copy: an array on the CPU may else share memory with the (mapped) file.
+    return np.array(whole[index], order="C")
+
+
+def _first_match(rules: Iterable[Rule], entry: str) -> tuple[tuple[str, Change], ...] | None:
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, entry)
+        if match:
+            return tuple((match.expand(path), change) for path, change in rule.writes)
+    return None
+
+
+def _reason(reasons: Mapping[str, str], name: str) -> str | None:
+    return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), None)
+
+
+def _mismatch(
+    leaf: jax.ShapeDtypeStruct, wanted: jax.ShapeDtypeStruct, change: Change
+) -> str | None:
+    """Why an entry cannot become a parameter; `None` where it can."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"{leaf.dtype}, not floating point"
+    try:
+        given = jax.eval_shape(lambda value: change(value, wanted.shape), leaf)
+    except (TypeError, ValueError, IndexError) as error:
+        return f"{tuple(leaf.shape)} cannot be changed: {' '.join(str(error).split())[:120]}"
+    if given.shape != wanted.shape:
+        return f"{given.shape}, the model's is {wanted.shape}"
+    return None
+
+
+def _compact(leaves: Iterable[str]) -> str:
+    """Every leaf; those that differ in their first number alone are told in one: `blocks.{0-11}.x`."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for leaf in leaves:
+        first = re.search(r"(?<=\.)\d+(?=\.)", leaf)
+        numbers[leaf if first is None else _numbered(leaf, first[0])] += (
+            [] if first is None else [int(first[0])]
+        )
+    shown = [
+        shape.replace("{}", "{" + _ranges(sorted(found)) + "}" if len(found) > 1 else str(found[0]))
+        if found
+        else shape
+        for shape, found in sorted(numbers.items())
+    ]
+    return ", ".join(shown)
+
+
+def _numbered(leaf: str, number: str) -> str:
+    """The leaf with `{}` for a block's number (an entry and its parameter have the same)."""
+    return re.sub(rf"(?<=\.){number}(?=\.)", "{}", leaf)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted `[0, 1, 2, 5]` as `0-2,5`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
