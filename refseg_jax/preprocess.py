@@ -10,22 +10,15 @@ from collections.abc import Iterator
 from typing import Literal, TypeAlias, get_args
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from refseg_jax.colours import CLIP_MEAN
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 
 Resize: TypeAlias = Literal["letterbox", "stretch"]
-
-#: Mean and standard deviation of RGB in 0..1, of CLIP's and of ImageNet's training.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 #: More pixels than any dataset's image has; a decoder would need 150 MB for one such picture.
 MAX_PIXELS = 50_000_000
@@ -161,15 +154,6 @@ def prepare_mask(mask: np.ndarray, affine: np.ndarray, size: int, stride: int) -
     cells = size // stride
     # INTER_AREA with a whole ratio is the mean over blocks.
     return cv2.resize(full, (cells, cells), interpolation=cv2.INTER_AREA)
-
-
-def normalise(
-    image: jax.Array, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> jax.Array:
-    """`(image / 255 - mean) / std` on the device: u8 `[..., 3]` to f32 `[..., 3]`."""
-    scale = 1.0 / (255.0 * np.asarray(std, np.float32))
-    shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
-    return jnp.asarray(image).astype(jnp.float32) * scale - shift
 
 
 def _is_identity(affine: np.ndarray, shape: tuple[int, ...], size: int) -> bool:

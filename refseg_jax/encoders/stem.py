@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.colours import CLIP_MEAN, CLIP_STD, normalise
 from refseg_jax.layers.convolution import Conv3x3
 from refseg_jax.layers.linear import Linear, contract, gaussian
 from refseg_jax.layers.norm import LayerNorm
-from refseg_jax.preprocess import CLIP_MEAN, CLIP_STD, normalise
 
 #: Sides in pixels of the cells in the two stages of `ConvolutionalStem`.
 FINE, COARSE = 4, 8

@@ -10,10 +10,10 @@ from flax import nnx
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.encoders.clip_text import ClipText
 from refseg_jax.encoders.clip_vision import ClipVision
 from refseg_jax.models import UniRES, UniRESConfig
-from refseg_jax.preprocess import CLIP_MEAN, CLIP_STD
 from refseg_jax.resize import resize_position_embedding
 from refseg_jax.train_state import Forward
 

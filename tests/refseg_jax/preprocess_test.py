@@ -5,7 +5,6 @@ import struct
 import zlib
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -321,15 +320,3 @@ def test_masks_of_nothing_and_of_everything() -> None:
     np.testing.assert_array_equal(found[4:12], 255)
     assert not found[:4].any()
     assert not found[12:].any()
-
-
-def test_normalise_is_torchvisions() -> None:
-    image = RNG.integers(0, 256, (2, 3, 5, 3), np.uint8)
-    for mean, std in [
-        (preprocess.CLIP_MEAN, preprocess.CLIP_STD),
-        (preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD),
-    ]:
-        found = preprocess.normalise(jnp.asarray(image), mean, std)
-        expected = (image.astype(np.float64) / 255 - mean) / std
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
