@@ -15,7 +15,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import logging
 
@@ -133,6 +133,19 @@ def locate(path: Path) -> tuple[Path, int | None]:
     raise UserError(
         f"{path}: {reason}; name a run's workdir, its checkpoints folder or one step folder"
     )
+
+
+def step_choice(text: str) -> int | Literal["latest", "best"]:
+    """What `--step` of a command line means.
+
+    Raises:
+        UserError: neither a number nor one of the two words.
+    """
+    if text == "latest" or text == "best":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise UserError(f"--step={text}: give latest, best or the number of a checkpoint")
 
 
 def usable(order: list[Path]) -> Iterator[Path]:

@@ -277,6 +277,17 @@ def load_params(
     Raises:
         UserError: there is no usable checkpoint, or the model has other parameters.
     """
+    params, record = load_recorded(path, step=step, expected=expected)
+    return params, record.config
+
+
+def load_recorded(
+    path: str | Path,
+    *,
+    step: int | Literal["latest", "best"] = "latest",
+    expected: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+) -> tuple[dict[str, Any], RunRecord]:
+    """As `load_params`, with all that the checkpoint says of itself."""
     directory, named = checkpoint_folder.locate(Path(path))
     available = checkpoint_folder.steps(directory)
     wanted = step if named is None else named
@@ -323,7 +334,7 @@ def _restore(folder: Path, abstract_state: Any) -> Restored:
 
 def _restore_params(
     folder: Path, expected: Mapping[str, jax.ShapeDtypeStruct] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], RunRecord]:
     record = checkpoint_folder.read_record(folder)
     averaged = any(name.startswith("ema/") for name in record.arrays)
     prefix = "ema/" if averaged else "params/"
@@ -339,7 +350,7 @@ def _restore_params(
     for path in resized:
         assert expected is not None
         params[path] = _resized_positions(params[path], expected[path])
-    return params, record.config
+    return params, record
 
 
 def _to_resize(

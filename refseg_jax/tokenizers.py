@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from refseg_jax import clip_vocabulary
 from refseg_jax.errors import UserError
 
 #: Ids of CLIP's vocabulary.
@@ -38,6 +39,10 @@ class Tokenizer(Protocol):
         Raises:
             ExpressionError: an empty expression, or one that is not UTF-8 text.
         """
+        ...
+
+    def as_json(self) -> str:
+        """The vocabulary as a `tokenizer.json` that `JsonTokenizer` and transformers read."""
         ...
 
 
@@ -97,7 +102,8 @@ class ClipTokenizer:
                 "set config.data.tokenizer to the path of CLIP's tokenizer.json, or to a hub name "
                 "such as openai/clip-vit-base-patch16"
             ) from None
-        self._encode = wheel.Tokenizer().encode
+        tokenizer = wheel.Tokenizer()
+        self._encode, self._decode = tokenizer.encode, tokenizer.decode
 
     def __call__(
         self, texts: Sequence[str | bytes], context_length: int
@@ -105,6 +111,10 @@ class ClipTokenizer:
         """See `Tokenizer`."""
         words = [self._encode(clean(text)) for text in texts]
         return _pad(words, context_length, CLIP_SOS, CLIP_EOS)
+
+    def as_json(self) -> str:
+        """See `Tokenizer`."""
+        return clip_vocabulary.tokenizer_json(self._decode, CLIP_VOCAB)
 
 
 class JsonTokenizer:
@@ -148,6 +158,10 @@ class JsonTokenizer:
         cleaned = [clean(text) for text in texts]
         words = [self._tokenizer.encode(t, add_special_tokens=False).ids for t in cleaned]
         return _pad(words, context_length, self._sos, self.eos_id)
+
+    def as_json(self) -> str:
+        """See `Tokenizer`."""
+        return self._tokenizer.to_str()
 
     def _special(self, *names: str) -> int:
         for name in names:

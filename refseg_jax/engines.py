@@ -1,0 +1,192 @@
+"""What computes masks: a model cut into the three functions that exports and predictors share.
+
+Names and shapes are the same everywhere: features are flat dicts of arrays, one image a row (the axis
+N of `refseg_jax.batch` is left out), K expressions for it.
+
+    encode_image  image u8 [b, S, S, 3]                       -> patches, groups.0, ... [b, ...]
+    encode_text   text i32 [b, k, L], text_valid bool alike   -> words, sentence, valid [b, k, ...]
+    decode        both                                        -> mask_logits f32 [b, k, h, w]
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refseg_jax.batch import Array
+from refseg_jax.errors import UserError
+from refseg_jax.models import build_model
+from refseg_jax.train_state import Forward
+
+Features = dict[str, Array]
+
+#: The three functions, by the names of their files.
+GRAPHS = ("encode_image", "encode_text", "decode")
+
+
+class Engine(Protocol):
+    """Computes logits; what an image's features are is its own affair.
+
+    Attributes:
+        image_size: side of the square network input in pixels.
+        mask_stride: network pixels per mask cell.
+    """
+
+    image_size: int
+    mask_stride: int
+
+    def encode_image(self, image: Array) -> Any:
+        """u8 `[b, S, S, 3]` to features."""
+        ...
+
+    def encode_text(self, text: Array, text_valid: Array) -> Any:
+        """i32 and bool `[b, k, L]` to features."""
+        ...
+
+    def decode(self, image_features: Any, text_features: Any) -> Array:
+        """Logits f32 `[b, k, h, w]`."""
+        ...
+
+
+class Graphs:
+    """The three functions of a separable model's parameters, pure: to be jitted or exported."""
+
+    def __init__(self, forward: Forward[Any]) -> None:
+        self.forward = forward
+        model = forward.model
+        size: int = model.image_size
+        image = jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8)
+        words = jax.ShapeDtypeStruct((1, 1, 2), np.int32)
+        valid = jax.ShapeDtypeStruct((1, 1, 2), np.bool_)
+        # The features' structure, which flat dicts leave out.
+        self._image = jax.tree.structure(
+            jax.eval_shape(forward.encode_image, forward.shapes, image)
+        )
+        self._text = jax.tree.structure(
+            jax.eval_shape(forward.encode_text, forward.shapes, words, valid)
+        )
+
+    def encode_image(self, params: Mapping[str, Any], image: Array) -> Features:
+        """u8 `[b, S, S, 3]` to features."""
+        features = self.forward.encode_image(params, jnp.asarray(image)[:, None])
+        return {name: leaf[:, 0] for name, leaf in _named(features).items()}
+
+    def encode_text(self, params: Mapping[str, Any], text: Array, text_valid: Array) -> Features:
+        """i32 and bool `[b, k, L]` to features."""
+        return _named(self.forward.encode_text(params, jnp.asarray(text), jnp.asarray(text_valid)))
+
+    def decode(
+        self, params: Mapping[str, Any], image_features: Features, text_features: Features
+    ) -> Features:
+        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` `[b, k]` of models that have them."""
+        image = self._unnamed(self._image, {n: x[:, None] for n, x in image_features.items()})
+        output = self.forward.decode(params, image, self._unnamed(self._text, text_features))
+        logits = {"mask_logits": output.mask_logits[:, 0]}
+        if output.present_logits is not None:
+            logits["present_logits"] = output.present_logits[:, 0]
+        return logits
+
+    def _unnamed(self, structure: Any, features: Features) -> Any:
+        blank = jax.tree.unflatten(structure, range(structure.num_leaves))
+        return jax.tree.unflatten(structure, [features[name] for name in _named(blank)])
+
+
+class ParameterEngine:
+    """A model of this code with its parameters."""
+
+    def __init__(self, params: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+        """Builds the model.
+
+        Args:
+            params: dotted path -> parameter.
+            model: `config.model` of the run.
+
+        Raises:
+            KeyError, TypeError, ValueError: the config is of another version, or the parameters are
+                not this model's.
+        """
+        self.forward = forward_of(model)
+        check_params(params, self.forward.shapes)
+        self.params = jax.device_put(dict(params))
+        self.image_size: int = self.forward.model.image_size
+        self.mask_stride: int = self.forward.model.mask_stride
+        graphs = Graphs(self.forward)
+        self._encode_image = jax.jit(graphs.encode_image)
+        self._encode_text = jax.jit(graphs.encode_text)
+        self._decode = jax.jit(graphs.decode)
+        self._assign = jax.jit(
+            lambda params, image: self.forward.bind(params).group_assignment(image)
+        )
+
+    def encode_image(self, image: Array) -> Features:
+        """See `Engine`."""
+        return self._encode_image(self.params, image)
+
+    def encode_text(self, text: Array, text_valid: Array) -> Features:
+        """See `Engine`."""
+        return self._encode_text(self.params, text, text_valid)
+
+    def decode(self, image_features: Features, text_features: Features) -> Array:
+        """See `Engine`."""
+        return self._decode(self.params, image_features, text_features)["mask_logits"]
+
+    def group_assignment(self, image: Array) -> dict[str, np.ndarray]:
+        """Of one image u8 `[S, S, 3]`: f32 `[T, grid, grid]` by level; see `UniRES.group_assignment`."""
+        levels = self._assign(self.params, image[None, None])
+        return {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
+
+
+def forward_of(model: Mapping[str, Any]) -> Forward[Any]:
+    """The model of a run's `config.model`, without parameters.
+
+    Raises:
+        KeyError, TypeError, ValueError: the config is of another version.
+    """
+    return Forward(functools.partial(_build, dict(model)))
+
+
+def check_params(params: Mapping[str, Any], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises a `ValueError` that names the first parameter which is not the model's."""
+    odd = sorted(params.keys() ^ shapes.keys())
+    if odd:
+        where = "only in the model" if odd[0] in shapes else "not in the model"
+        raise ValueError(f"parameter {odd[0]!r} is {where}")
+    for path, leaf in shapes.items():
+        if params[path].shape != leaf.shape:
+            found = tuple(params[path].shape)
+            raise ValueError(f"parameter {path!r} is {found}, the model's is {leaf.shape}")
+
+
+@contextlib.contextmanager
+def another_version(path: str | Path) -> Iterator[None]:
+    """Tells what a checkpoint of another version leads to as one line that names it.
+
+    Raises:
+        UserError: instead of what the block raised.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):
+            reason = f"its config has no {reason}"
+        raise UserError(
+            f"{path}: the checkpoint is of another version ({reason}); use the version of the "
+            "code that wrote it"
+        ) from None
+
+
+def _build(model: Mapping[str, Any], rngs: Any) -> Any:
+    return build_model(model, rngs=rngs)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,0 +1,73 @@
+"""A model leaves the project: formats by name, all of them one folder (`folder.py`)."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refseg_jax import naming
+from refseg_jax.errors import UserError
+from refseg_jax.exports import folder
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.model_card import model_card
+from refseg_jax.exports.safetensors import write_arrays
+from refseg_jax.exports.source import Source, Step, read_source
+from refseg_jax.exports.tokenizer_files import write_tokenizer
+
+__all__ = ["FORMATS", "Written", "export"]
+
+
+class Written(NamedTuple):
+    """What a format tells of the files that it wrote.
+
+    Attributes:
+        graphs: `ExportConfig.graphs`.
+        notes: heading -> paragraph, for the model card.
+    """
+
+    graphs: dict[str, Any]
+    notes: dict[str, str]
+
+
+def _weights(target: Path, source: Source) -> Written:
+    write_arrays(target / folder.WEIGHTS, source.params)
+    return Written({}, {})
+
+
+#: What writes a format's own files into the folder, by name.
+FORMATS: Mapping[str, Callable[[Path, Source], Written]] = {"safetensors": _weights}
+
+
+def export(
+    checkpoint: Path, format: str, output: Path, *, step: Step = "latest", command: Sequence[str]
+) -> None:
+    """Writes a checkpoint as a folder that needs nothing else.
+
+    Args:
+        checkpoint: a run's workdir, one of its checkpoints, or an exported folder with weights.
+        format: out of `FORMATS`.
+        output: the folder, which must not exist; it is whole or not there.
+        step: which checkpoint of a run.
+        command: that was given, for the model card.
+
+    Raises:
+        UserError: an unknown format, no usable checkpoint, or an output that is there already.
+    """
+    if format not in FORMATS:
+        raise UserError(naming.unknown("--format", format, FORMATS))
+    with folder.new_folder(output) as target:
+        source = read_source(checkpoint, step)
+        written = FORMATS[format](target, source)
+        write_tokenizer(target, source.tokenizer_json, source.data["context_length"])
+        config = ExportConfig(
+            format=format,
+            model=source.model,
+            data=source.data,
+            eval=source.eval,
+            step=source.step,
+            metrics=source.metrics,
+            graphs=written.graphs,
+        )
+        card = model_card(config, shlex.join(command), written.notes)
+        (target / folder.CARD).write_text(card)
+        folder.write_config(target, config)

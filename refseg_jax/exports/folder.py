@@ -1,0 +1,157 @@
+"""The folder that a model leaves in: its layout, its `config.json`, and whether it is sound.
+
+<folder>/
+    config.json             what `ExportConfig` holds; written last
+    model.safetensors       parameters under their dotted paths, in their own layout
+    tokenizer.json          with tokenizer_config.json, vocab.json and merges.txt: for other readers
+    README.md               the model card
+    clip/                   towers for transformers.CLIPModel, if they are CLIP's (format safetensors)
+    encode_image.stablehlo  with encode_text and decode: the graphs (format stablehlo)
+
+No file that a program reads is used before its SHA-256 has been compared with `config.json`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from refseg_jax.errors import UserError
+
+CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+
+#: Files that make a folder one of these, also where `config.json` is gone.
+_MARKS = (WEIGHTS, "*.stablehlo", "*.onnx")
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What `config.json` holds: all that a predictor reads, and where it comes from.
+
+    Attributes:
+        format: name out of `refseg_jax.exports.FORMATS`.
+        model: the resolved config of the model (`name` and every field).
+        data: `dataset`, `resize`, `context_length` and `tokenizer` (a file of the folder).
+        eval: `threshold`.
+        step: updates that the parameters have seen.
+        metrics: scores at that step, `{}` where nothing was evaluated.
+        graphs: name -> what the format needs to call it, `{}` for weights alone.
+        library: name and version of the code that wrote it.
+        sha256: file -> digest, of every file but this one and the model card.
+        version: of this layout.
+    """
+
+    format: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    eval: dict[str, Any]
+    step: int
+    metrics: dict[str, float]
+    graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    library: str = f"refseg_jax {metadata.version('refseg_jax')}"
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+    version: int = _VERSION
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What a predictor reads, named as in a run's config."""
+        return {"model": self.model, "data": self.data, "eval": self.eval}
+
+
+def is_export(path: Path) -> bool:
+    """Whether the folder is an export (and no run or checkpoint), sound or not."""
+    return path.is_dir() and any(any(path.glob(mark)) for mark in _MARKS)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder to fill, that gets its name when the block ends well and vanishes otherwise.
+
+    Raises:
+        UserError: the output exists, or cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"{output}: it exists already; name another --output, or delete it first")
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_config(folder: Path, config: ExportConfig) -> None:
+    """Writes `config.json` with the digests of what is in the folder by then."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CONFIG, CARD))
+    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
+    content = dataclasses.asdict(dataclasses.replace(config, sha256=digests))
+    # Hugging Face's tools find a model's type here.
+    content = {"model_type": config.model["name"], **content}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> ExportConfig:
+    """What the folder says of itself.
+
+    Raises:
+        UserError: `config.json` is missing, or not what `write_config` writes.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_bytes())
+        if content["version"] > _VERSION:
+            raise UserError(
+                f"{path}: layout {content['version']}, this code knows {_VERSION}; use the version "
+                f"that wrote it ({content.get('library')})"
+            )
+        fields = {field.name: content[field.name] for field in dataclasses.fields(ExportConfig)}
+        for name in ("model", "data", "eval", "metrics", "graphs", "sha256"):
+            if not isinstance(fields[name], dict):
+                raise TypeError(f"{name!r} is no table")
+        return ExportConfig(**fields)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; copy the whole exported folder") from None
+    except KeyError as error:
+        raise UserError(f"{path}: it has no {error}; export the checkpoint again") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: not the config of an export ({reason}); export the checkpoint again"
+        ) from None
+
+
+def verified(folder: Path, config: ExportConfig, name: str) -> Path:
+    """A file of the folder, compared with its digest.
+
+    Raises:
+        UserError: it is missing, has changed since it was written, or was never part of the export.
+    """
+    path = folder / name
+    expected = config.sha256.get(name)
+    if expected is None:
+        raise UserError(f"{folder / CONFIG}: it has no digest of {name}; export again")
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; copy the whole exported folder") from None
+    if found != expected:
+        raise UserError(
+            f"{path}: truncated or changed since it was exported (its SHA-256 is not that of "
+            f"{CONFIG}); copy it again, or export again"
+        )
+    return path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

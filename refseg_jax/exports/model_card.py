@@ -1,0 +1,74 @@
+"""The model card (README.md) of an exported model."""
+
+from collections.abc import Mapping
+
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.report import full_text
+
+#: Licences of the datasets that this code builds, by the first part of their names.
+_COCO = "COCO's annotations are under CC BY 4.0, each image keeps the Flickr licence of its photographer"
+DATA_LICENCES: Mapping[str, str] = {
+    "scenes": "Apache-2.0 (procedural, made by this project)",
+    "refcoco": f"{_COCO}; the refer code (Apache-2.0) states no licence for its expressions",
+    "refcoco_plus": f"{_COCO}; the refer code (Apache-2.0) states no licence for its expressions",
+    "refcocog": f"{_COCO}; Google's expressions are under CC BY 4.0 (split google), the refer code "
+    "(Apache-2.0) states none for those of split umd",
+}
+
+_LOADING = """## Use it
+
+With refseg_jax, from this folder alone:
+
+```python
+from refseg_jax.predictor import Predictor
+
+predictor = Predictor.from_checkpoint("FOLDER")
+for prediction in predictor.predict("picture.jpg", ["the red car", "the wheels of the red car"]):
+    print(prediction.present, prediction.score, prediction.mask.shape)
+```
+"""
+
+
+def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> str:
+    """The text of the card.
+
+    Args:
+        config: of the export.
+        command: that made it.
+        notes: heading -> paragraph of the format.
+    """
+    dataset = str(config.data.get("dataset") or "")
+    licence = DATA_LICENCES.get(dataset.partition("/")[0])
+    if licence is None:
+        licence = "not known to the exporter; ask whoever made the dataset"
+    name = config.model["name"]
+    parts = [
+        f"---\nlibrary_name: refseg_jax\npipeline_tag: image-segmentation\ntags: [{name}]\n---",
+        f"# {name} on {dataset or 'an unnamed dataset'}",
+        "Language-guided segmentation: an image and expressions in, one mask for each out.",
+        f"- dataset: {dataset or 'not recorded'}\n- licence of the data: {licence}\n"
+        f"- updates: {config.step}\n- input: {config.model.get('image_size')} pixels square, "
+        f"{config.data['resize']}; {config.data['context_length']} tokens, SOS and EOS included\n"
+        f"- threshold of probabilities: {config.eval['threshold']}\n- code: {config.library}",
+        f"## Scores\n\n{_scores(config)}",
+        f"## Made by\n\n```\n{command}\n```",
+        _LOADING.strip(),
+        *(f"## {heading}\n\n{text}" for heading, text in notes.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(config: ExportConfig) -> str:
+    """The tables of what was evaluated at the exported step, in percent."""
+    prefixes = []
+    for key in config.metrics:
+        prefix = key.removesuffix("mIoU")
+        whole = prefix.rpartition("/")[0].rpartition("/")[2] not in GRANULARITIES
+        if prefix != key and whole and not prefix.startswith("oracle/"):
+            prefixes.append(prefix)
+    if not prefixes:
+        return "This checkpoint was not evaluated."
+    return (
+        f"In percent; `test` is the test split.\n\n```\n{full_text(config.metrics, prefixes)}\n```"
+    )

@@ -1,0 +1,38 @@
+"""Arrays as a safetensors file, and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+from refseg_jax.errors import UserError
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], *, layout: str = "np") -> None:
+    """Writes named arrays.
+
+    Args:
+        path: the file.
+        arrays: name -> array.
+        layout: whose axis order they have; transformers reads files of layout `pt` only.
+    """
+    contiguous = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    save_file(contiguous, path, metadata={"format": layout})
+    # The library makes files for its owner only, which a server may not be.
+    path.chmod(0o644)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file.
+
+    Raises:
+        UserError: it is no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not a safetensors file ({reason}); export again") from None

@@ -1,0 +1,94 @@
+"""What is exported: parameters with the config, the tokenizer and the scores that belong to them."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from refseg_jax import report
+from refseg_jax.checkpoint_folder import RunRecord, locate
+from refseg_jax.checkpointer import load_recorded
+from refseg_jax.engines import another_version, check_params, forward_of
+from refseg_jax.exports import folder, safetensors
+from refseg_jax.tokenizers import build_tokenizer, check_tokenizer
+
+Step = int | Literal["latest", "best"]
+
+#: Of `summary.json`: what is a score, and not the speed of the run.
+_SCORES = ("mIoU", "oIoU", "count")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint, read and found to be this code's.
+
+    Attributes:
+        params: dotted path -> f32 array.
+        model, data, eval: as in `folder.ExportConfig`.
+        tokenizer_json: the vocabulary.
+        step: updates done.
+        metrics: scores at that step.
+    """
+
+    params: dict[str, np.ndarray]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    eval: dict[str, Any]
+    tokenizer_json: str
+    step: int
+    metrics: dict[str, float]
+
+
+def read_source(path: Path, step: Step = "latest") -> Source:
+    """A run's workdir, one of its checkpoints, or a folder with `model.safetensors`.
+
+    Raises:
+        UserError: there is no usable checkpoint, or another version of the code wrote it.
+    """
+    if folder.is_export(path):
+        stored = folder.read_config(path)
+        params = safetensors.read_arrays(folder.verified(path, stored, folder.WEIGHTS))
+        config: Mapping[str, Any] = stored.sections()
+        tokenizer = str(folder.verified(path, stored, folder.TOKENIZER))
+        step, metrics = stored.step, stored.metrics
+    else:
+        params, record = load_recorded(path, step=step)
+        config, step, metrics = record.config, record.step, _scores(path, record)
+        tokenizer = ""
+    with another_version(path):
+        data = config["data"]
+        tokenizer = tokenizer or data["tokenizer"]
+        forward = forward_of(config["model"])
+        check_params(params, forward.shapes)
+        model: Any = forward.model
+        check_tokenizer(tokenizer, data["context_length"], model.config)
+        return Source(
+            params=params,
+            model={"name": config["model"]["name"], **dataclasses.asdict(model.config)},
+            # Without the paths of the machine that trained it.
+            data={
+                "dataset": data.get("dataset", ""),
+                "resize": data["resize"],
+                "context_length": data["context_length"],
+                "tokenizer": folder.TOKENIZER,
+            },
+            eval={"threshold": config["eval"]["threshold"]},
+            tokenizer_json=build_tokenizer(tokenizer).as_json(),
+            step=step,
+            metrics=metrics,
+        )
+
+
+def _scores(path: Path, record: RunRecord) -> dict[str, float]:
+    """Scores of the checkpoint, and the rest of the run's summary where it tells of this step."""
+    own = {name: value for name, value in record.metrics.items() if value is not None}
+    summary = report.read_summary(locate(path)[0].parent / "summary.json")
+    if own and own.items() <= summary.items():
+        own = summary
+    return {
+        name: value
+        for name, value in own.items()
+        if name.rpartition("/")[2] in _SCORES or "Pr@" in name
+    }

@@ -1,0 +1,48 @@
+"""Writes a checkpoint as a folder that runs elsewhere.
+
+    python -m tools.export --checkpoint=runs/scenes_unires --format=safetensors --output=export
+
+`docs/export.md` tells what is in the folder, and how to load it with and without this code.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from refseg_jax.checkpoint_folder import step_choice
+from refseg_jax.errors import UserError
+from refseg_jax.exports import FORMATS, export
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run's workdir, one checkpoint, or a folder exported as safetensors",
+    )
+    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist")
+    parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
+    try:
+        export(
+            options.checkpoint,
+            options.format,
+            options.output,
+            step=step_choice(options.step),
+            command=["python", "-m", "tools.export", *given],
+        )
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.output}: {options.format}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
