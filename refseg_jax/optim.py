@@ -100,7 +100,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         return {path: jnp.ndim(leaf) > 1 for path, leaf in params.items()}
 
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         _directions(config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         _scale_by_path(config.lr_multipliers),
@@ -115,6 +115,21 @@ def update_average(average: Params, params: Params, step: jax.Array, decay: floa
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return {path: d * average[path] + (1.0 - d) * leaf for path, leaf in params.items()}
+
+
+def _clip_by_global_norm(bound: float) -> optax.GradientTransformation:
+    """`g * min(1, bound / (||g|| + 1e-6))`, torch's formula.
+
+    One factor, which XLA merges into Adam's update: `optax.clip_by_global_norm` chooses number by
+    number and so stores all gradients once more, which doubled the optimiser's time on a CPU.
+    """
+
+    def update(updates: Params, params: Params | None = None) -> Params:
+        del params
+        factor = jnp.minimum(1.0, bound / (optax.tree.norm(updates) + 1e-6))
+        return {path: leaf * factor for path, leaf in updates.items()}
+
+    return optax.stateless(update)  # pyright: ignore[reportArgumentType]
 
 
 def _directions(config: OptimConfig) -> optax.GradientTransformation:
