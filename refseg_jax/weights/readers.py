@@ -1,0 +1,157 @@
+"""Opens weight files: safetensors (one file or shards), torch's archives; whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from refseg_jax.errors import UserError
+from refseg_jax.weights.loader import Weights
+from refseg_jax.weights.torch_files import TorchFile
+
+_AGAIN = "download or copy the file again"
+
+_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_INDEX = ".safetensors.index.json"
+_TORCH = (".pt", ".pth", ".bin")
+
+
+def open_weights(path: Path, *, sha256: str = "") -> Weights:
+    """Opens a file without reading its arrays.
+
+    Args:
+        path: `*.safetensors`, `*.safetensors.index.json` (shards lie beside it), or an archive of
+            torch (`.pt`, `.pth`, `.bin`).
+        sha256: of the file, in hexadecimal; of shards, that of all of them behind each other in the
+            order of their names (`cat model-*.safetensors | sha256sum`). `""` checks nothing; a
+            flipped bit in the numbers of a safetensors file is then not found.
+
+    Raises:
+        UserError: the file is missing, damaged, hostile or of another kind, or its digest is off.
+    """
+    shards = [path]
+    if path.name.endswith(_INDEX):
+        shards = _shards(path)
+    if sha256:
+        _check_digest(path, shards, sha256)
+    if path.name.endswith(_INDEX):
+        weights: Weights = SafetensorFiles(path, shards)
+    elif _is_torch(path):
+        weights = TorchFile(path)
+    else:
+        weights = SafetensorFiles(path, shards)
+    for entry in weights.shapes:
+        if not entry.isprintable() or len(entry) > 300:
+            raise UserError(f"{path}: an entry's name is no name: {entry[:60]!r}; {_AGAIN}")
+    return weights
+
+
+class SafetensorFiles:
+    """Opened (mapped) safetensors files; implements `refseg_jax.weights.loader.Weights`."""
+
+    def __init__(self, path: Path, shards: Sequence[Path]):
+        """Reads the headers.
+
+        Raises:
+            UserError: a file is missing or damaged, or an entry is there twice or of a strange type.
+        """
+        self.name = str(path)
+        self._files: dict[str, tuple[Path, Any]] = {}
+        shapes: dict[str, jax.ShapeDtypeStruct] = {}
+        for shard in shards:
+            file = _opened(shard)
+            for entry in file.keys():  # noqa: SIM118
+                if entry in self._files:
+                    raise UserError(f"{shard}: entry {entry!r} is in another shard too; {_AGAIN}")
+                view = file.get_slice(entry)
+                if view.get_dtype() not in _DTYPES:
+                    raise UserError(
+                        f"{shard}: entry {entry!r} is of type {view.get_dtype()}, which is not "
+                        "read; use a file in float32, float16 or bfloat16"
+                    )
+                self._files[entry] = shard, file
+                dtype = _DTYPES[view.get_dtype()]
+                shapes[entry] = jax.ShapeDtypeStruct(tuple(view.get_shape()), dtype)
+        self.shapes: Mapping[str, jax.ShapeDtypeStruct] = shapes
+
+    def read(self, entry: str) -> np.ndarray:
+        """One entry.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        shard, file = self._files[entry]
+        try:
+            return file.get_tensor(entry)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shard}: entry {entry!r}: {_line(error)}; {_AGAIN}") from None
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="numpy")
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or no safetensors ({_line(error)}); {_AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {_line(error)}; check the path") from None
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, in order; all lie beside it."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        strange = not names or any(Path(name).name != name for name in names)
+    except OSError as error:
+        raise UserError(f"{index}: {error.strerror}; check the path") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        strange = True
+        names = set()
+    if strange:
+        raise UserError(f"{index}: not the index of shards that lie beside it; {_AGAIN}")
+    return [index.with_name(name) for name in sorted(names)]
+
+
+def _is_torch(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from None
+    return start == b"PK" or path.suffix in _TORCH
+
+
+def _check_digest(path: Path, files: Sequence[Path], wanted: str) -> None:
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}; check the path") from None
+    if digest.hexdigest() != wanted.strip().lower():
+        raise UserError(
+            f"{path}: SHA-256 is {digest.hexdigest()}, not {wanted.strip().lower()[:64]}: another "
+            f"file or a damaged one; {_AGAIN}, or correct the digest"
+        )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
