@@ -2,7 +2,9 @@
 
     python -m tools.build_dataset --dataset=scenes --data_dir=data
     python -m tools.build_dataset --dataset=refcoco/unc --source_dir=DIR --data_dir=data
+    python -m tools.build_dataset --dataset=jsonl --name=mine --source_dir=DIR --data_dir=data
 
+`jsonl` is a folder of one's own images with `train.jsonl` and the like (docs/data.md). For RefCOCO
 `DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
 COCO train2014 at `images/train2014` (docs/data.md). `refcoco_plus/unc`, `refcocog/umd`,
 `refcocog/google` and `refcoco/google` are built alike; `_raw` behind a name keeps sentences as they
@@ -19,6 +21,7 @@ split, whether the counts are the published ones.
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -33,6 +36,14 @@ from refseg_jax.naming import unknown
 
 _REPORT = "build_report.txt"
 
+#: What to say where a dataset cannot do without a flag.
+_MISSING = {
+    "source_dir": "give the folder of the files that it is made of",
+    "name": "give the dataset a name (a-z, 0-9 and _)",
+}
+#: Flags that apply to some datasets only.
+_OPTIONAL = frozenset({"source_dir", "name", "splits", "skip_missing"})
+
 
 def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
     """Builds one dataset, unless it is there, and says what is in it.
@@ -41,7 +52,7 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
         UserError: the request does not fit the dataset, or its files cannot be used.
     """
     _check(name, entry, request)
-    folder = entry.folder(request.data_dir)
+    folder = entry.folder(request)
     _recover(folder)
     if folder.is_dir() and not overwrite:
         print(f"{folder}: is built already; --overwrite builds it again")
@@ -55,17 +66,14 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
 
 
 def _check(name: str, entry: Entry, request: Request) -> None:
-    if entry.needs_source:
-        if request.source_dir is None:
-            raise UserError(f"{name}: no --source_dir; give the folder of the downloaded files")
-        if not request.source_dir.is_dir():
-            raise UserError(f"{request.source_dir}: no such folder; check --source_dir")
-        return
-    for flag in ("source_dir", "splits", "skip_missing"):
-        if getattr(request, flag):
-            raise UserError(
-                f"{name}: --{flag} does not apply, it is not made of files; leave it out"
-            )
+    for field in dataclasses.fields(request):
+        given, flag = getattr(request, field.name), f"--{field.name}"
+        if field.name in entry.needs and not given:
+            raise UserError(f"{name}: no {flag}; {_MISSING[field.name]}")
+        if field.name in _OPTIONAL - entry.needs - entry.takes and given:
+            raise UserError(f"{name}: {flag} does not apply to it; leave it out")
+    if request.source_dir is not None and not request.source_dir.is_dir():
+        raise UserError(f"{request.source_dir}: no such folder; check --source_dir")
 
 
 @contextlib.contextmanager
@@ -127,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dataset", type=_dataset, required=True, help="one of: " + ", ".join(sorted(DATASETS))
     )
     parser.add_argument("--data_dir", type=Path, required=True, help="where datasets lie")
-    parser.add_argument("--source_dir", type=Path, help="the downloaded files")
+    parser.add_argument("--source_dir", type=Path, help="the files that it is made of")
+    parser.add_argument("--name", default="", help="of a dataset of your own (jsonl)")
     parser.add_argument(
         "--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val,testA; all"
     )

@@ -155,17 +155,26 @@ def build_records(
             itself, or an expression's id occurs twice.
         ImageError: an image is damaged.
     """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise BuildError(f"dataset name {name!r}: use a-z, 0-9 and _, beginning with a letter")
+    folder = own_folder(name, data_dir)
     for split, items in splits.items():
         if not items:
             raise BuildError(f"{name}: split {split!r} is empty; leave it out")
-    builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers)
-    folder = Path(str(builder.data_dir))
     if folder.exists():
         raise BuildError(f"{folder}: is built already; remove it, or take another name")
+    builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers)
     builder.download_and_prepare()
     return folder
+
+
+def own_folder(name: str, data_dir: str | Path) -> Path:
+    """Where `build_records` writes a dataset.
+
+    Raises:
+        BuildError: the name cannot be used.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise BuildError(f"dataset name {name!r}: use a-z, 0-9 and _, beginning with a letter")
+    return Path(data_dir) / name / str(RecordBuilder.VERSION)
 
 
 def check_record(record: Record) -> Record:

@@ -1,6 +1,7 @@
 """The datasets that `tools.build_dataset` can build, by name.
 
-A name is the dataset's folder under `data_dir` and what `config.data.dataset` takes. Builders are
+A name is the dataset's folder under `data_dir` and what `config.data.dataset` takes (for `jsonl` it
+is the one that its owner gives). Builders are
 imported when they are used: TFDS is slow to import.
 """
 
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from input_pipeline.datasets.refcoco.counts import PUBLISHED
-from refseg_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Request:
 
     Attributes:
         data_dir: where datasets lie.
-        source_dir: the downloaded files; `None` for a dataset that needs none.
+        source_dir: the files it is made of; `None` for a dataset that needs none.
+        name: of a dataset of one's own.
         splits: those to build; empty for all.
         num_workers: processes.
         skip_missing: build what is there instead of failing on what is not.
@@ -27,6 +28,7 @@ class Request:
 
     data_dir: Path
     source_dir: Path | None = None
+    name: str = ""
     splits: tuple[str, ...] = ()
     num_workers: int = 1
     skip_missing: bool = False
@@ -37,27 +39,28 @@ class Entry:
     """How to build a dataset.
 
     Attributes:
-        needs_source: it is made of downloaded files; `splits` and `skip_missing` apply to it.
-        folder: where it lies once it is built, by `data_dir`.
+        needs: fields of the request that it cannot do without.
+        takes: other fields that apply to it (`data_dir` and `num_workers` always do).
+        folder: where it lies once it is built.
         build: writes it; raises `UserError`, and leaves nothing behind, where it cannot.
     """
 
-    needs_source: bool
-    folder: Callable[[Path], Path]
+    needs: frozenset[str]
+    takes: frozenset[str]
+    folder: Callable[[Request], Path]
     build: Callable[[Request], None]
 
 
-def _refer_folder(name: str, config: str, data_dir: Path) -> Path:
+def _refer_folder(name: str, config: str, request: Request) -> Path:
     from input_pipeline.datasets.refcoco.builder import BUILDERS
 
-    return data_dir / name / config / str(BUILDERS[name].VERSION)
+    return request.data_dir / name / config / str(BUILDERS[name].VERSION)
 
 
 def _build_refer(name: str, config: str, request: Request) -> None:
     from input_pipeline.datasets.refcoco.builder import BUILDERS
 
-    if request.source_dir is None:
-        raise UserError(f"{name}: no --source_dir; give the folder that holds {name}'s files")
+    assert request.source_dir is not None
     builder = BUILDERS[name](
         data_dir=request.data_dir,
         config=config,
@@ -69,10 +72,10 @@ def _build_refer(name: str, config: str, request: Request) -> None:
     builder.download_and_prepare()
 
 
-def _scenes_folder(data_dir: Path) -> Path:
+def _scenes_folder(request: Request) -> Path:
     from input_pipeline.datasets.scenes.scenes import Scenes
 
-    return Path(str(Scenes(data_dir=data_dir).data_dir))
+    return Path(str(Scenes(data_dir=request.data_dir).data_dir))
 
 
 def _build_scenes(request: Request) -> None:
@@ -81,12 +84,36 @@ def _build_scenes(request: Request) -> None:
     build(request.data_dir, num_workers=request.num_workers)
 
 
+def _jsonl_folder(request: Request) -> Path:
+    from input_pipeline.datasets.building import own_folder
+
+    return own_folder(request.name, request.data_dir)
+
+
+def _build_jsonl(request: Request) -> None:
+    from input_pipeline.datasets import jsonl
+
+    assert request.source_dir is not None
+    jsonl.build(
+        request.name,
+        request.source_dir,
+        data_dir=request.data_dir,
+        splits=request.splits,
+        num_workers=request.num_workers,
+    )
+
+
 def _entries() -> dict[str, Entry]:
-    entries = {"scenes": Entry(False, _scenes_folder, _build_scenes)}
+    none, source = frozenset[str](), frozenset({"source_dir"})
+    entries = {
+        "scenes": Entry(none, none, _scenes_folder, _build_scenes),
+        "jsonl": Entry(source | {"name"}, frozenset({"splits"}), _jsonl_folder, _build_jsonl),
+    }
     for name, by in PUBLISHED:
         for config in (by, f"{by}_raw"):
             entries[f"{name}/{config}"] = Entry(
-                True,
+                source,
+                frozenset({"splits", "skip_missing"}),
                 functools.partial(_refer_folder, name, config),
                 functools.partial(_build_refer, name, config),
             )

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import re
 import subprocess
@@ -116,20 +115,17 @@ def test_names_and_splits(tmp_path: Path):
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
-    (tmp_path / "build_mine.py").write_text(code)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[5:9, 7:30] = 255
-    for split in ("train", "val"):
-        (pictures / f"{split}.jpg").write_bytes(jpeg())
-        cv2.imwrite(str(pictures / f"{split}.png"), mask)
-        said = {"text": "the bar", "mask": f"{split}.png"}
-        line = json.dumps({"image": f"{split}.jpg", "expressions": [said]})
-        (pictures / f"{split}.jsonl").write_text(line + "\n")
+    (tmp_path / "build_streets.py").write_text(code)
+    classes = np.zeros((HEIGHT, WIDTH), np.uint8)
+    classes[5:9, 7:30] = 2
+    for name, content in (("pictures", jpeg()), ("classes", cv2.imencode(".png", classes)[1])):
+        (tmp_path / name).mkdir()
+        for picture in ("a", "b"):
+            suffix = {"pictures": "jpg", "classes": "png"}[name]
+            (tmp_path / name / f"{picture}.{suffix}").write_bytes(bytes(content))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "build_mine.py"],
+        [sys.executable, "build_streets.py"],
         cwd=tmp_path,
         env=environment,
         check=True,
@@ -137,5 +133,5 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path):
         text=True,
     )
     (record,) = read_records(tmp_path / done.stdout.strip(), "val")
-    assert record.expressions[0].text == "the bar"
-    np.testing.assert_array_equal(record.mask([0]), mask > 0)
+    assert [e.text for e in record.expressions] == ["all cars"]
+    np.testing.assert_array_equal(record.mask([0]), classes == 2)

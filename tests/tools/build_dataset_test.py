@@ -118,7 +118,7 @@ def test_papers_write_a_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["--dataset=refcoco/umc"], "unknown dataset 'refcoco/umc': did you mean 'refcoco/unc'?"),
         (["--dataset=refcog/umd"], "did you mean 'refcocog/umd'?"),
-        (["--dataset=xyz"], "there are: refcoco/google"),
+        (["--dataset=xyz"], "there are: jsonl, refcoco/google"),
         (["--datset=scenes"], "--dataset"),
     ],
 )
@@ -156,10 +156,11 @@ def _fails_with(error: Exception) -> Callable[[Request], None]:
 
 def test_a_full_disk_is_one_line(tmp_path: Path):
     text = "write() failed: No space left on device; writing x.array_record; at byte 9"
-    entry = Entry(False, lambda data_dir: data_dir / "x", _fails_with(RuntimeError(text)))
+    none = frozenset[str]()
+    entry = Entry(none, none, lambda r: r.data_dir / "x", _fails_with(RuntimeError(text)))
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         build_dataset.run("x", entry, Request(tmp_path), overwrite=False)
-    entry = Entry(False, lambda data_dir: data_dir / "x", _fails_with(RuntimeError("a bug")))
+    entry = Entry(none, none, lambda r: r.data_dir / "x", _fails_with(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         build_dataset.run("x", entry, Request(tmp_path), overwrite=False)
 
@@ -203,6 +204,6 @@ def test_stopped_it_leaves_nothing(arguments: list[str], source: Path, folder: P
 
 
 def test_scenes_is_known_by_its_own_builder(tmp_path: Path):
-    folder = DATASETS["scenes"].folder(tmp_path)
+    folder = DATASETS["scenes"].folder(Request(tmp_path))
     assert folder.is_relative_to(tmp_path / "scenes")
     assert not folder.exists()

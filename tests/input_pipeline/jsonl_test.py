@@ -1,0 +1,173 @@
+"""A folder of images and lines of JSON as a dataset."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.datasets import jsonl
+from input_pipeline.datasets.building import BuildError
+from input_pipeline.sources import RecordSource
+from refseg_jax.errors import UserError
+from refseg_jax.predictions import encode, jsonl_writer, prediction_line
+from tools import build_dataset
+
+SIZE = (12, 20)
+
+
+def square(top: int, left: int, side: int = 4) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+LEFT, RIGHT = square(2, 3), square(5, 12)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An image and two masks, one of them with a palette in which 1 is black."""
+    source = tmp_path / "pictures"
+    source.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(source / "a.png")
+    Image.fromarray(np.uint8(255 * LEFT)).save(source / "left.png")
+    indexed = Image.fromarray(np.uint8(RIGHT), "P")
+    indexed.putpalette([0] * 768)
+    indexed.save(source / "right.png")
+    return source
+
+
+def write(folder: Path, *lines: Any, split: str = "train") -> None:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / f"{split}.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+def line(**fields: Any) -> dict[str, Any]:
+    return {"image": "a.png", "expression": "the thing", "mask": "left.png", **fields}
+
+
+def test_lines_become_records(folder, tmp_path):
+    segmentation = {"segmentation": encode(RIGHT)}
+    other = {"image": "a.png", "expression": "das Ding rechts", **segmentation}
+    write(
+        folder,
+        line(),
+        line(expression="the same thing", category="thing"),
+        "",
+        other,
+        line(expression="both", mask=["left.png", "right.png"]),
+        line(expression="a whale", mask=None),
+        line(expression="its lid", granularity="part", id="lid"),
+    )
+    write(folder, other, split="val")
+    built = jsonl.build("mine", folder, data_dir=tmp_path / "data")
+    assert built == tmp_path / "data" / "mine" / "1.0.0"
+    source = RecordSource(str(tmp_path / "data"), "mine", "train")
+    assert len(source) == 1
+    record = source[0]
+    read = [(e.id, e.text, e.granularity, e.referent) for e in record.expressions]
+    assert read == [
+        ("train-1", "the thing", "object", 0),
+        ("train-2", "the same thing", "object", 0),
+        ("train-4", "das Ding rechts", "object", 1),
+        ("train-5", "both", "multi", 2),
+        ("train-6", "a whale", "none", 3),
+        ("lid", "its lid", "part", 0),
+    ]
+    masks = [record.mask(e.targets) for e in record.expressions]
+    np.testing.assert_array_equal(masks[0], LEFT)
+    np.testing.assert_array_equal(masks[2], RIGHT)
+    np.testing.assert_array_equal(masks[3], LEFT | RIGHT)
+    assert not masks[4].any()
+    assert len(record.targets) == 2, "equal masks are one target"
+    assert len(RecordSource(str(tmp_path / "data"), "mine", "val")) == 1
+
+
+def test_predictions_are_a_dataset(folder, tmp_path):
+    with jsonl_writer(folder / "train.jsonl") as put:
+        put(prediction_line("a.png#0", "a.png", "the thing", LEFT, 0.9))
+        put(prediction_line("a.png#1", "a.png", "a whale", np.zeros(SIZE, bool), 0.0))
+    jsonl.build("mine", folder, data_dir=tmp_path / "data")
+    record = RecordSource(str(tmp_path / "data"), "mine", "train")[0]
+    assert [(e.id, e.granularity) for e in record.expressions] == [
+        ("a.png#0", "object"),
+        ("a.png#1", "none"),
+    ]
+    np.testing.assert_array_equal(record.mask(record.expressions[0].targets), LEFT)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("{", "train.jsonl:2: no JSON"),
+        ("[1]", "train.jsonl:2: a list; write one JSON object a line"),
+        (line(colour="red"), "train.jsonl:2: unknown field 'colour'"),
+        (line(experssion="x"), "did you mean 'expression'?"),
+        (line(expression=" "), "train.jsonl:2: 'expression' is no text"),
+        (line(image=3), "train.jsonl:2: 'image' is no text"),
+        ({"image": "a.png", "expression": "x"}, "give either 'mask' or 'segmentation'"),
+        (line(segmentation=None), "give either 'mask' or 'segmentation'"),
+        (line(mask=7), "'mask' is 7; name a file"),
+        (line(granularity="prat"), "unknown granularity 'prat': did you mean 'part'?"),
+        (line(image="b.png"), "b.png: No such file or directory; correct the name"),
+        (line(mask="none.png"), "none.png: No such file or directory; correct the name"),
+        (line(mask="small.png"), "small.png is 5 x 6, its image 20 x 12"),
+        (line(mask="empty.png"), "empty.png has no pixel; write null where nothing matches"),
+        (line(mask="lossy.jpg"), "lossy.jpg: a JPEG keeps no exact mask; save it as PNG"),
+        (line(mask="train.jsonl"), "the mask is damaged (cannot identify image file"),
+        (line(id="train-1"), "expression id 'train-1' occurs twice"),
+        (
+            {"image": "a.png", "expression": "x", "segmentation": [[1, 2, 3]]},
+            "train.jsonl:2: a polygon has an odd number of coordinates (3)",
+        ),
+        (
+            {"image": "a.png", "expression": "x", "segmentation": encode(np.ones((3, 3)))},
+            "train.jsonl:2: the RLE's size is [3, 3], the image's [12, 20]",
+        ),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_built(folder, tmp_path, bad, said):
+    Image.fromarray(np.ones((6, 5), np.uint8)).save(folder / "small.png")
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "empty.png")
+    Image.fromarray(np.uint8(255 * LEFT)).save(folder / "lossy.jpg")
+    write(folder, line(), bad)
+    with pytest.raises(UserError) as caught:
+        jsonl.build("mine", folder, data_dir=tmp_path / "data")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data" / "mine" / "1.0.0").exists()
+
+
+def test_a_file_that_is_not_utf8_is_named(folder, tmp_path):
+    (folder / "train.jsonl").write_bytes('{"image": "ä"}'.encode("latin-1"))
+    with pytest.raises(BuildError, match=r"train\.jsonl: not UTF-8"):
+        jsonl.build("mine", folder, data_dir=tmp_path / "data")
+
+
+def test_the_command_line_builds_it(folder, tmp_path, capsys):
+    write(folder, line())
+    flags = ["--dataset=jsonl", f"--source_dir={folder}", f"--data_dir={tmp_path / 'data'}"]
+    assert build_dataset.main(flags) == 1
+    assert "jsonl: no --name; give the dataset a name" in capsys.readouterr().err
+    assert build_dataset.main([*flags, "--name=Mine"]) == 1
+    assert "dataset name 'Mine': use a-z" in capsys.readouterr().err
+    assert build_dataset.main([*flags, "--name=mine", "--splits=vla"]) == 1
+    assert "unknown split 'vla'" in capsys.readouterr().err
+    assert build_dataset.main([*flags, "--name=mine", "--splits=train"]) == 0
+    assert len(RecordSource(str(tmp_path / "data"), "mine", "train")) == 1
+    write(folder, line(), line(image="gone.png"))
+    assert build_dataset.main([*flags, "--name=mine", "--overwrite"]) == 1
+    assert len(RecordSource(str(tmp_path / "data"), "mine", "train")) == 1, "the old one stays"
+    write(folder, line(expression="new"))
+    assert build_dataset.main([*flags, "--name=mine", "--overwrite"]) == 0
+    record = RecordSource(str(tmp_path / "data"), "mine", "train")[0]
+    assert record.expressions[0].text == "new"
+
+
+def test_a_folder_without_lines_is_named(tmp_path):
+    with pytest.raises(BuildError, match=r"no \*\.jsonl there; write one for each split"):
+        jsonl.build("mine", tmp_path, data_dir=tmp_path / "data")
