@@ -41,8 +41,9 @@ def attention(
     *,
     key_valid: jax.Array | None = None,
     causal: bool = False,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """`softmax(Q K^T / sqrt(D)) V` per head; the softmax is in f32.
+    """`softmax(Q K^T / sqrt(D) + bias) V` per head; the softmax is in f32.
 
     Args:
         query: `[B, T, heads, D]`.
@@ -50,22 +51,24 @@ def attention(
         key_valid: bool `[B, S]`, false for keys that nothing may look at (padding). Where all of a
             row's keys are invalid the result is their plain mean.
         causal: position t sees the keys 0..t (T = S).
+        bias: f32 `[G, heads, T, S]`; row b takes `bias[b % G]` (G divides B).
 
     Returns:
         `[B, T, heads, D]` of the query's dtype.
     """
     if _portable.get():
-        return _batched(query, key, value, key_valid, causal)
+        return _batched(query, key, value, key_valid, causal, bias)
     backend = jax.default_backend()
+    plain = key_valid is None and bias is None
     if backend == "cpu":
-        if key_valid is None and not causal and key.shape[1] >= FLASH_MIN_KEYS:
+        if plain and not causal and key.shape[1] >= FLASH_MIN_KEYS:
             return chunked_attention(query, key, value)
-        return _head_loop(query, key, value, key_valid, causal)
-    if backend in ("gpu", "cuda") and key_valid is None and _cudnn_takes(query, key):
+        return _head_loop(query, key, value, key_valid, causal, bias)
+    if backend in ("gpu", "cuda") and plain and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
         )
-    return _batched(query, key, value, key_valid, causal)
+    return _batched(query, key, value, key_valid, causal, bias)
 
 
 def _cudnn_takes(query: jax.Array, key: jax.Array) -> bool:
@@ -91,10 +94,12 @@ def _batched(
     value: jax.Array,
     key_valid: jax.Array | None,
     causal: bool,
+    bias: jax.Array | None,
 ) -> jax.Array:
     mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal)
     scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-    weights = _weights(scores, query.shape[-1], None if mask is None else mask[:, None])
+    mask = None if mask is None else mask[:, None]
+    weights = _weights(scores, query.shape[-1], mask, bias)
     return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
 
 
@@ -104,6 +109,7 @@ def _head_loop(
     value: jax.Array,
     key_valid: jax.Array | None,
     causal: bool,
+    bias: jax.Array | None,
 ) -> jax.Array:
     """One head at a time: XLA:CPU's products over two batch axes copy their operands, these do not."""
     mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal)
@@ -111,14 +117,19 @@ def _head_loop(
     for head in range(query.shape[2]):
         q, k, v = query[:, :, head], key[:, :, head], value[:, :, head]
         scores = jnp.einsum("btd,bsd->bts", q, k, preferred_element_type=jnp.float32)
-        weights = _weights(scores, query.shape[-1], mask).astype(v.dtype)
+        own_bias = None if bias is None else bias[:, head]
+        weights = _weights(scores, query.shape[-1], mask, own_bias).astype(v.dtype)
         mixed = jnp.einsum("bts,bsd->btd", weights, v, preferred_element_type=jnp.float32)
         heads.append(mixed.astype(query.dtype))
     return jnp.stack(heads, 2)
 
 
-def _weights(scores: jax.Array, width: int, mask: jax.Array | None) -> jax.Array:
+def _weights(
+    scores: jax.Array, width: int, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
     scores = scores * (width**-0.5)
+    if bias is not None:
+        scores = (scores.reshape(-1, *bias.shape) + bias).reshape(scores.shape)
     return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED), axis=-1)
 
 
@@ -155,6 +166,7 @@ class MultiHeadAttention(nnx.Module):
         *,
         key_valid: jax.Array | None = None,
         causal: bool = False,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attention of a query that `project_query` has projected; see `__call__`."""
         mixed = attention(
@@ -163,6 +175,7 @@ class MultiHeadAttention(nnx.Module):
             self._split(self.value(value)),
             key_valid=key_valid,
             causal=causal,
+            bias=bias,
         )
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
@@ -174,13 +187,14 @@ class MultiHeadAttention(nnx.Module):
         *,
         key_valid: jax.Array | None = None,
         causal: bool = False,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
         """`query` `[B, T, width]`, `key` and `value` `[B, S, width]` to `[B, T, width]`.
 
-        `key_valid` (bool `[B, S]`) and `causal` as in `attention`.
+        `key_valid` (bool `[B, S]`), `causal` and `bias` as in `attention`.
         """
         projected = self.project_query(query)
-        return self.attend(projected, key, value, key_valid=key_valid, causal=causal)
+        return self.attend(projected, key, value, key_valid=key_valid, causal=causal, bias=bias)
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, -1)

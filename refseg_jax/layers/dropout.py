@@ -1,4 +1,4 @@
-"""Dropout as a function of an explicit key."""
+"""Dropout of elements and of residual branches, as functions of an explicit key."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,18 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes whole rows of axis 0 with probability `rate`, and scales the rest by `1 / (1 - rate)`.
+
+    Stochastic depth (Huang et al. 2016), for a residual branch. Without a key (inference) or with
+    rate 0 it returns `x`.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], *(1,) * (x.ndim - 1)))
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 

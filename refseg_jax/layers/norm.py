@@ -1,4 +1,4 @@
-"""Normalisation; statistics always in f32, epsilon 1e-5 as CLIP and torch have it."""
+"""Normalisation; statistics always in f32."""
 
 from typing import Any
 
@@ -6,27 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+#: What CLIP, Swin and torch have (BERT has 1e-12).
 EPSILON = 1e-5
 
 
-def _standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`(x - mean) / sqrt(var + 1e-5)`; the two-pass variance, which does not cancel."""
+def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
+    """`(x - mean) / sqrt(var + epsilon)`; the two-pass variance, which does not cancel."""
     centred = x - jnp.mean(x, axes, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + EPSILON)
+    return centred * jax.lax.rsqrt(variance + epsilon)
 
 
 class LayerNorm(nnx.Module):
     """Normalises the last axis; `scale` and `bias` f32 `[width]`."""
 
-    def __init__(self, width: int, *, dtype: Any):
+    def __init__(self, width: int, *, dtype: Any, epsilon: float = EPSILON):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.epsilon = epsilon
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., width]` to the same shape, of the module's dtype."""
-        y = _standardise(x.astype(jnp.float32), (-1,))
+        y = _standardise(x.astype(jnp.float32), (-1,), self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
@@ -50,5 +52,5 @@ class GroupNorm(nnx.Module):
         grouped = x.astype(jnp.float32).reshape(
             rows, height * width, self.groups, channels // self.groups
         )
-        y = _standardise(grouped, (1, 3)).reshape(x.shape)
+        y = _standardise(grouped, (1, 3), EPSILON).reshape(x.shape)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""The residual block of CLIP's transformers."""
+"""The residual block of CLIP's transformers, and the MLP of all transformers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,13 +8,18 @@ import jax
 from flax import nnx
 
 from refseg_jax.layers.attention import MultiHeadAttention
-from refseg_jax.layers.linear import Linear, gaussian
+from refseg_jax.layers.linear import Initializer, Linear, gaussian
 from refseg_jax.layers.norm import LayerNorm
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """`x * sigmoid(1.702 x)`, CLIP's activation."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """`x * Phi(x)` by the error function: what Swin and BERT have (JAX's default is a tanh formula)."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +37,27 @@ class BlockScales:
         return cls(attention, attention * (2 * layers) ** -0.5, (2 * width) ** -0.5)
 
 
-class QuickGeluMlp(nnx.Module):
-    """`down(quick_gelu(up(x)))`, four times as wide inside."""
+class Mlp(nnx.Module):
+    """`down(activation(up(x)))`."""
 
-    def __init__(self, width: int, *, scales: BlockScales, dtype: Any, rngs: nnx.Rngs):
-        up_init, down_init = gaussian(scales.up), gaussian(scales.output)
-        self.up = Linear(width, 4 * width, dtype=dtype, rngs=rngs, kernel_init=up_init)
-        self.down = Linear(4 * width, width, dtype=dtype, rngs=rngs, kernel_init=down_init)
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array],
+        up_init: Initializer,
+        down_init: Initializer,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.up = Linear(width, hidden, dtype=dtype, rngs=rngs, kernel_init=up_init)
+        self.down = Linear(hidden, width, dtype=dtype, rngs=rngs, kernel_init=down_init)
+        self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., width]` to the same shape."""
-        return self.down(quick_gelu(self.up(x)))
+        return self.down(self.activation(self.up(x)))
 
 
 class TransformerBlock(nnx.Module):
@@ -59,7 +74,15 @@ class TransformerBlock(nnx.Module):
             output_init=gaussian(scales.output),
         )
         self.mlp_norm = LayerNorm(width, dtype=dtype)
-        self.mlp = QuickGeluMlp(width, scales=scales, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(
+            width,
+            4 * width,
+            activation=quick_gelu,
+            up_init=gaussian(scales.up),
+            down_init=gaussian(scales.output),
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array, *, causal: bool = False) -> jax.Array:
         """`[B, T, width]` to the same shape."""

@@ -16,9 +16,11 @@ def _arrays(batch=3, queries=5, keys=4, heads=2, width=6, dtype=np.float32):
     return draw(queries), draw(keys), draw(keys)
 
 
-def _reference(query, key, value, mask=None):
+def _reference(query, key, value, mask=None, bias=None):
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     scores = np.einsum("bthd,bshd->bhts", query, key) / np.sqrt(query.shape[-1])
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = np.where(mask, scores, -1e30)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -59,6 +61,21 @@ def test_causal(portable):
     )
 
 
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("keys", [4, attention_module.FLASH_MIN_KEYS])
+def test_a_row_takes_the_bias_of_its_place_in_the_group(portable, keys):
+    arrays = _arrays(batch=6, keys=keys)
+    bias = np.random.default_rng(1).standard_normal((3, 2, 5, keys)).astype(np.float32)
+    valid = np.random.default_rng(2).random((6, keys)) < 0.8
+    with (portable_attention if portable else _nothing)():
+        plain = attention(*arrays, bias=jnp.asarray(bias))
+        masked = attention(*arrays, bias=jnp.asarray(bias), key_valid=jnp.asarray(valid))
+    tiled = np.concatenate([bias, bias])
+    np.testing.assert_allclose(plain, _reference(*arrays, bias=tiled), atol=1e-6)
+    expected = _reference(*arrays, valid[:, None, None], tiled)
+    np.testing.assert_allclose(masked, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("chunk", [1, 4 * 128 * 130, CHUNK_SCORES])
 def test_chunked_attention_and_its_gradient(monkeypatch, chunk):
     monkeypatch.setattr("refseg_jax.layers.chunked_attention.CHUNK_SCORES", chunk)
@@ -66,7 +83,7 @@ def test_chunked_attention_and_its_gradient(monkeypatch, chunk):
     weight = np.random.default_rng(1).standard_normal((3, 128, 2, 6)).astype(np.float32)
 
     def plain(*inputs):
-        return attention_module._batched(*inputs, None, False)
+        return attention_module._batched(*inputs, None, False, None)
 
     np.testing.assert_allclose(chunked_attention(*arrays), _reference(*arrays), atol=1e-6)
     for ours, expected in zip(
@@ -96,6 +113,7 @@ def test_the_gpu_rule_takes_cudnn_only_where_it_can(monkeypatch):
     assert chosen == ["cudnn"]
     attention(*(x.astype(np.float32) for x in long))
     attention(*long, key_valid=jnp.ones((3, 128), bool))
+    attention(*long, bias=jnp.zeros((1, 2, 128, 128)))
     attention(*_arrays(keys=20, width=8, dtype=jnp.bfloat16))
     attention(*_arrays(queries=128, keys=128, width=6, dtype=jnp.bfloat16))
     assert chosen == ["cudnn"]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from refseg_jax.layers.convolution import Conv3x3, UpsampleConv3x3, dynamic_conv3x3
-from refseg_jax.layers.dropout import dropout
+from refseg_jax.layers.dropout import drop_path, dropout
 from refseg_jax.layers.linear import Linear, contract
 from refseg_jax.layers.norm import GroupNorm, LayerNorm
 from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
@@ -52,6 +52,15 @@ def test_layer_norm_does_not_cancel_on_a_large_mean():
     exact = exact - exact.mean(-1, keepdims=True)
     exact /= np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(norm(jnp.asarray(x)), exact, atol=1e-3)
+
+
+def test_layer_norm_adds_its_own_epsilon():
+    x = 1e-3 * _normal(4, 16)
+    centred = x - x.mean(-1, keepdims=True)
+    for epsilon in (1e-12, 1e-5):
+        norm = LayerNorm(16, dtype=jnp.float32, epsilon=epsilon)
+        expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+        np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_group_norm_normalises_groups_over_the_area():
@@ -139,3 +148,12 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
     dropped = np.asarray(dropout(x, 0.3, jax.random.key(0)))
     assert set(np.unique(dropped)) == {np.float32(0.0), np.float32(1 / 0.7)}
     assert dropped.mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_drop_path_keeps_or_drops_whole_rows_and_needs_a_key():
+    x = jnp.ones((4000, 2, 3))
+    assert drop_path(x, 0.3, None) is x
+    dropped = np.asarray(drop_path(x, 0.3, jax.random.key(0)))
+    assert set(np.unique(dropped)) == {np.float32(0.0), np.float32(1 / 0.7)}
+    np.testing.assert_array_equal(dropped, np.broadcast_to(dropped[:, :1, :1], dropped.shape))
+    assert dropped.mean() == pytest.approx(1.0, abs=0.04)
