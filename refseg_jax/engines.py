@@ -35,10 +35,12 @@ class Engine(Protocol):
     Attributes:
         image_size: side of the square network input in pixels.
         mask_stride: network pixels per mask cell.
+        config: has the fields that `refseg_jax.tokenizers.check_tokenizer` looks at.
     """
 
     image_size: int
     mask_stride: int
+    config: Any
 
     def encode_image(self, image: Array) -> Any:
         """u8 `[b, S, S, 3]` to features."""
@@ -115,6 +117,7 @@ class ParameterEngine:
         self.params = jax.device_put(dict(params))
         self.image_size: int = self.forward.model.image_size
         self.mask_stride: int = self.forward.model.mask_stride
+        self.config: Any = self.forward.model.config
         graphs = Graphs(self.forward)
         self._encode_image = jax.jit(graphs.encode_image)
         self._encode_text = jax.jit(graphs.encode_text)
@@ -172,7 +175,8 @@ def another_version(path: str | Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        named = str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         if isinstance(error, KeyError):

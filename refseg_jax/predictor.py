@@ -1,26 +1,25 @@
 """Masks for pictures and words, from a checkpoint alone."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from PIL import Image
 
 from refseg_jax import preprocess
-from refseg_jax.batch import SegOutput
 from refseg_jax.checkpointer import load_params
+from refseg_jax.engines import Engine, ParameterEngine, another_version
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import mask_score
+from refseg_jax.exports import read_engine
+from refseg_jax.exports.folder import is_export
 from refseg_jax.metrics import predicted_mask
-from refseg_jax.models import build_model
 from refseg_jax.preprocess import ImageError
 from refseg_jax.resize import logits_on_canvas
 from refseg_jax.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
-from refseg_jax.train_state import Forward
 
 #: Expressions are padded to a power of two and canvases to multiples of this, so that few functions
 #: are compiled.
@@ -50,67 +49,65 @@ class Predictor:
 
     def __init__(
         self,
-        params: Mapping[str, Any],
+        model: Mapping[str, Any] | Engine,
         config: Mapping[str, Any],
         *,
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
     ) -> None:
-        """Builds the model of a run.
+        """Sets up all that lies between a picture and its masks.
 
         Args:
-            params: dotted path -> parameter.
+            model: the parameters of a model of this code (dotted path -> array), or whatever else
+                computes logits.
             config: the run's resolved config; read are `model`, `data` and `eval`.
             expressions_at_once: bounds the memory that logits take. Masks do not depend on it, scores
                 only by rounding.
 
         Raises:
-            UserError: the config cannot be met, or the parameters are not this model's.
-            KeyError, TypeError, ValueError: the config is of another version.
+            UserError: the config cannot be met.
+            KeyError, TypeError, ValueError: the config is of another version, or the parameters are
+                not this model's.
         """
         if expressions_at_once < 1:
             raise UserError(f"expressions_at_once={expressions_at_once} is less than 1")
         self._at_once = expressions_at_once
-        build = functools.partial(_build, config["model"])
-        self._forward = Forward(build)
-        _check_params(params, self._forward.shapes)
-        self._params = jax.device_put(dict(params))
-        model: Any = self._forward.model
-        self._size: int = model.image_size
-        self._stride: int = model.mask_stride
+        given = isinstance(model, Mapping)
+        self._engine: Engine = ParameterEngine(model, config["model"]) if given else model
         self._resize = config["data"]["resize"]
         self._length = config["data"]["context_length"]
         self._tokenizer = build_tokenizer(config["data"]["tokenizer"])
-        check_tokenizer(config["data"]["tokenizer"], self._length, model.config)
+        check_tokenizer(config["data"]["tokenizer"], self._length, self._engine.config)
         preprocess.check_resize(self._resize)
         self._threshold = float(config["eval"]["threshold"])
         if not 0.0 < self._threshold < 1.0:
             raise UserError(f"config.eval.threshold={self._threshold} is not between 0 and 1")
-        self._encode_image = jax.jit(self._forward.encode_image)
-        self._decode = jax.jit(self._answer, static_argnums=6)
-        self._assign = jax.jit(self._group_assignment)
+        self._paint = jax.jit(self._masks, static_argnums=3)
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, expressions_at_once: int = EXPRESSIONS_AT_ONCE
+        cls,
+        path: str | Path,
+        *,
+        step: int | Literal["latest", "best"] = "latest",
+        expressions_at_once: int = EXPRESSIONS_AT_ONCE,
     ) -> "Predictor":
-        """The newest sound checkpoint of a run's workdir, or one step folder.
+        """From whatever holds a model: its kind is seen from what lies in the folder.
+
+        Args:
+            path: a run's workdir, one step folder, or a folder that `tools.export` wrote.
+            step: which checkpoint of a workdir, see `refseg_jax.checkpointer.load_params`.
+            expressions_at_once: as for `Predictor`.
 
         Raises:
-            UserError: there is no usable checkpoint, or another version of the code wrote it.
+            UserError: there is no usable checkpoint, a file is damaged, or another version of the
+                code wrote it.
         """
-        params, config = load_params(path)
-        try:
-            return cls(params, config, expressions_at_once=expressions_at_once)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())
-            if isinstance(error, KeyError):
-                reason = f"its config has no {reason}"
-            raise UserError(
-                f"{path}: the checkpoint is of another version ({reason}); use the version of the "
-                "code that wrote it"
-            ) from None
+        with another_version(path):
+            if is_export(Path(path)):
+                model, config = read_engine(Path(path))
+            else:
+                model, config = load_params(path, step=step)
+            return cls(model, config, expressions_at_once=expressions_at_once)
 
     def predict(
         self, image: str | Path | bytes | np.ndarray | Image.Image, expressions: Sequence[str]
@@ -130,9 +127,9 @@ class Predictor:
         if not expressions:
             raise ExpressionError("there is no expression; give at least one")
         rgb = to_rgb(image)
-        network, affine = preprocess.prepare_image(rgb, self._size, self._resize)
+        network, affine = preprocess.prepare_image(rgb, self._engine.image_size, self._resize)
         ids, valid = self._tokenizer(expressions, self._length)
-        features = self._encode_image(self._params, network[None, None])
+        features = self._engine.encode_image(network[None])
         predictions = []
         for start in range(0, len(ids), self._at_once):
             part = slice(start, start + self._at_once)
@@ -154,18 +151,19 @@ class Predictor:
 
         Raises:
             ImageError: no usable image.
-            UserError: the model has no group tokens.
+            UserError: the model has no group tokens, or only its graphs are at hand.
         """
-        network, _ = preprocess.prepare_image(to_rgb(image), self._size, self._resize)
-        levels = self._assign(self._params, network[None, None])
+        if not isinstance(self._engine, ParameterEngine):
+            raise UserError(
+                "exported graphs give no maps of group tokens; use the run's checkpoint, or export "
+                "it with --format=safetensors"
+            )
+        size = self._engine.image_size
+        network, _ = preprocess.prepare_image(to_rgb(image), size, self._resize)
+        levels = self._engine.group_assignment(network)
         if not levels:
             raise UserError("the model has no group tokens, so that there are no maps of them")
-        return network, {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
-
-    def _group_assignment(
-        self, params: Mapping[str, Any], image: jax.Array
-    ) -> dict[str, jax.Array]:
-        return self._forward.bind(params).group_assignment(image)
+        return network, levels
 
     def _predict(
         self,
@@ -179,11 +177,11 @@ class Predictor:
         height, width = size
         count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
         padding = ((0, count - len(ids)), (0, 0))
-        answer = self._decode(
-            self._params,
-            features,
-            np.pad(ids, padding, mode="edge")[None],
-            np.pad(valid, padding, mode="edge")[None],
+        words = self._engine.encode_text(
+            np.pad(ids, padding, mode="edge")[None], np.pad(valid, padding, mode="edge")[None]
+        )
+        answer = self._paint(
+            self._engine.decode(features, words),
             affine[None, None],
             np.array([[[height, width]]], np.int32),
             (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
@@ -196,21 +194,12 @@ class Predictor:
             for mask, values in zip(masks, logits, strict=True)
         ]
 
-    def _answer(
-        self,
-        params: Mapping[str, Any],
-        features: Any,
-        text: jax.Array,
-        text_valid: jax.Array,
-        affine: jax.Array,
-        size: jax.Array,
-        canvas: tuple[int, int],
+    def _masks(
+        self, logits: jax.Array, affine: jax.Array, size: jax.Array, canvas: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:
-        """bool and f32 `[1, 1, K, Hc, Wc]`: masks and logits."""
-        words = self._forward.encode_text(params, text, text_valid)
-        output: SegOutput = self._forward.decode(params, features, words)
-        logits = logits_on_canvas(output.mask_logits, affine, self._stride, canvas)
-        return predicted_mask(logits, size, self._threshold), logits
+        """f32 `[1, K, h, w]` to bool and f32 `[1, 1, K, Hc, Wc]`: masks and logits."""
+        wide = logits_on_canvas(logits[:, None], affine, self._engine.mask_stride, canvas)
+        return predicted_mask(wide, size, self._threshold), wide
 
 
 def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
@@ -235,21 +224,6 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
             )
         return image
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
-
-
-def _check_params(params: Mapping[str, Any], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    odd = sorted(params.keys() ^ shapes.keys())
-    if odd:
-        where = "only in the model" if odd[0] in shapes else "not in the model"
-        raise ValueError(f"parameter {odd[0]!r} is {where}")
-    for path, leaf in shapes.items():
-        if params[path].shape != leaf.shape:
-            found = tuple(params[path].shape)
-            raise ValueError(f"parameter {path!r} is {found}, the model's is {leaf.shape}")
-
-
-def _build(model: Mapping[str, Any], rngs: Any) -> Any:
-    return build_model(model, rngs=rngs)
 
 
 def _round_up(number: int, step: int) -> int:

@@ -5,7 +5,8 @@
 
 Writes for each pair of an image and a text a mask (PNG, 0 or 255, the image's own size) and an
 overlay, and one line of `predictions.jsonl`. An image that cannot be used is named and left out; the
-exit code is then 1. With `--group_maps` the group tokens' maps are written too (UniRES's Figure 5).
+exit code is then 1. The checkpoint may also be a folder that `tools.export` wrote. With `--group_maps`
+the group tokens' maps are written too (UniRES's Figure 5).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from refseg_jax.checkpoint_folder import step_choice
 from refseg_jax.errors import UserError
 from refseg_jax.pictures import PREDICTED_COLOUR, assignment_map, overlay
 from refseg_jax.predictions import jsonl_writer, prediction_line
@@ -69,7 +71,7 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predicts everything; the number of images that could not be used."""
     images = find_images(options.image)
-    predictor = Predictor.from_checkpoint(options.checkpoint)
+    predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     bad = 0
     with jsonl_writer(options.output_dir / "predictions.jsonl") as write:
@@ -98,7 +100,10 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="a run's workdir or one checkpoint")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir, one checkpoint, or an export"
+    )
+    parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
     parser.add_argument("--image", type=Path, required=True, help="an image or a folder of images")
     parser.add_argument("--text", action="append", required=True, help="may be given several times")
     parser.add_argument("--output_dir", type=Path, required=True)

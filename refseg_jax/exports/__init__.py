@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refseg_jax import naming
+from refseg_jax.engines import Engine, ParameterEngine
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.model_card import model_card
-from refseg_jax.exports.safetensors import write_arrays
+from refseg_jax.exports.safetensors import read_arrays, write_arrays
 from refseg_jax.exports.source import Source, Step, read_source
+from refseg_jax.exports.stablehlo import StablehloEngine, write_graphs
 from refseg_jax.exports.tokenizer_files import write_tokenizer
 
-__all__ = ["FORMATS", "Written", "export"]
+__all__ = ["ENGINES", "FORMATS", "Written", "export", "read_engine"]
 
 
 class Written(NamedTuple):
@@ -34,8 +36,43 @@ def _weights(target: Path, source: Source) -> Written:
     return Written({}, {})
 
 
+def _stablehlo(target: Path, source: Source) -> Written:
+    write_arrays(target / folder.WEIGHTS, source.params)
+    return Written(write_graphs(target, source), {})
+
+
 #: What writes a format's own files into the folder, by name.
-FORMATS: Mapping[str, Callable[[Path, Source], Written]] = {"safetensors": _weights}
+FORMATS: Mapping[str, Callable[[Path, Source], Written]] = {
+    "safetensors": _weights,
+    "stablehlo": _stablehlo,
+}
+
+
+def _parameters(path: Path, config: ExportConfig) -> Engine:
+    params = read_arrays(folder.verified(path, config, folder.WEIGHTS))
+    return ParameterEngine(params, config.model)
+
+
+#: What computes masks from a folder of a format, by name; raises what `another_version` explains.
+ENGINES: Mapping[str, Callable[[Path, ExportConfig], Engine]] = {
+    "safetensors": _parameters,
+    "stablehlo": StablehloEngine,
+}
+
+
+def read_engine(path: Path) -> tuple[Engine, dict[str, Any]]:
+    """What computes masks from an exported folder, and the config sections that a predictor reads.
+
+    Raises:
+        UserError: a file is missing or damaged, or this code does not know its format.
+    """
+    config = folder.read_config(path)
+    if config.format not in ENGINES:
+        raise UserError(f"{path}: {naming.unknown('format', config.format, ENGINES)}")
+    tokenizer = folder.verified(path, config, folder.TOKENIZER)
+    data = {**config.data, "tokenizer": str(tokenizer)}
+    sections = {"model": config.model, "data": data, "eval": config.eval}
+    return ENGINES[config.format](path, config), sections
 
 
 def export(

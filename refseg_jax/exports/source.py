@@ -51,12 +51,13 @@ def read_source(path: Path, step: Step = "latest") -> Source:
         stored = folder.read_config(path)
         params = safetensors.read_arrays(folder.verified(path, stored, folder.WEIGHTS))
         config: Mapping[str, Any] = stored.sections()
-        tokenizer = str(folder.verified(path, stored, folder.TOKENIZER))
+        vocabulary = folder.verified(path, stored, folder.TOKENIZER)
+        tokenizer, tokenizer_json = str(vocabulary), vocabulary.read_text()
         step, metrics = stored.step, stored.metrics
     else:
         params, record = load_recorded(path, step=step)
         config, step, metrics = record.config, record.step, _scores(path, record)
-        tokenizer = ""
+        tokenizer = tokenizer_json = ""
     with another_version(path):
         data = config["data"]
         tokenizer = tokenizer or data["tokenizer"]
@@ -75,7 +76,7 @@ def read_source(path: Path, step: Step = "latest") -> Source:
                 "tokenizer": folder.TOKENIZER,
             },
             eval={"threshold": config["eval"]["threshold"]},
-            tokenizer_json=build_tokenizer(tokenizer).as_json(),
+            tokenizer_json=tokenizer_json or build_tokenizer(tokenizer).as_json(),
             step=step,
             metrics=metrics,
         )

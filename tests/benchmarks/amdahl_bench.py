@@ -69,8 +69,9 @@ def parts_of(predictor: Predictor, rgb: np.ndarray) -> tuple[Callable[[], Any], 
     """What `predict` does for an image, and for one expression on it."""
 
     def see() -> tuple[Any, np.ndarray]:
-        network, affine = preprocess.prepare_image(rgb, predictor._size, "letterbox")
-        features = predictor._encode_image(predictor._params, network[None, None])
+        size = predictor._engine.image_size
+        network, affine = preprocess.prepare_image(rgb, size, "letterbox")
+        features = predictor._engine.encode_image(network[None])
         return jax.block_until_ready(features), affine
 
     features, affine = see()

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from input_pipeline.sources import RecordSource
+from refseg_jax.engines import ParameterEngine
 from refseg_jax.errors import UserError
 from refseg_jax.models import build_model
 from refseg_jax.predictor import Prediction, Predictor, to_rgb
@@ -125,27 +126,27 @@ def test_expressions_together_answer_as_one_by_one(predictor: Predictor) -> None
 def test_expressions_are_decoded_in_chunks_of_an_image_encoded_once(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, decode = predictor._encode_image, predictor._decode
-    encoded, decoded = [], []
+    encode, paint = predictor._engine.encode_image, predictor._paint
+    encoded, painted = [], []
 
-    def encoding(params: Any, image: Any) -> Any:
+    def encoding(image: Any) -> Any:
         encoded.append(image.shape)
-        return encode(params, image)
+        return encode(image)
 
-    def decoding(*arguments: Any) -> Any:
-        answer = decode(*arguments)
-        decoded.append([x.shape for x in answer])
+    def painting(*arguments: Any) -> Any:
+        answer = paint(*arguments)
+        painted.append([x.shape for x in answer])
         return answer
 
-    monkeypatch.setattr(predictor, "_encode_image", encoding)
-    monkeypatch.setattr(predictor, "_decode", decoding)
+    monkeypatch.setattr(predictor._engine, "encode_image", encoding)
+    monkeypatch.setattr(predictor, "_paint", painting)
     image = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
     # 8, 8 and 5: what lies on the device does not grow with the number of expressions.
     texts = [f"{text} {number}" for number in range(4) for text in TEXTS] + ["the box"]
     together = predictor.predict(image, texts)
     size = UNIRES["image_size"]
-    assert encoded == [(1, 1, size, size, 3)]
-    assert decoded == [[(1, 1, 8, 128, 128)] * 2] * 3
+    assert encoded == [(1, size, size, 3)]
+    assert painted == [[(1, 1, 8, 128, 128)] * 2] * 3
     assert len(together) == 21
     for start in (0, 8, 16):
         alone = predictor.predict(image, texts[start : start + 8])
@@ -156,20 +157,26 @@ def test_expressions_are_decoded_in_chunks_of_an_image_encoded_once(
 
 def test_many_sizes_and_counts_take_one_compilation(predictor: Predictor) -> None:
     predictor.predict(np.zeros((8, 9, 3), np.uint8), TEXTS)
-    encode: Any = predictor._encode_image
-    decode: Any = predictor._decode
-    before = decode._cache_size()
+    engine: Any = predictor._engine
+    compiled = (engine._encode_text, engine._decode, predictor._paint)
+    before = [function._cache_size() for function in compiled]
     for height, width, count in ((1, 1, 5), (100, 128, 6), (128, 1, 7), (64, 64, 8)):
         predictor.predict(np.zeros((height, width, 3), np.uint8), ["box"] * count)
-    assert encode._cache_size() == 1
-    assert decode._cache_size() == before
+    assert engine._encode_image._cache_size() == 1
+    assert [function._cache_size() for function in compiled] == before
 
 
 def test_a_step_folder_holds_what_its_run_holds(folder: Path, predictor: Predictor) -> None:
     other = Predictor.from_checkpoint(folder / "run" / "checkpoints" / "1")
-    assert other._params.keys() == predictor._params.keys()
-    for path, value in predictor._params.items():
-        np.testing.assert_array_equal(other._params[path], value, path)
+    ours, theirs = _params(predictor), _params(other)
+    assert theirs.keys() == ours.keys()
+    for path, value in ours.items():
+        np.testing.assert_array_equal(theirs[path], value, path)
+
+
+def _params(predictor: Predictor) -> Params:
+    assert isinstance(predictor._engine, ParameterEngine)
+    return predictor._engine.params
 
 
 def _float_image() -> np.ndarray:

@@ -1,0 +1,177 @@
+"""The three functions of a model as StableHLO, for servers without this code.
+
+Each file is one `jax.export` artefact for CPUs, CUDA GPUs and TPUs, with a symbolic batch `b` and a
+symbolic number of expressions `k`. Its first argument is a flat dict of just the parameters that it
+uses, read from `model.safetensors` beside it, so that weights are stored once. JAX reads artefacts of
+up to six months before (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+from jax.extend.core import Literal
+
+from refseg_jax.batch import Array
+from refseg_jax.engines import GRAPHS, Features, Graphs, forward_of
+from refseg_jax.errors import UserError
+from refseg_jax.exports import folder
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.safetensors import read_arrays
+from refseg_jax.exports.source import Source
+from refseg_jax.layers.attention import portable_attention
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+#: What `config.json` says of a graph: its file, the parameters that it takes, and the shapes.
+Graph = dict[str, Any]
+
+
+def write_graphs(target: Path, source: Source) -> dict[str, Graph]:
+    """Writes `<name>.stablehlo` of each of `GRAPHS`; what is needed to call them, by name."""
+    graphs = Graphs(forward_of(source.model))
+    batch, count = export.symbolic_shape("b, k")
+    with portable_attention():
+        inputs = _inputs(graphs, batch, count, source.data["context_length"])
+        # The parameters that a function uses do not depend on the shapes.
+        examples = _inputs(graphs, 1, 1, source.data["context_length"])
+        return {
+            name: _write(target, getattr(graphs, name), inputs[name], examples[name])
+            for name in GRAPHS
+        }
+
+
+def _inputs(graphs: Graphs, batch: Any, count: Any, length: int) -> dict[str, tuple[Any, ...]]:
+    """Abstract inputs of each function."""
+    size = graphs.forward.model.image_size
+    shapes = graphs.forward.shapes
+    image = (jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),)
+    text = tuple(jax.ShapeDtypeStruct((batch, count, length), t) for t in (np.int32, np.bool_))
+    features = (
+        jax.eval_shape(graphs.encode_image, shapes, *image),
+        jax.eval_shape(graphs.encode_text, shapes, *text),
+    )
+    return {"encode_image": image, "encode_text": text, "decode": features}
+
+
+def _write(
+    target: Path, function: Callable[..., Any], inputs: tuple[Any, ...], examples: tuple[Any, ...]
+) -> Graph:
+    name = function.__name__
+    graphs: Graphs = function.__self__  # pyright: ignore[reportFunctionMemberAccess]
+    shapes = graphs.forward.shapes
+    used = used_params(function, shapes, *examples)
+
+    def run(params: Mapping[str, Any], *arguments: Any) -> Any:
+        # What is not used stays abstract.
+        return function({**shapes, **params}, *arguments)
+
+    exported = export.export(jax.jit(run), platforms=PLATFORMS)(
+        {path: shapes[path] for path in used}, *inputs
+    )
+    file = f"{name}.stablehlo"
+    (target / file).write_bytes(exported.serialize())
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    names = list(inspect.signature(function).parameters)[1:]
+    return {
+        "file": file,
+        "params": used,
+        "inputs": {n: _described(x) for n, x in zip(names, inputs, strict=True)},
+        "outputs": _described(outputs),
+    }
+
+
+def used_params(
+    function: Callable[..., Any], params: Mapping[str, Any], *arguments: Any
+) -> list[str]:
+    """The parameters that reach a function's result, in the order of their names."""
+    jaxpr = jax.make_jaxpr(function)(dict(params), *arguments).jaxpr
+    needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if any(var in needed for var in equation.outvars):
+            needed |= {var for var in equation.invars if not isinstance(var, Literal)}
+    # JAX flattens dicts in the order of their keys.
+    return [path for path, var in zip(sorted(params), jaxpr.invars, strict=False) if var in needed]
+
+
+def _described(tree: Any) -> Any:
+    """`[dtype, shape]` of an array, or that of each by name."""
+    if isinstance(tree, dict):
+        return {name: _described(leaf) for name, leaf in tree.items()}
+    return [str(np.dtype(tree.dtype)), [d if isinstance(d, int) else str(d) for d in tree.shape]]
+
+
+class StablehloEngine:
+    """Exported graphs with the weights beside them; see `refseg_jax.engines.Engine`."""
+
+    def __init__(self, path: Path, config: ExportConfig) -> None:
+        """Reads the graphs; nothing of the model's code is used.
+
+        Raises:
+            UserError: a file is missing, damaged, or of a JAX too far from this one.
+        """
+        weights = read_arrays(folder.verified(path, config, folder.WEIGHTS))
+        try:
+            graphs = {name: config.graphs[name] for name in GRAPHS}
+            used = {path for graph in graphs.values() for path in graph["params"]}
+            self._params = jax.device_put({path: weights[path] for path in used})
+            self._names = {name: list(graph["params"]) for name, graph in graphs.items()}
+            _, (_, self.image_size, _, _) = graphs["encode_image"]["inputs"]["image"]
+            _, (_, _, cells, _) = graphs["decode"]["outputs"]["mask_logits"]
+            self.mask_stride = self.image_size // cells
+            self.config: Any = types.SimpleNamespace(**config.model)
+            files = {name: str(graph["file"]) for name, graph in graphs.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path / folder.CONFIG}: it does not describe the graphs ({error}); export again"
+            ) from None
+        # Jitted, so that each shape is compiled once.
+        self._graphs = {
+            name: jax.jit(read_graph(folder.verified(path, config, file)).call)
+            for name, file in files.items()
+        }
+
+    def encode_image(self, image: Array) -> Features:
+        """See `Engine`."""
+        return self._run("encode_image", image)
+
+    def encode_text(self, text: Array, text_valid: Array) -> Features:
+        """See `Engine`."""
+        return self._run("encode_text", text, text_valid)
+
+    def decode(self, image_features: Features, text_features: Features) -> Array:
+        """See `Engine`."""
+        return self._run("decode", image_features, text_features)["mask_logits"]
+
+    def _run(self, name: str, *inputs: Any) -> Features:
+        params = {path: self._params[path] for path in self._names[name]}
+        return self._graphs[name](params, *inputs)
+
+
+def read_graph(path: Path) -> export.Exported:
+    """One artefact.
+
+    Raises:
+        UserError: it is none, or of a JAX too far from this one.
+    """
+    cure = f"export again with a JAX near {jax.__version__}, or use the JAX that wrote it"
+    try:
+        graph = export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # Whatever flatbuffers and JAX's reader think of the bytes.
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: JAX {jax.__version__} cannot read it ({reason}); {cure}"
+        ) from None
+    least = export.minimum_supported_calling_convention_version
+    most = export.maximum_supported_calling_convention_version
+    if not least <= graph.calling_convention_version <= most:
+        raise UserError(
+            f"{path}: calling convention {graph.calling_convention_version}, JAX "
+            f"{jax.__version__} knows {least} to {most}; {cure}"
+        )
+    return graph

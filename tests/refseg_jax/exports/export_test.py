@@ -1,0 +1,262 @@
+"""Folders that leave the project: what is in them, that they answer alike, and damage."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers as hub
+from safetensors.numpy import load_file
+
+from refseg_jax.checkpointer import Checkpointer
+from refseg_jax.errors import UserError
+from refseg_jax.exports import export, read_source
+from refseg_jax.exports import folder as layout
+from refseg_jax.predictor import Predictor
+from refseg_jax.tokenizers import ClipTokenizer, build_tokenizer
+from refseg_jax.train_state import Params
+from tests.refseg_jax.exports.folders import (
+    TEXTS,
+    THRESHOLD,
+    compiling_once,
+    damaged,
+    one_line,
+    picture,
+    tiny_params,
+    write_all,
+)
+from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    return tiny_params()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    write_all(folder, "safetensors")
+    return folder
+
+
+def test_parameters_load_back_bit_by_bit(folder: Path, params: Params) -> None:
+    stored = load_file(folder / "safetensors" / "model.safetensors")
+    assert stored.keys() == params.keys()
+    for path, value in params.items():
+        assert stored[path].dtype == np.float32
+        assert stored[path].tobytes() == np.asarray(value).tobytes(), path
+
+
+def test_masks_are_identical_to_the_checkpoints(folder: Path, tmp_path: Path) -> None:
+    with compiling_once(tmp_path):
+        expected, found = (
+            Predictor.from_checkpoint(folder / kind).predict(picture(), TEXTS)
+            for kind in ("run", "safetensors")
+        )
+    # Else equal masks would say nothing.
+    assert any(0.02 < one.mask.mean() < 0.98 for one in expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.mask, other.mask)
+        assert (one.score, one.present) == (other.score, other.present)
+
+
+def test_an_export_of_an_export_is_the_same(folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    export(folder / "safetensors", "safetensors", again, command=["make", "it"])
+    names = {path.name for path in (folder / "safetensors").iterdir()}
+    assert {path.name for path in again.iterdir()} == names
+    for name in names:
+        assert (again / name).read_bytes() == (folder / "safetensors" / name).read_bytes(), name
+
+
+def test_the_config_holds_what_a_predictor_needs_and_no_paths(folder: Path) -> None:
+    config = json.loads((folder / "safetensors" / "config.json").read_text())
+    assert config["model_type"] == "unires"
+    assert UNIRES.items() <= config["model"].items()
+    # Also the fields that the run's config leaves to their defaults.
+    assert config["model"]["filter_norm"] is True
+    assert config["eval"] == {"threshold": THRESHOLD}
+    assert config["step"] == 1
+    assert str(folder) not in json.dumps(config)
+
+
+def test_the_tokenizer_is_read_from_the_folder(folder: Path, tmp_path: Path) -> None:
+    path = folder / "safetensors"
+    predictor = Predictor.from_checkpoint(path)
+    assert not isinstance(predictor._tokenizer, ClipTokenizer)
+    found, expected = (t(TEXTS, 10) for t in (predictor._tokenizer, build_tokenizer()))
+    np.testing.assert_array_equal(found[0], expected[0])
+    model = json.loads((path / "tokenizer.json").read_text())["model"]
+    assert json.loads((path / "vocab.json").read_text()) == model["vocab"]
+    merges = (path / "merges.txt").read_text().splitlines()
+    assert [line.split() for line in merges[1:]] == model["merges"]
+
+
+def test_another_tokenizer_goes_along(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "red"]
+    model = hub.models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = hub.Tokenizer(model)
+    tokenizer.pre_tokenizer = hub.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "words.json"))
+    config = unires_run_config(THRESHOLD)
+    config["data"]["tokenizer"] = str(tmp_path / "words.json")
+    config["model"]["eos_id"] = 3
+    save_unires(tmp_path / "run", tiny_params(), config=config)
+    export(tmp_path / "run", "safetensors", tmp_path / "out", command=["x"])
+    (tmp_path / "words.json").unlink()
+    predictor = Predictor.from_checkpoint(tmp_path / "out")
+    ids, _ = predictor._tokenizer(["red cat"], 5)
+    assert ids.tolist() == [[2, 5, 4, 3, 0]]
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["eos_token"] == "[SEP]"
+    assert not (tmp_path / "out" / "merges.txt").exists()
+
+
+def _save_scored(workdir: Path, scores: dict[int, float]) -> None:
+    saver = Checkpointer(workdir / "checkpoints", keep_latest=9, best_metric="val/mIoU")
+    params = tiny_params()
+    config: dict[str, Any] = unires_run_config()
+    config["data"]["dataset"] = "scenes"
+    for step, score in scores.items():
+        state = {
+            "step": np.int32(step),
+            "params": {**params, "vision.class_token": step + 0 * params["vision.class_token"]},
+        }
+        saver.save(step, state, data_state={}, config=config, metrics={"val/mIoU": score})
+    saver.close()
+
+
+def test_the_card_has_the_scores_of_the_exported_step_alone(tmp_path: Path) -> None:
+    _save_scored(tmp_path / "run", {1: 0.75, 2: 0.5})
+    summary = {"val/mIoU": 0.5, "mIoU": 0.625, "part/mIoU": 0.375, "steps": 2, "train_seconds": 3}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    for step, value in (("latest", 2), ("best", 1), (1, 1)):
+        out = tmp_path / f"{step}"
+        export(tmp_path / "run", "safetensors", out, step=step, command=["make", "a model"])  # pyright: ignore
+        card = (out / "README.md").read_text()
+        stored = json.loads((out / "config.json").read_text())
+        assert stored["step"] == value
+        assert (load_file(out / "model.safetensors")["vision.class_token"] == value).all()
+        # The summary tells of step 2.
+        assert ("62.50" in card) == ("37.50" in card) == ("50.00" in card) == (value == 2)
+        assert ("75.00" in card) == (value == 1)
+        assert "Apache-2.0" in card
+        assert "make 'a model'" in card
+        assert "train_seconds" not in stored["metrics"]
+
+
+def test_a_step_is_chosen_for_a_predictor_too(tmp_path: Path) -> None:
+    _save_scored(tmp_path / "run", {1: 0.75, 2: 0.5})
+    for step, value in (("latest", 2), ("best", 1), (1, 1)):
+        engine: Any = Predictor.from_checkpoint(tmp_path / "run", step=step)._engine  # pyright: ignore
+        assert (np.asarray(engine.params["vision.class_token"]) == value).all()
+
+
+def _flip(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+def _edited(**fields: Any) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps({**json.loads(content), **fields}).encode()
+
+
+def _without(field: str) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        return json.dumps({k: v for k, v in json.loads(content).items() if k != field}).encode()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("model.safetensors", lambda content: content[:-100], "truncated or changed"),
+        ("model.safetensors", lambda content: b"", "truncated or changed"),
+        ("model.safetensors", _flip, "truncated or changed"),
+        ("tokenizer.json", _flip, "truncated or changed"),
+        ("config.json", lambda content: content[:200], "not the config of an export"),
+        ("config.json", lambda content: b"[]", "not the config of an export"),
+        ("config.json", lambda content: b"\xff", "not the config of an export"),
+        ("config.json", _edited(model=3), "'model' is no table"),
+        ("config.json", _without("sha256"), "it has no 'sha256'"),
+        ("config.json", _edited(sha256={}), "it has no digest of"),
+        ("config.json", _edited(version=99), "layout 99"),
+        ("config.json", _edited(version="new"), "not the config of an export"),
+        ("config.json", _edited(eval={}), "no 'threshold'"),
+        ("config.json", _edited(model={"name": "unires", "colour": 1}), "'colour'"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(
+    folder: Path, tmp_path: Path, name: str, change: Callable[[bytes], bytes], words: str
+) -> None:
+    bad = damaged(folder / "safetensors", tmp_path / "bad", name, change)
+    for read in (Predictor.from_checkpoint, read_source):
+        with pytest.raises(UserError) as caught:
+            read(bad)
+        one_line(caught, str(bad), words)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_missing_file_is_one_line(folder: Path, tmp_path: Path, name: str) -> None:
+    bad = damaged(folder / "safetensors", tmp_path / "bad", name, bytes)
+    (bad / name).unlink()
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / name), "No such file", "copy the whole exported folder")
+
+
+def test_a_file_that_is_no_safetensors_is_one_line(tmp_path: Path, folder: Path) -> None:
+    """Its digest is right: a hostile folder has its own."""
+    huge = (2**40).to_bytes(8, "little") + b"{}"
+
+    for number, content in enumerate((b"", b"\x80\x04cposix\nsystem\n", huge)):
+        bad = damaged(
+            folder / "safetensors",
+            tmp_path / f"{number}",
+            "model.safetensors",
+            lambda _, c=content: c,
+        )
+        layout.write_config(bad, layout.read_config(bad))
+        with pytest.raises(UserError) as caught:
+            Predictor.from_checkpoint(bad)
+        one_line(caught, str(bad / "model.safetensors"), "not a safetensors file")
+
+
+def test_an_unknown_format_names_the_nearest(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        export(folder / "run", "safetensor", tmp_path / "out", command=["x"])
+    one_line(caught, "--format", "did you mean 'safetensors'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_an_unknown_format_names_the_nearest(folder: Path, tmp_path: Path) -> None:
+    """As a later version may write it."""
+    change = _edited(format="safetensors2")
+    bad = damaged(folder / "safetensors", tmp_path / "bad", "config.json", change)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad), "did you mean 'safetensors'")
+
+
+def test_an_output_that_exists_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(UserError) as caught:
+        export(folder / "run", "safetensors", tmp_path / "out", command=["x"])
+    one_line(caught, str(tmp_path / "out"), "exists already", "delete it")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("where", ["nothing", "version"])
+def test_a_checkpoint_that_cannot_be_exported_leaves_nothing(tmp_path: Path, where: str) -> None:
+    source = tmp_path / "run"
+    if where == "version":
+        save_unires(source, tiny_params(), config={"model": dict(UNIRES), "data": {}, "eval": {}})
+    with pytest.raises(UserError) as caught:
+        export(source, "safetensors", tmp_path / "out", command=["x"])
+    one_line(caught, str(source))
+    assert not list(tmp_path.glob("out*"))

@@ -1,0 +1,69 @@
+"""Exports of a very small UniRES, made once for the tests that read them."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from refseg_jax.exports import export
+from refseg_jax.models import build_model
+from refseg_jax.train_state import Forward, Params
+from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires
+
+THRESHOLD = 0.6
+TEXTS = ["the red box", "both boxes", "the lid"]
+
+
+def tiny_params() -> Params:
+    return random_params(Forward(lambda rngs: build_model(UNIRES, rngs=rngs)))
+
+
+def write_all(folder: Path, *formats: str) -> Params:
+    """`run` with a checkpoint, and an export of each format under its name."""
+    params = tiny_params()
+    save_unires(folder / "run", params, THRESHOLD)
+    for name in formats:
+        export(folder / "run", name, folder / name, command=["make", "it"])
+    return params
+
+
+@contextlib.contextmanager
+def compiling_once(cache: Path) -> Iterator[None]:
+    """What one predictor has compiled, another takes from a folder."""
+    changes = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    try:
+        for name, value in changes.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def damaged(source: Path, target: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
+    """A copy of a folder, of which one file's bytes are changed."""
+    shutil.copytree(source, target)
+    (target / name).write_bytes(change((target / name).read_bytes()))
+    return target
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (40, 33, 3), np.uint8)
+
+
+def one_line(error: Any, *words: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message

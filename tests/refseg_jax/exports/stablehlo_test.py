@@ -1,0 +1,218 @@
+"""Graphs that run without this project's code, for any batch and any number of expressions."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from refseg_jax.engines import GRAPHS, Graphs, ParameterEngine, forward_of
+from refseg_jax.errors import UserError
+from refseg_jax.exports import FORMATS, Source, folder
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.stablehlo import StablehloEngine, used_params
+from refseg_jax.predictor import Predictor
+from tests.refseg_jax.exports.folders import TEXTS, damaged, one_line, picture, write_all
+from tests.refseg_jax.models.micro import EOS, FIELDS
+from tests.refseg_jax.tiny_run import UNIRES, random_params
+
+DOCS = Path(__file__).parents[3] / "docs" / "export.md"
+LENGTH = 7
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    write_all(folder, "stablehlo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(exported: Path) -> Predictor:
+    return Predictor.from_checkpoint(exported / "run")
+
+
+def _inputs(batch: int, count: int, eos: int = EOS, length: int = LENGTH) -> dict[str, np.ndarray]:
+    """Images, and texts of different lengths."""
+    rng = np.random.default_rng(batch)
+    ends = rng.integers(2, length, (batch, count, 1))
+    place = np.arange(length)
+    text = rng.integers(1, eos, (batch, count, length))
+    return {
+        "image": rng.integers(0, 256, (batch, 32, 32, 3), np.uint8),
+        "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
+        "text_valid": place <= ends,
+    }
+
+
+def _logits(engine: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    seen = engine.encode_image(inputs["image"])
+    return np.asarray(engine.decode(seen, engine.encode_text(inputs["text"], inputs["text_valid"])))
+
+
+def _agree(found: np.ndarray, expected: np.ndarray) -> None:
+    """To rounding, relative to the largest logit."""
+    assert expected.std((-2, -1)).min() > 0.01
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "projector"},
+        # More keys than FLASH_MIN_KEYS, where the CPU has a kernel of its own.
+        {"head": "pixel_shuffle", "patch_size": 2, "low_tokens": 0, "remat": True},
+        {"head": "pixel_kernel", "stem_width": 8, "low_tokens": 0, "high_tokens": 0},
+    ],
+    ids=lambda changes: changes["head"],
+)
+def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = {"name": "unires", **FIELDS, "decoder_layers": 1, **changes}
+    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
+    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
+    written = FORMATS["stablehlo"](tmp_path, source)
+    config = ExportConfig("stablehlo", model, source.data, {}, 1, {}, written.graphs)
+    folder.write_config(tmp_path, config)
+    graphs = StablehloEngine(tmp_path, folder.read_config(tmp_path))
+    engine = ParameterEngine(params, model)
+    assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
+    inputs = _inputs(2, 3)
+    _agree(_logits(graphs, inputs), _logits(engine, inputs))
+
+
+def test_a_graph_takes_just_the_parameters_that_it_uses() -> None:
+    graphs = Graphs(forward_of(UNIRES))
+    shapes = graphs.forward.shapes
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
+    text = [jax.ShapeDtypeStruct((1, 1, LENGTH), dtype) for dtype in (np.int32, np.bool_)]
+    seen = used_params(graphs.encode_image, shapes, image)
+    read = used_params(graphs.encode_text, shapes, *text)
+    features = [
+        jax.eval_shape(graphs.encode_image, shapes, image),
+        jax.eval_shape(graphs.encode_text, shapes, *text),
+    ]
+    decoded = used_params(graphs.decode, shapes, *features)
+    assert sorted([*seen, *read, *decoded]) == sorted(shapes)
+    assert {path.partition(".")[0] for path in read} == {"text"}
+
+
+def _bare_python(target: Path) -> dict[str, str]:
+    """An environment in which JAX, numpy and safetensors can be imported, and nothing else."""
+    packages = target / "packages"
+    packages.mkdir()
+    needed = ("jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy")
+    for name in (*needed, "flatbuffers", "safetensors"):
+        found = find_spec(name)
+        assert found is not None and found.origin is not None, name
+        place = Path(found.origin).parent
+        (packages / name).symlink_to(place)
+        libraries = place.with_name(f"{name}.libs")
+        if libraries.is_dir():
+            (packages / libraries.name).symlink_to(libraries)
+    # Compiled in a hurry.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    bare = {"PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return {**bare, "PATH": os.environ["PATH"]}
+
+
+def test_the_text_of_the_docs_runs_where_this_code_is_not(
+    exported: Path, run: Predictor, tmp_path: Path
+) -> None:
+    (snippet,) = re.findall(r"```python\n(import json\n.*?)```", DOCS.read_text(), re.DOTALL)
+    work = tmp_path / "work"
+    work.mkdir()
+    for path in (exported / "stablehlo").iterdir():
+        (work / path.name).symlink_to(path)
+    inputs = _inputs(2, 4, UNIRES["eos_id"], 10)
+    for name, value in inputs.items():
+        np.save(work / f"{name}.npy", value)
+    script = f"""{snippet}
+np.save("logits.npy", logits)
+import importlib.util
+for name in ("refseg_jax", "input_pipeline", "flax", "orbax", "transformers"):
+    assert importlib.util.find_spec(name) is None, name
+"""
+    # Without `site`, so that neither installed packages nor this project are found.
+    command = [sys.executable, "-S", "-P", "-c", script]
+    env = _bare_python(tmp_path)
+    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = folder.read_config(exported / "stablehlo")
+    # Image by image, so that a row is seen to depend on none of the others.
+    rows = [{name: x[b : b + 1] for name, x in inputs.items()} for b in range(2)]
+    expected = np.concatenate([_logits(run._engine, row) for row in rows])
+    found = np.load(work / "logits.npy")
+    _, (batch, count, *grid) = config.graphs["decode"]["outputs"]["mask_logits"]
+    assert (batch, count) == ("b", "k")
+    assert found.shape == (2, 4, *grid)
+    _agree(found, expected)
+
+
+def test_a_predictor_answers_from_graphs_as_from_the_checkpoint(
+    exported: Path, run: Predictor
+) -> None:
+    graphs = Predictor.from_checkpoint(exported / "stablehlo")
+    assert isinstance(graphs._engine, StablehloEngine)
+    mixed = 0
+    for one, other in zip(
+        graphs.predict(picture(), TEXTS), run.predict(picture(), TEXTS), strict=True
+    ):
+        # Only a logit within rounding of the threshold may fall on the other side.
+        assert (one.mask != other.mask).mean() < 1e-3
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+        mixed += 0.02 < other.mask.mean() < 0.98
+    assert mixed
+    with pytest.raises(UserError) as caught:
+        graphs.group_assignment(picture())
+    one_line(caught, "maps of group tokens", "--format=safetensors")
+
+
+def _of_another_convention(content: bytes) -> bytes:
+    graph = jax_export.deserialize(bytearray(content))
+    later = jax_export.maximum_supported_calling_convention_version + 1
+    return bytes(dataclasses.replace(graph, calling_convention_version=later).serialize())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_of_another_convention, "calling convention"),
+        (lambda content: b"", "cannot read it"),
+        (lambda content: content[:1000], "cannot read it"),
+        (lambda content: b"\x00" * len(content), "cannot read it"),
+    ],
+)
+def test_a_graph_that_jax_cannot_read_is_one_line(
+    exported: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    bad = damaged(exported / "stablehlo", tmp_path / "bad", "decode.stablehlo", change)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "decode.stablehlo"), "truncated or changed")
+    # With a digest of its own it comes further.
+    folder.write_config(bad, folder.read_config(bad))
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "decode.stablehlo"), words, "export again")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_that_is_not_described_is_one_line(
+    exported: Path, tmp_path: Path, name: str
+) -> None:
+    bad = damaged(exported / "stablehlo", tmp_path / "bad", "README.md", bytes)
+    config = folder.read_config(bad)
+    graphs = {key: value for key, value in config.graphs.items() if key != name}
+    folder.write_config(bad, dataclasses.replace(config, graphs=graphs))
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "config.json"), f"'{name}'")
