@@ -2,4 +2,6 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["model_step_bench.py"]
+collect_ignore = (
+    [] if importlib.util.find_spec("torch") else ["model_step_bench.py", "vit_bench.py"]
+)
