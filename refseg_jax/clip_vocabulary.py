@@ -68,6 +68,7 @@ def merges(names: Sequence[str]) -> list[tuple[str, str]]:
     return list(ranks)
 
 
+@functools.cache
 def tokenizer_json(decode: Decode, size: int) -> str:
     """The vocabulary in the format of the `tokenizers` library; arguments as of `tokens`."""
     names = tokens(decode, size)

@@ -92,7 +92,8 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 def write_config(folder: Path, config: ExportConfig) -> None:
     """Writes `config.json` with the digests of what is in the folder by then."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CONFIG, CARD))
+    outside = (folder / CONFIG, folder / CARD)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in outside)
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
     content = dataclasses.asdict(dataclasses.replace(config, sha256=digests))
     # Hugging Face's tools find a model's type here.

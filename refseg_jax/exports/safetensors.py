@@ -19,7 +19,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, layout: str = "np") -
         arrays: name -> array.
         layout: whose axis order they have; transformers reads files of layout `pt` only.
     """
-    contiguous = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    contiguous = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     save_file(contiguous, path, metadata={"format": layout})
     # The library makes files for its owner only, which a server may not be.
     path.chmod(0o644)
