@@ -35,6 +35,7 @@ from refseg_jax.preemption import Preemption
 from refseg_jax.tokenizers import check_tokenizer
 from refseg_jax.train_loop import LoopConfig, Run, Trained
 from refseg_jax.train_state import Forward, Params, Trainer, TrainState
+from refseg_jax.weights.clip_files import load_towers
 from refseg_jax.writers import ProgressLine, make_writer
 
 FLAGS = flags.FLAGS
@@ -243,11 +244,23 @@ class Experiment:
             print(f"pictures: {path}")
 
     def _fresh(self, trainer: Trainer) -> TrainState:
-        source = self.config.init.checkpoint
-        if not source:
-            return trainer.create()
-        params, _ = load_params(source, expected=self._abstract_params())
-        return trainer.create_from(params)
+        init = self.config.init
+        if init.checkpoint and init.clip:
+            raise UserError(
+                "config.init.checkpoint and config.init.clip are both set: the checkpoint has towers "
+                "of its own; leave one of the two empty"
+            )
+        if init.clip:
+            model: Any = self.forward.model
+            towers = load_towers(
+                init.clip, self._abstract_params(), model.config, sha256=init.clip_sha256
+            )
+            logging.info("%d parameters are CLIP's, from %s", len(towers), init.clip)
+            return trainer.create_from(towers)
+        if init.checkpoint:
+            params, _ = load_params(init.checkpoint, expected=self._abstract_params())
+            return trainer.create_from(params)
+        return trainer.create()
 
     def _abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         return sharding.abstract_params(self.forward.shapes, self.mesh)

@@ -29,9 +29,11 @@ def base_config() -> ConfigDict:
     config.epochs = 0.0
     config.batch_size = 32
 
-    # Start from the parameters of another run (its workdir, or one checkpoint), with a fresh
-    # optimiser; "" starts from random weights.
-    config.init = ConfigDict({"checkpoint": ""})
+    # Where a new run begins: with the parameters of another one (its workdir, or one checkpoint), or
+    # with CLIP's towers (a weight file, its folder, a name on the hub, a folder that
+    # tools.import_weights wrote; the SHA-256 of the file is checked where it is given) and random
+    # weights around them; "" is random weights alone. A run that resumes looks at none of this.
+    config.init = ConfigDict({"checkpoint": "", "clip": "", "clip_sha256": ""})
 
     config.data = ConfigDict(
         {

@@ -1,9 +1,12 @@
-"""UniRES pre-trained as on MRES-32M (the paper's supplement A.3), on any dataset of the one record.
+r"""UniRES pre-trained as on MRES-32M (the paper's supplement A.3), on any dataset of the one record.
 
     python main.py --config=configs/mres_unires.py --workdir=runs/pretrain \
-        --config.data.dataset=NAME --config.data.data_dir=DIR
+        --config.data.dataset=NAME --config.data.data_dir=DIR \
+        --config.init.clip=openai/clip-vit-base-patch16
 
-Another size of the model is `--config=configs/mres_unires.py:L/14`.
+Another size of the model is `--config=configs/mres_unires.py:L/14`, with
+`--config.init.clip=openai/clip-vit-large-patch14`; where there is no network, a file or folder takes
+the place of the name (docs/weights.md). Without `config.init.clip` it starts from random weights.
 
 Batch 128, 50 epochs, 5 of them warm-up, AdamW 1e-5 with weight decay 5e-4. MRES-32M itself was never
 released. It has dozens of expressions an image, so that 8 are drawn for an image that is encoded

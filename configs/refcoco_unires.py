@@ -4,6 +4,10 @@ r"""UniRES fine-tuned on RefCOCO, RefCOCO+ or RefCOCOg: the paper's supplement A
     python main.py --config=configs/refcoco_unires.py --workdir=runs/refcoco \
         --config.init.checkpoint=runs/pretrain
 
+Without a pre-trained run it starts from CLIP: `--config.init.clip=openai/clip-vit-base-patch16` in
+the place of the last line, or a file or folder where there is no network (docs/weights.md). The
+default is random weights, which needs nothing but is not what the paper does.
+
 For RefCOCO+ and RefCOCOg: `--config.data.dataset=refcoco_plus/unc`, or `refcocog/umd` with
 `--config.data.context_length=22 --config.evals.testA.split=test --config.evals.testB.when=never`.
 

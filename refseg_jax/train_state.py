@@ -164,7 +164,20 @@ class Trainer:
         return init(jax.random.key(self.seed))
 
     def create_from(self, params: Params) -> TrainState:
-        """A fresh state around given parameters (already laid out), to fine-tune them."""
+        """A fresh state around given parameters (already laid out), to fine-tune them.
+
+        Parameters that are not given are fresh, and created cut up too; the others are not drawn.
+        """
+        missing = self.forward.shapes.keys() - params.keys()
+        if missing:
+            layouts = self.shardings().params
+
+            def draw(key: jax.Array) -> Params:
+                drawn = self.forward.init(key)
+                return {path: drawn[path] for path in missing}
+
+            fresh = jax.jit(draw, out_shardings={path: layouts[path] for path in missing})
+            params = {**params, **fresh(jax.random.key(self.seed))}
         return jax.jit(self._start, out_shardings=self.shardings())(params)
 
     def compile_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:

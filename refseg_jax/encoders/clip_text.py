@@ -27,6 +27,7 @@ class ClipText(nnx.Module):
         layers: int,
         heads: int,
         output_width: int,
+        activation: str,
         eos_id: int,
         dtype: Any,
         remat: bool,
@@ -39,7 +40,9 @@ class ClipText(nnx.Module):
         )
         self.blocks = nnx.List(
             [
-                TransformerBlock(width, heads, scales=scales, dtype=dtype, rngs=rngs)
+                TransformerBlock(
+                    width, heads, activation=activation, scales=scales, dtype=dtype, rngs=rngs
+                )
                 for _ in range(layers)
             ]
         )

@@ -52,6 +52,7 @@ class ClipVision(nnx.Module):
         layers: int,
         heads: int,
         output_width: int,
+        activation: str,
         low_tokens: int,
         high_tokens: int,
         dtype: Any,
@@ -77,7 +78,9 @@ class ClipVision(nnx.Module):
         self.input_norm = LayerNorm(width, dtype=dtype)
         self.blocks = nnx.List(
             [
-                TransformerBlock(width, heads, scales=scales, dtype=dtype, rngs=rngs)
+                TransformerBlock(
+                    width, heads, activation=activation, scales=scales, dtype=dtype, rngs=rngs
+                )
                 for _ in range(layers)
             ]
         )

@@ -1,7 +1,7 @@
 """The residual block of CLIP's transformers, and the MLP of all transformers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,13 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 def exact_gelu(x: jax.Array) -> jax.Array:
     """`x * Phi(x)` by the error function: what Swin and BERT have (JAX's default is a tanh formula)."""
     return jax.nn.gelu(x, approximate=False)
+
+
+#: Of a CLIP's MLPs, by the name that configs use: OpenAI's, and most of OpenCLIP's.
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": exact_gelu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +70,16 @@ class Mlp(nnx.Module):
 class TransformerBlock(nnx.Module):
     """`x += attention(norm(x)); x += mlp(norm(x))`."""
 
-    def __init__(self, width: int, heads: int, *, scales: BlockScales, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        activation: str,
+        scales: BlockScales,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         self.attention_norm = LayerNorm(width, dtype=dtype)
         self.attention = MultiHeadAttention(
             width,
@@ -77,7 +93,7 @@ class TransformerBlock(nnx.Module):
         self.mlp = Mlp(
             width,
             4 * width,
-            activation=quick_gelu,
+            activation=ACTIVATIONS[activation],
             up_init=gaussian(scales.up),
             down_init=gaussian(scales.output),
             dtype=dtype,

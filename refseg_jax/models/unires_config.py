@@ -7,6 +7,7 @@ from typing import Any
 from refseg_jax import naming
 from refseg_jax.decoders.heads import HEADS
 from refseg_jax.encoders.stem import COARSE, FINE
+from refseg_jax.layers.transformer import ACTIVATIONS
 
 #: Compute types by the name that configs use (parameters are always f32).
 DTYPES = ("float32", "bfloat16")
@@ -28,6 +29,7 @@ class UniRESConfig:
             in the paper), 0 for CLIP's patch embedding.
         embedding_width: CLIP's joint space: what both towers' projections give.
         text_width, text_layers, text_heads: the text tower.
+        activation: of both towers' MLPs: `quick_gelu` (OpenAI's CLIP) or `gelu` (most of OpenCLIP's).
         vocab_size, text_positions, eos_id: CLIP's vocabulary, its whole table of positions, and the
             id of `<|endoftext|>`.
         low_tokens, high_tokens: group tokens of the first and the second half of the vision tower;
@@ -54,6 +56,7 @@ class UniRESConfig:
     text_width: int = 512
     text_layers: int = 12
     text_heads: int = 8
+    activation: str = "quick_gelu"
     vocab_size: int = 49408
     text_positions: int = 77
     eos_id: int = 49407
@@ -80,6 +83,8 @@ class UniRESConfig:
             raise ValueError(naming.unknown("head", self.head, HEADS))
         if self.dtype not in DTYPES:
             raise ValueError(naming.unknown("dtype", self.dtype, DTYPES))
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(naming.unknown("activation", self.activation, ACTIVATIONS))
         for field in dataclasses.fields(self):
             least = 0 if field.name in ("low_tokens", "high_tokens", "eos_id", "stem_width") else 1
             if field.type is int and getattr(self, field.name) < least:

@@ -76,7 +76,7 @@ def plan(
     writers: dict[str, list[str]] = defaultdict(list)
     troubles: dict[str, list[str]] = defaultdict(list)
     for entry, leaf in source.items():
-        found = _first_match(table.rules, entry)
+        found = first_match(table.rules, entry)
         if found is None:
             reason = _reason(table.unread, entry)
             if reason is None:
@@ -140,7 +140,8 @@ def _cut(whole: np.ndarray, index: Any) -> np.ndarray:
     return np.array(whole[index], order="C")
 
 
-def _first_match(rules: Iterable[Rule], entry: str) -> tuple[tuple[str, Change], ...] | None:
+def first_match(rules: Iterable[Rule], entry: str) -> tuple[tuple[str, Change], ...] | None:
+    """The (parameter, change) pairs of an entry, `None` where no rule knows it."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, entry)
         if match:

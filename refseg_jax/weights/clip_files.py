@@ -1,0 +1,236 @@
+"""From a path or a hub name to CLIP's towers in a model: finds, recognises, checks, loads."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from refseg_jax import checkpoint_folder
+from refseg_jax.checkpointer import load_params
+from refseg_jax.colours import CLIP_MEAN, CLIP_STD
+from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
+from refseg_jax.weights import clip, hub
+from refseg_jax.weights.loader import Weights, load
+from refseg_jax.weights.readers import open_weights
+
+#: Names of weight files in a folder, the preferred first.
+_FILES: Mapping[str, tuple[str, ...]] = {
+    "hf_clip": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    "openclip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+    "openai_clip": (),
+}
+_HF_CONFIG, _OPENCLIP_CONFIG = "config.json", "open_clip_config.json"
+_HF_IMAGES = "preprocessor_config.json"
+_SETTINGS = (_HF_CONFIG, _HF_IMAGES, _OPENCLIP_CONFIG)
+
+#: Of OpenAI's CLIPs: a head is this wide in both towers.
+_HEAD_WIDTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSource:
+    """An opened CLIP.
+
+    Attributes:
+        weights: its arrays.
+        format: out of `clip.FORMATS`.
+        facts: what the arrays do not tell.
+    """
+
+    weights: Weights
+    format: str
+    facts: clip.Facts
+
+    @property
+    def table(self) -> clip.Table:
+        """Of its format."""
+        return clip.FORMATS[self.format]
+
+
+def open_clip(source: str, *, format: str = "", sha256: str = "") -> ClipSource:
+    """Opens a CLIP without reading its arrays.
+
+    Args:
+        source: a weight file, a folder that holds one (and its JSON), or a name on the hub.
+        format: out of `clip.FORMATS`; `""` tells it by the content.
+        sha256: of the weight file, see `open_weights`.
+
+    Raises:
+        UserError: nothing is there, it is damaged, it is no CLIP, or what is needed beside the
+            arrays is missing.
+    """
+    if format and format not in clip.FORMATS:
+        raise UserError(unknown("format", format, clip.FORMATS))
+    kinds = (format,) if format else tuple(clip.FORMATS)
+    names = [file for kind in kinds for file in _FILES[kind]]
+    path = hub.locate(source, weights=names or _FILES["hf_clip"], settings=_SETTINGS)
+    file = _weight_file(path, names) if path.is_dir() else path
+    weights = open_weights(file, sha256=sha256)
+    format = format or _recognise(weights, file)
+    facts = {"hf_clip": _hf_facts, "openclip": _openclip_facts, "openai_clip": _openai_facts}
+    try:
+        return ClipSource(weights, format, facts[format](weights, file.parent))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file}: the files beside it do not describe a CLIP ({type(error).__name__}: "
+            f"{str(error)[:100]}); take the folder as it was published"
+        ) from None
+
+
+def load_towers(
+    source: str,
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    config: Any,
+    *,
+    sha256: str = "",
+) -> dict[str, jax.Array]:
+    """CLIP's part of a model's parameters.
+
+    Args:
+        source: as of `open_clip`, or a folder that `tools.import_weights` wrote.
+        target: path -> shape, dtype and `sharding` of every parameter of the model.
+        config: of the model, a `UniRESConfig`.
+        sha256: of the weight file.
+
+    Returns:
+        Path -> array, laid out, of all parameters that CLIP has.
+
+    Raises:
+        UserError: as `open_clip`, or the weights do not fit the model.
+    """
+    if _is_checkpoint(Path(source)):
+        return _from_checkpoint(source, target, config, sha256)
+    found = open_clip(source, sha256=sha256)
+    name = found.weights.name
+    clip.check(found.facts, config, name=name)
+    plan = clip.plan_towers(found.table, found.weights.shapes, target, config, name=name)
+    return load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        checkpoint_folder.locate(path)
+    except UserError:
+        return False
+    return True
+
+
+def _from_checkpoint(
+    source: str, target: Mapping[str, jax.ShapeDtypeStruct], config: Any, sha256: str
+) -> dict[str, jax.Array]:
+    if sha256:
+        raise UserError(f"{source}: a checkpoint has digests of its own; leave the SHA-256 away")
+    old = [path for path in target if not any(re.fullmatch(new, path) for new in clip.NEW)]
+    params, stored = load_params(source, expected={path: target[path] for path in old})
+    try:
+        facts = clip.Facts(**stored["clip"]["facts"])
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{source}: no checkpoint of tools.import_weights; a whole model goes into "
+            "config.init.checkpoint"
+        ) from None
+    clip.check(facts, config, name=source)
+    return params
+
+
+def _weight_file(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors", ".bin"))
+    if len(others) == 1:
+        return others[0]
+    what = f"{len(others)} weight files" if others else "no weight file"
+    raise UserError(f"{folder}: {what} ({', '.join(names[:2])}, or one other); name the file")
+
+
+def _recognise(weights: Weights, file: Path) -> str:
+    """The format, by names of entries and what lies beside the file."""
+    if "vision_model.embeddings.class_embedding" in weights.shapes:
+        return "hf_clip"
+    if "visual.class_embedding" not in weights.shapes:
+        raise UserError(
+            f"{file}: no CLIP with a vision transformer in one of the formats "
+            f"{', '.join(clip.FORMATS)}; name another file"
+        )
+    if file.with_name(_OPENCLIP_CONFIG).is_file():
+        return "openclip"
+    if "input_resolution" in weights.shapes:  # Only in what OpenAI published.
+        return "openai_clip"
+    raise UserError(
+        f"{file}: OpenAI's own CLIP and OpenCLIP's, which differ in the activation, have the same "
+        f"names: put OpenCLIP's {_OPENCLIP_CONFIG} beside it, or import it by "
+        "python -m tools.import_weights --format=openai_clip"
+    )
+
+
+def _openai_facts(weights: Weights, folder: Path) -> clip.Facts:
+    del folder
+    found = clip.sizes(clip.OPENAI, weights.shapes)
+    return clip.Facts(
+        activation="quick_gelu",
+        vision_heads=found["vision_width"] // _HEAD_WIDTH,
+        text_heads=found["text_width"] // _HEAD_WIDTH,
+        # The sentence is read at the largest id, which is EOS.
+        eos_id=found["vocab_size"] - 1,
+    )
+
+
+def _openclip_facts(weights: Weights, folder: Path) -> clip.Facts:
+    stored = _json(folder / _OPENCLIP_CONFIG)
+    model, images = stored["model_cfg"], stored.get("preprocess_cfg", {})
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    found = clip.sizes(clip.OPENAI, weights.shapes)
+    return clip.Facts(
+        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
+        vision_heads=found["vision_width"] // int(vision.get("head_width", _HEAD_WIDTH)),
+        text_heads=int(text["heads"]),
+        eos_id=found["vocab_size"] - 1,
+        mean=tuple(images.get("mean") or CLIP_MEAN),
+        std=tuple(images.get("std") or CLIP_STD),
+    )
+
+
+def _hf_facts(weights: Weights, folder: Path) -> clip.Facts:
+    stored = _json(folder / _HF_CONFIG)
+    vision, text = _hf_section(stored, "vision"), _hf_section(stored, "text")
+    for field, default in (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-5)):
+        if vision.get(field, default) != text.get(field, default):
+            raise ValueError(f"{field} differs between the towers")
+    eos_id = int(text.get("eos_token_id", 49407))
+    if eos_id == 2:  # transformers' old mistake, for which it reads at the largest id.
+        eos_id = clip.sizes(clip.HF, weights.shapes)["vocab_size"] - 1
+    images = _json(folder / _HF_IMAGES) if (folder / _HF_IMAGES).is_file() else {}
+    return clip.Facts(
+        activation=str(vision.get("hidden_act", "quick_gelu")),
+        vision_heads=int(vision.get("num_attention_heads", 12)),
+        text_heads=int(text.get("num_attention_heads", 8)),
+        eos_id=eos_id,
+        epsilon=float(vision.get("layer_norm_eps", 1e-5)),
+        mean=tuple(images.get("image_mean") or CLIP_MEAN),
+        std=tuple(images.get("image_std") or CLIP_STD),
+    )
+
+
+def _hf_section(stored: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
+    """A tower's fields; the older spelling goes before, as in transformers."""
+    old = stored.get(f"{tower}_config_dict")
+    return stored[f"{tower}_config"] if old is None else old
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; it tells what the weights beside it do not: copy it there"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not JSON ({' '.join(str(error).split())[:100]}); copy it again"
+        ) from None
