@@ -9,6 +9,7 @@ from refseg_jax import naming
 from refseg_jax.engines import Engine, ParameterEngine
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
+from refseg_jax.exports.clip import write_towers
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.model_card import model_card
 from refseg_jax.exports.safetensors import read_arrays, write_arrays
@@ -33,7 +34,7 @@ class Written(NamedTuple):
 
 def _weights(target: Path, source: Source) -> Written:
     write_arrays(target / folder.WEIGHTS, source.params)
-    return Written({}, {})
+    return Written({}, {"CLIP's towers": write_towers(target, source.params, source.model)})
 
 
 def _stablehlo(target: Path, source: Source) -> Written:

@@ -37,26 +37,13 @@ def write_graphs(target: Path, source: Source) -> dict[str, Graph]:
     graphs = Graphs(forward_of(source.model))
     batch, count = export.symbolic_shape("b, k")
     with portable_attention():
-        inputs = _inputs(graphs, batch, count, source.data["context_length"])
+        inputs = graphs.inputs(batch, count, source.data["context_length"])
         # The parameters that a function uses do not depend on the shapes.
-        examples = _inputs(graphs, 1, 1, source.data["context_length"])
+        examples = graphs.inputs(1, 1, source.data["context_length"])
         return {
             name: _write(target, getattr(graphs, name), inputs[name], examples[name])
             for name in GRAPHS
         }
-
-
-def _inputs(graphs: Graphs, batch: Any, count: Any, length: int) -> dict[str, tuple[Any, ...]]:
-    """Abstract inputs of each function."""
-    size = graphs.forward.model.image_size
-    shapes = graphs.forward.shapes
-    image = (jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),)
-    text = tuple(jax.ShapeDtypeStruct((batch, count, length), t) for t in (np.int32, np.bool_))
-    features = (
-        jax.eval_shape(graphs.encode_image, shapes, *image),
-        jax.eval_shape(graphs.encode_text, shapes, *text),
-    )
-    return {"encode_image": image, "encode_text": text, "decode": features}
 
 
 def _write(
@@ -81,8 +68,8 @@ def _write(
     return {
         "file": file,
         "params": used,
-        "inputs": {n: _described(x) for n, x in zip(names, inputs, strict=True)},
-        "outputs": _described(outputs),
+        "inputs": {n: described(x) for n, x in zip(names, inputs, strict=True)},
+        "outputs": described(outputs),
     }
 
 
@@ -99,10 +86,10 @@ def used_params(
     return [path for path, var in zip(sorted(params), jaxpr.invars, strict=False) if var in needed]
 
 
-def _described(tree: Any) -> Any:
+def described(tree: Any) -> Any:
     """`[dtype, shape]` of an array, or that of each by name."""
     if isinstance(tree, dict):
-        return {name: _described(leaf) for name, leaf in tree.items()}
+        return {name: described(leaf) for name, leaf in tree.items()}
     return [str(np.dtype(tree.dtype)), [d if isinstance(d, int) else str(d) for d in tree.shape]]
 
 

@@ -1,0 +1,149 @@
+"""CLIP's towers out of a model, in the layout of transformers.CLIPModel.
+
+Names and layouts are those of the import, `refseg_jax.weights.clip.HF`, read backwards, so that what is
+written can be imported again.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refseg_jax.colours import CLIP_MEAN, CLIP_STD
+from refseg_jax.exports.safetensors import write_arrays
+from refseg_jax.layers.norm import EPSILON
+from refseg_jax.weights import clip
+from refseg_jax.weights.table import Change, Table, convolution, positions, row, same, transposed
+
+FOLDER = "clip"
+
+#: The temperature that CLIP starts with; ours are trained without one.
+LOGIT_SCALE = math.log(1 / 0.07)
+
+#: What each change of an import takes back; positions are of the model's own grid already.
+UNDO: Mapping[Change, Callable[[np.ndarray], np.ndarray]] = {
+    same: lambda value: value,
+    positions: lambda value: value,
+    transposed: lambda value: value.transpose(1, 0),
+    convolution: lambda value: value.transpose(3, 2, 0, 1),
+    row: lambda value: value[0],
+}
+
+
+def write_towers(target: Path, params: Mapping[str, np.ndarray], model: Mapping[str, Any]) -> str:
+    """Writes `clip/`, where the towers are CLIP's; what there is to say about it.
+
+    Args:
+        target: the exported folder.
+        params: of the whole model.
+        model: every field of its config.
+    """
+    if model["stem_width"]:
+        return (
+            f"There is no folder `{FOLDER}`: the image tower begins with a convolutional stem "
+            f"(stem_width={model['stem_width']}), which CLIP's does not have."
+        )
+    folder = target / FOLDER
+    folder.mkdir()
+    write_arrays(folder / "model.safetensors", towers(params), layout="pt")
+    _write_json(folder / "config.json", _config(model))
+    _write_json(folder / "preprocessor_config.json", _images(model["image_size"]))
+    return (
+        f'`transformers.CLIPModel.from_pretrained("{FOLDER}")` loads the two towers as they are now, '
+        f"at {model['image_size']} pixels. Group tokens are no part of CLIP and are left out; with "
+        "them the patches of the whole model are others. `logit_scale` was not trained: it is "
+        f"log(1 / 0.07) = {LOGIT_SCALE:.4f}, what CLIP starts with."
+    )
+
+
+def towers(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of both towers under Hugging Face's names and in torch's layout."""
+    old = [path for path in params if not any(re.fullmatch(new, path) for new in clip.NEW)]
+    entries = {
+        entry: UNDO[change](params[path]) for path, (entry, change) in backwards(clip.HF, old)
+    }
+    return {**entries, "logit_scale": np.array(LOGIT_SCALE, np.float32)}
+
+
+def backwards(table: Table, paths: Iterable[str]) -> Iterable[tuple[str, tuple[str, Change]]]:
+    """The entry that each parameter is read from, and the change on the way.
+
+    Patterns may hold groups and escaped dots, nothing else that matches more than one text.
+
+    Raises:
+        ValueError: the table does not write a parameter, or its rule cannot be read backwards.
+    """
+    single = [(rule.pattern, *rule.writes[0]) for rule in table.rules if len(rule.writes) == 1]
+    for path in paths:
+        for pattern, template, change in single:
+            groups = re.fullmatch(re.sub(r"\\\d", r"(.+)", template.replace(".", r"\.")), path)
+            if groups is None:
+                continue
+            values = iter(groups.groups())
+            entry = re.sub(r"\(.*?\)", lambda _, v=values: next(v), pattern).replace(r"\.", ".")
+            found = re.fullmatch(pattern, entry)
+            plain = re.fullmatch(r"[\w.]+", entry)
+            if plain is None or found is None or found.expand(template) != path:
+                raise ValueError(f"the rule {pattern!r} cannot be read backwards")
+            yield path, (entry, change)
+            break
+        else:
+            raise ValueError(f"no rule writes {path!r}")
+
+
+def _config(model: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.json` of a CLIPModel."""
+
+    def tower(name: str) -> dict[str, Any]:
+        width = model[f"{name}_width"]
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": model[f"{name}_layers"],
+            "num_attention_heads": model[f"{name}_heads"],
+            "hidden_act": model["activation"],
+            "layer_norm_eps": EPSILON,
+            "projection_dim": model["embedding_width"],
+        }
+
+    text = {
+        **tower("text"),
+        "vocab_size": model["vocab_size"],
+        "max_position_embeddings": model["text_positions"],
+        "eos_token_id": model["eos_id"],
+        # CLIP's SOS stands before its EOS.
+        "bos_token_id": model["eos_id"] - 1,
+        "pad_token_id": 0,
+    }
+    vision = {
+        **tower("vision"),
+        "image_size": model["image_size"],
+        "patch_size": model["patch_size"],
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": model["embedding_width"],
+        "logit_scale_init_value": LOGIT_SCALE,
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def _images(size: int) -> dict[str, Any]:
+    """How a CLIP of this image size is fed by transformers: a square out of the middle."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
