@@ -93,6 +93,18 @@ class Graphs:
             logits["present_logits"] = output.present_logits[:, 0]
         return logits
 
+    def inputs(self, batch: Any, count: Any, length: int) -> dict[str, tuple[Any, ...]]:
+        """Abstract arguments of each of `GRAPHS`, for numbers of images and expressions that may be
+        symbolic, and texts of one length."""
+        size = self.forward.model.image_size
+        image = (jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),)
+        text = tuple(jax.ShapeDtypeStruct((batch, count, length), t) for t in (np.int32, np.bool_))
+        features = (
+            jax.eval_shape(self.encode_image, self.forward.shapes, *image),
+            jax.eval_shape(self.encode_text, self.forward.shapes, *text),
+        )
+        return {"encode_image": image, "encode_text": text, "decode": features}
+
     def _unnamed(self, structure: Any, features: Features) -> Any:
         blank = jax.tree.unflatten(structure, range(structure.num_leaves))
         return jax.tree.unflatten(structure, [features[name] for name in _named(blank)])
