@@ -1,0 +1,69 @@
+"""The command line, and that a run starts from what it wrote as from the source."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from refseg_jax.checkpointer import load_params
+from refseg_jax.errors import UserError
+from refseg_jax.models.unires import UniRES
+from refseg_jax.models.unires_config import UniRESConfig
+from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
+from refseg_jax.train_state import Forward
+from refseg_jax.weights.clip_files import load_towers
+from tests.refseg_jax.weights.clip_sources import SMALL_MODEL, hf_folder, openai_file
+from tools.import_weights import main
+
+
+@pytest.fixture(scope="module")
+def target() -> dict[str, jax.ShapeDtypeStruct]:
+    forward = Forward(lambda rngs: UniRES(UniRESConfig(**SMALL_MODEL), rngs=rngs))
+    return abstract_params(forward.shapes, make_mesh(MeshConfig()))
+
+
+def test_a_run_starts_from_the_folder_as_from_the_source(
+    target: dict[str, jax.ShapeDtypeStruct], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, output = hf_folder(tmp_path / "source"), tmp_path / "out"
+    digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    flags = [f"--source={source}", f"--output={output}", f"--sha256={digest}"]
+    assert main(["--format=hf_clip", *flags]) == 0
+    told = capsys.readouterr().out
+    assert "entries read into" in told and f"--config.init.clip={output}" in told
+    assert "unread: 1 (logit_scale): the temperature" in told
+    assert "left to fresh weights: 2 (vision.high_tokens, vision.low_tokens): group tokens" in told
+    config = UniRESConfig(**SMALL_MODEL)
+    direct = load_towers(str(source), target, config)
+    stored = load_towers(str(output), target, config)
+    assert stored.keys() == direct.keys()
+    for path, leaf in direct.items():
+        np.testing.assert_array_equal(stored[path], leaf, err_msg=path)
+        assert stored[path].sharding == leaf.sharding
+    with pytest.raises(UserError, match=r"config\.model\.activation=quick_gelu"):
+        load_towers(str(output), target, UniRESConfig(**SMALL_MODEL, activation="gelu"))
+    # The sizes are the source's own: positions are resized when they are read.
+    assert load_params(output)[0]["vision.position_embedding"].shape == (5, 128)
+    assert main(["--format=hf_clip", *flags]) == 1
+    assert "holds a checkpoint already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--format=hf_clip"], "do not fit the model|do not describe a CLIP|config.json"),
+        (["--format=openai_clip", "--preset=B/16"], "config.model.vision_heads=2"),
+        (["--format=openai_clip", f"--sha256={'0' * 64}"], "SHA-256 is"),
+    ],
+)
+def test_what_does_not_fit_writes_nothing(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, output = openai_file(tmp_path / "source"), tmp_path / "out"
+    assert main([*flags, f"--source={source}", f"--output={output}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert any(word in error for word in words.split("|"))
+    assert not output.exists()

@@ -1,0 +1,147 @@
+"""Turns published weights into a checkpoint folder of ours.
+
+    python -m tools.import_weights --format=hf_clip --source=DIR_OR_FILE_OR_HUB_NAME --output=CKPT
+
+Runs start from the folder by `--config.init.clip=CKPT`, as they do from the source itself; the folder
+has digests, and needs neither the source nor the network again. Sizes are the source's own; with
+`--preset=B/16` they must be that preset's, and the table of positions is resized to its image. The
+formats: openai_clip, hf_clip, openclip (see docs/weights.md).
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from refseg_jax import checkpoint_folder
+from refseg_jax.checkpointer import Checkpointer
+from refseg_jax.errors import UserError
+from refseg_jax.models.unires import UniRES
+from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
+from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
+from refseg_jax.train_state import Forward
+from refseg_jax.weights import clip
+from refseg_jax.weights.clip_files import open_clip
+from refseg_jax.weights.loader import Plan, load
+
+
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    format: str
+    source: str
+    sha256: str
+    preset: str
+
+
+class Imported(NamedTuple):
+    """What a format makes of its source.
+
+    Attributes:
+        params: dotted path -> array.
+        plan: what was read and what was left.
+        record: goes into the checkpoint's config; what loading must check later.
+    """
+
+    params: dict[str, jax.Array]
+    plan: Plan
+    record: dict[str, Any]
+
+
+def _import_clip(request: Request) -> Imported:
+    found = open_clip(request.source, format=request.format, sha256=request.sha256)
+    name = found.weights.name
+    known = {"activation": found.facts.activation, "eos_id": found.facts.eos_id}
+    if request.preset:
+        config = unires_config({"preset": request.preset, **known})
+    else:
+        own = clip.sizes(found.table, found.weights.shapes)
+        heads = {"vision_heads": found.facts.vision_heads, "text_heads": found.facts.text_heads}
+        config = UniRESConfig(**own, **heads, **known, head="linear", mask_stride=1)
+    clip.check(found.facts, config, name=name)
+    forward: Forward[UniRES] = Forward(lambda rngs: UniRES(config, rngs=rngs))
+    target = abstract_params(forward.shapes, make_mesh(MeshConfig()))
+    plan = clip.plan_towers(found.table, found.weights.shapes, target, config, name=name)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    facts = dataclasses.asdict(found.facts)
+    origin = {"format": found.format, "source": request.source, "sha256": request.sha256}
+    return Imported(params, plan, {"clip": {**origin, "facts": facts}})
+
+
+#: What imports each format.
+FORMATS: Mapping[str, Callable[[Request], Imported]] = {
+    "openai_clip": _import_clip,
+    "hf_clip": _import_clip,
+    "openclip": _import_clip,
+}
+
+
+def run(request: Request, output: Path) -> Imported:
+    """Imports, and writes the checkpoint; it is whole, or not there.
+
+    Raises:
+        UserError: the source is missing, damaged or does not fit, or the folder is taken.
+    """
+    if checkpoint_folder.steps(output / "checkpoints"):
+        raise UserError(f"{output}: it holds a checkpoint already; name another --output")
+    imported = FORMATS[request.format](request)
+    checkpointer = Checkpointer(output / "checkpoints", keep_latest=1)
+    try:
+        checkpointer.save(
+            0,
+            {"params": imported.params},
+            data_state={},
+            config=imported.record,
+            metrics=None,
+        )
+    finally:
+        checkpointer.close()
+    return imported
+
+
+def summary(plan: Plan) -> str:
+    """How many leaves there are, and what was left and why."""
+    lines = [f"{len(plan.reads)} entries read into {len(plan.targets)} parameters"]
+    for what, left in (("unread", plan.unread), ("left to fresh weights", plan.unwritten)):
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for leaf, reason in sorted(left.items()):
+            reasons[reason].append(leaf)
+        for reason, leaves in reasons.items():
+            shown = ", ".join(leaves[:2]) + (", ..." if len(leaves) > 2 else "")
+            lines.append(f"{what}: {len(leaves)} ({shown}): {reason}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.import_weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS))
+    parser.add_argument("--source", required=True, help="a file, its folder, or a hub name")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--sha256", default="", help="of the weight file; checked where given")
+    parser.add_argument("--preset", default="", choices=["", *PRESETS], help="sizes to insist on")
+    options = parser.parse_args(arguments)
+    request = Request(options.format, options.source, options.sha256, options.preset)
+    try:
+        print(summary(run(request, options.output).plan))
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(
+        f"written: {options.output} (a run starts from it by --config.init.clip={options.output})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
