@@ -43,14 +43,20 @@ class SlowClip:
     def __init__(self, merges: list[tuple[str, str]]) -> None:
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._ids = vocabulary(merges)
+        self._letters = byte_letters()
+        self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
         """As `SimpleTokenizer.encode`."""
         text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
         text = regex.sub(r"\s+", " ", text).strip().lower()
-        letters = byte_letters()
-        words = [[letters[byte] for byte in word.encode()] for word in _WORDS.findall(text)]
-        return [self._ids[part] for word in words for part in self._merge(word)]
+        return [number for word in _WORDS.findall(text) for number in self._word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        if word not in self._known:
+            letters = [self._letters[byte] for byte in word.encode()]
+            self._known[word] = [self._ids[part] for part in self._merge(letters)]
+        return self._known[word]
 
     def _merge(self, word: list[str]) -> list[str]:
         parts = [*word[:-1], word[-1] + "</w>"]

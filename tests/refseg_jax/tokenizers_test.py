@@ -24,7 +24,7 @@ from refseg_jax.tokenizers import (
 )
 from tests.refseg_jax.clip_reference import SlowClip, read_merges, vocabulary
 
-#: Ids of `SlowClip` with OpenAI's merges, which `test_clip_ids_of_real_expressions` checks again.
+#: Ids of `SlowClip` with OpenAI's merges, which `slow_words` checks again.
 KNOWN = {
     "a photo of a cat": [320, 1125, 539, 320, 2368],
     "the man's left-hand 3rd umbrella!!": [
@@ -56,9 +56,19 @@ def merges(shared_data: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def real_expressions(shared_data: Path) -> list[str]:
+    """All of RefCOCO's, RefCOCO+'s and RefCOCOg's val and test splits, as they come."""
     files = sorted((shared_data / "minigpt4_refcoco_eval").glob("*.json"))
-    texts = {row["sents"] for file in files for row in json.loads(file.read_text())}
-    return sorted(texts)[::20]
+    texts = [row["sents"] for file in files for row in json.loads(file.read_text())]
+    assert len(texts) == 57_457
+    return texts
+
+
+@pytest.fixture(scope="module")
+def slow_words(merges: list[tuple[str, str]], real_expressions: list[str]) -> list[list[int]]:
+    """Ids of the real expressions and the ugly ones, by CLIP's own way."""
+    slow = SlowClip(merges)
+    assert all(slow.encode(text) == ids for text, ids in KNOWN.items())
+    return [slow.encode(text) for text in (*real_expressions, *UGLY)]
 
 
 @pytest.fixture(params=["wheel", "json"])
@@ -108,14 +118,29 @@ def test_clip_ids_are_known(clip: ClipTokenizer, text: str) -> None:
 
 
 def test_clip_ids_of_real_expressions(
-    clip: ClipTokenizer, merges: list[tuple[str, str]], real_expressions: list[str]
+    clip: ClipTokenizer, slow_words: list[list[int]], real_expressions: list[str]
 ) -> None:
-    slow = SlowClip(merges)
-    texts = [*real_expressions, *UGLY]
-    assert len(texts) > 500
-    expected = [slow.encode(text) for text in texts]
-    assert _words(*clip(texts, 100)) == expected
-    assert all(slow.encode(text) == ids for text, ids in KNOWN.items())
+    assert _words(*clip([*real_expressions, *UGLY], 100)) == slow_words
+
+
+@pytest.mark.parametrize("length", [17, 22])
+def test_whole_rows_of_real_expressions(
+    clip: ClipTokenizer,
+    slow_words: list[list[int]],
+    real_expressions: list[str],
+    length: int,
+) -> None:
+    """What the model gets: both ends, padding, and in the longest ones EOS in the last place."""
+    assert sum(len(row) > length - 2 for row in slow_words) > 100
+    expected = np.zeros((len(slow_words), length), np.int32)
+    for row, ids in zip(expected, slow_words, strict=True):
+        whole = [CLIP_SOS, *ids[: length - 2], CLIP_EOS]
+        row[: len(whole)] = whole
+    found, valid = clip([*real_expressions, *UGLY], length)
+    np.testing.assert_array_equal(found, expected)
+    ends = np.minimum([len(row) for row in slow_words], length - 2) + 2
+    np.testing.assert_array_equal(valid, np.arange(length) < ends[:, None])
+    assert (np.argmax(found == CLIP_EOS, 1) == ends - 1).all()
 
 
 def test_clips_json_is_the_same_tokenizer(
