@@ -68,15 +68,42 @@ def resize_position_embedding(table: Array, grid: int) -> jax.Array:
     if 1 + old * old != table.shape[0]:
         raise ValueError(f"position table of {table.shape[0]} rows: expected 1 + a square number")
     table = jnp.asarray(table)
-    if old == grid:
-        return table
-    cells = jax.image.resize(
-        table[1:].reshape(old, old, -1),
-        (grid, grid, table.shape[1]),
+    return table if old == grid else jnp.concatenate([table[:1], _resize_cells(table[1:], grid)])
+
+
+def resize_relative_positions(table: Array, window: int) -> jax.Array:
+    """Swin's table of relative positions for another window, as Swin's own code resizes it.
+
+    Bicubic over rows and columns of distances (`load_pretrained` of Microsoft's repository, which
+    LAVT's backbone follows): a = -0.75, half-pixel centres, edges clamped, no antialiasing.
+
+    Args:
+        table: f32 `[(2 * w - 1)^2, heads]`.
+        window: side of the new window.
+
+    Returns:
+        f32 `[(2 * window - 1)^2, heads]`.
+
+    Raises:
+        ValueError: the table's rows are no square of an odd number.
+    """
+    old, side = math.isqrt(table.shape[0]), 2 * window - 1
+    if old * old != table.shape[0] or old % 2 == 0:
+        raise ValueError(f"relative table of {table.shape[0]} rows: expected (2 * window - 1)^2")
+    table = jnp.asarray(table)
+    return table if old == side else _resize_cells(table, side)
+
+
+def _resize_cells(cells: jax.Array, side: int) -> jax.Array:
+    """torch's bicubic `interpolate` of the square map `[g * g, width]` to `[side * side, width]`."""
+    old = math.isqrt(cells.shape[0])
+    resized = jax.image.resize(
+        cells.reshape(old, old, -1),
+        (side, side, cells.shape[1]),
         method="cubic-pytorch",
         antialias=False,
     )
-    return jnp.concatenate([table[:1], cells.reshape(grid * grid, -1)])
+    return resized.reshape(side * side, -1)
 
 
 def logits_on_canvas(
