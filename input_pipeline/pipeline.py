@@ -152,12 +152,19 @@ class MakeRow:
         assert frame.image is not None and frame.affine is not None
         batch.image[0, n], batch.affine[0, n] = frame.image, frame.affine
         batch.size[0, n] = record.height, record.width
+        first: dict[tuple[int, ...], int] = {}
         for k, expression in enumerate(frame.expressions):
             if expression is None:
                 continue
-            mask = frame.mask(expression)
             batch.valid[0, n, k] = True
             batch.present[0, n, k] = bool(expression.targets)
+            same = first.setdefault(expression.targets, k)
+            if same < k:
+                batch.mask[0, n, k] = batch.mask[0, n, same]
+                if batch.native is not None:
+                    batch.native[0, n, k] = batch.native[0, n, same]
+                continue
+            mask = frame.mask(expression)
             batch.mask[0, n, k] = preprocess.prepare_mask(
                 mask, frame.affine, config.image_size, config.mask_stride
             )

@@ -4,14 +4,16 @@ A record is what a TFDS builder writes and what a source reads. It is stored fla
 splits for lists of lists) because TFDS writes and reads flat features without TensorFlow.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from input_pipeline.segmentation import SegmentationError, checked_rle
+from input_pipeline.segmentation import SegmentationError, checked_rle, decode_counts
 from refseg_jax.batch import GRANULARITIES
 
 #: Values of `Target.granularity`.
@@ -86,18 +88,31 @@ class Record:
     def mask(self, target_indices: Sequence[int]) -> np.ndarray:
         """The union of some targets: u8 `[height, width]` of 0/1 (zeros for no target).
 
+        Columns are contiguous, as COCO has them.
+
         Raises:
             SegmentationError: the mask of a target is damaged, or of another size.
         """
         if not target_indices:
-            return np.zeros((self.height, self.width), np.uint8)
-        return coco_mask.decode(coco_mask.merge([self.rle(i) for i in target_indices]))
+            return np.zeros((self.width, self.height), np.uint8).T
+        size = (self.height, self.width)
+        masks = []
+        for target in target_indices:
+            with self._damage(target):
+                masks.append(decode_counts(self.targets[target].counts, *size))
+        return functools.reduce(np.bitwise_or, masks)
 
     def rle(self, target: int) -> Any:
         """The mask of one target as pycocotools takes it; raises as `mask` does."""
         size, counts = [self.height, self.width], self.targets[target].counts
-        try:
+        with self._damage(target):
             return checked_rle({"size": size, "counts": counts}, *size)
+
+    @contextlib.contextmanager
+    def _damage(self, target: int) -> Iterator[None]:
+        """Says whose mask is damaged."""
+        try:
+            yield
         except SegmentationError as error:
             raise SegmentationError(
                 f"{self.source}: image {self.image_id} ({self.file_name}): target {target}: "

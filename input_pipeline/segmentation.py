@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 
@@ -99,38 +100,53 @@ def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, An
     if isinstance(counts, str):
         counts = counts.encode("ascii", "replace")
     if isinstance(counts, bytes):
-        runs = _runs(counts)
+        runs: Any = _runs(counts)
     elif isinstance(counts, Sequence) and all(type(run) is int for run in counts):
-        runs = list(counts)
+        runs = np.array(counts, object)
     else:
         raise SegmentationError(f"the RLE's counts are a {type(counts).__name__}")
-    if any(run < 0 for run in runs) or sum(runs) != height * width:
-        raise SegmentationError(f"the RLE's runs do not fill {height} x {width} pixels")
+    _check_runs(runs, height, width)
     if isinstance(counts, bytes):
         return {"size": [height, width], "counts": counts}
-    return _compress({"size": [height, width], "counts": runs}, height, width)
+    return _compress({"size": [height, width], "counts": list(counts)}, height, width)
 
 
-def _runs(counts: bytes) -> list[int]:
-    """Run lengths of compressed counts.
+def decode_counts(counts: bytes, height: int, width: int) -> np.ndarray:
+    """The mask of compressed counts, u8 `[height, width]` of 0/1 with contiguous columns.
+
+    Raises:
+        SegmentationError: their runs do not fill the image exactly.
+    """
+    runs = _runs(counts)
+    _check_runs(runs, height, width)
+    values = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
+    pixels = height * width
+    if ((runs < 0) | (runs > pixels)).any() or runs.sum() != pixels:
+        raise SegmentationError(f"the RLE's runs do not fill {height} x {width} pixels")
+
+
+def _runs(counts: bytes) -> np.ndarray:
+    """Run lengths of compressed counts, i64.
 
     COCO's code: characters carry 5 bits each (from 48 on, bit 5 says that more follow, the last
     one's bit 4 is the sign), and from the fourth run on the difference to the run two before it.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for byte in counts:
-        code = byte - 48
-        if not 0 <= code < 64 or shift > 30:
-            raise SegmentationError("the RLE's counts are damaged")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    if shift:
+    code = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(code & 32 == 0)
+    lengths = np.diff(ends, prepend=-1)
+    rest = len(code) - lengths.sum()
+    if ((code < 0) | (code >= 64)).any() or max(rest, lengths.max(initial=0)) > 7:
+        raise SegmentationError("the RLE's counts are damaged")
+    if rest or not len(code):
         raise SegmentationError("the RLE's counts are truncated")
+    starts = ends + 1 - lengths
+    place = 5 * (np.arange(len(code)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((code & 31) << place, starts)
+    runs -= np.where(code[ends] & 16, 32 << place[ends], 0)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
     return runs

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging as python_logging
 import tempfile
 import zipfile
 import zlib
@@ -214,3 +215,12 @@ def _dataset_info(folder: Path) -> dict[str, Any]:
         raise DatasetError(
             f"{folder}/dataset_info.json: {error}; build the dataset again"
         ) from None
+
+
+def _hide_tfds(record: python_logging.LogRecord) -> bool:
+    """Drops what TFDS tells each time a dataset is opened."""
+    ours = "/tensorflow_datasets/" not in record.pathname.replace("\\", "/")
+    return ours or record.levelno >= python_logging.WARNING
+
+
+python_logging.getLogger("absl").addFilter(_hide_tfds)

@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from input_pipeline.pipeline import PipelineConfig
 from input_pipeline.schema import Record
 from input_pipeline.sources import RecordSource
 from refseg_jax.batch import HostBatch, RowMeta
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+
+EVERY = ("object", "part", "multi", "none")
+SPLITS = {"train": 6, "val": 7}
+
+
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny dataset."""
+    folder = tmp_path_factory.mktemp("data")
+    build_tiny_dataset(folder, SPLITS)
+    return folder
 
 
 def make_config(data_dir: Path, split: str = "val", **changes: Any) -> PipelineConfig:

@@ -12,18 +12,18 @@ from input_pipeline.pipeline import eval_batches, rows_per_epoch, train_batches
 from input_pipeline.schema import Record, Target, encode_mask
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
-from tests.input_pipeline.batches import assert_same_rows, make_config, rows_of, take
+from tests.input_pipeline.batches import (
+    EVERY,
+    SPLITS,
+    assert_same_rows,
+    built,
+    make_config,
+    rows_of,
+    take,
+)
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset, flip_a_bit
 
-EVERY = ("object", "part", "multi", "none")
-SPLITS = {"train": 6, "val": 7}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    build_tiny_dataset(folder, SPLITS)
-    return folder
+data_dir = pytest.fixture(scope="module")(built)
 
 
 def damage(record: Record) -> Record:

@@ -9,7 +9,9 @@ from input_pipeline.pipeline import PipelineConfig, eval_batches, rows_per_epoch
 from input_pipeline.schema import Expression, Record
 from refseg_jax.errors import UserError
 from tests.input_pipeline.batches import (
+    EVERY,
     assert_same_rows,
+    built,
     make_config,
     pair_ids,
     records,
@@ -19,15 +21,7 @@ from tests.input_pipeline.batches import (
 )
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 
-EVERY = ("object", "part", "multi", "none")
-SPLITS = {"train": 6, "val": 7}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    build_tiny_dataset(folder, SPLITS)
-    return folder
+data_dir = pytest.fixture(scope="module")(built)
 
 
 # The order of training

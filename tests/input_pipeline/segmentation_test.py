@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from input_pipeline.segmentation import SegmentationError, encode_segmentation
+from input_pipeline.segmentation import SegmentationError, decode_counts, encode_segmentation
 
 HEIGHT, WIDTH = 20, 30
 
@@ -91,3 +91,17 @@ def test_a_list_of_rles_is_united():
 def test_malformed_segmentations(segmentation: object, reason: str):
     with pytest.raises(SegmentationError, match=reason):
         encode_segmentation(segmentation, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_counts_decode_to_the_mask_that_was_encoded(share: float):
+    mask = (np.random.default_rng(0).random((300, 401)) < share).astype(np.uint8)
+    counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
+    np.testing.assert_array_equal(decode_counts(counts, 300, 401), mask)
+
+
+def test_long_runs_decode_though_their_differences_are_negative_and_of_many_characters():
+    mask = np.zeros((300, 401), np.uint8)
+    mask[:, 2:90] = mask[7:, 200:] = 1
+    counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
+    np.testing.assert_array_equal(decode_counts(counts, 300, 401), mask)
