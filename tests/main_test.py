@@ -18,8 +18,11 @@ from configs import scenes_unires
 from input_pipeline.sources import RecordSource
 from main import Experiment
 from refseg_jax import sharding
+from refseg_jax.checkpointer import load_params
 from refseg_jax.errors import UserError
+from refseg_jax.tokenizers import CLIP_EOS, CLIP_VOCAB
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+from tests.refseg_jax.weights.clip_sources import SMALL, SMALL_MODEL, arrays, hf_folder, hf_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
@@ -274,17 +277,53 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.model.head=projecter", "'projector'"),
         ("--config.data.dataset=nothing", "tools.build_dataset"),
         ("--config.epochs=2", "config.steps"),
+        ("--config.init.clip=/nowhere/clip.pt", "/nowhere/clip.pt: no such file"),
+        ("--config.init.clip=a --config.init.checkpoint=b", "leave one of the two empty"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_cure(
     place: Place, tmp_path: Path, flag: str, named: str
 ) -> None:
-    done = place.run(*_command(tmp_path, place.data, flag))
+    done = place.run(*_command(tmp_path, place.data, *flag.split()))
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if named in line]
     assert len(errors) == 1, done.stderr[-3000:]
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_starts_from_clip_and_resumes_without_it(place: Place, tmp_path: Path) -> None:
+    size = SMALL._replace(vocab=CLIP_VOCAB)
+    source = hf_folder(tmp_path / "clip", size)
+    fields = {
+        **{f"model.{name}": value for name, value in SMALL_MODEL.items()},
+        "model.vocab_size": CLIP_VOCAB,
+        "model.eos_id": CLIP_EOS,
+        "model.stem_width": 0,
+        "model.mask_stride": 4,
+        "steps": 1,
+        "optim.lr": 0.0,
+        "eval.oracle": "",
+        **{f"evals.{name}.when": "never" for name in ("val", "test", "shuffled")},
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    done = place.run(
+        *_command(tmp_path / "run", place.data, *flags, f"--config.init.clip={source}")
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    params, _ = load_params(tmp_path / "run")
+    entries = arrays(hf_shapes(size))
+    np.testing.assert_array_equal(
+        params["text.token_embedding.embedding"],
+        entries["text_model.embeddings.token_embedding.weight"],
+    )
+    np.testing.assert_array_equal(
+        params["vision.blocks.1.attention.value.kernel"],
+        entries["vision_model.encoder.layers.1.self_attn.v_proj.weight"].T,
+    )
+    assert params["vision.low_tokens"].std() > 0
+    again = place.run(*_command(tmp_path / "run", place.data, *flags, "--config.init.clip=/gone"))
+    assert again.returncode == 0, again.stderr[-3000:]
 
 
 def test_a_config_file_that_is_not_there_is_one_line(place: Place, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line, and that a run starts from what it wrote as from the source."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
 from refseg_jax.train_state import Forward
 from refseg_jax.weights.clip_files import load_towers
 from tests.refseg_jax.weights.clip_sources import SMALL_MODEL, hf_folder, openai_file
+from tests.refseg_jax.weights.torch_archive import Call, Global, torch_archive
 from tools.import_weights import main
 
 
@@ -67,3 +69,41 @@ def test_what_does_not_fit_writes_nothing(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert any(word in error for word in words.split("|"))
     assert not output.exists()
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def bit_flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def hostile(path: Path) -> None:
+    evil = Call(Global("os", "system"), f"touch {path.parent / 'ran'}")
+    torch_archive(path, {}, wrap=lambda entries: {**entries, "x": evil})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut_short, "damaged"),
+        (bit_flipped, "Bad CRC-32"),
+        (hostile, "refused, it asks for 'os.sys"),
+    ],
+)
+def test_a_damaged_or_hostile_file_is_one_line_and_writes_nothing(
+    damage: Callable[[Path], None],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    source, output = openai_file(tmp_path / "source"), tmp_path / "out"
+    damage(source)
+    assert main(["--format=openai_clip", f"--source={source}", f"--output={output}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {source}: ") and error.count("\n") == 1
+    assert words in error
+    assert not output.exists() and not (source.parent / "ran").exists()

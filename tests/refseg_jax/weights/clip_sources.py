@@ -129,13 +129,13 @@ def arrays(shapes: Shapes) -> dict[str, np.ndarray]:
     return {entry: draw(shape) for entry, shape in shapes.items()}
 
 
-def hf_folder(folder: Path, **changes: Any) -> Path:
+def hf_folder(folder: Path, clip: Clip = SMALL, **changes: Any) -> Path:
     """A small CLIP as transformers saves it; `changes` go into both towers' fields."""
     folder.mkdir(exist_ok=True)
-    save_file(arrays(hf_shapes(SMALL)), folder / "model.safetensors")
-    vision = {"num_attention_heads": SMALL.vision // 64, **changes}
+    save_file(arrays(hf_shapes(clip)), folder / "model.safetensors")
+    vision = {"num_attention_heads": clip.vision // 64, **changes}
     # As OpenAI's models lie on the hub: the wrong id stands for the largest one.
-    text = {"num_attention_heads": SMALL.text // 64, "eos_token_id": 2, **changes}
+    text = {"num_attention_heads": clip.text // 64, "eos_token_id": 2, **changes}
     config = {"vision_config": vision, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
