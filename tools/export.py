@@ -27,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist")
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
+    parser.add_argument(
+        "--env",
+        type=Path,
+        help="of --format=onnx: folder of the environment that converts, made where it is missing "
+        "(default: in the user's cache)",
+    )
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
     try:
@@ -35,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.format,
             options.output,
             step=step_choice(options.step),
+            environment=options.env,
             command=["python", "-m", "tools.export", *given],
         )
     except (UserError, OSError) as error:

@@ -1,0 +1,149 @@
+"""Weights to ONNX graphs; runs in the environment of `onnx_environment.py`, see `onnx_graphs.py`.
+
+    PYTHONPATH=... python -P onnx_converter.py FOLDER OUTPUT
+
+FOLDER holds `config.json` and `model.safetensors`; OUTPUT gets `<name>.onnx` of each graph, and
+`graphs.json`. Nothing of `refseg_jax.exports` can be imported here: it needs the newer Orbax.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx  # pyright: ignore[reportMissingImports]
+import onnxruntime  # pyright: ignore[reportMissingImports]
+from jax import export
+from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
+from safetensors.numpy import load_file
+
+from refseg_jax.engines import GRAPHS, Features, Graphs, forward_of
+from refseg_jax.layers.attention import portable_attention
+
+#: Graphs that differ more from JAX, relative to the largest logit, are no export.
+TOLERANCE = 1e-4
+
+#: Bytes of weights that fit into a protobuf file (2 GiB at most) beside the graph.
+_LARGEST_FILE = 2**31 - 2**24
+
+#: onnxruntime's CPU kernels have no bfloat16; recomputation is for training.
+_FIELDS = {"dtype": "float32", "remat": False}
+
+
+def main(folder: Path, output: Path) -> None:
+    """Converts, and compares with JAX.
+
+    Raises:
+        ValueError: the graphs' logits are not the model's.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    model = config["model"]
+    model = {**model, **{name: value for name, value in _FIELDS.items() if name in model}}
+    graphs, length = Graphs(forward_of(model)), config["data"]["context_length"]
+    params = {
+        path: jnp.asarray(value) for path, value in load_file(folder / "model.safetensors").items()
+    }
+    with portable_attention():
+        described = _convert(graphs, params, length, output)
+    error = _compare(graphs, params, length, output)
+    if not error <= TOLERANCE:
+        raise ValueError(f"logits in onnxruntime differ from JAX's by {error:.1e} of the largest")
+    (output / "graphs.json").write_text(json.dumps({"error": error, "graphs": described}))
+
+
+def _convert(
+    graphs: Graphs, params: dict[str, jax.Array], length: int, output: Path
+) -> dict[str, Any]:
+    batch, count = export.symbolic_shape("b, k")
+    inputs = graphs.inputs(batch, count, length)
+    names = {"encode_image": ["image"], "encode_text": ["text", "text_valid"]}
+    names["decode"] = [name for features in inputs["decode"] for name in features]
+    return {
+        name: _write(getattr(graphs, name), params, inputs[name], names[name], output)
+        for name in GRAPHS
+    }
+
+
+def _write(
+    function: Callable[..., Features],
+    params: dict[str, jax.Array],
+    inputs: tuple[Any, ...],
+    names: list[str],
+    output: Path,
+) -> dict[str, Any]:
+    """One graph, whose inputs and outputs are arrays by name: features are flattened."""
+    leaves, structure = jax.tree.flatten(inputs)
+    outputs = jax.eval_shape(lambda *args: function(params, *args), *inputs)
+
+    def run(*arguments: jax.Array) -> list[jax.Array]:
+        found = function(params, *jax.tree.unflatten(structure, arguments))
+        # Copied: jax2onnx cannot name an output that is an input.
+        return [jnp.copy(found[name]) for name in outputs]
+
+    plain = [jax.ShapeDtypeStruct(_dimensions(leaf), leaf.dtype) for leaf in leaves]
+    name = function.__name__
+    proto = to_onnx(run, plain, model_name=name, input_names=names, output_names=list(outputs))
+    for value in proto.graph.output:
+        # jax2onnx calls sizes that went through a reshape `dynamic_7`.
+        shape = value.type.tensor_type.shape
+        for place, size in zip(shape.dim, _dimensions(outputs[value.name]), strict=True):
+            if isinstance(size, str):
+                place.dim_param = size
+    weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    apart = {"save_as_external_data": True, "location": f"{name}.onnx.data"}
+    onnx.save(proto, output / f"{name}.onnx", **(apart if weights > _LARGEST_FILE else {}))
+    return {
+        "file": f"{name}.onnx",
+        "inputs": dict(zip(names, map(_described, leaves), strict=True)),
+        "outputs": {key: _described(leaf) for key, leaf in outputs.items()},
+    }
+
+
+def _compare(graphs: Graphs, params: dict[str, jax.Array], length: int, output: Path) -> float:
+    """The largest difference of logits relative to the largest, of two random images and three texts."""
+    rng = np.random.default_rng(0)
+    size, config = graphs.forward.model.image_size, graphs.forward.model.config
+    image = rng.integers(0, 256, (2, size, size, 3), np.uint8)
+    text = rng.integers(0, config.vocab_size, (2, 3, length), np.int32)
+    ends = rng.integers(1, length, (2, 3, 1))
+    text = np.where(np.arange(length) == ends, config.eos_id, text).astype(np.int32)
+    texts = {"text": text, "text_valid": np.arange(length) <= ends}
+
+    def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = onnxruntime.InferenceSession(
+            output / f"{name}.onnx", providers=["CPUExecutionProvider"]
+        )
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    found = run("decode", {**run("encode_image", {"image": image}), **run("encode_text", texts)})
+    expected = np.asarray(_logits(graphs, params, image, **texts))
+    return float(np.abs(found["mask_logits"] - expected).max() / np.abs(expected).max())
+
+
+def _logits(
+    graphs: Graphs,
+    params: dict[str, jax.Array],
+    image: np.ndarray,
+    text: np.ndarray,
+    text_valid: np.ndarray,
+) -> jax.Array:
+    features = jax.jit(graphs.encode_image)(params, image)
+    words = jax.jit(graphs.encode_text)(params, text, text_valid)
+    return jax.jit(graphs.decode)(params, features, words)["mask_logits"]
+
+
+def _described(leaf: Any) -> list[Any]:
+    return [str(np.dtype(leaf.dtype)), list(_dimensions(leaf))]
+
+
+def _dimensions(leaf: Any) -> tuple[int | str, ...]:
+    return tuple(size if isinstance(size, int) else str(size) for size in leaf.shape)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
