@@ -11,7 +11,7 @@ the group tokens' maps are written too (UniRES's Figure 5).
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,13 @@ def write_pictures(
             _save(folder / f"{image.name}-{k}-{kind}.png", pixels)
 
 
-def write_group_maps(folder: Path, image: Path, predictor: Predictor, rgb: np.ndarray) -> None:
-    """`<image name>-groups-<level>.png`: each patch in the colour of its group token."""
-    network, levels = predictor.group_assignment(rgb)
+def write_group_maps(
+    folder: Path, image: Path, network: np.ndarray, levels: Mapping[str, np.ndarray]
+) -> None:
+    """`<image name>-groups-<level>.png`: each patch in the colour of its group token.
+
+    `network` and `levels` as `Predictor.group_assignment` gives them.
+    """
     for level, similarity in levels.items():
         _save(folder / f"{image.name}-groups-{level}.png", assignment_map(network, similarity))
 
@@ -83,10 +87,12 @@ def run(options: argparse.Namespace) -> int:
                 tqdm.write(f"error: {error}", file=sys.stderr)
                 bad += 1
                 continue
+            # Before anything is written, because not every model has them.
+            groups = predictor.group_assignment(rgb) if options.group_maps else None
             predictions = predictor.predict(rgb, options.text)
             write_pictures(options.output_dir, image, rgb, predictions)
-            if options.group_maps:
-                write_group_maps(options.output_dir, image, predictor, rgb)
+            if groups is not None:
+                write_group_maps(options.output_dir, image, *groups)
             for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
                 pair = f"{image.name}#{k}"
                 write(prediction_line(pair, image.name, text, one.mask, one.score))

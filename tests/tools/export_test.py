@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.refseg_jax.exports.folders import compiling_once, picture, tiny_params
+from tests.refseg_jax.exports.folders import (
+    compiling_in_a_hurry,
+    compiling_once,
+    picture,
+    tiny_params,
+)
 from tests.refseg_jax.tiny_run import save_unires
 from tools import export, predict
 
@@ -30,7 +35,7 @@ def test_what_is_exported_predicts_as_the_run(
     assert str(tmp_path / "model") in capsys.readouterr().out
     Image.fromarray(picture()).save(tmp_path / "a.png")
     masks = []
-    with compiling_once(tmp_path / "cache"):
+    with compiling_in_a_hurry(), compiling_once(tmp_path / "cache"):
         for number, checkpoint in enumerate((run, tmp_path / "model")):
             out = tmp_path / f"out{number}"
             flags = [f"--checkpoint={checkpoint}", f"--image={tmp_path / 'a.png'}", "--text=box"]
@@ -72,6 +77,20 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(
     assert printed[0].startswith("error: ")
     assert words in printed[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_group_maps_of_graphs_are_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _export(run, tmp_path / "model", "--format=stablehlo") == 0
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    flags = [f"--checkpoint={tmp_path / 'model'}", f"--image={tmp_path / 'a.png'}", "--text=box"]
+    out = tmp_path / "out"
+    assert predict.main([*flags, f"--output_dir={out}", "--group_maps"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "--format=safetensors" in line
+    assert not list(out.iterdir())
 
 
 def test_predicting_from_another_step_is_refused_in_one_line(

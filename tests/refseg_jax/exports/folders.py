@@ -33,6 +33,17 @@ def write_all(folder: Path, *formats: str) -> Params:
 
 
 @contextlib.contextmanager
+def compiling_in_a_hurry() -> Iterator[None]:
+    """For what is compiled and run once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
 def compiling_once(cache: Path) -> Iterator[None]:
     """What one predictor has compiled, another takes from a folder."""
     changes = {
