@@ -5,7 +5,8 @@
 Runs start from the folder by `--config.init.clip=CKPT`, as they do from the source itself; the folder
 has digests, and needs neither the source nor the network again. Sizes are the source's own; with
 `--preset=B/16` they must be that preset's, and the table of positions is resized to its image. The
-formats: openai_clip, hf_clip, openclip (see docs/weights.md).
+formats: openai_clip, hf_clip, openclip, and of single towers hf_swin, ms_swin, hf_bert (see
+docs/weights.md).
 """
 
 import argparse
@@ -25,7 +26,7 @@ from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
 from refseg_jax.train_state import Forward
-from refseg_jax.weights import clip
+from refseg_jax.weights import clip, towers
 from refseg_jax.weights.clip_files import open_clip
 from refseg_jax.weights.loader import Plan, load
 
@@ -73,11 +74,24 @@ def _import_clip(request: Request) -> Imported:
     return Imported(params, plan, {"clip": {**origin, "facts": facts}})
 
 
+def _import_tower(request: Request) -> Imported:
+    if request.preset:
+        raise UserError(f"--preset={request.preset}: only of CLIP's formats; leave it away")
+    found = towers.open_tower(request.source, format=request.format, sha256=request.sha256)
+    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
+    plan = found.plan(target)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
+    config = dataclasses.asdict(found.config)
+    return Imported(params, plan, {"tower": {**origin, "config": config}})
+
+
 #: What imports each format.
 FORMATS: Mapping[str, Callable[[Request], Imported]] = {
     "openai_clip": _import_clip,
     "hf_clip": _import_clip,
     "openclip": _import_clip,
+    **dict.fromkeys(towers.FORMATS, _import_tower),
 }
 
 
@@ -137,9 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(
-        f"written: {options.output} (a run starts from it by --config.init.clip={options.output})"
-    )
+    start = f" (a run starts from it by --config.init.clip={options.output})"
+    print(f"written: {options.output}{start if options.format in clip.FORMATS else ''}")
     return 0
 
 

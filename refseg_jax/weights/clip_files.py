@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def open_clip(source: str, *, format: str = "", sha256: str = "") -> ClipSource:
     kinds = (format,) if format else tuple(clip.FORMATS)
     names = [file for kind in kinds for file in _FILES[kind]]
     path = hub.locate(source, weights=names or _FILES["hf_clip"], settings=_SETTINGS)
-    file = _weight_file(path, names) if path.is_dir() else path
+    file = weight_file(path, names) if path.is_dir() else path
     weights = open_weights(file, sha256=sha256)
     format = format or _recognise(weights, file)
     facts = {"hf_clip": _hf_facts, "openclip": _openclip_facts, "openai_clip": _openai_facts}
@@ -138,7 +138,12 @@ def _from_checkpoint(
     return params
 
 
-def _weight_file(folder: Path, names: list[str]) -> Path:
+def weight_file(folder: Path, names: Sequence[str]) -> Path:
+    """The file of weights in a folder: the first of the names that is there, or the only one.
+
+    Raises:
+        UserError: there is none, or several of other names.
+    """
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -182,7 +187,7 @@ def _openai_facts(weights: Weights, folder: Path) -> clip.Facts:
 
 
 def _openclip_facts(weights: Weights, folder: Path) -> clip.Facts:
-    stored = _json(folder / _OPENCLIP_CONFIG)
+    stored = read_json(folder / _OPENCLIP_CONFIG)
     model, images = stored["model_cfg"], stored.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
     found = clip.sizes(clip.OPENAI, weights.shapes)
@@ -197,7 +202,7 @@ def _openclip_facts(weights: Weights, folder: Path) -> clip.Facts:
 
 
 def _hf_facts(weights: Weights, folder: Path) -> clip.Facts:
-    stored = _json(folder / _HF_CONFIG)
+    stored = read_json(folder / _HF_CONFIG)
     vision, text = _hf_section(stored, "vision"), _hf_section(stored, "text")
     for field, default in (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-5)):
         if vision.get(field, default) != text.get(field, default):
@@ -205,7 +210,7 @@ def _hf_facts(weights: Weights, folder: Path) -> clip.Facts:
     eos_id = int(text.get("eos_token_id", 49407))
     if eos_id == 2:  # transformers' old mistake, for which it reads at the largest id.
         eos_id = clip.sizes(clip.HF, weights.shapes)["vocab_size"] - 1
-    images = _json(folder / _HF_IMAGES) if (folder / _HF_IMAGES).is_file() else {}
+    images = read_json(folder / _HF_IMAGES) if (folder / _HF_IMAGES).is_file() else {}
     return clip.Facts(
         activation=str(vision.get("hidden_act", "quick_gelu")),
         vision_heads=int(vision.get("num_attention_heads", 12)),
@@ -223,7 +228,12 @@ def _hf_section(stored: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
     return stored[f"{tower}_config"] if old is None else old
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

@@ -1,0 +1,173 @@
+"""Swin's and BERT's files, opened: the sizes out of the arrays, the rest out of `config.json`."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from refseg_jax.encoders.bert import EPSILON as BERT_EPSILON
+from refseg_jax.encoders.bert import Bert, BertConfig
+from refseg_jax.encoders.swin import PATCH, Swin, SwinConfig
+from refseg_jax.errors import UserError
+from refseg_jax.layers.norm import EPSILON
+from refseg_jax.naming import unknown
+from refseg_jax.train_state import Forward
+from refseg_jax.weights import bert, hub, loader, swin
+from refseg_jax.weights.clip_files import read_json, weight_file
+from refseg_jax.weights.loader import Plan, Weights, first_match
+from refseg_jax.weights.readers import open_weights
+from refseg_jax.weights.table import Table
+
+#: The table of each format, from the names of a file's entries.
+FORMATS: Mapping[str, Callable[..., Table]] = {**swin.FORMATS, **bert.FORMATS}
+
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_CONFIG = "config.json"
+
+#: BERT's heads, where no config beside the file says otherwise.
+_HEAD_WIDTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """An opened Swin or BERT.
+
+    Attributes:
+        weights: its arrays.
+        table: of its format and kind, for a tower without a prefix.
+        config: with the sizes of the file.
+    """
+
+    weights: Weights
+    table: Table
+    config: SwinConfig | BertConfig
+
+    @property
+    def forward(self) -> Forward[Any]:
+        """The tower as functions of its parameters."""
+        if isinstance(self.config, SwinConfig):
+            config = self.config
+            return Forward(lambda rngs: Swin(config, rngs=rngs))
+        other = self.config
+        return Forward(lambda rngs: Bert(other, rngs=rngs))
+
+    def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
+        """`loader.plan` of the tower's parameters.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
+
+
+def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
+    """Opens a Swin or a BERT without reading its arrays.
+
+    Args:
+        source: a weight file, a folder that holds one (and its `config.json`), or a name on the hub.
+        format: out of `FORMATS`.
+        sha256: of the weight file, see `open_weights`.
+
+    Raises:
+        UserError: nothing is there, it is damaged, is another model, or differs from ours in what
+            its arrays do not tell.
+    """
+    if format not in FORMATS:
+        raise UserError(unknown("format", format, FORMATS))
+    path = hub.locate(source, weights=_FILES, settings=(_CONFIG,))
+    file = weight_file(path, _FILES) if path.is_dir() else path
+    weights = open_weights(file, sha256=sha256)
+    table = FORMATS[format](weights.shapes)
+    beside = file.with_name(_CONFIG)
+    stored = read_json(beside) if format != "ms_swin" and beside.is_file() else {}
+    sizes = bert_sizes if format in bert.FORMATS else swin_sizes
+    try:
+        config = sizes(table, weights.shapes, stored)
+        _check(stored, BERT_EPSILON if format in bert.FORMATS else EPSILON, beside)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not the weights of {format} ({type(error).__name__}: {str(error)[:100]}); "
+            f"name another file, or another format of {', '.join(FORMATS)}"
+        ) from None
+    return Tower(weights, table, config)
+
+
+def swin_sizes(
+    table: Table, source: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
+) -> SwinConfig:
+    """The sizes of a Swin, all of which its arrays tell.
+
+    Raises:
+        KeyError, ValueError: it is no Swin.
+    """
+    del stored
+    shapes = _own_shapes(table, source, r"patch_embedding\.kernel|.*\.relative_positions")
+    heads: dict[tuple[int, int], tuple[int, ...]] = {}
+    for path, shape in shapes.items():
+        if place := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", path):
+            heads[int(place[1]), int(place[2])] = shape
+    stages = range(1 + max(stage for stage, _ in heads))
+    if shapes["patch_embedding.kernel"][0] != PATCH:
+        raise ValueError(f"patches of another size than {PATCH}")
+    return SwinConfig(
+        width=shapes["patch_embedding.kernel"][-1],
+        depths=tuple(sum(place[0] == stage for place in heads) for stage in stages),
+        heads=tuple(heads[stage, 0][1] for stage in stages),
+        window=(round(heads[0, 0][0] ** 0.5) + 1) // 2,
+    )
+
+
+def bert_sizes(
+    table: Table, source: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
+) -> BertConfig:
+    """The sizes of a BERT; its heads from the config, or 64 wide as all published ones are.
+
+    Raises:
+        KeyError, ValueError: it is no BERT.
+    """
+    shapes = _own_shapes(table, source, r".*_embedding\.embedding|layers\.\d+\.mlp\.up\.bias")
+    vocab_size, width = shapes["word_embedding.embedding"]
+    return BertConfig(
+        vocab_size=vocab_size,
+        positions=shapes["position_embedding.embedding"][0],
+        token_types=shapes["type_embedding.embedding"][0],
+        width=width,
+        layers=sum(path.startswith("layers.") for path in shapes),
+        heads=int(stored.get("num_attention_heads", width // _HEAD_WIDTH)),
+        hidden=shapes["layers.0.mlp.up.bias"][0],
+    )
+
+
+def _own_shapes(
+    table: Table, source: Mapping[str, jax.ShapeDtypeStruct], wanted: str
+) -> dict[str, tuple[int, ...]]:
+    """Parameter -> shape, as the file has it: nothing is resized."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry, leaf in source.items():
+        for path, _ in first_match(table.rules, entry) or ():
+            if re.fullmatch(wanted, path):
+                # torch's Conv2d has its outputs in front.
+                shapes[path] = leaf.shape[::-1] if len(leaf.shape) == 4 else leaf.shape
+    return shapes
+
+
+def _check(stored: Mapping[str, Any], epsilon: float, config: Path) -> None:
+    """Compares what the arrays do not tell with what our towers do.
+
+    Raises:
+        UserError: they differ.
+    """
+    ours: dict[str, Any] = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": epsilon,
+        "position_embedding_type": "absolute",
+        "use_absolute_embeddings": False,
+        "is_decoder": False,
+    }
+    other = [f"{key}={stored[key]!r}" for key in ours if stored.get(key, ours[key]) != ours[key]]
+    if other:
+        wanted = ", ".join(f"{key}={value!r}" for key, value in ours.items())
+        raise UserError(f"{config}: {', '.join(other)}; the tower has {wanted}: take other weights")
