@@ -23,6 +23,7 @@ PLAIN = """
     GLOBAL STACK_GLOBAL REDUCE
 """
 
+_SCALARS = (str, bytes, int, float, bool, type(None))
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
@@ -44,10 +45,48 @@ class _Opcodes(dict[int, Callable[..., None]]):
         raise RefusedError(f"opcode {known} makes more than plain data")
 
 
+def check_key(key: Any) -> Any:
+    """The key of a dict.
+
+    The hash of tuples in tuples, which a pickle writes in a few bytes, takes for ever.
+
+    Raises:
+        RefusedError: it is a tuple of anything but scalars.
+    """
+    if type(key) is tuple and not all(type(part) in _SCALARS for part in key):
+        raise RefusedError("it has a tuple of no scalars as the key of a dict")
+    return key
+
+
+def _load_setitem(reader: Any) -> None:
+    value, key = reader.stack.pop(), reader.stack.pop()
+    reader.stack[-1][check_key(key)] = value
+
+
+def _load_setitems(reader: Any) -> None:
+    items = reader.pop_mark()
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        reader.stack[-1][check_key(key)] = value
+
+
+def _load_dict(reader: Any) -> None:
+    items = reader.pop_mark()
+    pairs = zip(items[::2], items[1::2], strict=True)
+    reader.append({check_key(key): value for key, value in pairs})
+
+
+_CHECKED = {
+    pickle.SETITEM[0]: _load_setitem,
+    pickle.SETITEMS[0]: _load_setitems,
+    pickle.DICT[0]: _load_dict,
+}
+
+
 def opcodes(names: str) -> dict[int, Callable[..., None]]:
     """A `dispatch` table of the named opcodes."""
-    codes = (vars(pickle)[name][0] for name in names.split())
-    return _Opcodes({code: pickle._Unpickler.dispatch[code] for code in codes})
+    codes = {vars(pickle)[name][0] for name in names.split()}
+    plain = {code: pickle._Unpickler.dispatch[code] for code in codes}
+    return _Opcodes({**plain, **{code: _CHECKED[code] for code in codes & _CHECKED.keys()}})
 
 
 class StrictUnpickler(pickle._Unpickler):
@@ -58,7 +97,7 @@ class StrictUnpickler(pickle._Unpickler):
     `LONG_BINPUT` by its index, `BYTEARRAY8` by its size.
     """
 
-    dispatch = opcodes(PLAIN)
+    dispatch: dict[int, Callable[..., None]] = opcodes(PLAIN)
 
     def __init__(self, data: bytes, *, errors: str = "strict") -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8", errors=errors)

@@ -19,7 +19,14 @@ import ml_dtypes
 import numpy as np
 
 from refseg_jax.errors import UserError
-from refseg_jax.unpickling import PLAIN, RefusedError, StrictUnpickler, opcodes, run
+from refseg_jax.unpickling import (
+    PLAIN,
+    RefusedError,
+    StrictUnpickler,
+    check_key,
+    opcodes,
+    run,
+)
 
 _CURE = (
     "use the original file, or its state dict alone: "
@@ -197,7 +204,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _dict(*pairs: Any) -> dict[Any, Any]:
-    return dict(*pairs)
+    return {check_key(key): value for key, value in (pairs[0] if pairs else ())}
 
 
 _CALLS: Mapping[str, Callable[..., Any]] = {

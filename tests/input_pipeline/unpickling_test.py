@@ -119,6 +119,14 @@ def test_damage_is_one_line(data: bytes):
     assert "\n" not in message
 
 
+def test_a_key_that_takes_for_ever_to_hash_is_refused():
+    nested = b"N\x85" + b"2\x86" * 60  # A pair of pairs of pairs ...
+    for write in (b"}" + nested + b"Ns.", b"}(" + nested + b"Nu.", b"(" + nested + b"Nd."):
+        with pytest.raises(PickleError, match=r"x\.p: refused, it has a tuple of no scalars as"):
+            loads_pickle(write, name="x.p")
+    assert loads_pickle(b"(N\x85Nd.", name="x.p") == {(None,): None}
+
+
 def test_truncated_anywhere():
     data = pickle.dumps(PLAIN, 2)
     for length in range(len(data)):
