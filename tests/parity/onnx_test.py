@@ -1,0 +1,204 @@
+"""ONNX graphs in onnxruntime against JAX, for any batch and any number of expressions."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+
+from refseg_jax.engines import ParameterEngine, forward_of
+from refseg_jax.errors import UserError
+from refseg_jax.exports import Source, folder
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.onnx_environment import ensure_environment
+from refseg_jax.exports.onnx_graphs import OnnxEngine, write_onnx
+from refseg_jax.predictor import Predictor
+from tests.refseg_jax.exports.folders import TEXTS, damaged, one_line, picture, write_all
+from tests.refseg_jax.models.micro import EOS, FIELDS
+from tests.refseg_jax.tiny_run import UNIRES, random_params
+
+pytestmark = pytest.mark.parity
+
+DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+LENGTH = 10
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    write_all(folder, "onnx")
+    return folder
+
+
+def _inputs(batch: int, count: int, eos: int) -> dict[str, np.ndarray]:
+    """Images, and texts of different lengths."""
+    rng = np.random.default_rng(batch)
+    ends = rng.integers(2, LENGTH, (batch, count, 1))
+    place = np.arange(LENGTH)
+    text = rng.integers(1, eos, (batch, count, LENGTH))
+    return {
+        "image": rng.integers(0, 256, (batch, 32, 32, 3), np.uint8),
+        "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
+        "text_valid": place <= ends,
+    }
+
+
+def _logits(engine: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    seen = engine.encode_image(inputs["image"])
+    return np.asarray(engine.decode(seen, engine.encode_text(inputs["text"], inputs["text_valid"])))
+
+
+def _agree(found: np.ndarray, expected: np.ndarray) -> None:
+    assert expected.std((-2, -1)).min() > 0.01
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "projector"},
+        # Computed in f32 all the same: the model of the comparison is f32.
+        {"head": "pixel_shuffle", "patch_size": 4, "remat": True, "dtype": "bfloat16"},
+        {"head": "pixel_kernel", "stem_width": 8, "low_tokens": 0, "high_tokens": 0},
+    ],
+    ids=lambda changes: changes["head"],
+)
+def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = {"name": "unires", **FIELDS, **changes}
+    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
+    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
+    graphs, _ = write_onnx(tmp_path, source)
+    config = ExportConfig("onnx", model, source.data, {}, 1, {}, graphs)
+    folder.write_config(tmp_path, config)
+    found = OnnxEngine(tmp_path, folder.read_config(tmp_path))
+    expected = ParameterEngine(params, {**model, "dtype": "float32"})
+    assert (found.image_size, found.mask_stride) == (expected.image_size, expected.mask_stride)
+    for batch, count in ((2, 3), (1, 1)):
+        inputs = _inputs(batch, count, EOS)
+        _agree(_logits(found, inputs), _logits(expected, inputs))
+    # No parameter lies in two graphs.
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.onnx"))
+    stored = sum(value.nbytes for value in params.values())
+    assert size < stored + 800_000
+
+
+def test_a_predictor_answers_from_graphs_as_from_the_checkpoint(exported: Path) -> None:
+    run, graphs = (Predictor.from_checkpoint(exported / kind) for kind in ("run", "onnx"))
+    assert isinstance(graphs._engine, OnnxEngine)
+    mixed = 0
+    for one, other in zip(
+        graphs.predict(picture(), TEXTS), run.predict(picture(), TEXTS), strict=True
+    ):
+        # Only a logit within rounding of the threshold may fall on the other side.
+        assert (one.mask != other.mask).mean() < 1e-3
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+        mixed += 0.02 < other.mask.mean() < 0.98
+    assert mixed
+
+
+def test_the_text_of_the_docs_runs_without_jax(exported: Path, tmp_path: Path) -> None:
+    (snippet,) = re.findall(
+        r"```python\n(import numpy as np\nimport onnxruntime\n.*?)```", DOCS.read_text(), re.DOTALL
+    )
+    for path in (exported / "onnx").glob("*.onnx"):
+        (tmp_path / path.name).symlink_to(path)
+    run = Predictor.from_checkpoint(exported / "run")._engine
+    blocked = (
+        "import sys\nsys.modules.update(dict.fromkeys(('jax', 'flax', 'refseg_jax', 'torch')))"
+    )
+    for batch, count in ((1, 4), (3, 2)):
+        inputs = _inputs(batch, count, UNIRES["eos_id"])
+        for name, value in inputs.items():
+            np.save(tmp_path / f"{name}.npy", value)
+        script = f"{blocked}\n{snippet}\nnp.save('logits.npy', logits)"
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        _agree(np.load(tmp_path / "logits.npy"), _logits(run, inputs))
+
+
+def test_config_json_describes_what_the_graphs_take_and_give(exported: Path) -> None:
+    config = json.loads((exported / "onnx" / "config.json").read_text())
+    types = {"uint8": "uint8", "int32": "int32", "bool": "bool", "float32": "float"}
+    for name, graph in config["graphs"].items():
+        session = onnxruntime.InferenceSession(exported / "onnx" / graph["file"])
+        for kind, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+            found = {value.name: (value.type, value.shape) for value in values}
+            described = {
+                key: (f"tensor({types[dtype]})", shape)
+                for key, (dtype, shape) in graph[kind].items()
+            }
+            assert found == described, (name, kind)
+    assert config["graphs"]["decode"]["outputs"]["mask_logits"] == ["float32", ["b", "k", 16, 16]]
+
+
+def _flip(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("change", [_flip, lambda content: b"", lambda content: content[:1000]])
+def test_a_damaged_graph_is_one_line(
+    exported: Path, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    bad = damaged(exported / "onnx", tmp_path / "bad", "decode.onnx", change)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "decode.onnx"), "truncated or changed")
+
+
+def test_graphs_that_cannot_be_read_are_one_line(exported: Path, tmp_path: Path) -> None:
+    """With digests of their own."""
+    bad = damaged(exported / "onnx", tmp_path / "bad", "decode.onnx", lambda content: b"onnx" * 9)
+    folder.write_config(bad, folder.read_config(bad))
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "decode.onnx"), "onnxruntime", "export again")
+    content = json.loads((bad / "config.json").read_text())
+    del content["graphs"]["decode"]
+    (bad / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "config.json"), "'decode'")
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(exported: Path, tmp_path: Path) -> None:
+    """The limit of 2 GiB lowered, so that the tiny model is beyond it; then its data are damaged."""
+    converter = Path(folder.__file__).with_name("onnx_converter.py")
+    write_all(tmp_path, "safetensors")
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "refseg_jax").symlink_to(converter.parents[1])
+    out = tmp_path / "out"
+    out.mkdir()
+    script = f"""
+import runpy, sys
+from pathlib import Path
+sys.path[:0] = [{str(tmp_path / "packages")!r}]
+converter = runpy.run_path({str(converter)!r})
+converter["main"].__globals__["_LARGEST_FILE"] = 1000
+converter["main"](Path({str(tmp_path / "safetensors")!r}), Path({str(out)!r}))
+"""
+    command = [str(ensure_environment()), "-P", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    graphs = json.loads((out / "graphs.json").read_text())["graphs"]
+    assert {path.name for path in out.glob("*.data")} == {f"{name}.onnx.data" for name in graphs}
+    folder.write_config(out, folder.read_config(exported / "onnx"))
+    config = folder.read_config(out)
+    inputs = _inputs(2, 3, UNIRES["eos_id"])
+    expected = _logits(Predictor.from_checkpoint(exported / "run")._engine, inputs)
+    _agree(_logits(OnnxEngine(out, config), inputs), expected)
+    data = out / "encode_text.onnx.data"
+    data.write_bytes(_flip(data.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        OnnxEngine(out, config)
+    one_line(caught, str(data), "truncated or changed")
