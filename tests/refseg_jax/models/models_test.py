@@ -98,6 +98,7 @@ def test_paths_are_dotted_and_named_in_the_fields_terms():
         ({"name": "unires", "vision_witdh": 8}, "did you mean 'vision_width'"),
         ({"name": "unires", "preset": "tniy"}, "did you mean 'tiny'"),
         ({"name": "unires", "head": "projecter"}, "did you mean 'projector'"),
+        ({"name": "unires", "activation": "relu"}, "unknown activation 'relu'"),
         ({"name": "unires", "dtype": "bfloat"}, "did you mean 'bfloat16'"),
         ({"name": "unires", "image_size": 400, "patch_size": 32}, "does not divide"),
         ({"name": "unires", "vision_layers": 11}, "no halves"),
