@@ -46,7 +46,7 @@ def scatter(model: torch.nn.Module) -> None:
         elif value.ndim == 1:
             value.copy_(0.1 * noise)
         else:
-            value.copy_(1.5 * noise * value.shape[-1] ** -0.5)
+            value.copy_(noise * value.shape[-1] ** -0.5)
 
 
 def errors(ours: Sequence[Any], theirs: Sequence[torch.Tensor]) -> list[float]:

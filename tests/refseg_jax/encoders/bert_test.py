@@ -1,6 +1,7 @@
 """BERT's own properties; tests/parity holds it against transformers."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,21 @@ from flax import nnx
 
 from refseg_jax.encoders.bert import Bert, BertLayer, bert_config
 from refseg_jax.train_state import Forward
+from tests.refseg_jax.exports.folders import compiling_in_a_hurry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_a_hurry() -> Iterator[None]:
+    with compiling_in_a_hurry():
+        yield
+
 
 LENGTHS = np.array([[9], [4], [1]])
 VALID = np.arange(9) < LENGTHS
 IDS = np.random.default_rng(0).integers(1, 64, (3, 9)).astype(np.int32)
 
 
+@functools.cache
 def _tower(**fields) -> tuple[Forward[Bert], dict[str, jax.Array]]:
     config = bert_config({"preset": "tiny", **fields})
     return Forward(lambda rngs: Bert(config, rngs=rngs)), _params()
@@ -27,9 +37,13 @@ def _params() -> dict[str, jax.Array]:
     return jax.jit(Forward(lambda rngs: Bert(tiny, rngs=rngs)).init)(jax.random.key(0))
 
 
+@functools.cache
+def _jitted(forward):
+    return jax.jit(lambda params, ids, valid, options: forward.bind(params)(ids, valid, **options))
+
+
 def _run(forward, params, ids=IDS, valid=VALID, **options):
-    run = jax.jit(lambda params, ids, valid, options: forward.bind(params)(ids, valid, **options))
-    return run(params, ids, valid, options)
+    return _jitted(forward)(params, ids, valid, options)
 
 
 def test_padding_cannot_change_words():
