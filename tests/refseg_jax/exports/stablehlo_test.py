@@ -105,6 +105,15 @@ def test_a_graph_takes_just_the_parameters_that_it_uses() -> None:
     assert {path.partition(".")[0] for path in read} == {"text"}
 
 
+def test_a_parameter_whose_result_is_dropped_is_not_used() -> None:
+    def function(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        jax.numpy.sin(params["dropped"] * x)
+        return jax.numpy.sin(params["used"]) + x
+
+    params = {name: np.ones(3, np.float32) for name in ("dropped", "idle", "used")}
+    assert used_params(function, params, params["used"]) == ["used"]
+
+
 def _bare_python(target: Path) -> dict[str, str]:
     """An environment in which JAX, numpy and safetensors can be imported, and nothing else."""
     packages = target / "packages"
