@@ -27,6 +27,7 @@ from refseg_jax import checkpoint_folder, pictures, report, sharding
 from refseg_jax.checkpointer import Checkpointer, load_params
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
+from refseg_jax.exports.source import load_start
 from refseg_jax.models import build_model
 from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
@@ -125,10 +126,15 @@ class Experiment:
         """
         self.check_evaluations()
         own = checkpoint_folder.steps(self.workdir / "checkpoints")
-        source = self.workdir if own else self.config.init.checkpoint or self.workdir
-        params, stored = load_params(source, expected=self._abstract_params())
-        # Weights of another run are where this one begins. Early runs did not note their step.
-        step = stored.get("progress", {}).get("step", max(own)) if own else 0
+        # Weights of another run are where this one begins.
+        source, step = self.config.init.checkpoint, 0
+        if own or not source:
+            source = self.workdir
+            params, stored = load_params(source, expected=self._abstract_params())
+            # Early runs did not note their step.
+            step = stored.get("progress", {}).get("step", max(own))
+        else:
+            params = load_start(source, self._abstract_params())
         logging.info("scoring the checkpoint of step %d in %s", step, source)
         self.report(params, step, summary=report.read_summary(self._summary), known={})
 
@@ -258,8 +264,7 @@ class Experiment:
             logging.info("%d parameters are CLIP's, from %s", len(towers), init.clip)
             return trainer.create_from(towers)
         if init.checkpoint:
-            params, _ = load_params(init.checkpoint, expected=self._abstract_params())
-            return trainer.create_from(params)
+            return trainer.create_from(load_start(init.checkpoint, self._abstract_params()))
         return trainer.create()
 
     def _abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:

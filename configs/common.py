@@ -29,10 +29,10 @@ def base_config() -> ConfigDict:
     config.epochs = 0.0
     config.batch_size = 32
 
-    # Where a new run begins: with the parameters of another one (its workdir, or one checkpoint), or
-    # with CLIP's towers (a weight file, its folder, a name on the hub, a folder that
-    # tools.import_weights wrote; the SHA-256 of the file is checked where it is given) and random
-    # weights around them; "" is random weights alone. A run that resumes looks at none of this.
+    # Where a new run begins: with the parameters of another one (its workdir, one checkpoint, or what
+    # tools.export made of it), or with CLIP's towers (a weight file, its folder, a name on the hub, a
+    # folder that tools.import_weights wrote; the SHA-256 of the file is checked where it is given)
+    # and random weights around them; "" is random weights alone. A run that resumes looks at none.
     config.init = ConfigDict({"checkpoint": "", "clip": "", "clip_sha256": ""})
 
     config.data = ConfigDict(

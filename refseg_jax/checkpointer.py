@@ -312,6 +312,23 @@ def load_recorded(
     )
 
 
+def lay_out(
+    params: Mapping[str, np.ndarray], expected: Mapping[str, jax.ShapeDtypeStruct], source: Path
+) -> dict[str, jax.Array]:
+    """Parameters from elsewhere, checked and laid out as `load_params` does with a checkpoint's.
+
+    Raises:
+        UserError: the model has other parameters; `source` is named.
+    """
+    resized = _to_resize(source, {path: leaf.shape for path, leaf in params.items()}, expected)
+    return {
+        path: _resized_positions(params[path], leaf)
+        if path in resized
+        else jax.make_array_from_callback(leaf.shape, leaf.sharding, params[path].__getitem__)
+        for path, leaf in expected.items()
+    }
+
+
 def _restore(folder: Path, abstract_state: Any) -> Restored:
     record = checkpoint_folder.read_record(folder)
     names = named(abstract_state)

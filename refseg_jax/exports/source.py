@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from refseg_jax import report
 from refseg_jax.checkpoint_folder import RunRecord, locate
-from refseg_jax.checkpointer import load_recorded
+from refseg_jax.checkpointer import lay_out, load_params, load_recorded
 from refseg_jax.engines import another_version, check_params, forward_of
+from refseg_jax.errors import UserError
 from refseg_jax.exports import folder, safetensors
 from refseg_jax.tokenizers import build_tokenizer, check_tokenizer
 
@@ -49,6 +51,11 @@ def read_source(path: Path, step: Step = "latest") -> Source:
     """
     if folder.is_export(path):
         stored = folder.read_config(path)
+        if stored.format == "onnx":
+            raise UserError(
+                f"{path}: it has its weights inside its graphs; export from the run, or from a "
+                "folder of another format"
+            )
         params = safetensors.read_arrays(folder.verified(path, stored, folder.WEIGHTS))
         config: Mapping[str, Any] = stored.sections()
         vocabulary = folder.verified(path, stored, folder.TOKENIZER)
@@ -80,6 +87,25 @@ def read_source(path: Path, step: Step = "latest") -> Source:
             step=step,
             metrics=metrics,
         )
+
+
+def load_start(
+    path: str | Path, expected: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """The parameters of a run, a checkpoint or an exported folder, for another run to begin with.
+
+    Args:
+        path: as of `read_source`.
+        expected: as of `refseg_jax.checkpointer.load_params`.
+
+    Raises:
+        UserError: there are none that can be used, or the model has others.
+    """
+    path = Path(path)
+    if not folder.is_export(path):
+        return load_params(path, expected=expected)[0]
+    weights = folder.verified(path, folder.read_config(path), folder.WEIGHTS)
+    return lay_out(safetensors.read_arrays(weights), expected, path)
 
 
 def _scores(path: Path, record: RunRecord) -> dict[str, float]:
