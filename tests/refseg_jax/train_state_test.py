@@ -63,6 +63,19 @@ def test_parameters_have_dotted_paths():
     assert forward.shapes["head.kernel"].shape == (3, 16)
 
 
+def test_parameters_that_are_not_given_are_drawn_as_ever():
+    trainer = make_trainer(ema_decay=0.5)
+    plain = trainer.create().params
+    given = {"words.embedding": jnp.full((7, 3), 5.0)}
+    state = trainer.create_from(given)
+    assert state.params.keys() == plain.keys()
+    for path, leaf in state.params.items():
+        np.testing.assert_array_equal(leaf, given.get(path, plain[path]))
+        assert leaf.sharding == plain[path].sharding
+        np.testing.assert_array_equal(state.eval_params[path], leaf)
+    assert state.step == 0
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_changes_neither_loss_nor_update(parts):
     # The rows have unequal numbers of valid pairs: averaging averages would show here.

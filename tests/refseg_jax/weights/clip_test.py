@@ -14,11 +14,9 @@ import pytest
 from refseg_jax.errors import UserError
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import UniRESConfig, unires_config
-from refseg_jax.objectives import MaskObjective
-from refseg_jax.optim import OptimConfig
 from refseg_jax.resize import resize_position_embedding
-from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh, param_shardings
-from refseg_jax.train_state import Forward, Trainer
+from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
+from refseg_jax.train_state import Forward
 from refseg_jax.weights import clip
 from refseg_jax.weights.clip_files import load_towers, open_clip
 from tests.refseg_jax.weights.clip_sources import (
@@ -226,17 +224,3 @@ def test_a_folder_without_or_with_too_many_weights_is_refused(
 
 def test_a_name_is_no_path(forward: Forward[UniRES]):
     assert "no such file or folder" in refusal(forward, Path("/nowhere/at/all"))
-
-
-def test_a_run_starts_from_clips_towers_and_fresh_weights(forward: Forward[UniRES], tmp_path: Path):
-    towers = loaded(forward, hf_folder(tmp_path / "source"))
-    mesh = make_mesh(MeshConfig())
-    trainer = Trainer(forward, MaskObjective(), OptimConfig(), steps=1, mesh=mesh, seed=3)
-    state = trainer.create_from(towers)
-    plain = forward.init(jax.random.key(3))
-    layouts = param_shardings(forward.shapes, mesh)
-    assert state.params.keys() == forward.shapes.keys()
-    for path, leaf in state.params.items():
-        expected = towers.get(path, plain[path])
-        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-6, err_msg=path)
-        assert leaf.sharding == layouts[path]
