@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,19 @@ import pytest
 
 from refseg_jax.engines import ParameterEngine, forward_of
 from refseg_jax.errors import UserError
-from refseg_jax.exports import Source, folder
+from refseg_jax.exports import Source, export, folder
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.onnx_environment import ensure_environment
 from refseg_jax.exports.onnx_graphs import OnnxEngine, write_onnx
 from refseg_jax.predictor import Predictor
-from tests.refseg_jax.exports.folders import TEXTS, damaged, one_line, picture, write_all
+from tests.refseg_jax.exports.folders import (
+    TEXTS,
+    compiling_in_a_hurry,
+    damaged,
+    one_line,
+    picture,
+    write_all,
+)
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.tiny_run import UNIRES, random_params
 
@@ -28,6 +35,14 @@ pytestmark = pytest.mark.parity
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 LENGTH = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_a_hurry() -> Iterator[None]:
+    with compiling_in_a_hurry(), pytest.MonkeyPatch.context() as patch:
+        # For the process that converts, which compares with JAX.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +87,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
     ids=lambda changes: changes["head"],
 )
 def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = {"name": "unires", **FIELDS, **changes}
+    model = {"name": "unires", **FIELDS, "decoder_layers": 1, **changes}
     params = jax.tree.map(np.asarray, random_params(forward_of(model)))
     source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
     graphs, _ = write_onnx(tmp_path, source)
@@ -88,6 +103,13 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     size = sum(path.stat().st_size for path in tmp_path.glob("*.onnx"))
     stored = sum(value.nbytes for value in params.values())
     assert size < stored + 800_000
+
+
+def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        export(exported / "onnx", "safetensors", tmp_path / "out", command=["x"])
+    one_line(caught, str(exported / "onnx"), "inside its graphs", "export from the run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_predictor_answers_from_graphs_as_from_the_checkpoint(exported: Path) -> None:
@@ -171,7 +193,9 @@ def test_graphs_that_cannot_be_read_are_one_line(exported: Path, tmp_path: Path)
     one_line(caught, str(bad / "config.json"), "'decode'")
 
 
-def test_weights_too_large_for_one_file_lie_beside_it(exported: Path, tmp_path: Path) -> None:
+def test_large_weights_lie_beside_the_graph_and_every_number_is_compared(
+    exported: Path, tmp_path: Path
+) -> None:
     """The limit of 2 GiB lowered, so that the tiny model is beyond it; then its data are damaged."""
     converter = Path(folder.__file__).with_name("onnx_converter.py")
     write_all(tmp_path, "safetensors")
@@ -185,11 +209,24 @@ from pathlib import Path
 sys.path[:0] = [{str(tmp_path / "packages")!r}]
 converter = runpy.run_path({str(converter)!r})
 converter["main"].__globals__["_LARGEST_FILE"] = 1000
-converter["main"](Path({str(tmp_path / "safetensors")!r}), Path({str(out)!r}))
+weights, out = Path({str(tmp_path / "safetensors")!r}), Path({str(out)!r})
+converter["main"](weights, out)
+
+# One wrong number in one parameter, and the graphs would be refused.
+params = converter["load_file"](weights / "model.safetensors")
+kernel = params["text.blocks.0.mlp.down.kernel"]
+kernel[0, 0] += 0.1
+model = converter["json"].loads((weights / "config.json").read_text())["model"]
+graphs = converter["Graphs"](converter["forward_of"](model))
+try:
+    converter["compare"](graphs, params, {LENGTH}, out)
+except ValueError as error:
+    print(error)
 """
     command = [str(ensure_environment()), "-P", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "differ from JAX's" in done.stdout
     graphs = json.loads((out / "graphs.json").read_text())["graphs"]
     assert {path.name for path in out.glob("*.data")} == {f"{name}.onnx.data" for name in graphs}
     folder.write_config(out, folder.read_config(exported / "onnx"))
