@@ -24,7 +24,8 @@ from ml_collections import config_flags
 from input_pipeline import oracle, pipeline
 from input_pipeline.sources import DatasetError, RecordSource
 from refseg_jax import checkpoint_folder, pictures, report, sharding
-from refseg_jax.checkpointer import Checkpointer, load_params
+from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
 from refseg_jax.exports.source import load_start

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from refseg_jax import preprocess
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from refseg_jax.engines import Engine, ParameterEngine, another_version
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import mask_score
@@ -95,7 +95,7 @@ class Predictor:
 
         Args:
             path: a run's workdir, one step folder, or a folder that `tools.export` wrote.
-            step: which checkpoint of a workdir, see `refseg_jax.checkpointer.load_params`.
+            step: which checkpoint of a workdir, see `refseg_jax.checkpoint_params.load_params`.
             expressions_at_once: as for `Predictor`.
 
         Raises:

@@ -18,7 +18,7 @@ from configs import scenes_unires
 from input_pipeline.sources import RecordSource
 from main import Experiment
 from refseg_jax import sharding
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.tokenizers import CLIP_EOS, CLIP_VOCAB
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.main_test import OVERRIDES, ROOT
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from refseg_jax import report
 from refseg_jax.checkpoint_folder import RunRecord, locate
-from refseg_jax.checkpointer import lay_out, load_params, load_recorded
+from refseg_jax.checkpoint_params import lay_out, load_params, load_recorded
 from refseg_jax.engines import another_version, check_params, forward_of
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder, safetensors
@@ -96,7 +96,7 @@ def load_start(
 
     Args:
         path: as of `read_source`.
-        expected: as of `refseg_jax.checkpointer.load_params`.
+        expected: as of `refseg_jax.checkpoint_params.load_params`.
 
     Raises:
         UserError: there are none that can be used, or the model has others.

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from refseg_jax import checkpoint_folder
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown

@@ -16,7 +16,8 @@ import optax
 import pytest
 
 from refseg_jax import checkpoint_arrays, manifest
-from refseg_jax.checkpointer import Checkpointer, load_params
+from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.resize import resize_position_embedding
 

@@ -17,7 +17,8 @@ import pytest
 from input_pipeline import pipeline
 from input_pipeline.schema import Record
 from refseg_jax.batch import HostBatch, RowMeta
-from refseg_jax.checkpointer import Checkpointer, load_params
+from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.objectives import MaskObjective
 from refseg_jax.optim import OptimConfig

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import UniRESConfig

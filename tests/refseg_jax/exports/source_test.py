@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refseg_jax import sharding
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start
 from refseg_jax.models import build_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refseg_jax.checkpointer import load_params
+from refseg_jax.checkpoint_params import load_params
 from refseg_jax.encoders.bert import Bert, BertConfig, bert_config
 from refseg_jax.encoders.swin import Swin, swin_config
 from refseg_jax.errors import UserError
