@@ -7,6 +7,7 @@
     README.md               the model card
     clip/                   towers for transformers.CLIPModel, if they are CLIP's (format safetensors)
     encode_image.stablehlo  with encode_text and decode: the graphs (format stablehlo)
+    encode_image.onnx       alike, with the weights inside (format onnx, no model.safetensors)
 
 No file that a program reads is used before its SHA-256 has been compared with `config.json`.
 """
