@@ -257,6 +257,8 @@ class Experiment:
                 "config.init.checkpoint and config.init.clip are both set: the checkpoint has towers "
                 "of its own; leave one of the two empty"
             )
+        if init.clip_sha256 and not init.clip:
+            raise UserError("config.init.clip_sha256 is set and config.init.clip is not: set both")
         if init.clip:
             model: Any = self.forward.model
             towers = load_towers(

@@ -23,6 +23,9 @@ Resize: TypeAlias = Literal["letterbox", "stretch"]
 #: More pixels than any dataset's image has; a decoder would need 150 MB for one such picture.
 MAX_PIXELS = 50_000_000
 
+#: What else is opened than JPEG. Pillow knows more, and runs Ghostscript for one of them.
+_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
 _BORDER = tuple(round(255 * value) for value in CLIP_MEAN)
 
 
@@ -39,7 +42,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
     COCO's annotations expect. Grey, palette, alpha (dropped) and 16-bit (scaled) images become RGB.
 
     Args:
-        data: a JPEG, PNG, WebP, BMP or other file that Pillow reads.
+        data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
         name: the file or record, for the message.
         max_pixels: bound on height times width.
 
@@ -57,7 +60,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
             _check_size(int(height), int(width), name, max_pixels)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
         # Opening reads the header alone.
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _to_rgb(image, name, max_pixels)
 
 

@@ -278,6 +278,7 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.data.dataset=nothing", "tools.build_dataset"),
         ("--config.epochs=2", "config.steps"),
         ("--config.init.clip=/nowhere/clip.pt", "/nowhere/clip.pt: no such file"),
+        ("--config.init.clip_sha256=a", "config.init.clip is not: set both"),
         ("--config.init.clip=a --config.init.checkpoint=b", "leave one of the two empty"),
     ],
 )

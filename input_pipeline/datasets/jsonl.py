@@ -5,26 +5,28 @@
 
 A line is one expression of one image. What it means is one of
 
-- `mask`: an image file of the picture's size, or a list of them (several targets): pixels that are
-  not zero;
-- `segmentation`: COCO polygons or RLE, as in `predictions.jsonl` (see `refseg_jax.predictions`), whose
+- `mask`: an image file of the picture's size (PNG, BMP, GIF or TIFF), or a list of them (several
+  targets): pixels that are not zero;
+- `segmentation`: COCO polygons or RLE, as in the `predictions.jsonl` that `tools.predict` writes, whose
   lines are therefore lines of this format;
 
 and `null`, or an RLE without a pixel, says that nothing matches. Optional are `granularity` (else
-`object`, `multi` for several masks, `none` where nothing matches), `category` and `id`. Paths count
-from `DIR`.
+`object`, `multi` for several masks; `none` exactly where nothing matches), `category` (of the region
+where it comes first) and `id`. Paths count from `DIR`. Pictures are taken as their pixels are stored:
+one that an EXIF flag turns is refused, because masks drawn on the turned picture would lie elsewhere.
 """
 
 import dataclasses
 import functools
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from input_pipeline.datasets.building import BuildError, build_records
@@ -34,11 +36,18 @@ from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
 from refseg_jax.preprocess import MAX_PIXELS, ImageError, decode_image
 
+#: Formats that keep every pixel of a mask as it was (a TIFF may hold a JPEG, which does not).
+_MASKS = ("PNG", "BMP", "GIF", "TIFF")
+
+#: The EXIF field of a picture's orientation; 1 is as stored.
+_ORIENTATION = 0x0112
+
 _FIELDS = frozenset(
     {"image", "expression", "mask", "segmentation", "granularity", "category", "id"}
     # What `predictions.jsonl` has beside.
     | {"score", "present"}
 )
+_TEXTS = frozenset({"image", "expression", "granularity", "category", "id"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +57,8 @@ class Line:
     where: str
     id: str
     text: str
-    regions: tuple[Any, ...]
+    masks: tuple[str, ...]
+    segmentation: Any
     granularity: str
     category: str
 
@@ -76,6 +86,10 @@ def build(
         ImageError: a damaged image.
     """
     files = {path.stem: path for path in sorted(source_dir.glob("*.jsonl"))}
+    for split, path in files.items():
+        # TFDS reads `train+val` and `train[0]` as expressions over splits, `all` as all of them.
+        if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII) or split == "all":
+            raise BuildError(f"{path}: a split cannot be called {split!r}; use letters, digits, _")
     if not files:
         raise BuildError(f"{source_dir}: no *.jsonl there; write one for each split (train.jsonl)")
     for split in splits:
@@ -93,11 +107,15 @@ def read_lines(path: Path) -> list[ImageLines]:
         BuildError: a line that is no expression, or a file that is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a file with a mark.
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BuildError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except OSError as error:
+        raise BuildError(f"{path}: {error.strerror}; it must be a file") from None
     images: dict[str, list[Line]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`: JSON may hold its other line ends within a text.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             image, read = _read_line(line, f"{path}:{number}", f"{path.stem}-{number}")
             images.setdefault(image, []).append(read)
@@ -111,27 +129,38 @@ def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
         BuildError: a file is missing, or a region does not fit the image.
         ImageError: an image is damaged.
     """
-    data = _read(folder / item.image, item.lines[0].where)
-    height, width, _ = decode_image(data, name=str(folder / item.image)).shape
+    path = folder / item.image
+    data = _read(path, item.lines[0].where)
+    height, width, _ = decode_image(data, name=str(path)).shape
+    with Image.open(io.BytesIO(data)) as image:
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            raise BuildError(f"{path}: an EXIF flag turns it; save it as it is to be seen")
     targets: dict[bytes, int] = {}
     categories: list[str] = []
-    referents: dict[tuple[int, ...], int] = {}
+    referents: dict[Any, int] = {}
     expressions = []
     for line in item.lines:
-        chosen: list[int] = []
-        for region in line.regions:
-            counts = _counts(region, folder, (height, width), line.where)
-            if counts is None:
-                continue
-            if counts not in targets:
-                categories.append(line.category)
-            chosen.append(targets.setdefault(counts, len(targets)))
-        means = tuple(dict.fromkeys(chosen))
-        referent = referents.setdefault(means, len(referents))
-        granularity = line.granularity or ("object", "multi")[len(means) > 1]
-        if not means:
-            granularity = "none"
-        expressions.append(Expression(line.id, line.text, means, granularity, referent))
+        chosen: set[int] = set()
+        for counts in _regions(line, folder, (height, width)):
+            number = targets.setdefault(counts, len(targets))
+            categories += [""] * (len(targets) - len(categories))
+            categories[number] = categories[number] or line.category
+            chosen.add(number)
+        means = tuple(sorted(chosen))
+        if (line.granularity == "none") != (not means) and line.granularity:
+            raise BuildError(
+                f"{line.where}: granularity {line.granularity!r} with {len(means)} targets; it is "
+                "'none' exactly where nothing matches"
+            )
+        expression = Expression(
+            id=line.id,
+            text=line.text,
+            targets=means,
+            granularity=line.granularity or ("none", "object", "multi")[min(len(means), 2)],
+            # Two texts that match nothing are not about the same thing.
+            referent=referents.setdefault(means or line.text, len(referents)),
+        )
+        expressions.append(expression)
     return Record(
         image=data,
         image_id=f"{source}/{item.image}",
@@ -139,9 +168,7 @@ def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
         height=height,
         width=width,
         source=source,
-        targets=tuple(
-            Target(counts, category) for counts, category in zip(targets, categories, strict=True)
-        ),
+        targets=tuple(map(Target, targets, categories)),
         expressions=tuple(expressions),
     )
 
@@ -150,19 +177,23 @@ def read_mask(data: bytes, *, name: str) -> np.ndarray:
     """bool `[H, W]`, true where a mask's file is not zero (its palette and its alpha do not count).
 
     Raises:
-        ImageError: it is damaged, too large, or a JPEG, whose compression smears zeros.
+        ImageError: it is damaged, too large, or of a format whose compression smears zeros.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == "JPEG":
-                raise ImageError(f"{name}: a JPEG keeps no exact mask; save it as PNG")
+        with Image.open(io.BytesIO(data), formats=_MASKS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{name}: {image.width} x {image.height} pixels are too many")
+            if "jpeg" in str(image.info.get("compression", "")):
+                raise ImageError(f"{name}: a JPEG keeps no exact mask; save it as PNG")
             values = np.asarray(image)
             if image.mode in ("LA", "RGBA"):
                 values = values[..., :-1]
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name}: damaged, or no {', '.join(_MASKS)}, which keep masks exactly; save it as PNG"
+        ) from None
     except Exception as error:  # Pillow raises whatever it likes on damaged bytes.
         reason = " ".join(str(error).split())[:120]
         raise ImageError(f"{name}: the mask is damaged ({reason}); replace the file") from None
@@ -172,68 +203,76 @@ def read_mask(data: bytes, *, name: str) -> np.ndarray:
 def _read_line(text: str, where: str, default_id: str) -> tuple[str, Line]:
     try:
         line = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BuildError(f"{where}: no JSON ({error}); one object a line") from None
     if not isinstance(line, dict):
         raise BuildError(f"{where}: a {type(line).__name__}; write one JSON object a line")
-    for field in line:
+    for field, value in line.items():
         if field not in _FIELDS:
             raise BuildError(f"{where}: {unknown('field', field, _FIELDS)}")
+        if field in _TEXTS and not _is_text(value):
+            raise BuildError(f"{where}: {field!r} is {value!r:.40}, no text; correct or leave out")
     for field in ("image", "expression"):
-        if not isinstance(line.get(field), str) or not line[field].strip():
-            raise BuildError(f"{where}: {field!r} is no text; each line needs it")
+        if field not in line:
+            raise BuildError(f"{where}: {field!r} is missing; each line needs it")
     if ("mask" in line) == ("segmentation" in line):
         raise BuildError(f"{where}: give either 'mask' or 'segmentation' (null: nothing matches)")
     granularity = line.get("granularity", "")
     if granularity not in ("", *GRANULARITIES):
-        raise BuildError(f"{where}: {unknown('granularity', str(granularity), GRANULARITIES)}")
+        raise BuildError(f"{where}: {unknown('granularity', granularity, GRANULARITIES)}")
     read = Line(
         where=where,
-        id=str(line.get("id", default_id)),
+        id=line.get("id", default_id),
         text=line["expression"],
-        regions=_regions(line, where),
+        masks=_mask_names(line.get("mask"), where),
+        segmentation=line.get("segmentation"),
         granularity=granularity,
-        category=str(line.get("category", "")),
+        category=line.get("category", ""),
     )
     return line["image"], read
 
 
-def _regions(line: Mapping[str, Any], where: str) -> tuple[Any, ...]:
-    """File names of masks, or one segmentation; nothing where the line says that nothing matches."""
-    if "segmentation" in line:
-        return () if line["segmentation"] is None else (line["segmentation"],)
-    masks = line["mask"]
+def _is_text(value: Any) -> bool:
+    """Some words, which a file can hold: neither a zero byte nor half a character."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _mask_names(masks: Any, where: str) -> tuple[str, ...]:
     if masks is None:
         return ()
     names = [masks] if isinstance(masks, str) else masks
-    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+    if not isinstance(names, list) or not names or not all(_is_text(name) for name in names):
         raise BuildError(f"{where}: 'mask' is {masks!r:.40}; name a file, a list of files, or null")
     return tuple(names)
 
 
-def _counts(region: Any, folder: Path, size: tuple[int, int], where: str) -> bytes | None:
-    """RLE counts of a mask's file or of a segmentation; `None` for an RLE without a pixel."""
-    if isinstance(region, str):
-        mask = read_mask(_read(folder / region, where), name=str(folder / region))
-        if mask.shape != size:
-            raise BuildError(
-                f"{where}: {region} is {mask.shape[1]} x {mask.shape[0]}, its image "
-                f"{size[1]} x {size[0]}; draw it at the image's size"
-            )
-        if not mask.any():
-            raise BuildError(f"{where}: {region} has no pixel; write null where nothing matches")
-        return encode_mask(mask)
+def _regions(line: Line, folder: Path, size: tuple[int, int]) -> list[bytes]:
+    """RLE counts of what the line means."""
+    counts = [_file_counts(folder / name, size, line.where) for name in line.masks]
+    region = line.segmentation
     try:
-        if isinstance(region, Mapping) and not _any_pixel(region, size):
-            return None
-        return encode_segmentation(region, *size).counts
+        empty = isinstance(region, Mapping) and not coco_mask.area(
+            cast(Any, checked_rle(region, *size))
+        )
+        if region is not None and not empty:
+            counts.append(encode_segmentation(region, *size).counts)
     except SegmentationError as error:
-        raise BuildError(f"{where}: {error}; correct the segmentation") from None
+        raise BuildError(f"{line.where}: {error}; correct the segmentation") from None
+    return counts
 
 
-def _any_pixel(rle: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    counted: Any = checked_rle(rle, *size)
-    return bool(coco_mask.area(counted))
+def _file_counts(path: Path, size: tuple[int, int], where: str) -> bytes:
+    mask = read_mask(_read(path, where), name=str(path))
+    if mask.shape != size:
+        raise BuildError(
+            f"{where}: {path.name} is {mask.shape[1]} x {mask.shape[0]}, its image "
+            f"{size[1]} x {size[0]}; draw it at the image's size"
+        )
+    if not mask.any():
+        raise BuildError(f"{where}: {path.name} has no pixel; write null where nothing matches")
+    return encode_mask(mask)
 
 
 def _read(path: Path, where: str) -> bytes:

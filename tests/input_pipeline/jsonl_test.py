@@ -61,6 +61,8 @@ def test_lines_become_records(folder, tmp_path):
         other,
         line(expression="both", mask=["left.png", "right.png"]),
         line(expression="a whale", mask=None),
+        line(expression="a dog\u2028or two", mask=None),
+        line(expression="all of them", mask=["right.png", "left.png"]),
         line(expression="its lid", granularity="part", id="lid"),
     )
     write(folder, other, split="val")
@@ -76,6 +78,8 @@ def test_lines_become_records(folder, tmp_path):
         ("train-4", "das Ding rechts", "object", 1),
         ("train-5", "both", "multi", 2),
         ("train-6", "a whale", "none", 3),
+        ("train-7", "a dog\u2028or two", "none", 4),
+        ("train-8", "all of them", "multi", 2),
         ("lid", "its lid", "part", 0),
     ]
     masks = [record.mask(e.targets) for e in record.expressions]
@@ -83,7 +87,7 @@ def test_lines_become_records(folder, tmp_path):
     np.testing.assert_array_equal(masks[2], RIGHT)
     np.testing.assert_array_equal(masks[3], LEFT | RIGHT)
     assert not masks[4].any()
-    assert len(record.targets) == 2, "equal masks are one target"
+    assert [t.category for t in record.targets] == ["thing", ""], "equal masks are one target"
     assert len(RecordSource(str(tmp_path / "data"), "mine", "val")) == 1
 
 
@@ -107,18 +111,33 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         ("[1]", "train.jsonl:2: a list; write one JSON object a line"),
         (line(colour="red"), "train.jsonl:2: unknown field 'colour'"),
         (line(experssion="x"), "did you mean 'expression'?"),
-        (line(expression=" "), "train.jsonl:2: 'expression' is no text"),
-        (line(image=3), "train.jsonl:2: 'image' is no text"),
+        (line(expression=" "), "train.jsonl:2: 'expression' is ' ', no text"),
+        (line(image=3), "train.jsonl:2: 'image' is 3, no text"),
+        (line(image="a\0"), "train.jsonl:2: 'image' is 'a\\x00', no text"),
+        (line(category=None), "train.jsonl:2: 'category' is None, no text"),
+        ('{"image": "a.png", "expression": "\\ud800", "mask": null}', "no text"),
+        ({"expression": "x", "mask": None}, "train.jsonl:2: 'image' is missing"),
+        ("[" * 100_000, "train.jsonl:2: no JSON"),
         ({"image": "a.png", "expression": "x"}, "give either 'mask' or 'segmentation'"),
         (line(segmentation=None), "give either 'mask' or 'segmentation'"),
         (line(mask=7), "'mask' is 7; name a file"),
+        (line(mask=[]), "'mask' is []; name a file"),
+        (line(granularity="none"), "granularity 'none' with 1 targets"),
+        (line(mask=None, granularity="part"), "granularity 'part' with 0 targets"),
+        (line(image="turned.png"), "turned.png: an EXIF flag turns it; save it as it is"),
         (line(granularity="prat"), "unknown granularity 'prat': did you mean 'part'?"),
         (line(image="b.png"), "b.png: No such file or directory; correct the name"),
         (line(mask="none.png"), "none.png: No such file or directory; correct the name"),
         (line(mask="small.png"), "small.png is 5 x 6, its image 20 x 12"),
         (line(mask="empty.png"), "empty.png has no pixel; write null where nothing matches"),
-        (line(mask="lossy.jpg"), "lossy.jpg: a JPEG keeps no exact mask; save it as PNG"),
-        (line(mask="train.jsonl"), "the mask is damaged (cannot identify image file"),
+        (line(mask="lossy.jpg"), "lossy.jpg: damaged, or no PNG, BMP, GIF, TIFF"),
+        (line(mask="lossy.webp"), "lossy.webp: damaged, or no PNG, BMP, GIF, TIFF"),
+        (line(mask="lossy.tif"), "lossy.tif: a JPEG keeps no exact mask; save it as PNG"),
+        (line(mask="train.jsonl"), "train.jsonl: damaged, or no PNG"),
+        (
+            {"image": "a.png", "expression": "x", "segmentation": "left.png"},
+            "train.jsonl:2: the segmentation is a str",
+        ),
         (line(id="train-1"), "expression id 'train-1' occurs twice"),
         (
             {"image": "a.png", "expression": "x", "segmentation": [[1, 2, 3]]},
@@ -133,7 +152,11 @@ def test_predictions_are_a_dataset(folder, tmp_path):
 def test_a_bad_line_is_named_and_nothing_is_built(folder, tmp_path, bad, said):
     Image.fromarray(np.ones((6, 5), np.uint8)).save(folder / "small.png")
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "empty.png")
-    Image.fromarray(np.uint8(255 * LEFT)).save(folder / "lossy.jpg")
+    for ending, options in (("jpg", {}), ("webp", {}), ("tif", {"compression": "jpeg"})):
+        Image.fromarray(np.uint8(255 * LEFT)).save(folder / f"lossy.{ending}", **options)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(folder / "a.png").save(folder / "turned.png", exif=turned)
     write(folder, line(), bad)
     with pytest.raises(UserError) as caught:
         jsonl.build("mine", folder, data_dir=tmp_path / "data")
@@ -145,6 +168,25 @@ def test_a_bad_line_is_named_and_nothing_is_built(folder, tmp_path, bad, said):
 def test_a_file_that_is_not_utf8_is_named(folder, tmp_path):
     (folder / "train.jsonl").write_bytes('{"image": "ä"}'.encode("latin-1"))
     with pytest.raises(BuildError, match=r"train\.jsonl: not UTF-8"):
+        jsonl.build("mine", folder, data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize("split", ["all", "train+val", "a b", "train[0]", "x.partial", "0"])
+def test_a_split_that_tfds_could_not_open_is_refused(folder, tmp_path, split):
+    write(folder, line(), split=split)
+    with pytest.raises(BuildError, match="a split cannot be called"):
+        jsonl.build("mine", folder, data_dir=tmp_path / "data")
+
+
+def test_files_of_editors_that_mark_them_are_read(folder):
+    (folder / "train.jsonl").write_text(json.dumps(line()), encoding="utf-8-sig")
+    ((image, lines),) = [(i.image, i.lines) for i in jsonl.read_lines(folder / "train.jsonl")]
+    assert (image, len(lines)) == ("a.png", 1)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(folder, tmp_path):
+    (folder / "train.jsonl").mkdir()
+    with pytest.raises(BuildError, match=r"train\.jsonl: Is a directory; it must be a file"):
         jsonl.build("mine", folder, data_dir=tmp_path / "data")
 
 

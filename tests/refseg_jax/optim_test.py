@@ -61,14 +61,15 @@ def test_update_equals_adamw_with_per_path_rates():
     np.testing.assert_allclose(updates["bias"], -0.1 * direction, rtol=1e-5)
 
 
-def test_clipping_bounds_the_global_norm():
+@pytest.mark.parametrize(("size", "left"), [(1e3, 1.0), (1e-3, 1e-3 * 13**0.5)])
+def test_clipping_bounds_the_global_norm_and_leaves_smaller_ones(size, left):
     config = optim.OptimConfig(clip_norm=1.0)
     params = {"a": jnp.zeros((3, 3)), "b": jnp.zeros(4)}
-    gradient = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), params)
+    gradient = jax.tree.map(lambda x: size * jnp.ones_like(x), params)
     optimizer = optim.make_optimizer(config, 10)
     _, state = optimizer.update(gradient, optimizer.init(params), params)
     moments = next(s for s in state if isinstance(s, optax.ScaleByAdamState)).mu
-    assert float(optax.tree.norm(moments)) == pytest.approx(1.0 - config.b1, rel=1e-5)
+    assert float(optax.tree.norm(moments)) == pytest.approx(left * (1.0 - config.b1), rel=1e-5)
 
 
 def test_average_follows_quickly_at_first():

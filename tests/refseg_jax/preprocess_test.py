@@ -320,3 +320,10 @@ def test_masks_of_nothing_and_of_everything() -> None:
     np.testing.assert_array_equal(found[4:12], 255)
     assert not found[:4].any()
     assert not found[12:].any()
+
+
+def test_a_format_that_runs_programs_is_not_opened():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "EPS")
+    with pytest.raises(preprocess.ImageError, match=r"x\.eps: .*no known format"):
+        preprocess.decode_image(buffer.getvalue(), name="x.eps")
