@@ -14,6 +14,9 @@ import numpy as np
 from refseg_jax.errors import UserError
 from refseg_jax.weights.table import Change, Rule, Table
 
+#: A number within a name, and what stands for it (no name has that character).
+_NUMBER, _HERE = re.compile(r"(?<=\.)\d+(?=\.)"), "\0"
+
 
 class Weights(Protocol):
     """An opened weight file (or several that belong together)."""
@@ -172,26 +175,30 @@ def _compact(leaves: Iterable[str]) -> str:
     """Every leaf; those that differ in their first number alone are told in one: `blocks.{0-11}.x`."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for leaf in leaves:
-        first = re.search(r"(?<=\.)\d+(?=\.)", leaf)
-        numbers[leaf if first is None else _numbered(leaf, first[0])] += (
-            [] if first is None else [int(first[0])]
-        )
+        first = _NUMBER.search(leaf)
+        found = numbers[leaf if first is None else _numbered(leaf, first[0])]
+        if first is not None:
+            found.append(int(first[0]))
     shown = [
-        shape.replace("{}", "{" + _ranges(sorted(found)) + "}" if len(found) > 1 else str(found[0]))
-        if found
-        else shape
+        shape.replace(_HERE, "{" + _ranges(found) + "}" if len(found) > 1 else str(*found))
         for shape, found in sorted(numbers.items())
     ]
     return ", ".join(shown)
 
 
 def _numbered(leaf: str, number: str) -> str:
-    """The leaf with `{}` for a block's number (an entry and its parameter have the same)."""
-    return re.sub(rf"(?<=\.){number}(?=\.)", "{}", leaf)
+    """The leaf with a mark for its first number, and for that of the parameter if it is the same."""
+    words = leaf.split(" ")
+    firsts = (_NUMBER.search(word) for word in words)
+    return " ".join(
+        _NUMBER.sub(_HERE, word, count=1) if first and first[0] == number else word
+        for word, first in zip(words, firsts, strict=True)
+    )
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Sorted `[0, 1, 2, 5]` as `0-2,5`."""
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
+def _ranges(numbers: Iterable[int]) -> str:
+    """`[0, 1, 5, 2]` as `0-2,5`."""
+    known = set(numbers)
+    starts = sorted(n for n in known if n - 1 not in known)
+    ends = sorted(n for n in known if n + 1 not in known)
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

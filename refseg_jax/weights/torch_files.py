@@ -2,7 +2,7 @@
 
 Two kinds of zip archive: what `torch.save` writes (a state dict, or a dict that holds one), and
 TorchScript (as OpenAI published CLIP). Both have the structure in `data.pkl` and every storage as a
-member of its own, uncompressed. The pickle's globals become inert marks, of which a few make a
+member of its own, all uncompressed. The pickle's globals become inert marks, of which a few make a
 tensor's description; no function is ever looked up.
 """
 
@@ -23,7 +23,6 @@ from refseg_jax.unpickling import (
     PLAIN,
     RefusedError,
     StrictUnpickler,
-    check_key,
     opcodes,
     run,
 )
@@ -37,7 +36,8 @@ _AGAIN = "download or copy the file again"
 #: More entries than any model has: a small pickle can describe very many.
 _MOST_ENTRIES = 100_000
 _DEEPEST = 50
-_MOST_PICKLE_BYTES = 2**28
+_MOST_PICKLE_BYTES = 2**24
+_LONGEST_NAME = 300
 
 _STORAGES: Mapping[str, Any] = {
     "DoubleStorage": np.float64,
@@ -116,8 +116,11 @@ class TorchFile:
             member = self._archive.getinfo(self._member(tensor.storage))
         except KeyError:
             return "has no data in the archive"
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != tensor.storage.size:
+        if not _is_stored(member) or member.file_size != tensor.storage.size:
             return "has data of another size than it says"
+        # Steps of nothing make any shape out of one number.
+        if math.prod(tensor.shape) > tensor.storage.count:
+            return "has more numbers than its data"
         steps = zip(tensor.shape, tensor.strides, strict=True)
         end = tensor.offset + sum((count - 1) * step for count, step in steps) + 1
         if math.prod(tensor.shape) and end * tensor.storage.dtype.itemsize > tensor.storage.size:
@@ -126,15 +129,26 @@ class TorchFile:
 
     def _bytes(self, member: str, most: int) -> bytes:
         try:
-            if self._archive.getinfo(member).file_size > most:
+            info = self._archive.getinfo(member)
+            if not _is_stored(info):
+                raise UserError(f"{self.name}: {member} is compressed, not as torch does; {_AGAIN}")
+            if info.file_size > most:
                 raise UserError(f"{self.name}: {member} is larger than {most} bytes; {_AGAIN}")
-            return self._archive.read(member)
+            data = self._archive.read(info)
+            if len(data) != info.file_size:
+                raise UserError(f"{self.name}: {member} is cut short; {_AGAIN}")
+            return data
         except UserError:
             raise
         except OSError as error:
             raise UserError(f"{self.name}: {error.strerror or error}; {_AGAIN}") from None
         except Exception as error:  # zipfile, zlib and struct each have errors of their own.
             raise UserError(f"{self.name}: damaged ({_line(error)}); {_AGAIN}") from None
+
+
+def _is_stored(member: zipfile.ZipInfo) -> bool:
+    """Whether it is uncompressed, and as large as its two sizes, which may lie, both say."""
+    return member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
 
 
 def _open(path: Path) -> zipfile.ZipFile:
@@ -194,6 +208,8 @@ class _Module:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     numbers = isinstance(shape, tuple) and isinstance(strides, tuple) and (offset, *shape, *strides)
     sound = numbers and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    # Of an empty one too: else nothing bounds the other sides.
+    sound = sound and math.prod(n for n in shape if n) < 2**48
     if not (isinstance(storage, _Storage) and sound and len(shape) == len(strides) <= 8):
         raise ValueError("a tensor that is none")
     return _Tensor(storage, offset, shape, strides)
@@ -204,7 +220,10 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _dict(*pairs: Any) -> dict[Any, Any]:
-    return {check_key(key): value for key, value in (pairs[0] if pairs else ())}
+    # torch fills it by opcodes; one list could be passed, and copied, in every few bytes.
+    if pairs:
+        raise RefusedError("it calls 'collections.OrderedDict' with arguments")
+    return {}
 
 
 _CALLS: Mapping[str, Callable[..., Any]] = {
@@ -273,7 +292,10 @@ def _entries(made: Any, name: str) -> Iterator[tuple[str, _Tensor]]:
     """The state dict of what a pickle made."""
     if isinstance(made, dict) and not _has_tensors(made):
         # A training checkpoint: the weights are one of several things.
-        inner = [key for key, value in made.items() if isinstance(key, str) and _has_tensors(value)]
+        # One dict may be the value of very many keys: each is looked at once.
+        values = {id(value): value for value in made.values()}
+        full = {number for number, value in values.items() if _has_tensors(value)}
+        inner = [key for key, value in made.items() if isinstance(key, str) and id(value) in full]
         if len(inner) > 1:
             raise UserError(f"{name}: several state dicts: {', '.join(inner)[:200]!r}; {_CURE}")
         made = made[inner[0]] if inner else {}
@@ -283,15 +305,18 @@ def _entries(made: Any, name: str) -> Iterator[tuple[str, _Tensor]]:
     waiting = [("", made, 0)]
     while waiting:
         prefix, value, depth = waiting.pop()
-        seen += 1
+        inner = value.attributes if isinstance(value, _Module) else value
+        found = inner if isinstance(inner, dict) else {}
+        seen += 1 + len(found)
         # A module may be part of itself, or of very many.
         if seen > _MOST_ENTRIES or depth > _DEEPEST:
             raise UserError(f"{name}: refused, its modules have no end; {_CURE}")
         if isinstance(value, _Tensor):
             yield prefix, value
-        inner = value.attributes if isinstance(value, _Module) else value
-        for key, one in reversed(inner.items() if isinstance(inner, dict) else ()):
+        for key, one in reversed(found.items()):
             if isinstance(key, str) and isinstance(one, _Module | _Tensor):
+                if len(prefix) + len(key) >= _LONGEST_NAME:
+                    raise UserError(f"{name}: an entry's name is no name: {key[:60]!r}; {_AGAIN}")
                 waiting.append((f"{prefix}.{key}" if prefix else key, one, depth + 1))
 
 

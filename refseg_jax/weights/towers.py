@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _CONFIG = "config.json"
 
 #: BERT's heads, where no config beside the file says otherwise.
 _HEAD_WIDTH = 64
+
+_MOST_BLOCKS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +112,16 @@ def swin_sizes(
     for path, shape in shapes.items():
         if place := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", path):
             heads[int(place[1]), int(place[2])] = shape
-    stages = range(1 + max(stage for stage, _ in heads))
+    depths = Counter(stage for stage, _ in heads)
+    # A number alone must not make it count to that.
+    if depths.keys() != set(range(len(depths))) or len(heads) > _MOST_BLOCKS:
+        raise ValueError(f"stages {sorted(depths)[:8]} of {len(heads)} blocks")
     if shapes["patch_embedding.kernel"][0] != PATCH:
         raise ValueError(f"patches of another size than {PATCH}")
     return SwinConfig(
         width=shapes["patch_embedding.kernel"][-1],
-        depths=tuple(sum(place[0] == stage for place in heads) for stage in stages),
-        heads=tuple(heads[stage, 0][1] for stage in stages),
+        depths=tuple(depths[stage] for stage in range(len(depths))),
+        heads=tuple(heads[stage, 0][1] for stage in range(len(depths))),
         window=(round(heads[0, 0][0] ** 0.5) + 1) // 2,
     )
 

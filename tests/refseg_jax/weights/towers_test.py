@@ -193,6 +193,18 @@ def test_what_is_another_model_is_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("stage", [300_000_000, 1])
+def test_a_stage_without_those_before_it_is_refused(stage: int, tmp_path: Path):
+    """Nothing counts to the number in a name."""
+    shapes = {
+        f"encoder.layers.{stage}.blocks.0.attention.self.relative_position_bias_table": (49, 4),
+        "embeddings.patch_embeddings.projection.weight": (4, 3, 4, 4),
+    }
+    save_file(arrays(shapes), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"stages \[{stage}\] of 1 blocks"):
+        towers.open_tower(str(tmp_path), format="hf_swin")
+
+
 def test_a_preset_is_refused_for_a_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--format=hf_swin", f"--source={tmp_path}", f"--output={tmp_path / 'out'}"]
     assert main([*flags, "--preset=B/16"]) == 1
