@@ -35,7 +35,7 @@ class Written(NamedTuple):
 
 def _weights(target: Path, source: Source) -> Written:
     write_arrays(target / folder.WEIGHTS, source.params)
-    return Written({}, {"CLIP's towers": write_towers(target, source.params, source.model)})
+    return Written({}, {"CLIP's towers": write_towers(target, source)})
 
 
 def _stablehlo(target: Path, source: Source) -> Written:

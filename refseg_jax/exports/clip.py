@@ -15,6 +15,8 @@ import numpy as np
 
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.exports.safetensors import write_arrays
+from refseg_jax.exports.source import Source
+from refseg_jax.exports.tokenizer_files import is_clips, write_tokenizer
 from refseg_jax.layers.norm import EPSILON
 from refseg_jax.weights import clip
 from refseg_jax.weights.table import Change, Table, convolution, positions, row, same, transposed
@@ -34,14 +36,14 @@ UNDO: Mapping[Change, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def write_towers(target: Path, params: Mapping[str, np.ndarray], model: Mapping[str, Any]) -> str:
+def write_towers(target: Path, source: Source) -> str:
     """Writes `clip/`, where the towers are CLIP's; what there is to say about it.
 
     Args:
         target: the exported folder.
-        params: of the whole model.
-        model: every field of its config.
+        source: the whole model.
     """
+    model = source.model
     if model["stem_width"]:
         return (
             f"There is no folder `{FOLDER}`: the image tower begins with a convolutional stem "
@@ -49,12 +51,18 @@ def write_towers(target: Path, params: Mapping[str, np.ndarray], model: Mapping[
         )
     folder = target / FOLDER
     folder.mkdir()
-    write_arrays(folder / "model.safetensors", towers(params), layout="pt")
+    write_arrays(folder / "model.safetensors", towers(source.params), layout="pt")
     _write_json(folder / "config.json", _config(model))
     _write_json(folder / "preprocessor_config.json", _images(model["image_size"]))
+    if is_clips(source.tokenizer_json):
+        # Without them CLIPProcessor makes up a vocabulary of two tokens, and says nothing.
+        write_tokenizer(folder, source.tokenizer_json, source.data["context_length"])
+        texts = f'`transformers.CLIPProcessor.from_pretrained("{FOLDER}")` prepares what they take.'
+    else:
+        texts = "Their vocabulary is not CLIP's: take `tokenizer.json` of this folder, no CLIPProcessor."
     return (
         f'`transformers.CLIPModel.from_pretrained("{FOLDER}")` loads the two towers as they are now, '
-        f"at {model['image_size']} pixels. Group tokens are no part of CLIP and are left out; with "
+        f"at {model['image_size']} pixels. {texts} Group tokens are no part of CLIP and are left out; with "
         "them the patches of the whole model are others. `logit_scale` was not trained: it is "
         f"log(1 / 0.07) = {LOGIT_SCALE:.4f}, what CLIP starts with."
     )

@@ -29,20 +29,23 @@ def write_tokenizer(target: Path, content: str, context_length: int) -> None:
         kind: next((name for name in choices if name in names), None)
         for kind, choices in _SPECIAL.items()
     }
-    clip = special["bos_token"] == "<|startoftext|>"
     settings: dict[str, Any] = {
-        "tokenizer_class": "CLIPTokenizer" if clip else "PreTrainedTokenizerFast",
+        "tokenizer_class": "CLIPTokenizer" if is_clips(content) else "PreTrainedTokenizerFast",
         "model_max_length": context_length,
+        # No padding: id 0, which our batches have, is "!" in CLIP's vocabulary, and what is named here
+        # is cut out of texts as a special token.
         **{kind: name for kind, name in special.items() if name is not None},
     }
-    if clip:
-        # Padding is masked away, so that any token does; id 0, which our batches are padded with.
-        settings["pad_token"] = "!"
     _write_json(target / "tokenizer_config.json", settings)
     if model.get("type") == "BPE":
         _write_json(target / "vocab.json", model["vocab"])
         lines = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         (target / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
+
+
+def is_clips(content: str) -> bool:
+    """Whether a `tokenizer.json` is of CLIP's vocabulary."""
+    return "<|startoftext|>" in _token_names(json.loads(content)["model"]["vocab"])
 
 
 def _token_names(vocabulary: Any) -> set[str]:

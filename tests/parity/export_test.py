@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.engines import forward_of
@@ -91,12 +91,29 @@ def test_the_towers_load_as_a_clip_model_and_give_the_same_features(exported: Ex
         assert error.max() <= 1e-5, name
 
 
-def test_transformers_reads_the_tokenizer(exported: Exported) -> None:
-    theirs = AutoTokenizer.from_pretrained(exported.path)
-    ids, valid = build_tokenizer()([*TEXTS, "Don't &amp; the 3rd naïve café"], 22)
-    for text, row, mask in zip([*TEXTS, "Don't & the 3rd naïve café"], ids, valid, strict=True):
+#: "!" is CLIP's id 0, which our batches are padded with.
+SAID = [*TEXTS, "Don't & the 3rd naïve café", "a car! wow!?!!!"]
+
+
+@pytest.mark.parametrize("place", ["", "clip"])
+def test_transformers_reads_the_tokenizer(exported: Exported, place: str) -> None:
+    theirs = AutoTokenizer.from_pretrained(exported.path / place)
+    ids, valid = build_tokenizer()(SAID, 22)
+    for text, row, mask in zip(SAID, ids, valid, strict=True):
         assert theirs(text)["input_ids"] == row[mask].tolist()
     assert theirs.model_max_length == 10
     cut = theirs("word " * 50, truncation=True)["input_ids"]
     assert len(cut) == 10
     assert cut[-1] == exported.model["eos_id"]
+
+
+def test_clips_processor_prepares_images_and_texts(exported: Exported) -> None:
+    processor = CLIPProcessor.from_pretrained(exported.path / "clip")
+    size = exported.model["image_size"]
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    found = processor(text=SAID, images=[image], return_tensors="np", padding=True)
+    ids, valid = build_tokenizer()(SAID, found["input_ids"].shape[1])
+    np.testing.assert_array_equal(found["attention_mask"], valid)
+    np.testing.assert_array_equal(np.where(valid, found["input_ids"], 0), ids)
+    pixels = ((image / 255.0 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
+    np.testing.assert_allclose(found["pixel_values"][0], pixels, rtol=0, atol=1e-5)

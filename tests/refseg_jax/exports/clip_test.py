@@ -67,7 +67,8 @@ def test_the_digests_cover_the_towers(tmp_path: Path) -> None:
     save_unires(tmp_path / "run", tiny_params())
     export(tmp_path / "run", "safetensors", tmp_path / "out", command=["x"])
     digests = json.loads((tmp_path / "out" / "config.json").read_text())["sha256"]
-    assert {"clip/model.safetensors", "clip/config.json", "model.safetensors"} <= digests.keys()
+    files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    assert {"model.safetensors", *(f"clip/{name}" for name in files)} <= digests.keys()
 
 
 def test_what_a_table_cannot_give_back_is_told() -> None:
