@@ -95,7 +95,8 @@ class Predictor:
 
         Args:
             path: a run's workdir, one step folder, or a folder that `tools.export` wrote.
-            step: which checkpoint of a workdir, see `refseg_jax.checkpoint_params.load_params`.
+            step: which checkpoint of a workdir, see `refseg_jax.checkpoint_params.load_params`; an
+                exported folder has one only.
             expressions_at_once: as for `Predictor`.
 
         Raises:
@@ -104,7 +105,7 @@ class Predictor:
         """
         with another_version(path):
             if is_export(Path(path)):
-                model, config = read_engine(Path(path))
+                model, config = read_engine(Path(path), step)
             else:
                 model, config = load_params(path, step=step)
             return cls(model, config, expressions_at_once=expressions_at_once)

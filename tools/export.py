@@ -6,13 +6,21 @@
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from refseg_jax.checkpoint_folder import step_choice
 from refseg_jax.errors import UserError
 from refseg_jax.exports import FORMATS, export
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM, like Ctrl-C, lets what has been begun be removed, and the converter be killed."""
+    del frame
+    sys.exit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         export(
             options.checkpoint,
@@ -47,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"{options.output}: {options.format}")
     return 0
 

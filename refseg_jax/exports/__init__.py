@@ -9,12 +9,12 @@ from refseg_jax import naming
 from refseg_jax.engines import Engine, ParameterEngine
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
+from refseg_jax.exports.arrays_file import read_arrays, write_arrays
 from refseg_jax.exports.clip import write_towers
-from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.folder import ExportConfig, Step
 from refseg_jax.exports.model_card import model_card
 from refseg_jax.exports.onnx_graphs import OnnxEngine, write_onnx
-from refseg_jax.exports.safetensors import read_arrays, write_arrays
-from refseg_jax.exports.source import Source, Step, read_source
+from refseg_jax.exports.source import Source, read_source
 from refseg_jax.exports.stablehlo import StablehloEngine, write_graphs
 from refseg_jax.exports.tokenizer_files import write_tokenizer
 
@@ -46,8 +46,8 @@ def _stablehlo(target: Path, source: Source) -> Written:
 def _onnx(target: Path, source: Source, *, environment: Path | None = None) -> Written:
     graphs, error = write_onnx(target, source, environment)
     note = (
-        "The graphs compute in f32. In onnxruntime, logits for random inputs differed from JAX's by at "
-        f"most {error:.1e} of the largest."
+        "The graphs compute in f32. In onnxruntime, logits for random inputs differed from JAX's in "
+        f"f32 by at most {error:.1e} of the largest."
     )
     return Written(graphs, {"ONNX": note})
 
@@ -73,8 +73,12 @@ ENGINES: Mapping[str, Callable[[Path, ExportConfig], Engine]] = {
 }
 
 
-def read_engine(path: Path) -> tuple[Engine, dict[str, Any]]:
+def read_engine(path: Path, step: Step = "latest") -> tuple[Engine, dict[str, Any]]:
     """What computes masks from an exported folder, and the config sections that a predictor reads.
+
+    Args:
+        path: the folder.
+        step: refused where it is not the folder's.
 
     Raises:
         UserError: a file is missing or damaged, or this code does not know its format.
@@ -82,6 +86,7 @@ def read_engine(path: Path) -> tuple[Engine, dict[str, Any]]:
     config = folder.read_config(path)
     if config.format not in ENGINES:
         raise UserError(f"{path}: {naming.unknown('format', config.format, ENGINES)}")
+    folder.check_step(path, config, step)
     tokenizer = folder.verified(path, config, folder.TOKENIZER)
     data = {**config.data, "tokenizer": str(tokenizer)}
     sections = {"model": config.model, "data": data, "eval": config.eval}
@@ -115,8 +120,9 @@ def export(
     if environment is not None and format != "onnx":
         raise UserError(f"--env is for --format=onnx alone; leave it out with --format={format}")
     options = {} if environment is None else {"environment": environment}
+    # Outside: what cannot be read is no fault of the output.
+    source = read_source(checkpoint, step)
     with folder.new_folder(output) as target:
-        source = read_source(checkpoint, step)
         written = FORMATS[format](target, source, **options)
         write_tokenizer(target, source.tokenizer_json, source.data["context_length"])
         config = ExportConfig(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
-from refseg_jax.exports.safetensors import write_arrays
+from refseg_jax.exports.arrays_file import write_arrays
 from refseg_jax.exports.source import Source
 from refseg_jax.exports.tokenizer_files import is_clips, write_tokenizer
 from refseg_jax.layers.norm import EPSILON
@@ -62,8 +62,8 @@ def write_towers(target: Path, source: Source) -> str:
         texts = "Their vocabulary is not CLIP's: take `tokenizer.json` of this folder, no CLIPProcessor."
     return (
         f'`transformers.CLIPModel.from_pretrained("{FOLDER}")` loads the two towers as they are now, '
-        f"at {model['image_size']} pixels. {texts} Group tokens are no part of CLIP and are left out; with "
-        "them the patches of the whole model are others. `logit_scale` was not trained: it is "
+        f"at {model['image_size']} pixels. {texts} Group tokens are no part of CLIP and are left out; "
+        "with them the patches of the whole model are others. `logit_scale` was not trained: it is "
         f"log(1 / 0.07) = {LOGIT_SCALE:.4f}, what CLIP starts with."
     )
 

@@ -17,10 +17,11 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from refseg_jax.errors import UserError
 
@@ -30,6 +31,9 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenize
 _MARKS = (WEIGHTS, "*.stablehlo", "*.onnx")
 
 _VERSION = 1
+
+#: Which checkpoint of a run.
+Step = int | Literal["latest", "best"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +70,13 @@ class ExportConfig:
 
 
 def is_export(path: Path) -> bool:
-    """Whether the folder is an export (and no run or checkpoint), sound or not."""
-    return path.is_dir() and any(any(path.glob(mark)) for mark in _MARKS)
+    """Whether the folder is an export (and no run or checkpoint), sound or not.
+
+    A run stays one where a person has put weights of their own into its workdir.
+    """
+    if not path.is_dir() or (path / "checkpoints").is_dir():
+        return False
+    return any(any(path.glob(mark)) for mark in _MARKS)
 
 
 @contextlib.contextmanager
@@ -77,18 +86,22 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         UserError: the output exists, or cannot be written.
     """
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise UserError(f"{output}: it exists already; name another --output, or delete it first")
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    scratch = None
     try:
-        partial.mkdir(parents=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        # Within, because what `mkdtemp` makes is for its owner only.
+        partial = scratch / output.name
+        partial.mkdir()
         yield partial
         partial.rename(output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_config(folder: Path, config: ExportConfig) -> None:
@@ -130,6 +143,18 @@ def read_config(folder: Path) -> ExportConfig:
         raise UserError(
             f"{path}: not the config of an export ({reason}); export the checkpoint again"
         ) from None
+
+
+def check_step(folder: Path, config: ExportConfig, step: Step) -> None:
+    """An export holds one step.
+
+    Raises:
+        UserError: another one was asked for.
+    """
+    if step not in ("latest", config.step):
+        raise UserError(
+            f"{folder}: it holds step {config.step} alone, not {step}; leave --step out"
+        )
 
 
 def verified(folder: Path, config: ExportConfig, name: str) -> Path:

@@ -19,9 +19,9 @@ from refseg_jax.batch import Array
 from refseg_jax.engines import GRAPHS, Features
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
+from refseg_jax.exports.arrays_file import write_arrays
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.onnx_environment import clean_variables, ensure_environment
-from refseg_jax.exports.safetensors import write_arrays
 from refseg_jax.exports.source import Source
 
 _CONVERTER = Path(__file__).with_name("onnx_converter.py")
@@ -45,9 +45,11 @@ def write_onnx(
         UserError: the environment cannot be made, or the model not converted.
     """
     python = ensure_environment(environment)
-    with tempfile.TemporaryDirectory(prefix="refseg_jax-onnx-") as scratch:
-        weights, packages = Path(scratch) / "weights", Path(scratch) / "packages"
+    # Beside the target, where there is room for graphs; nothing half-converted gets into it.
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target.parent) as scratch:
+        weights, packages, made = (Path(scratch) / n for n in ("weights", "packages", "graphs"))
         weights.mkdir()
+        made.mkdir()
         write_arrays(weights / folder.WEIGHTS, source.params)
         config = {"model": source.model, "data": source.data}
         (weights / folder.CONFIG).write_text(json.dumps(config))
@@ -56,22 +58,23 @@ def write_onnx(
         (packages / "refseg_jax").symlink_to(Path(refseg_jax.__file__).parent)
         variables = {**clean_variables(), "PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
-            # Without -P the folder of the script comes first, where `safetensors` is another.
-            [str(python), "-P", str(_CONVERTER), str(weights), str(target)],
+            # Without -P the folder of the script comes first, where modules have common names.
+            [str(python), "-P", str(_CONVERTER), str(weights), str(made)],
             env=variables,
             text=True,
             capture_output=True,
             check=False,
         )
-    if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = said[-1] if said else f"exit code {done.returncode}"
-        raise UserError(
-            f"{target.name}: jax2onnx cannot convert this model ({reason[:200]}); "
-            "export it with --format=stablehlo"
-        )
-    written = json.loads((target / "graphs.json").read_text())
-    (target / "graphs.json").unlink()
+        if done.returncode:
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            reason = said[-1] if said else f"exit code {done.returncode}"
+            raise UserError(
+                f"{target.name}: jax2onnx cannot convert this model ({reason[:200]}); "
+                "export it with --format=stablehlo"
+            )
+        written = json.loads((made / "graphs.json").read_text())
+        for path in made.glob("*.onnx*"):
+            path.rename(target / path.name)
     return written["graphs"], written["error"]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from refseg_jax.checkpoint_folder import RunRecord, locate
 from refseg_jax.checkpoint_params import lay_out, load_params, load_recorded
 from refseg_jax.engines import another_version, check_params, forward_of
 from refseg_jax.errors import UserError
-from refseg_jax.exports import folder, safetensors
+from refseg_jax.exports import folder
+from refseg_jax.exports.arrays_file import read_arrays
+from refseg_jax.exports.folder import Step
 from refseg_jax.tokenizers import build_tokenizer, check_tokenizer
-
-Step = int | Literal["latest", "best"]
 
 #: Of `summary.json`: what is a score, and not the speed of the run.
 _SCORES = ("mIoU", "oIoU", "count")
@@ -46,17 +46,16 @@ class Source:
 def read_source(path: Path, step: Step = "latest") -> Source:
     """A run's workdir, one of its checkpoints, or a folder with `model.safetensors`.
 
+    Args:
+        path: any of them.
+        step: which checkpoint of a workdir.
+
     Raises:
         UserError: there is no usable checkpoint, or another version of the code wrote it.
     """
     if folder.is_export(path):
-        stored = folder.read_config(path)
-        if stored.format == "onnx":
-            raise UserError(
-                f"{path}: it has its weights inside its graphs; export from the run, or from a "
-                "folder of another format"
-            )
-        params = safetensors.read_arrays(folder.verified(path, stored, folder.WEIGHTS))
+        stored, params = _read_weights(path)
+        folder.check_step(path, stored, step)
         config: Mapping[str, Any] = stored.sections()
         vocabulary = folder.verified(path, stored, folder.TOKENIZER)
         tokenizer, tokenizer_json = str(vocabulary), vocabulary.read_text()
@@ -104,18 +103,40 @@ def load_start(
     path = Path(path)
     if not folder.is_export(path):
         return load_params(path, expected=expected)[0]
-    weights = folder.verified(path, folder.read_config(path), folder.WEIGHTS)
-    return lay_out(safetensors.read_arrays(weights), expected, path)
+    return lay_out(_read_weights(path)[1], expected, path)
+
+
+def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray]]:
+    """Of an exported folder."""
+    config = folder.read_config(path)
+    if config.format == "onnx":
+        raise UserError(
+            f"{path}: it has its weights inside its graphs; take the run, or a folder of another "
+            "format"
+        )
+    return config, read_arrays(folder.verified(path, config, folder.WEIGHTS))
 
 
 def _scores(path: Path, record: RunRecord) -> dict[str, float]:
     """Scores of the checkpoint, and the rest of the run's summary where it tells of this step."""
     own = {name: value for name, value in record.metrics.items() if value is not None}
-    summary = report.read_summary(locate(path)[0].parent / "summary.json")
-    if own and own.items() <= summary.items():
-        own = summary
+    summary = _read_summary(locate(path)[0].parent / "summary.json")
+    # Early runs did not note the step: scores that are the same tell it too.
+    same = bool(own) and own.items() <= summary.items()
+    if summary["step"] == record.step if "step" in summary else same:
+        own |= summary
     return {
         name: value
         for name, value in own.items()
         if name.rpartition("/")[2] in _SCORES or "Pr@" in name
     }
+
+
+def _read_summary(path: Path) -> dict[str, float]:
+    try:
+        summary = report.read_summary(path)
+        if not isinstance(summary, dict):
+            raise ValueError("it is no table")
+        return summary
+    except ValueError as error:
+        raise UserError(f"{path}: not a run's summary ({error}); delete it") from None

@@ -21,8 +21,8 @@ from refseg_jax.batch import Array
 from refseg_jax.engines import GRAPHS, Features, Graphs, forward_of
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
+from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import ExportConfig
-from refseg_jax.exports.safetensors import read_arrays
 from refseg_jax.exports.source import Source
 from refseg_jax.layers.attention import portable_attention
 

@@ -108,7 +108,7 @@ def test_transformers_reads_the_tokenizer(exported: Exported, place: str) -> Non
 
 
 def test_clips_processor_prepares_images_and_texts(exported: Exported) -> None:
-    processor = CLIPProcessor.from_pretrained(exported.path / "clip")
+    processor: Any = CLIPProcessor.from_pretrained(exported.path / "clip")
     size = exported.model["image_size"]
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     found = processor(text=SAID, images=[image], return_tensors="np", padding=True)

@@ -1,5 +1,6 @@
-"""Exported weights as what another run begins with."""
+"""What is exported, and exported weights as what another run begins with."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -9,11 +10,12 @@ import pytest
 from refseg_jax import sharding
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
-from refseg_jax.exports.source import load_start
+from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.models import build_model
+from refseg_jax.predictor import Predictor
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.exports.folders import damaged, one_line, write_all
-from tests.refseg_jax.tiny_run import UNIRES
+from tests.refseg_jax.exports.folders import damaged, one_line, tiny_params, write_all
+from tests.refseg_jax.tiny_run import UNIRES, save_unires
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +61,38 @@ def test_a_checkpoint_is_read_as_before(folder):
     stored, _ = load_params(folder / "run")
     for path, value in load_start(folder / "run", expected()).items():
         np.testing.assert_array_equal(value, stored[path])
+
+
+@pytest.mark.parametrize("read", [read_source, Predictor.from_checkpoint])
+def test_an_export_holds_one_step(folder, read):
+    for step in (7, "best"):
+        with pytest.raises(UserError) as error:
+            read(folder / "safetensors", step=step)
+        one_line(error, str(folder / "safetensors"), f"step 1 alone, not {step}")
+    read(folder / "safetensors", step=1)
+
+
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [
+        ({"step": 1, "mIoU": 0.625, "steps": 1}, {"mIoU": 0.625}),
+        ({"step": 2, "mIoU": 0.625}, {}),
+        # Of a run that did not note it: whose scores they are is not known.
+        ({"mIoU": 0.625}, {}),
+    ],
+)
+def test_scores_of_a_run_without_evaluations_during_it_are_its_summarys(
+    tmp_path, summary, expected
+):
+    save_unires(tmp_path, tiny_params())
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert read_source(tmp_path).metrics == expected
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_summary_is_one_line(tmp_path, content):
+    save_unires(tmp_path, tiny_params())
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        read_source(tmp_path)
+    one_line(error, str(tmp_path / "summary.json"), "delete it")

@@ -18,9 +18,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, layout: str = "np") -
         path: the file.
         arrays: name -> array.
         layout: whose axis order they have; transformers reads files of layout `pt` only.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written for another reason.
     """
     contiguous = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
-    save_file(contiguous, path, metadata={"format": layout})
+    try:
+        save_file(contiguous, path, metadata={"format": layout})
+    except safetensors.SafetensorError as error:
+        raise OSError(" ".join(str(error).split())[:120]) from None
     # The library makes files for its owner only, which a server may not be.
     path.chmod(0o644)
 
