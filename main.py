@@ -167,7 +167,7 @@ class Experiment:
         Args:
             params: what is scored.
             step: updates done.
-            summary: what `summary.json` holds beside the scores.
+            summary: what `summary.json` holds beside the scores and the step.
             known: scores of the evaluations `during` training at this step, if they were run.
         """
         before = report.read_summary(self._summary)
@@ -180,7 +180,10 @@ class Experiment:
             self.writer.scalars(step, scores)
         scores = {**known, **scores}
         if jax.process_index() == 0:
-            report.write_summary(self._summary, {**summary, **scores})
+            if before.get("step", step) != step:
+                # Scores of another step are no longer the run's.
+                summary = {name: summary[name] for name in SPEED if name in summary}
+            report.write_summary(self._summary, {**summary, **scores, "step": step})
             print(report.full_text(scores, [e.prefix for e in self.config.evals.values()]))
             print(f"summary: {self._summary}")
 

@@ -155,7 +155,7 @@ def test_summary_has_flat_keys_of_all_evaluations_and_of_speed(place: Place) -> 
     # 5 of the 6 expressions have a target, and the config leaves out the sixth.
     assert summary["count"] == 20
     assert summary["val/count"] == 15
-    assert summary["steps"] == STEPS
+    assert summary["steps"] == summary["step"] == STEPS
     assert summary["preempted"] == 0
     for name in ("train_seconds", "images_per_second", "data_wait_share"):
         assert summary[name] >= 0
