@@ -63,7 +63,12 @@ def _import_clip(request: Request) -> Imported:
     else:
         own = clip.sizes(found.table, found.weights.shapes)
         heads = {"vision_heads": found.facts.vision_heads, "text_heads": found.facts.text_heads}
-        config = UniRESConfig(**own, **heads, **known, head="linear", mask_stride=1)
+        try:
+            config = UniRESConfig(**own, **heads, **known, head="linear", mask_stride=1)
+        except ValueError as error:
+            raise UserError(
+                f"{name}: {error}; take the file, and the JSON beside it, as it was published"
+            ) from None
     clip.check(found.facts, config, name=name)
     forward: Forward[UniRES] = Forward(lambda rngs: UniRES(config, rngs=rngs))
     target = abstract_params(forward.shapes, make_mesh(MeshConfig()))
@@ -101,6 +106,9 @@ def run(request: Request, output: Path) -> Imported:
     Raises:
         UserError: the source is missing, damaged or does not fit, or the folder is taken.
     """
+    there = next((path for path in (output, *output.parents) if path.exists()), output)
+    if there.exists() and not there.is_dir():
+        raise UserError(f"{output}: {there} is a file, not a folder; name another --output")
     if checkpoint_folder.steps(output / "checkpoints"):
         raise UserError(f"{output}: it holds a checkpoint already; name another --output")
     imported = FORMATS[request.format](request)
@@ -150,6 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(summary(run(request, options.output).plan))
     except (UserError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (RuntimeError, TypeError, MemoryError) as error:
+        # A strange file makes Python, numpy or JAX fail in one of these ways.
+        line = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        print(f"error: {request.source}: cannot be imported ({line}); try another", file=sys.stderr)
         return 1
     start = f" (a run starts from it by --config.init.clip={options.output})"
     print(f"written: {options.output}{start if options.format in clip.FORMATS else ''}")

@@ -218,7 +218,8 @@ def check(facts: Facts, config: Any, *, name: str) -> None:
         )
     ours = (*CLIP_MEAN, *CLIP_STD)
     theirs = (*facts.mean, *facts.std)
-    if len(theirs) != 6 or any(abs(a - b) > 1e-4 for a, b in zip(ours, theirs, strict=True)):
+    # NaN is not near anything either.
+    if len(theirs) != 6 or not all(abs(a - b) <= 1e-4 for a, b in zip(ours, theirs, strict=True)):
         raise UserError(
             f"{name}: trained on images of mean {list(facts.mean)} and deviation "
             f"{list(facts.std)}, but images are normalised as OpenAI's CLIP has them; use weights "

@@ -1,7 +1,6 @@
 """From a path or a hub name to CLIP's towers in a model: finds, recognises, checks, loads."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,10 @@ from refseg_jax import checkpoint_folder
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.errors import UserError
+from refseg_jax.layers.transformer import ACTIVATIONS
 from refseg_jax.naming import unknown
 from refseg_jax.weights import clip, hub
+from refseg_jax.weights.folder import read_json, weight_file
 from refseg_jax.weights.loader import Weights, load
 from refseg_jax.weights.readers import open_weights
 
@@ -30,6 +31,55 @@ _SETTINGS = (_HF_CONFIG, _HF_IMAGES, _OPENCLIP_CONFIG)
 
 #: Of OpenAI's CLIPs: a head is this wide in both towers.
 _HEAD_WIDTH = 64
+
+#: OpenCLIP's fields that are read, that the arrays tell, or that matter to training alone.
+_OPENCLIP_FIELDS: Mapping[str, Sequence[str]] = {
+    "model_cfg": [
+        "embed_dim",
+        "vision_cfg",
+        "text_cfg",
+        "quick_gelu",
+        "custom_text",
+        "cast_dtype",
+        "init_logit_scale",
+        "nonscalar_logit_scale",
+        "output_dict",
+    ],
+    "vision_cfg": [
+        "layers",
+        "width",
+        "head_width",
+        "mlp_ratio",
+        "patch_size",
+        "image_size",
+        "patch_dropout",
+        "output_tokens",
+        "attn_pooler_queries",
+        "attn_pooler_heads",
+    ],
+    # `pad_id` and `eos_id` are for `embed_cls` and another `pool_type`.
+    "text_cfg": [
+        "context_length",
+        "vocab_size",
+        "width",
+        "heads",
+        "layers",
+        "mlp_ratio",
+        "output_tokens",
+        "pad_id",
+        "eos_id",
+    ],
+}
+#: Values besides none and false that change nothing: OpenCLIP's defaults.
+_OPENCLIP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "model_cfg": {},
+    "vision_cfg": {"pool_type": "tok", "pos_embed_type": "learnable", "block_type": "default"},
+    "text_cfg": {"pool_type": "argmax", "proj_type": "linear", "block_type": "default"},
+}
+
+
+#: What a JSON file of other fields than were thought raises.
+_STRANGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +124,14 @@ def open_clip(source: str, *, format: str = "", sha256: str = "") -> ClipSource:
     format = format or _recognise(weights, file)
     facts = {"hf_clip": _hf_facts, "openclip": _openclip_facts, "openai_clip": _openai_facts}
     try:
-        return ClipSource(weights, format, facts[format](weights, file.parent))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = ClipSource(weights, format, facts[format](weights, file.parent))
+        _check_facts(found)
+    except _STRANGE as error:
         raise UserError(
             f"{file}: the files beside it do not describe a CLIP ({type(error).__name__}: "
             f"{str(error)[:100]}); take the folder as it was published"
         ) from None
+    return found
 
 
 def load_towers(
@@ -103,8 +155,9 @@ def load_towers(
     Raises:
         UserError: as `open_clip`, or the weights do not fit the model.
     """
-    if _is_checkpoint(Path(source)):
-        return _from_checkpoint(source, target, config, sha256)
+    path = hub.local_path(source)
+    if _is_checkpoint(path):
+        return _from_checkpoint(str(path), target, config, sha256)
     found = open_clip(source, sha256=sha256)
     name = found.weights.name
     clip.check(found.facts, config, name=name)
@@ -136,22 +189,6 @@ def _from_checkpoint(
         ) from None
     clip.check(facts, config, name=source)
     return params
-
-
-def weight_file(folder: Path, names: Sequence[str]) -> Path:
-    """The file of weights in a folder: the first of the names that is there, or the only one.
-
-    Raises:
-        UserError: there is none, or several of other names.
-    """
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".safetensors", ".bin"))
-    if len(others) == 1:
-        return others[0]
-    what = f"{len(others)} weight files" if others else "no weight file"
-    raise UserError(f"{folder}: {what} ({', '.join(names[:2])}, or one other); name the file")
 
 
 def _recognise(weights: Weights, file: Path) -> str:
@@ -187,17 +224,27 @@ def _openai_facts(weights: Weights, folder: Path) -> clip.Facts:
 
 
 def _openclip_facts(weights: Weights, folder: Path) -> clip.Facts:
-    stored = read_json(folder / _OPENCLIP_CONFIG)
+    file = folder / _OPENCLIP_CONFIG
+    stored = read_json(file)
     model, images = stored["model_cfg"], stored.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
+    for section, fields in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
+        for field, value in fields.items():
+            known = field in _OPENCLIP_FIELDS[section]
+            # None, false, {} and 0 switch off whatever it is.
+            if value and not known and _OPENCLIP_DEFAULTS[section].get(field) != value:
+                raise UserError(
+                    f"{file}: {section}.{field}={str(value)[:80]!r}, which the towers do not have; "
+                    "take other weights"
+                )
     found = clip.sizes(clip.OPENAI, weights.shapes)
     return clip.Facts(
         activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
         vision_heads=found["vision_width"] // int(vision.get("head_width", _HEAD_WIDTH)),
         text_heads=int(text["heads"]),
         eos_id=found["vocab_size"] - 1,
-        mean=tuple(images.get("mean") or CLIP_MEAN),
-        std=tuple(images.get("std") or CLIP_STD),
+        mean=_colours(images.get("mean") or CLIP_MEAN),
+        std=_colours(images.get("std") or CLIP_STD),
     )
 
 
@@ -211,36 +258,46 @@ def _hf_facts(weights: Weights, folder: Path) -> clip.Facts:
     if eos_id == 2:  # transformers' old mistake, for which it reads at the largest id.
         eos_id = clip.sizes(clip.HF, weights.shapes)["vocab_size"] - 1
     images = read_json(folder / _HF_IMAGES) if (folder / _HF_IMAGES).is_file() else {}
+    if not images.get("do_normalize", True):
+        raise ValueError(f"{_HF_IMAGES} does not normalise images")
     return clip.Facts(
         activation=str(vision.get("hidden_act", "quick_gelu")),
         vision_heads=int(vision.get("num_attention_heads", 12)),
         text_heads=int(text.get("num_attention_heads", 8)),
         eos_id=eos_id,
         epsilon=float(vision.get("layer_norm_eps", 1e-5)),
-        mean=tuple(images.get("image_mean") or CLIP_MEAN),
-        std=tuple(images.get("image_std") or CLIP_STD),
+        mean=_colours(images.get("image_mean") or CLIP_MEAN),
+        std=_colours(images.get("image_std") or CLIP_STD),
     )
+
+
+def _colours(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _check_facts(found: ClipSource) -> None:
+    """Refuses what no model can have.
+
+    Raises:
+        ValueError: heads that do not divide a tower's width, an EOS beyond the vocabulary, or an
+            activation that we do not have.
+    """
+    facts = found.facts
+    if facts.activation not in ACTIVATIONS:
+        raise ValueError(unknown("activation", facts.activation, ACTIVATIONS))
+    try:
+        sizes = clip.sizes(found.table, found.weights.shapes)
+    except (KeyError, ValueError):  # The plan tells what is missing.
+        return
+    for tower, heads in (("vision", facts.vision_heads), ("text", facts.text_heads)):
+        width = sizes[f"{tower}_width"]
+        if heads < 1 or width % heads:
+            raise ValueError(f"{heads} heads do not divide the {tower} tower's width {width}")
+    if not 0 <= facts.eos_id < sizes["vocab_size"]:
+        raise ValueError(f"EOS id {facts.eos_id}, but {sizes['vocab_size']} words")
 
 
 def _hf_section(stored: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
     """A tower's fields; the older spelling goes before, as in transformers."""
     old = stored.get(f"{tower}_config_dict")
     return stored[f"{tower}_config"] if old is None else old
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        UserError: it is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; it tells what the weights beside it do not: copy it there"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not JSON ({' '.join(str(error).split())[:100]}); copy it again"
-        ) from None

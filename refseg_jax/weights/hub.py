@@ -1,15 +1,16 @@
 """Weights by their name on the Hugging Face hub: out of the local cache, or fetched into it."""
 
-import re
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from refseg_jax.errors import UserError
+from refseg_jax.weights.readers import shards_of
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _URL = "https://huggingface.co"
 
 
@@ -18,7 +19,8 @@ def locate(source: str, *, weights: Sequence[str], settings: Sequence[str]) -> P
 
     Args:
         source: a path, or a name on the hub (`owner/name`).
-        weights: names of files, the preferred first; of the hub only the first that it has is taken.
+        weights: names of files, the preferred first; of the hub only the first that it has is taken
+            (of an index of shards, these too).
         settings: names of small files that are taken too, where the hub has them.
 
     Returns:
@@ -28,19 +30,45 @@ def locate(source: str, *, weights: Sequence[str], settings: Sequence[str]) -> P
         UserError: there is neither such a path nor such a name, or the hub cannot be reached and
             the files are not in the cache; the line says what to download by hand and where to.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    if not _NAME.fullmatch(source):
+    path = local_path(source)
+    with contextlib.suppress(OSError):  # A path too long to be one.
+        if path.exists():
+            return path
+    if not _is_name(source):
         raise UserError(f"{source}: no such file or folder, nor a name on the hub (owner/name)")
     return _cached(source, weights) or _fetched(source, weights, settings)
+
+
+def local_path(source: str) -> Path:
+    """What a person wrote, as a path, which need not be there.
+
+    Raises:
+        UserError: it is empty, or the home of someone who has none here.
+    """
+    if not source.strip():
+        raise UserError("the source is empty: name a file, a folder, or a name on the hub")
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise UserError(f"{source}: no such home folder; write the whole path") from None
+
+
+def _is_name(source: str) -> bool:
+    """Whether it may be a name on the hub; `./clip` and `clip` alone are paths."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return source.count("/") == 1
 
 
 def _cached(name: str, weights: Sequence[str]) -> Path | None:
     for file in weights:
         found = huggingface_hub.try_to_load_from_cache(name, file)
         if isinstance(found, str):
-            return Path(found).parent
+            path = Path(found)
+            if all(shard.exists() for shard in shards_of(path)):
+                return path.parent
     return None
 
 
@@ -52,6 +80,11 @@ def _fetched(name: str, weights: Sequence[str], settings: Sequence[str]) -> Path
         # The settings first: where the cache has weights, it then has everything.
         wanted = [*(file for file in settings if file in there), *chosen]
         paths = [Path(huggingface_hub.hf_hub_download(name, file)) for file in wanted]
+        for shard in shards_of(paths[-1]) if chosen else ():
+            if shard != paths[-1]:
+                huggingface_hub.hf_hub_download(name, shard.name)
+    except UserError:  # Of the index.
+        raise
     except RepositoryNotFoundError:
         raise UserError(
             f"{name}: no such file or folder, and the hub has no such (public) name; correct it, or "

@@ -31,6 +31,8 @@ _DTYPES: Mapping[str, Any] = {
 }
 _INDEX = ".safetensors.index.json"
 _TORCH = (".pt", ".pth", ".bin")
+#: Of every file of weights that is read.
+ENDINGS = (*_TORCH, ".safetensors")
 
 
 def open_weights(path: Path, *, sha256: str = "") -> Weights:
@@ -46,9 +48,7 @@ def open_weights(path: Path, *, sha256: str = "") -> Weights:
     Raises:
         UserError: the file is missing, damaged, hostile or of another kind, or its digest is off.
     """
-    shards = [path]
-    if path.name.endswith(_INDEX):
-        shards = _shards(path)
+    shards = shards_of(path)
     if sha256:
         _check_digest(path, shards, sha256)
     if path.name.endswith(_INDEX):
@@ -113,11 +113,17 @@ def _opened(path: Path) -> Any:
         raise UserError(f"{path}: {_line(error)}; check the path") from None
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, in order; all lie beside it."""
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index names, in order, all beside it; of any other file, itself.
+
+    Raises:
+        UserError: it is an index, and damaged, or names no file beside it.
+    """
+    if not index.name.endswith(_INDEX):
+        return [index]
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
-        strange = not names or any(Path(name).name != name for name in names)
+        strange = not names or any(not _is_shard(name) for name in names)
     except OSError as error:
         raise UserError(f"{index}: {error.strerror}; check the path") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -128,13 +134,18 @@ def _shards(index: Path) -> list[Path]:
     return [index.with_name(name) for name in sorted(names)]
 
 
+def _is_shard(name: str) -> bool:
+    return Path(name).name == name and name.endswith(".safetensors") and name.isprintable()
+
+
 def _is_torch(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from None
-    return start == b"PK" or path.suffix in _TORCH
+    # The length of a safetensors header, which a brace follows, may be the same four bytes.
+    return (start[:4] == b"PK\x03\x04" and start[8:] != b"{") or path.suffix in _TORCH
 
 
 def _check_digest(path: Path, files: Sequence[Path], wanted: str) -> None:

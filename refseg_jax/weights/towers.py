@@ -17,7 +17,7 @@ from refseg_jax.layers.norm import EPSILON
 from refseg_jax.naming import unknown
 from refseg_jax.train_state import Forward
 from refseg_jax.weights import bert, hub, loader, swin
-from refseg_jax.weights.clip_files import read_json, weight_file
+from refseg_jax.weights.folder import read_json, weight_file
 from refseg_jax.weights.loader import Plan, Weights, first_match
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import Table
@@ -90,7 +90,7 @@ def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
     try:
         config = sizes(table, weights.shapes, stored)
         _check(stored, BERT_EPSILON if format in bert.FORMATS else EPSILON, beside)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{file}: not the weights of {format} ({type(error).__name__}: {str(error)[:100]}); "
             f"name another file, or another format of {', '.join(FORMATS)}"

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from refseg_jax.train_state import Forward
 from refseg_jax.weights.clip_files import load_towers
 from tests.refseg_jax.weights.clip_sources import SMALL_MODEL, hf_folder, openai_file
 from tests.refseg_jax.weights.torch_archive import Call, Global, torch_archive
-from tools.import_weights import main
+from tools.import_weights import FORMATS, main
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,15 @@ def test_a_run_starts_from_the_folder_as_from_the_source(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--format=hf_clip"], "do not fit the model|do not describe a CLIP|config.json"),
-        (["--format=openai_clip", "--preset=B/16"], "config.model.vision_heads=2"),
-        (["--format=openai_clip", f"--sha256={'0' * 64}"], "SHA-256 is"),
+        (
+            ["--format=hf_clip"],
+            "/source/config.json: No such file or directory; it tells what the weights beside",
+        ),
+        (
+            ["--format=openai_clip", "--preset=B/16"],
+            "/source/ViT.pt: the model differs from these weights: set config.model.vision_heads=2",
+        ),
+        (["--format=openai_clip", f"--sha256={'0' * 64}"], "/source/ViT.pt: SHA-256 is "),
     ],
 )
 def test_what_does_not_fit_writes_nothing(
@@ -66,9 +73,36 @@ def test_what_does_not_fit_writes_nothing(
     source, output = openai_file(tmp_path / "source"), tmp_path / "out"
     assert main([*flags, f"--source={source}", f"--output={output}"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert any(word in error for word in words.split("|"))
+    assert error.startswith(f"error: {tmp_path}{words}") and error.count("\n") == 1
     assert not output.exists()
+
+
+def test_an_output_below_a_file_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        flags = ["--format=hf_clip", "--source=/nowhere/at/all", f"--output={output}"]
+        assert main(flags) == 1
+        assert capsys.readouterr().err == (
+            f"error: {output}: {tmp_path / 'file'} is a file, not a folder; name another --output\n"
+        )
+
+
+@pytest.mark.parametrize("error", [RecursionError, TypeError, MemoryError, RuntimeError])
+def test_whatever_a_strange_file_raises_is_one_line(
+    error: type[Exception],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def strange(_: object) -> Any:
+        raise error("two\nlines")
+
+    monkeypatch.setitem(FORMATS, "hf_clip", strange)  # pyright: ignore
+    assert main(["--format=hf_clip", "--source=f.pt", f"--output={tmp_path / 'out'}"]) == 1
+    told = f"error: f.pt: cannot be imported ({error.__name__} two lines); try another\n"
+    assert capsys.readouterr().err == told
 
 
 def cut_short(path: Path) -> None:

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import mres_unires, refcoco_unires
 from refseg_jax.errors import UserError
+from refseg_jax.models import model_config
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import UniRESConfig, unires_config
 from refseg_jax.resize import resize_position_embedding
@@ -30,6 +32,7 @@ from tests.refseg_jax.weights.clip_sources import (
     openclip_folder,
     structs,
 )
+from tools.import_weights import main
 
 NAMES = {"openai_clip": openai_shapes, "openclip": openai_shapes, "hf_clip": hf_shapes}
 SAVED: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -74,7 +77,7 @@ def refusal(forward: Forward[UniRES], source: Path, **changes: Any) -> str:
         ("L/14@336", "L/14", {"image_size": 336}),
     ],
 )
-def test_every_configs_plan_resolves_at_full_size(
+def test_every_presets_plan_resolves_at_full_size(
     format: str, name: str, preset: str, fields: dict[str, Any]
 ):
     """By shapes alone: a quarter to half a billion parameters would not fit into the test."""
@@ -88,6 +91,17 @@ def test_every_configs_plan_resolves_at_full_size(
     assert plan.targets.keys() == towers - tokens
     assert all("new in UniRES" in reason for reason in plan.unwritten.values())
     assert plan.unwritten.keys() == target.keys() - (towers - tokens)
+
+
+@pytest.mark.parametrize("preset", ["B/32", "B/16", "L/14"])
+@pytest.mark.parametrize("experiment", [refcoco_unires, mres_unires])
+def test_every_experiment_takes_the_clip_of_its_size(experiment: Any, preset: str):
+    config = model_config(experiment.get_config(preset).model.to_dict())
+    assert isinstance(config, UniRESConfig)
+    source = structs(hf_shapes(PUBLISHED[preset]))
+    clip.plan_towers(clip.HF, source, forward_of(config).shapes, config, name="x")
+    heads = PUBLISHED[preset].vision // 64, PUBLISHED[preset].text // 64
+    clip.check(clip.Facts("quick_gelu", *heads, eos_id=49407), config, name="x")
 
 
 @pytest.mark.parametrize("format", clip.FORMATS)
@@ -180,6 +194,101 @@ def test_other_colours_are_refused(forward: Forward[UniRES], tmp_path: Path):
     folder = hf_folder(tmp_path / "hf")
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
     assert "trained on images of mean [0.5, 0.5, 0.5]" in refusal(forward, folder)
+
+
+@pytest.mark.parametrize("mean", [[float("nan")] * 3, [0.5] * 2, ["0.48145466"] * 4])
+def test_colours_that_are_not_ours_are_refused(
+    forward: Forward[UniRES], mean: list[Any], tmp_path: Path
+):
+    folder = hf_folder(tmp_path / "source")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean}))
+    assert "trained on images of mean" in refusal(forward, folder)
+
+
+@pytest.mark.parametrize("stored", [{"image_mean": "abc"}, {"image_std": [None]}, [1], 7])
+def test_colours_that_are_none_are_refused(forward: Forward[UniRES], stored: Any, tmp_path: Path):
+    folder = hf_folder(tmp_path / "source")
+    (folder / "preprocessor_config.json").write_text(json.dumps(stored))
+    assert "do not describe a CLIP" in refusal(forward, folder)
+
+
+def test_images_that_are_not_normalised_are_refused(forward: Forward[UniRES], tmp_path: Path):
+    folder = hf_folder(tmp_path / "source")
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert "preprocessor_config.json does not normalise images" in refusal(forward, folder)
+
+
+def openclip_with(folder: Path, section: str, **fields: Any) -> Path:
+    """A small CLIP of OpenCLIP's with more fields in its config."""
+    openclip_folder(folder)
+    file = folder / "open_clip_config.json"
+    stored = json.loads(file.read_text())
+    stored["model_cfg"][section].update(fields)
+    file.write_text(json.dumps(stored))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("vision_cfg", "norm_kwargs", {"eps": 1e-6}),
+        ("text_cfg", "norm_kwargs", {"eps": 1e-6}),
+        ("vision_cfg", "act_kwargs", {"approximate": "tanh"}),
+        ("vision_cfg", "pool_type", "avg"),
+        ("vision_cfg", "no_ln_pre", True),
+        ("text_cfg", "no_causal_mask", True),
+        ("text_cfg", "pool_type", "last"),
+        ("text_cfg", "hf_tokenizer_name", "bert-base-uncased"),
+        ("text_cfg", "tokenizer_kwargs", {"clean": "canonicalize"}),
+        ("text_cfg", "of_next_year", 1),
+    ],
+)
+def test_what_openclip_has_and_the_towers_do_not_is_refused(
+    section: str, field: str, value: Any, tmp_path: Path
+):
+    folder = openclip_with(tmp_path / "source", section, **{field: value})
+    with pytest.raises(UserError, match=rf"open_clip_config\.json: {section}\.{field}="):
+        open_clip(str(folder))
+
+
+def test_what_changes_nothing_in_openclip_is_no_reason_to_refuse(tmp_path: Path):
+    openclip_with(tmp_path / "v", "vision_cfg", pool_type="tok", patch_dropout=0.5, layers=2)
+    text = {"pool_type": "argmax", "no_causal_mask": False, "hf_tokenizer_name": None, "eos_id": 2}
+    openclip_with(tmp_path / "t", "text_cfg", **text, norm_kwargs={}, context_length=20)
+    for folder in "vt":
+        assert open_clip(str(tmp_path / folder)).format == "openclip"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_attention_heads": 3}, "3 heads do not divide the vision tower's width 128"),
+        ({"num_attention_heads": 0}, "0 heads do not divide the vision tower's width 128"),
+        ({"num_attention_heads": -2}, "-2 heads do not divide the vision tower's width 128"),
+        ({"num_attention_heads": float("inf")}, "do not describe a CLIP"),
+        ({"hidden_act": "gelu_new"}, "unknown activation 'gelu_new'"),
+        ({"hidden_act": 5}, "unknown activation '5'"),
+        ({"eos_token_id": 50}, "EOS id 50, but 50 words"),
+    ],
+)
+def test_fields_that_no_clip_has_are_refused_by_the_file(
+    forward: Forward[UniRES], fields: dict[str, Any], words: str, tmp_path: Path
+):
+    message = refusal(forward, hf_folder(tmp_path / "source", **fields))
+    assert words in message and "take the folder as it was published" in message
+
+
+def test_a_checkpoint_in_the_home_folder_is_found(
+    forward: Forward[UniRES], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--format=hf_clip", f"--source={hf_folder(tmp_path / 'source')}"]
+    assert main([*flags, f"--output={tmp_path / 'imported'}"]) == 0
+    config = forward.model.config
+    target = abstract_params(forward.shapes, make_mesh(MeshConfig()))
+    assert load_towers("~/imported", target, config).keys() == (
+        load_towers("~/source", target, config).keys()
+    )
 
 
 def test_openclips_names_without_its_config_are_not_guessed(

@@ -198,11 +198,26 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "index", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../x"}}']
+    "index",
+    [
+        *("{", "[]", "{}", '{"weight_map": {}}'),
+        *(json.dumps({"weight_map": {"a": name}}) for name in ("../x", "", ".", "..", "\0", 7)),
+        *(json.dumps({"weight_map": {"a": f"{name}.safetensors"}}) for name in ("../a", "a\0b")),
+    ],
 )
-def test_an_index_that_is_none_is_refused(index: str, tmp_path: Path):
+@pytest.mark.parametrize("digest", ["", "0" * 64])
+def test_an_index_that_is_none_is_refused(index: str, digest: str, tmp_path: Path):
     (tmp_path / "m.safetensors.index.json").write_text(index)
-    assert "not the index of shards" in refusal(tmp_path / "m.safetensors.index.json")
+    assert "not the index of shards" in refusal(tmp_path / "m.safetensors.index.json", digest)
+
+
+def test_a_header_whose_length_looks_like_an_archive_is_read(tmp_path: Path):
+    path = safetensors_file(tmp_path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].ljust(0x4B50)  # "PK"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    np.testing.assert_array_equal(open_weights(path).read("ids"), ARRAYS["ids"])
 
 
 def test_a_type_that_is_not_read_is_refused(tmp_path: Path):

@@ -19,6 +19,7 @@ from refseg_jax.train_state import Forward
 from refseg_jax.weights import towers
 from refseg_jax.weights.loader import plan
 from tests.refseg_jax.weights import tower_sources
+from tests.refseg_jax.weights.torch_archive import torch_archive
 from tests.refseg_jax.weights.tower_sources import Shapes
 from tools.import_weights import main
 
@@ -191,6 +192,16 @@ def test_what_is_another_model_is_one_line(
     with pytest.raises(UserError, match=words) as error:
         towers.open_tower(str(tmp_path), format=format)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["swin.pth", "swin.pt", "swin.bin", "swin.safetensors"])
+def test_the_only_weight_file_of_a_folder_is_found_by_any_ending(name: str, tmp_path: Path):
+    values = arrays(tower_sources.ms_swin(*SMALL, backbone=True))
+    if name.endswith(".safetensors"):
+        save_file(values, tmp_path / name)
+    else:
+        torch_archive(tmp_path / name, values)
+    assert towers.open_tower(str(tmp_path), format="ms_swin").weights.name == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("stage", [300_000_000, 1])
