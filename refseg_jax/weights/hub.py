@@ -35,7 +35,10 @@ def locate(source: str, *, weights: Sequence[str], settings: Sequence[str]) -> P
         if path.exists():
             return path
     if not _is_name(source):
-        raise UserError(f"{source}: no such file or folder, nor a name on the hub (owner/name)")
+        shown = source if source.isprintable() else ascii(source)
+        raise UserError(
+            f"{shown[:300]}: no such file or folder, nor a name on the hub (owner/name)"
+        )
     return _cached(source, weights) or _fetched(source, weights, settings)
 
 
