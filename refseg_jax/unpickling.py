@@ -8,6 +8,7 @@ becomes; everything else is refused before anything of it runs.
 import io
 import pickle
 import pickletools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,13 +49,17 @@ class _Opcodes(dict[int, Callable[..., None]]):
 def check_key(key: Any) -> Any:
     """The key of a dict.
 
-    The hash of tuples in tuples, which a pickle writes in a few bytes, takes for ever.
+    The hash of tuples in tuples, which a pickle writes in a few bytes, takes for ever; numbers
+    beyond Python's modulus may all have the same hash, and each is then compared with all others.
 
     Raises:
-        RefusedError: it is a tuple of anything but scalars.
+        RefusedError: it is a tuple of anything but scalars, or has a number beyond the modulus.
     """
     if type(key) is tuple and not all(type(part) in _SCALARS for part in key):
         raise RefusedError("it has a tuple of no scalars as the key of a dict")
+    parts = key if type(key) is tuple else (key,)
+    if any(type(part) is int and abs(part) >= sys.hash_info.modulus for part in parts):
+        raise RefusedError("it has a number of more than 60 bits as the key of a dict")
     return key
 
 

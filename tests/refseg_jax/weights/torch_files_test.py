@@ -2,6 +2,7 @@
 
 import bz2
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_a_dict_is_not_filled_from_one_list_again_and_again(tmp_path: Path):
         tmp_path / "m.pt", {}, wrap=lambda _: body + b"h\x01h\x00\x85R" * 3 + b"e."
     )
     assert "it calls 'collections.OrderedDict' with arguments" in refusal(path)
+
+
+@pytest.mark.parametrize("end", [b"", b"\x85"])
+def test_keys_of_one_hash_are_refused(end: bytes, tmp_path: Path):
+    """Multiples of the modulus: 16 megabytes of them took hours to put into a dict."""
+    key = b"\x8a\x0a" + (2 * sys.hash_info.modulus).to_bytes(10, "little") + end
+    path = torch_archive(tmp_path / "m.pt", {}, wrap=lambda _: PROTOCOL + b"}" + key + b"Ns.")
+    assert "it has a number of more than 60 bits as the key of a dict" in refusal(path)
 
 
 def test_a_modules_long_name_is_refused_before_the_names_below_it_are_made(tmp_path: Path):
