@@ -129,9 +129,10 @@ def locate(path: Path) -> tuple[Path, int | None]:
     for directory in (path / "checkpoints", path):
         if steps(directory):
             return directory, None
-    reason = "it holds no checkpoint" if path.is_dir() else "there is no such folder"
+    reason = "it is a file" if path.is_file() else "there is no such folder"
     raise UserError(
-        f"{path}: {reason}; name a run's workdir, its checkpoints folder or one step folder"
+        f"{path}: {'it holds no checkpoint' if path.is_dir() else reason}; name the folder of a run, "
+        "of its checkpoints, of one step or of an export"
     )
 
 

@@ -187,7 +187,7 @@ def another_version(path: str | Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        named = str(error).startswith(str(path))
+        named = str(error).startswith((str(path), str(Path(path).absolute())))
         raise UserError(str(error) if named else f"{path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
@@ -201,6 +201,18 @@ def another_version(path: str | Path) -> Iterator[None]:
 
 def _build(model: Mapping[str, Any], rngs: Any) -> Any:
     return build_model(model, rngs=rngs)
+
+
+def described(tree: Any) -> Any:
+    """`[dtype, shape]` of an array, or that of each by name; symbolic sizes are text."""
+    if isinstance(tree, dict):
+        return {name: described(leaf) for name, leaf in tree.items()}
+    return [str(np.dtype(tree.dtype)), dimensions(tree)]
+
+
+def dimensions(leaf: Any) -> list[int | str]:
+    """The shape, of which symbolic sizes are text."""
+    return [size if isinstance(size, int) else str(size) for size in leaf.shape]
 
 
 def _named(tree: Any) -> dict[str, Any]:

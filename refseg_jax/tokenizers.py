@@ -1,6 +1,7 @@
 """Expressions to token ids: shared by the pipeline and the predictor."""
 
 import functools
+import hashlib
 import html
 import importlib
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ class JsonTokenizer:
             UserError: there is no such file, or the hub cannot be reached.
         """
         library = importlib.import_module("tokenizers")
-        path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
+        path = _file(source)
         try:
             if path.is_file():
                 self._tokenizer = library.Tokenizer.from_file(str(path))
@@ -171,10 +172,27 @@ class JsonTokenizer:
         raise UserError(f"the tokenizer has none of the tokens {', '.join(names)}")
 
 
-@functools.cache
 def build_tokenizer(name: str = "clip") -> Tokenizer:
-    """`clip`, or anything that `JsonTokenizer` takes."""
+    """`clip`, or anything that `JsonTokenizer` takes; the same one again while its file is the same."""
+    return _build(name, b"" if name == "clip" else _digest(name))
+
+
+@functools.cache
+def _build(name: str, digest: bytes) -> Tokenizer:
+    del digest
     return ClipTokenizer() if name == "clip" else JsonTokenizer(name)
+
+
+def _digest(source: str) -> bytes:
+    """Of a vocabulary's file, nothing of what the hub has."""
+    try:
+        return hashlib.sha256(_file(source).read_bytes()).digest()
+    except OSError:
+        return b""
+
+
+def _file(source: str) -> Path:
+    return Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
 
 
 def check_length(context_length: int) -> None:

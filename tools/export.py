@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoint",
         type=Path,
         required=True,
-        help="a run's workdir, one checkpoint, or a folder exported as safetensors",
+        help="a run's workdir, one checkpoint, or a folder exported as safetensors or stablehlo",
     )
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist")

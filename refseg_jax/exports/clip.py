@@ -4,7 +4,6 @@ Names and layouts are those of the import, `refseg_jax.weights.clip.HF`, read ba
 written can be imported again.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ import numpy as np
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.exports.arrays_file import write_arrays
 from refseg_jax.exports.source import Source
-from refseg_jax.exports.tokenizer_files import is_clips, write_tokenizer
+from refseg_jax.exports.tokenizer_files import is_clips, write_json, write_tokenizer
 from refseg_jax.layers.norm import EPSILON
 from refseg_jax.weights import clip
 from refseg_jax.weights.table import Change, Table, convolution, positions, row, same, transposed
@@ -52,8 +51,8 @@ def write_towers(target: Path, source: Source) -> str:
     folder = target / FOLDER
     folder.mkdir()
     write_arrays(folder / "model.safetensors", towers(source.params), layout="pt")
-    _write_json(folder / "config.json", _config(model))
-    _write_json(folder / "preprocessor_config.json", _images(model["image_size"]))
+    write_json(folder / "config.json", _config(model))
+    write_json(folder / "preprocessor_config.json", _images(model["image_size"]))
     if is_clips(source.tokenizer_json):
         # Without them CLIPProcessor makes up a vocabulary of two tokens, and says nothing.
         write_tokenizer(folder, source.tokenizer_json, source.data["context_length"])
@@ -151,7 +150,3 @@ def _images(size: int) -> dict[str, Any]:
         "image_mean": CLIP_MEAN,
         "image_std": CLIP_STD,
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

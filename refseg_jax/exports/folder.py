@@ -9,7 +9,7 @@
     encode_image.stablehlo  with encode_text and decode: the graphs (format stablehlo)
     encode_image.onnx       alike, with the weights inside (format onnx, no model.safetensors)
 
-No file that a program reads is used before its SHA-256 has been compared with `config.json`.
+The predictor and the exporter compare the SHA-256 of a file with `config.json` before they use it.
 """
 
 import contextlib
@@ -124,6 +124,11 @@ def read_config(folder: Path) -> ExportConfig:
     path = folder / CONFIG
     try:
         content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and not content.keys() & {"version", "format", "sha256"}:
+            raise UserError(
+                f"{folder}: its {CONFIG} is another program's, this is neither a run nor an exported "
+                "folder; weights of CLIP alone are for --config.init.clip"
+            )
         if content["version"] > _VERSION:
             raise UserError(
                 f"{path}: layout {content['version']}, this code knows {_VERSION}; use the version "

@@ -21,7 +21,7 @@ from jax import export
 from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import load_file
 
-from refseg_jax.engines import GRAPHS, Features, Graphs, forward_of
+from refseg_jax.engines import GRAPHS, Features, Graphs, described, dimensions, forward_of
 from refseg_jax.layers.attention import portable_attention
 
 #: Graphs that differ more from JAX, relative to the largest logit, are no export.
@@ -48,9 +48,9 @@ def main(folder: Path, output: Path) -> None:
         path: jnp.asarray(value) for path, value in load_file(folder / "model.safetensors").items()
     }
     with portable_attention():
-        described = _convert(graphs, params, length, output)
+        converted = _convert(graphs, params, length, output)
     error = compare(graphs, params, length, output)
-    (output / "graphs.json").write_text(json.dumps({"error": error, "graphs": described}))
+    (output / "graphs.json").write_text(json.dumps({"error": error, "graphs": converted}))
 
 
 def _convert(
@@ -82,13 +82,13 @@ def _write(
         # Copied: jax2onnx cannot name an output that is an input.
         return [jnp.copy(found[name]) for name in outputs]
 
-    plain = [jax.ShapeDtypeStruct(_dimensions(leaf), leaf.dtype) for leaf in leaves]
+    plain = [jax.ShapeDtypeStruct(dimensions(leaf), leaf.dtype) for leaf in leaves]
     name = function.__name__
     proto = to_onnx(run, plain, model_name=name, input_names=names, output_names=list(outputs))
     for value in proto.graph.output:
         # jax2onnx calls sizes that went through a reshape `dynamic_7`.
         shape = value.type.tensor_type.shape
-        for place, size in zip(shape.dim, _dimensions(outputs[value.name]), strict=True):
+        for place, size in zip(shape.dim, dimensions(outputs[value.name]), strict=True):
             if isinstance(size, str):
                 place.dim_param = size
     weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
@@ -96,8 +96,8 @@ def _write(
     onnx.save(proto, output / f"{name}.onnx", **(apart if weights > _LARGEST_FILE else {}))
     return {
         "file": f"{name}.onnx",
-        "inputs": dict(zip(names, map(_described, leaves), strict=True)),
-        "outputs": {key: _described(leaf) for key, leaf in outputs.items()},
+        "inputs": dict(zip(names, map(described, leaves), strict=True)),
+        "outputs": described(outputs),
     }
 
 
@@ -140,14 +140,6 @@ def _logits(
     features = jax.jit(graphs.encode_image)(params, image)
     words = jax.jit(graphs.encode_text)(params, text, text_valid)
     return jax.jit(graphs.decode)(params, features, words)["mask_logits"]
-
-
-def _described(leaf: Any) -> list[Any]:
-    return [str(np.dtype(leaf.dtype)), list(_dimensions(leaf))]
-
-
-def _dimensions(leaf: Any) -> tuple[int | str, ...]:
-    return tuple(size if isinstance(size, int) else str(size) for size in leaf.shape)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ own. All is computed in f32, whatever the model was trained in.
 import json
 import subprocess
 import tempfile
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import numpy as np
 
 import refseg_jax
 from refseg_jax.batch import Array
-from refseg_jax.engines import GRAPHS, Features
+from refseg_jax.engines import Features
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import write_arrays
 from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.graphs_of_config import read_description
 from refseg_jax.exports.onnx_environment import clean_variables, ensure_environment
 from refseg_jax.exports.source import Source
 
@@ -93,22 +93,15 @@ class OnnxEngine:
             raise UserError(
                 f"{path}: ONNX graphs need onnxruntime; pip install 'refseg_jax[onnx]'"
             ) from None
-        try:
-            files = {name: str(config.graphs[name]["file"]) for name in GRAPHS}
-            _, (_, self.image_size, _, _) = config.graphs["encode_image"]["inputs"]["image"]
-            _, (_, _, cells, _) = config.graphs["decode"]["outputs"]["mask_logits"]
-            self.mask_stride = self.image_size // cells
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path / folder.CONFIG}: it does not describe the graphs ({error}); export again"
-            ) from None
-        self.config: Any = types.SimpleNamespace(**config.model)
+        graphs = read_description(path, config)
+        self.image_size, self.mask_stride = graphs.image_size, graphs.mask_stride
+        self.config = graphs.model
         for name in config.sha256:
             # Weights that are too large for the file lie beside it.
             if name.endswith(".onnx.data"):
                 folder.verified(path, config, name)
         self._sessions = {}
-        for name, file in files.items():
+        for name, file in graphs.files.items():
             graph = folder.verified(path, config, file)
             try:
                 self._sessions[name] = onnxruntime.InferenceSession(

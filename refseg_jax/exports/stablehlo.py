@@ -7,22 +7,21 @@ up to six months before (https://docs.jax.dev/en/latest/export/export.html#compa
 """
 
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax import export
 from jax.extend.core import Literal
 
 from refseg_jax.batch import Array
-from refseg_jax.engines import GRAPHS, Features, Graphs, forward_of
+from refseg_jax.engines import GRAPHS, Features, Graphs, described, forward_of
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.graphs_of_config import read_description
 from refseg_jax.exports.source import Source
 from refseg_jax.layers.attention import portable_attention
 
@@ -86,13 +85,6 @@ def used_params(
     return [path for path, var in zip(sorted(params), jaxpr.invars, strict=False) if var in needed]
 
 
-def described(tree: Any) -> Any:
-    """`[dtype, shape]` of an array, or that of each by name."""
-    if isinstance(tree, dict):
-        return {name: described(leaf) for name, leaf in tree.items()}
-    return [str(np.dtype(tree.dtype)), [d if isinstance(d, int) else str(d) for d in tree.shape]]
-
-
 class StablehloEngine:
     """Exported graphs with the weights beside them; see `refseg_jax.engines.Engine`."""
 
@@ -102,25 +94,19 @@ class StablehloEngine:
         Raises:
             UserError: a file is missing, damaged, or of a JAX too far from this one.
         """
+        graphs = read_description(path, config)
+        self._names = graphs.params
         weights = read_arrays(folder.verified(path, config, folder.WEIGHTS))
-        try:
-            graphs = {name: config.graphs[name] for name in GRAPHS}
-            used = {path for graph in graphs.values() for path in graph["params"]}
-            self._params = jax.device_put({path: weights[path] for path in used})
-            self._names = {name: list(graph["params"]) for name, graph in graphs.items()}
-            _, (_, self.image_size, _, _) = graphs["encode_image"]["inputs"]["image"]
-            _, (_, _, cells, _) = graphs["decode"]["outputs"]["mask_logits"]
-            self.mask_stride = self.image_size // cells
-            self.config: Any = types.SimpleNamespace(**config.model)
-            files = {name: str(graph["file"]) for name, graph in graphs.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path / folder.CONFIG}: it does not describe the graphs ({error}); export again"
-            ) from None
+        used = {name for names in self._names.values() for name in names}
+        if missing := sorted(used - weights.keys()):
+            raise UserError(f"{path / folder.WEIGHTS}: it has no {missing[0]!r}; export again")
+        self._params = jax.device_put({name: weights[name] for name in used})
+        self.image_size, self.mask_stride = graphs.image_size, graphs.mask_stride
+        self.config = graphs.model
         # Jitted, so that each shape is compiled once.
         self._graphs = {
             name: jax.jit(read_graph(folder.verified(path, config, file)).call)
-            for name, file in files.items()
+            for name, file in graphs.files.items()
         }
 
     def encode_image(self, image: Array) -> Features:

@@ -36,9 +36,9 @@ def write_tokenizer(target: Path, content: str, context_length: int) -> None:
         # is cut out of texts as a special token.
         **{kind: name for kind, name in special.items() if name is not None},
     }
-    _write_json(target / "tokenizer_config.json", settings)
+    write_json(target / "tokenizer_config.json", settings)
     if model.get("type") == "BPE":
-        _write_json(target / "vocab.json", model["vocab"])
+        write_json(target / "vocab.json", model["vocab"])
         lines = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         (target / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
 
@@ -53,5 +53,6 @@ def _token_names(vocabulary: Any) -> set[str]:
     return set(vocabulary) if isinstance(vocabulary, dict) else {name for name, _ in vocabulary}
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """As people read it: indented, and with letters as they are."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -24,6 +24,7 @@ from tests.refseg_jax.exports.folders import (
     TEXTS,
     compiling_in_a_hurry,
     damaged,
+    flip,
     one_line,
     picture,
     write_all,
@@ -108,7 +109,7 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
 def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         export(exported / "onnx", "safetensors", tmp_path / "out", command=["x"])
-    one_line(caught, str(exported / "onnx"), "inside its graphs", "export from the run")
+    one_line(caught, str(exported / "onnx"), "inside its graphs", "take the run")
     assert not list(tmp_path.iterdir())
 
 
@@ -163,12 +164,7 @@ def test_config_json_describes_what_the_graphs_take_and_give(exported: Path) -> 
     assert config["graphs"]["decode"]["outputs"]["mask_logits"] == ["float32", ["b", "k", 16, 16]]
 
 
-def _flip(content: bytes) -> bytes:
-    place = len(content) // 2
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
-
-
-@pytest.mark.parametrize("change", [_flip, lambda content: b"", lambda content: content[:1000]])
+@pytest.mark.parametrize("change", [flip, lambda content: b"", lambda content: content[:1000]])
 def test_a_damaged_graph_is_one_line(
     exported: Path, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
@@ -235,7 +231,7 @@ except ValueError as error:
     expected = _logits(Predictor.from_checkpoint(exported / "run")._engine, inputs)
     _agree(_logits(OnnxEngine(out, config), inputs), expected)
     data = out / "encode_text.onnx.data"
-    data.write_bytes(_flip(data.read_bytes()))
+    data.write_bytes(flip(data.read_bytes()))
     with pytest.raises(UserError) as caught:
         OnnxEngine(out, config)
     one_line(caught, str(data), "truncated or changed")

@@ -39,6 +39,14 @@ def test_the_towers_can_be_imported_again_bit_by_bit(tmp_path: Path) -> None:
     }
     for path, value in found.items():
         np.testing.assert_array_equal(value, params[path], path)
+    images = json.loads((tmp_path / "out" / "clip" / "preprocessor_config.json").read_text())
+    assert images == {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
     # They are CLIP's, so that the card says how to load them.
     assert "CLIPModel" in (tmp_path / "out" / "README.md").read_text()
 
@@ -52,6 +60,7 @@ def test_layouts_are_torchs() -> None:
     assert patch.shape == (UNIRES["vision_width"], 3, UNIRES["patch_size"], UNIRES["patch_size"])
     assert entries["vision_model.embeddings.class_embedding"].shape == (UNIRES["vision_width"],)
     assert entries["logit_scale"].shape == ()
+    assert entries["logit_scale"] == np.float32(np.log(1 / 0.07))
 
 
 def test_a_model_that_is_no_clip_says_so(tmp_path: Path) -> None:

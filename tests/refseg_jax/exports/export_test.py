@@ -22,6 +22,7 @@ from tests.refseg_jax.exports.folders import (
     THRESHOLD,
     compiling_once,
     damaged,
+    flip,
     one_line,
     picture,
     tiny_params,
@@ -116,6 +117,29 @@ def test_another_tokenizer_goes_along(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "merges.txt").exists()
 
 
+def test_a_vocabulary_that_replaced_another_under_its_name_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    for words in (["[CLS]", "[SEP]", "cat"], ["[CLS]", "[SEP]", "dog", "cat"]):
+        model = hub.models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[SEP]")
+        hub.Tokenizer(model).save(str(path))
+        ids, _ = build_tokenizer(str(path))(["cat"], 4)
+        assert ids.tolist() == [[0, words.index("cat"), 1, 0]]
+
+
+def test_a_run_with_an_average_exports_it(tmp_path: Path) -> None:
+    params = tiny_params()
+    average = {path: value + 1 for path, value in params.items()}
+    saver = Checkpointer(tmp_path / "run" / "checkpoints", keep_latest=1)
+    state = {"step": np.int32(1), "params": params, "ema": average}
+    saver.save(1, state, data_state={}, config=unires_run_config(), metrics={})
+    saver.close()
+    export(tmp_path / "run", "safetensors", tmp_path / "out", command=["x"])
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == params.keys()
+    for path, value in average.items():
+        np.testing.assert_array_equal(stored[path], value, path)
+
+
 def _save_scored(workdir: Path, scores: dict[int, float]) -> None:
     saver = Checkpointer(workdir / "checkpoints", keep_latest=9, best_metric="val/mIoU")
     params = tiny_params()
@@ -156,11 +180,6 @@ def test_a_step_is_chosen_for_a_predictor_too(tmp_path: Path) -> None:
         assert (np.asarray(engine.params["vision.class_token"]) == value).all()
 
 
-def _flip(content: bytes) -> bytes:
-    place = len(content) // 2
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
-
-
 def _edited(**fields: Any) -> Callable[[bytes], bytes]:
     return lambda content: json.dumps({**json.loads(content), **fields}).encode()
 
@@ -177,8 +196,8 @@ def _without(field: str) -> Callable[[bytes], bytes]:
     [
         ("model.safetensors", lambda content: content[:-100], "truncated or changed"),
         ("model.safetensors", lambda content: b"", "truncated or changed"),
-        ("model.safetensors", _flip, "truncated or changed"),
-        ("tokenizer.json", _flip, "truncated or changed"),
+        ("model.safetensors", flip, "truncated or changed"),
+        ("tokenizer.json", flip, "truncated or changed"),
         ("config.json", lambda content: content[:200], "not the config of an export"),
         ("config.json", lambda content: b"[]", "not the config of an export"),
         ("config.json", lambda content: b"\xff", "not the config of an export"),
@@ -199,6 +218,29 @@ def test_a_damaged_folder_is_one_line(
         with pytest.raises(UserError) as caught:
             read(bad)
         one_line(caught, str(bad), words)
+
+
+def test_a_folder_of_another_program_is_told_as_what_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["CLIPModel"], "model_type": "clip"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for read in (Predictor.from_checkpoint, read_source):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path)
+        one_line(caught, str(tmp_path), "another program's", "--config.init.clip")
+
+
+def test_a_file_in_place_of_its_folder_is_told(folder: Path) -> None:
+    path = folder / "safetensors" / "model.safetensors"
+    with pytest.raises(UserError) as caught:
+        read_source(path)
+    one_line(caught, str(path), "it is a file", "name the folder")
+
+
+def test_a_path_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint("nothing")
+    assert str(caught.value).count("nothing") == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

@@ -69,6 +69,11 @@ def damaged(source: Path, target: Path, name: str, change: Callable[[bytes], byt
     return target
 
 
+def flip(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
 def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (40, 33, 3), np.uint8)
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.exports import FORMATS, export, onnx_environment
+from refseg_jax.exports import FORMATS, export, onnx_environment, read_source
+from refseg_jax.exports.source import load_start
 from refseg_jax.predictor import Predictor
 from tests.refseg_jax.exports.folders import damaged, one_line, write_all
 from tools import export as command
@@ -19,6 +20,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     write_all(folder, "safetensors")
     return folder
+
+
+def _to_onnx(content: bytes) -> bytes:
+    return content.replace(b'"format": "safetensors"', b'"format": "onnx"')
 
 
 def _record(folder: Path) -> None:
@@ -90,6 +95,16 @@ def test_a_conversion_that_fails_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["env"]
 
 
+@pytest.mark.parametrize("read", [read_source, lambda path: load_start(path, {})])
+def test_what_needs_weights_says_that_they_are_inside_the_graphs(
+    exported: Path, tmp_path: Path, read: Any
+) -> None:
+    bad = damaged(exported / "safetensors", tmp_path / "bad", "config.json", _to_onnx)
+    with pytest.raises(UserError) as caught:
+        read(bad)
+    one_line(caught, str(bad), "inside its graphs", "take the run")
+
+
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"onnx"}))
 def test_an_environment_is_for_onnx_alone(exported: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -101,10 +116,7 @@ def test_an_environment_is_for_onnx_alone(exported: Path, tmp_path: Path, name: 
 def test_without_onnxruntime_a_folder_is_one_line(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def to_onnx(content: bytes) -> bytes:
-        return content.replace(b'"format": "safetensors"', b'"format": "onnx"')
-
-    bad = damaged(exported / "safetensors", tmp_path / "bad", "config.json", to_onnx)
+    bad = damaged(exported / "safetensors", tmp_path / "bad", "config.json", _to_onnx)
     # What `import` finds where the package is not installed.
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError) as caught:

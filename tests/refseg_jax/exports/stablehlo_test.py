@@ -1,6 +1,7 @@
 """Graphs that run without this project's code, for any batch and any number of expressions."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -16,11 +17,11 @@ from jax import export as jax_export
 
 from refseg_jax.engines import GRAPHS, Graphs, ParameterEngine, forward_of
 from refseg_jax.errors import UserError
-from refseg_jax.exports import FORMATS, Source, folder
+from refseg_jax.exports import FORMATS, Source, export, folder, read_source
 from refseg_jax.exports.folder import ExportConfig
-from refseg_jax.exports.stablehlo import StablehloEngine, used_params
+from refseg_jax.exports.stablehlo import StablehloEngine, read_graph, used_params
 from refseg_jax.predictor import Predictor
-from tests.refseg_jax.exports.folders import TEXTS, damaged, one_line, picture, write_all
+from tests.refseg_jax.exports.folders import TEXTS, damaged, flip, one_line, picture, write_all
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.tiny_run import UNIRES, random_params
 
@@ -225,3 +226,42 @@ def test_a_graph_that_is_not_described_is_one_line(
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
     one_line(caught, str(bad / "config.json"), f"'{name}'")
+
+
+def test_a_context_length_that_the_graphs_do_not_take_is_one_line(
+    exported: Path, tmp_path: Path
+) -> None:
+    def longer(content: bytes) -> bytes:
+        config = json.loads(content)
+        config["data"]["context_length"] = 12
+        return json.dumps(config).encode()
+
+    bad = damaged(exported / "stablehlo", tmp_path / "bad", "config.json", longer)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / "config.json"), "context_length=12", "texts of 10 tokens")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", *(f"{g}.stablehlo" for g in GRAPHS)])
+@pytest.mark.parametrize("change", [flip, lambda content: content[:-100]], ids=["bit", "cut"])
+def test_every_damaged_file_is_one_line(
+    exported: Path, tmp_path: Path, name: str, change: Any
+) -> None:
+    bad = damaged(exported / "stablehlo", tmp_path / "bad", name, change)
+    with pytest.raises(UserError) as caught:
+        Predictor.from_checkpoint(bad)
+    one_line(caught, str(bad / name), "truncated or changed")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_each_graph_is_for_all_three_platforms(exported: Path, name: str) -> None:
+    graph = read_graph(exported / "stablehlo" / f"{name}.stablehlo")
+    assert graph.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_a_folder_of_graphs_can_be_exported_again(exported: Path, tmp_path: Path) -> None:
+    export(exported / "stablehlo", "safetensors", tmp_path / "out", command=["x"])
+    weights = [read_source(path).params for path in (exported / "run", tmp_path / "out")]
+    assert weights[0].keys() == weights[1].keys()
+    for path, value in weights[0].items():
+        np.testing.assert_array_equal(weights[1][path], value)
