@@ -155,6 +155,7 @@ class Experiment:
                     f"config.mesh cuts a batch into: choose a multiple, {cure}"
                 )
             self._source(entry.split, field, cure)
+            pipeline.check_eval(self._eval_data(entry))
         if self.config.eval.oracle:
             cure = "or leave it out: --config.eval.oracle="
             self._source(self.config.eval.oracle, "config.eval.oracle", cure)
@@ -225,24 +226,32 @@ class Experiment:
         chosen = self.config.eval
         final = entry.when == "final"
         model: Any = self.forward.model
-        canvas = tuple(chosen.canvas)
-        data = self.data(
-            split=entry.split, shuffled_text=entry.shuffled, pairs=chosen.pairs, canvas=canvas
-        )
         return Evaluator(
             name=name,
             forward=self.forward,
             batches=functools.partial(
-                pipeline.eval_batches, data, batch_size=chosen.batch_size, **_process()
+                pipeline.eval_batches,
+                self._eval_data(entry),
+                batch_size=chosen.batch_size,
+                **_process(),
             ),
             mesh=self.mesh,
             mask_stride=model.mask_stride,
-            canvas=canvas,
+            canvas=tuple(chosen.canvas),
             threshold=chosen.threshold,
             prefix=entry.prefix,
             pictures=chosen.pictures,
             show=functools.partial(self._show, name, final),
             dump=self.workdir / chosen.dump / name if final and chosen.dump else None,
+        )
+
+    def _eval_data(self, entry: Any) -> pipeline.PipelineConfig:
+        chosen = self.config.eval
+        return self.data(
+            split=entry.split,
+            shuffled_text=entry.shuffled,
+            pairs=chosen.pairs,
+            canvas=tuple(chosen.canvas),
         )
 
     def _show(self, name: str, final: bool, step: int, shown: list[pictures.Picture]) -> None:
@@ -299,18 +308,20 @@ def main(_: list[str]) -> None:
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parsing; an unknown field or config file is one line too."""
+    """absl's parsing; an unknown flag, field, preset or config file is one line too."""
     try:
-        rest = app.parse_flags_with_usage(arguments)
+        rest = FLAGS(arguments)
         # That a file could not be loaded is only told when a field is read.
         getattr(FLAGS.config, "steps", None)
-    except (AttributeError, KeyError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
         if os.environ.get("REFSEG_TRACEBACK"):
             raise
         reason: Any = error
         while isinstance(reason, (AttributeError, KeyError)):
             reason = reason.args[0]
-        print(f"error: --config: {' '.join(str(reason).split())}", file=sys.stderr)
+        # Where a config file raises, absl's message is the whole traceback.
+        *_, last = str(reason).strip().splitlines()
+        print(f"error: --config: {last}", file=sys.stderr)
         sys.exit(1)
     return rest
 

@@ -257,17 +257,7 @@ def eval_batches(
     Raises:
         UserError: also where an image is larger than the canvas.
     """
-    if config.sampling != "group":
-        config = dataclasses.replace(config, sampling="expressions")
-    _check(config)
-    source = _open(config)
-    rows, table = _rows(config, source)
-    if (table.largest > config.canvas).any():
-        raise UserError(
-            f"{config.dataset} {config.split}: images are up to {table.largest[0]} x "
-            f"{table.largest[1]} (height x width), the canvas is {config.canvas}; set "
-            "config.eval.canvas to at least that"
-        )
+    config, source, rows = _eval_rows(config)
     steps: list[Transform] = [transforms.PadExpressions(config.pairs)]
     if config.shuffled_text:
         steps.append(transforms.ShuffleText())
@@ -279,6 +269,28 @@ def eval_batches(
     dataset = grain.MapDataset.range(padded).seed(0).random_map(make)
     dataset = dataset[process_index::process_count].batch(share, batch_fn=collate)
     return iter(_iterate(dataset, config))
+
+
+def check_eval(config: PipelineConfig) -> None:
+    """Raises the `UserError` that `eval_batches` would raise."""
+    _eval_rows(config)
+
+
+def _eval_rows(config: PipelineConfig) -> tuple[PipelineConfig, RecordSource, RowTable]:
+    if config.sampling != "group":
+        config = dataclasses.replace(config, sampling="expressions")
+    _check(config)
+    source = _open(config)
+    rows, table = _rows(config, source)
+    if len(config.canvas) != 2:
+        raise UserError(f"config.eval.canvas={config.canvas}: give a height and a width")
+    if (table.largest > config.canvas).any():
+        raise UserError(
+            f"{config.dataset} {config.split}: images are up to {table.largest[0]} x "
+            f"{table.largest[1]} (height x width), the canvas is {config.canvas}; set "
+            "config.eval.canvas to at least that"
+        )
+    return config, source, rows
 
 
 def _iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDataset:

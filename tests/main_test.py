@@ -277,6 +277,10 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.model.head=projecter", "'projector'"),
         ("--config.data.dataset=nothing", "tools.build_dataset"),
         ("--config.epochs=2", "config.steps"),
+        # Absl joins this to the tuple that is given already.
+        ("--config.eval.canvas=(16,)", "config.eval.canvas=(32, 32, 16): give a height"),
+        ("--config=configs/refcoco_unires.py:tinny", "did you mean 'tiny'?"),
+        ("--config=configs/scenes_unires.py:tiny", "takes 0 positional arguments"),
         ("--config.init.clip=/nowhere/clip.pt", "/nowhere/clip.pt: no such file"),
         ("--config.init.clip_sha256=a", "config.init.clip is not: set both"),
         ("--config.init.clip=a --config.init.checkpoint=b", "leave one of the two empty"),
@@ -290,6 +294,14 @@ def test_a_mistake_is_one_line_that_names_the_cure(
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if named in line]
     assert len(errors) == 1, done.stderr[-3000:]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_canvas_that_is_too_small_is_told_before_the_training(place: Place, tmp_path: Path):
+    command = _command(tmp_path, place.data)
+    done = place.run(*(part.replace("(32, 32)", "(16, 16)") for part in command))
+    assert done.returncode == 1
+    assert "the canvas is (16, 16); set config.eval.canvas" in done.stderr
     assert not (tmp_path / "checkpoints").exists()
 
 
