@@ -62,7 +62,7 @@ def test_model_objective_and_optimiser_are_built_without_arrays(config: Any) -> 
 
 def test_fields_fit_together(config: Any) -> None:
     assert bool(config.steps) != bool(config.epochs)
-    assert config.data.dataset in DATASETS
+    assert config.data.dataset in {*DATASETS, "mine"}
     assert set(config.data.granularities) <= set(GRANULARITIES)
     assert config.data.context_length <= config.model.text_positions
     assert (config.model.vocab_size, config.model.eos_id) == (CLIP_VOCAB, CLIP_EOS)
