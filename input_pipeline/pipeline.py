@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import transforms
+from input_pipeline import transforms, workers
 from input_pipeline.rows import RowTable, Sampling, make_rows
 from input_pipeline.schema import Record
 from input_pipeline.sources import DAMAGED, DatasetError, ExpressionTable, RecordSource
@@ -39,7 +39,8 @@ class PipelineConfig:
         context_length: L, SOS and EOS included.
         tokenizer: see `refseg_jax.tokenizers.build_tokenizer`.
         flip_probability: of mirrored training rows.
-        num_workers: processes that prepare batches; 0 prepares them in threads of this one.
+        num_workers: processes that prepare batches; 0 prepares them in threads of this one. An
+            evaluation has no more of them than there are cores and batches.
         threads: of each process. prefetch: batches kept ready by each worker.
         canvas: `(Hc, Wc)` that holds every native mask of an evaluation.
         shuffled_text: evaluate with the words of other targets (`transforms.ShuffleText`).
@@ -268,7 +269,8 @@ def eval_batches(
     share = _share(batch_size, process_count)
     dataset = grain.MapDataset.range(padded).seed(0).random_map(make)
     dataset = dataset[process_index::process_count].batch(share, batch_fn=collate)
-    return iter(_iterate(dataset, config))
+    count = workers.evaluation_workers(config.num_workers, len(dataset))
+    return iter(_iterate(dataset, dataclasses.replace(config, num_workers=count)))
 
 
 def check_eval(config: PipelineConfig) -> None:
@@ -301,9 +303,8 @@ def _iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDat
     # Worker processes read absl's flags, which nobody parses in notebooks and tests.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    return iterable.mp_prefetch(
-        grain.MultiprocessingOptions(config.num_workers, per_worker_buffer_size=config.prefetch)
-    )
+    options = grain.MultiprocessingOptions(config.num_workers, config.prefetch)
+    return iterable.mp_prefetch(options, worker_init_fn=workers.end_with_parent)
 
 
 def _check(config: PipelineConfig) -> None:
