@@ -74,6 +74,7 @@ class Evaluator:
         state: dict[str, Pair] = {}
         quarantined: list[str] = []
         shown: list[Picture] = []
+        logging.info("evaluating %s at step %d ...", self.name, step)
         with self._dump() as write:
             for host, outputs in self._outputs(params):
                 counts = sharding.local_rows(outputs.counts)

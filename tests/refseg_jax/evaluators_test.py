@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import random
 from collections import Counter
 from pathlib import Path
@@ -239,3 +240,11 @@ def test_an_image_beyond_the_canvas_is_one_line_that_names_the_field(data_dir: P
     with pytest.raises(Exception, match=r"64 x 64.*config\.eval\.canvas") as caught:
         pipeline.eval_batches(config, batch_size=1)
     assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_tells_that_it_begins(
+    data_dir: Path, forward: Forward, params: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "absl"):
+        make_evaluator(data_dir, forward).evaluate(params, 7)
+    assert "evaluating val at step 7 ..." in caplog.messages
