@@ -11,7 +11,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from input_pipeline import transforms, workers
 from input_pipeline.rows import RowTable, Sampling, make_rows
@@ -19,7 +19,7 @@ from input_pipeline.schema import Record
 from input_pipeline.sources import DAMAGED, DatasetError, ExpressionTable, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax import preprocess
-from refseg_jax.batch import Batch, HostBatch, RowMeta
+from refseg_jax.batch import GRANULARITIES, Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
 from refseg_jax.tokenizers import ExpressionError, Tokenizer, build_tokenizer, check_length
 
@@ -233,7 +233,8 @@ def train_batches(
     """
     _check(config)
     source = _open(config)
-    rows, _ = _rows(config, source)
+    rows, table = _rows(config, source)
+    _tell_left_out(config, table)
     sample: Transform = transforms.PadExpressions(config.pairs)
     if config.sampling in ("image", "referent"):
         sample = transforms.SampleExpressions(config.pairs)
@@ -258,7 +259,7 @@ def eval_batches(
     Raises:
         UserError: also where an image is larger than the canvas.
     """
-    config, source, rows = _eval_rows(config)
+    config, source, rows, _ = _eval_rows(config)
     steps: list[Transform] = [transforms.PadExpressions(config.pairs)]
     if config.shuffled_text:
         steps.append(transforms.ShuffleText())
@@ -274,11 +275,15 @@ def eval_batches(
 
 
 def check_eval(config: PipelineConfig) -> None:
-    """Raises the `UserError` that `eval_batches` would raise."""
-    _eval_rows(config)
+    """Raises the `UserError` that `eval_batches` would raise; tells what is not going to be scored."""
+    _, _, _, table = _eval_rows(config)
+    if not config.shuffled_text:
+        _tell_left_out(config, table)
 
 
-def _eval_rows(config: PipelineConfig) -> tuple[PipelineConfig, RecordSource, RowTable]:
+def _eval_rows(
+    config: PipelineConfig,
+) -> tuple[PipelineConfig, RecordSource, RowTable, ExpressionTable]:
     if config.sampling != "group":
         config = dataclasses.replace(config, sampling="expressions")
     _check(config)
@@ -292,7 +297,7 @@ def _eval_rows(config: PipelineConfig) -> tuple[PipelineConfig, RecordSource, Ro
             f"{table.largest[1]} (height x width), the canvas is {config.canvas}; set "
             "config.eval.canvas to at least that"
         )
-    return config, source, rows
+    return config, source, rows, table
 
 
 def _iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDataset:
@@ -329,6 +334,19 @@ def _rows(config: PipelineConfig, source: RecordSource) -> tuple[RowTable, Expre
             "set config.data.granularities to what the dataset has"
         )
     return rows, table
+
+
+def _tell_left_out(config: PipelineConfig, table: ExpressionTable) -> None:
+    """One line of the log, if `granularities` leaves out expressions that the split has."""
+    kinds = table.granularity[table.position != DAMAGED]
+    counts = dict(zip(GRANULARITIES, np.bincount(kinds, minlength=len(GRANULARITIES)), strict=True))
+    left_out = {k: n for k, n in counts.items() if n and k not in config.granularities}
+    if left_out:
+        logging.info(
+            "%s %s: config.data.granularities leaves out %d of %d expressions (%s)",
+            *(config.dataset, config.split, sum(left_out.values()), len(kinds)),
+            ", ".join(f"{name} {count}" for name, count in left_out.items()),
+        )
 
 
 def _share(batch_size: int, processes: int) -> int:

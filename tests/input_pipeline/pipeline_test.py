@@ -1,11 +1,19 @@
 import dataclasses
 import json
+import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import PipelineConfig, eval_batches, rows_per_epoch, train_batches
+from input_pipeline.pipeline import (
+    PipelineConfig,
+    check_eval,
+    eval_batches,
+    rows_per_epoch,
+    train_batches,
+)
 from input_pipeline.schema import Expression, Record
 from refseg_jax.errors import UserError
 from tests.input_pipeline.batches import (
@@ -299,3 +307,16 @@ def test_groups_train(group_dir: Path):
         there = [bool(name) for name in meta.image_ids]
         assert meta.error == "" and values["valid"][:, 0].tolist() == there
         assert values["image"][there].any((1, 2, 3)).all()
+
+
+def test_expressions_that_the_granularities_leave_out_are_counted_in_the_log(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO, "absl"):
+        check_eval(make_config(data_dir, granularities=("object", "part")))
+        train_batches(make_config(data_dir, "train", granularities=EVERY), batch_size=2, seed=0)
+    kinds = Counter(e.granularity for record in records(data_dir) for e in record.expressions)
+    assert caplog.messages == [
+        f"tiny val: config.data.granularities leaves out {kinds['multi'] + kinds['none']} of "
+        f"{kinds.total()} expressions (multi {kinds['multi']}, none {kinds['none']})"
+    ]
