@@ -5,11 +5,13 @@ import functools
 import hashlib
 import json
 import logging as python_logging
+import re
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from absl import logging
@@ -18,6 +20,8 @@ from input_pipeline.schema import Record, from_features
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
 
+#: A folder that has this file is a built dataset.
+_INFO = "features.json"
 #: Position of a record that could not be read, in `ExpressionTable`.
 DAMAGED = -1
 
@@ -37,17 +41,34 @@ def dataset_folder(data_dir: str, dataset: str) -> Path:
         DatasetError: it has not been built, or several configs of it are.
     """
     base = Path(data_dir) / dataset
-    built = list(base.glob("*/features.json")) or list(base.glob("*/*/features.json"))
+    built = _versions(base, "*") or _versions(base, "*/*")
     if not built:
         raise DatasetError(
             f"{base}: no built dataset; build it: python -m tools.build_dataset "
             f"--dataset={dataset} --data_dir={data_dir}"
         )
-    configs = {path.parent.parent for path in built}
+    configs = {folder.parent for folder in built}
     if len(configs) > 1:
         names = ", ".join(sorted(f"{dataset}/{path.name}" for path in configs))
         raise DatasetError(f"{base}: several configs are built; choose one of {names}")
-    return max((path.parent for path in built), key=_version)
+    return max(built, key=_version)
+
+
+def built_datasets(data_dir: str) -> dict[str, Path]:
+    """The newest version of every dataset in `data_dir`, by the name that `dataset_folder` takes."""
+    base = Path(data_dir)
+    found = _versions(base, "*/*") + _versions(base, "*/*/*")
+    names = sorted({folder.parent.relative_to(base).as_posix() for folder in found})
+    return {name: dataset_folder(data_dir, name) for name in names}
+
+
+def split_names(folder: Path) -> list[str]:
+    """The splits of a built dataset.
+
+    Raises:
+        DatasetError: the dataset is not whole.
+    """
+    return [split["name"] for split in _dataset_info(folder).get("splits", [])]
 
 
 class RecordSource:
@@ -61,7 +82,7 @@ class RecordSource:
         """
         self.folder = dataset_folder(data_dir, dataset)
         self.split = split
-        splits = {s["name"] for s in _dataset_info(self.folder).get("splits", [])}
+        splits = split_names(self.folder)
         if split not in splits:
             raise DatasetError(
                 f"{self.folder}: no split {split!r}; there are {', '.join(sorted(splits))}"
@@ -116,6 +137,7 @@ class ExpressionTable:
         granularity: i8 `[E]`, index in `GRANULARITIES`.
         group: i32 `[E]`, a number for each (group, text), -1 for expressions without a group.
         largest: i32 `[2]`, the largest height and width of the split's images.
+        image: bytes `[R]`, the image id of every record in UTF-8, empty where it could not be read.
     """
 
     record: np.ndarray
@@ -124,6 +146,7 @@ class ExpressionTable:
     granularity: np.ndarray
     group: np.ndarray
     largest: np.ndarray
+    image: np.ndarray
 
     @classmethod
     def of(cls, source: RecordSource) -> "ExpressionTable":
@@ -138,7 +161,7 @@ class ExpressionTable:
             table = cls._read(source)
             # A record may be sound again the next time, or on another machine.
             if not (table.position == DAMAGED).any():
-                table._store(path)
+                keep_beside(path, lambda file: np.savez(file, **dataclasses.asdict(table)))
         return table
 
     @classmethod
@@ -153,28 +176,12 @@ class ExpressionTable:
             logging.info("%s is damaged and made again: %s", path, error)
             return None
 
-    def _store(self, path: Path) -> None:
-        """Does nothing where nothing can be written: the table is only there to save time."""
-        partial: Path | None = None
-        try:
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, suffix=".partial", delete=False
-            ) as file:
-                partial = Path(file.name)
-                np.savez(file, **dataclasses.asdict(self))
-            # Temporary files are private, but who may read the dataset may read its table.
-            partial.chmod((path.parent / "features.json").stat().st_mode & 0o666)
-            partial.replace(path)
-        except OSError as error:
-            logging.info("%s is not kept: %s", path, error)
-            if partial is not None:
-                partial.unlink(missing_ok=True)
-
     @classmethod
     def _read(cls, source: RecordSource) -> "ExpressionTable":
         rows: list[tuple[int, int, int, int, int]] = []
         groups: dict[tuple[str, str], int] = {}
         largest = np.zeros(2, np.int32)
+        images = [b""] * len(source)
         damaged: list[DatasetError] = []
         for index in range(len(source)):
             try:
@@ -183,6 +190,7 @@ class ExpressionTable:
                 damaged.append(error)
                 rows += [(index, DAMAGED, 0, kind, -1) for kind in range(len(GRANULARITIES))]
                 continue
+            images[index] = record.image_id.encode()
             largest = np.maximum(largest, (record.height, record.width))
             for position, expression in enumerate(record.expressions):
                 group = -1
@@ -194,18 +202,49 @@ class ExpressionTable:
             raise damaged[0]
         columns = np.array(rows, np.int32).reshape(-1, 5).T
         record, position, referent, granularity, group = columns
-        return cls(record, position, referent, granularity.astype(np.int8), group, largest)
+        kinds = granularity.astype(np.int8)
+        return cls(record, position, referent, kinds, group, largest, np.array(images, np.bytes_))
+
+    def select(self, wanted: np.ndarray) -> "ExpressionTable":
+        """The table of some of its expressions, bool `[E]`; records keep their numbers."""
+        columns = ("record", "position", "referent", "granularity", "group")
+        return dataclasses.replace(self, **{name: getattr(self, name)[wanted] for name in columns})
 
     def __len__(self) -> int:
         return len(self.record)
+
+
+def keep_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file beside a dataset, whole or not at all.
+
+    Does nothing where nothing can be written: such files are only there to save time, or to tell.
+    """
+    partial: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+            write(file)  # pyright: ignore[reportArgumentType]
+        # Temporary files are private, but who may read the dataset may read what stands beside it.
+        partial.chmod((path.parent / _INFO).stat().st_mode & 0o666)
+        partial.replace(path)
+    except OSError as error:
+        logging.info("%s is not kept: %s", path, error)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 #: What numpy raises on a damaged or foreign file of arrays.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
+def _versions(base: Path, pattern: str) -> list[Path]:
+    """Folders of whole datasets; those of builds that go on have longer names."""
+    folders = [path.parent for path in base.glob(f"{pattern}/{_INFO}")]
+    return [folder for folder in folders if re.fullmatch(r"\d+(\.\d+)*", folder.name)]
+
+
 def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(number) for number in folder.name.split(".") if number.isdigit())
+    return tuple(int(number) for number in folder.name.split("."))
 
 
 def _dataset_info(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from input_pipeline.sources import (
     DatasetError,
     ExpressionTable,
     RecordSource,
+    built_datasets,
     dataset_folder,
 )
 from refseg_jax.batch import GRANULARITIES
@@ -130,6 +131,17 @@ def test_one_of_several_configs_must_be_named(tmp_path: Path):
     assert dataset_folder(str(tmp_path), "tiny/big").parent.name == "big"
 
 
+def test_all_that_is_built_is_found_by_the_name_that_opens_it(tmp_path: Path):
+    for name in ("tiny/1.9.0", "tiny/1.10.0", "refer/unc/1.0.0", "refer/umd/1.0.0", "no/version"):
+        fake_version(tmp_path / name)
+    fake_version(tmp_path / "tiny" / "1.11.0.incomplete_tfds_a1")
+    (tmp_path / "images").mkdir()
+    found = built_datasets(str(tmp_path))
+    assert sorted(found) == ["refer/umd", "refer/unc", "tiny"]
+    assert found["tiny"] == tmp_path / "tiny" / "1.10.0"
+    assert found["refer/unc"] == tmp_path / "refer" / "unc" / "1.0.0"
+
+
 def test_a_dataset_that_was_not_built_says_how_to(tmp_path: Path):
     with pytest.raises(DatasetError, match=r"build_dataset --dataset=tiny/x --data_dir=") as e:
         dataset_folder(str(tmp_path), "tiny/x")
@@ -160,6 +172,19 @@ def test_the_table_holds_every_expression(data_dir: Path):
     assert list(zip(*(c.tolist() for c in columns), strict=True)) == said
     assert len(table) == 24
     assert table.largest.tolist() == [32, 40]
+    assert [name.decode() for name in table.image] == [
+        r.image_id for r in map(source.__getitem__, range(len(source)))
+    ]
+
+
+def test_some_expressions_of_a_table_keep_their_records(data_dir: Path):
+    table = ExpressionTable.of(RecordSource(str(data_dir), "tiny", "train"))
+    wanted = table.referent == 1
+    chosen = table.select(wanted)
+    assert 0 < len(chosen) < len(table)
+    np.testing.assert_array_equal(chosen.record, table.record[wanted])
+    np.testing.assert_array_equal(chosen.position, table.position[wanted])
+    np.testing.assert_array_equal(chosen.image, table.image)
 
 
 def test_expressions_of_one_group_and_text_share_a_number(data_dir: Path):
@@ -220,6 +245,7 @@ def test_a_damaged_record_keeps_a_place_in_a_table_that_is_not_kept(data_dir: Pa
     assert not list(source.folder.glob("expressions-train-*"))
     its, others = table.record == index, whole.record != index
     assert (table.position[its] == DAMAGED).all()
+    assert [number for number, name in enumerate(table.image) if not name] == [index]
     # Whatever granularities a run asks for, it meets the record.
     assert sorted(table.granularity[its]) == list(range(len(GRANULARITIES)))
     for name in ("record", "position", "referent", "granularity"):
