@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from absl import logging
 from input_pipeline.schema import Record, from_features
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
 
 #: A folder that has this file is a built dataset.
 _INFO = "features.json"
@@ -43,10 +45,7 @@ def dataset_folder(data_dir: str, dataset: str) -> Path:
     base = Path(data_dir) / dataset
     built = _versions(base, "*") or _versions(base, "*/*")
     if not built:
-        raise DatasetError(
-            f"{base}: no built dataset; build it: python -m tools.build_dataset "
-            f"--dataset={dataset} --data_dir={data_dir}"
-        )
+        raise DatasetError(f"{base}: no built dataset; {_advice(data_dir, dataset)}")
     configs = {folder.parent for folder in built}
     if len(configs) > 1:
         names = ", ".join(sorted(f"{dataset}/{path.name}" for path in configs))
@@ -241,6 +240,28 @@ def _versions(base: Path, pattern: str) -> list[Path]:
     """Folders of whole datasets; those of builds that go on have longer names."""
     folders = [path.parent for path in base.glob(f"{pattern}/{_INFO}")]
     return [folder for folder in folders if re.fullmatch(r"\d+(\.\d+)*", folder.name)]
+
+
+def _advice(data_dir: str, dataset: str) -> str:
+    """What to do about a dataset that is not there."""
+    # Not at the top: what builds datasets stands on this module.
+    from input_pipeline.datasets.registry import DATASETS
+
+    # Papers write `refcoco+`.
+    name = dataset.replace("+", "_plus")
+    others = list(built_datasets(data_dir))
+    if name in others:
+        return f"its name is {name}"
+    nearest = get_close_matches(name, [*DATASETS, *others], n=1)
+    if name not in DATASETS and nearest and nearest[0] in others:
+        return unknown("dataset", name, nearest)
+    command = f"python -m tools.build_dataset --data_dir={data_dir}"
+    if name in DATASETS:
+        source = " --source_dir=DIR" if "source_dir" in DATASETS[name].needs else ""
+        called = "" if name == dataset else f"its name is {name}; "
+        return f"{called}build it: {command} --dataset={name}{source}"
+    published = unknown("dataset", name, DATASETS.keys() - {"jsonl"})
+    return f"{published} (one of your own: {command} --dataset=jsonl --name=NAME --source_dir=DIR)"
 
 
 def _version(folder: Path) -> tuple[int, ...]:

@@ -142,9 +142,26 @@ def test_all_that_is_built_is_found_by_the_name_that_opens_it(tmp_path: Path):
     assert found["refer/unc"] == tmp_path / "refer" / "unc" / "1.0.0"
 
 
-def test_a_dataset_that_was_not_built_says_how_to(tmp_path: Path):
-    with pytest.raises(DatasetError, match=r"build_dataset --dataset=tiny/x --data_dir=") as e:
-        dataset_folder(str(tmp_path), "tiny/x")
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("scenes", r"no built dataset; build it: .*build_dataset --data_dir=\S+ --dataset=scenes$"),
+        ("refcocog/umd", r"build it: .* --dataset=refcocog/umd --source_dir=DIR$"),
+        # RefCOCO alone has more than one way of splitting it.
+        ("refcoco", r"unknown dataset 'refcoco': did you mean 'refcoco/unc'\?"),
+        ("refcoco+/unc", r"its name is refcoco_plus/unc; build it: .* --dataset=refcoco_plus/unc "),
+        ("refcoco+", r"unknown dataset 'refcoco_plus': did you mean 'refcoco_plus/unc'\?"),
+        ("qwerty", r"there are: .*scenes \(one of your own: .*--dataset=jsonl --name=NAME"),
+        # Names that are built.
+        ("mine+", "its name is mine_plus$"),
+        ("tinny", r"unknown dataset 'tinny': did you mean 'tiny'\?$"),
+    ],
+)
+def test_a_dataset_that_was_not_built_says_how_to(tmp_path: Path, name: str, advice: str):
+    for built in ("tiny", "mine_plus", "refcoco_plus/google"):
+        fake_version(tmp_path / built / "1.0.0")
+    with pytest.raises(DatasetError, match=advice) as e:
+        dataset_folder(str(tmp_path), name)
     assert "\n" not in str(e.value)
 
 
