@@ -11,8 +11,12 @@ COCO train2014 at `images/train2014` (docs/data.md). `refcoco_plus/unc`, `refcoc
 were typed.
 
 The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
-that a build that fails or is stopped leaves nothing that could be taken for a dataset. What is
-built already is left as it is; `--overwrite` builds it again and removes the old one at the end.
+that a build that fails or is stopped leaves nothing that could be taken for a dataset. A build that
+was stopped goes on from its last whole file (a thousand images) when the command is given again. What
+is built already is left as it is; `--overwrite` builds it again and removes the old one at the end.
+
+`--runner=DirectRunner` (or another of Apache Beam's; extra `beam`) makes the files by a Beam pipeline,
+`--beam_options="--direct_num_workers=8 ..."` are its options.
 
 Missing or damaged images and annotations are listed, and nothing is built; `--skip_missing` builds
 the rest, and lists them in `build_report.txt` beside the records. That file says too, split by
@@ -23,6 +27,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -30,6 +35,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
@@ -42,7 +48,7 @@ _MISSING = {
     "name": "give the dataset a name (a-z, 0-9 and _)",
 }
 #: Flags that apply to some datasets only.
-_OPTIONAL = frozenset({"source_dir", "name", "splits", "skip_missing"})
+_OPTIONAL = frozenset({"source_dir", "name", "splits", "skip_missing", "runner"})
 
 
 def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
@@ -57,6 +63,8 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
     if folder.is_dir() and not overwrite:
         print(f"{folder}: is built already; --overwrite builds it again")
     else:
+        if overwrite:
+            shutil.rmtree(folder.with_name(f"unfinished-{folder.name}"), ignore_errors=True)
         with _set_aside(folder), _full_disk(request.data_dir):
             entry.build(request)
         print(f"{folder}: built")
@@ -147,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         help="processes; default: one a core",
     )
     parser.add_argument("--skip_missing", action="store_true", help="build what there is")
+    parser.add_argument("--runner", default="", help="of Apache Beam, e.g. DirectRunner")
+    parser.add_argument("--beam_options", type=shlex.split, default=(), help="of the runner")
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
     return parser
 
@@ -161,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
+    beam_options = tuple(options.pop("beam_options"))
+    options["runner"] = Runner(options["runner"], beam_options) if options["runner"] else None
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         run(name, DATASETS[name], Request(**options), overwrite=overwrite)

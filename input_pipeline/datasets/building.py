@@ -1,28 +1,38 @@
-"""Writes records to a dataset that the pipeline reads: one's own data, and the base of builders."""
+"""Writes records to a dataset that the pipeline reads: the base of all builders.
+
+A build that is stopped in the middle keeps its whole shards in `unfinished-<version>`, and the same
+command goes on from there; nothing has the dataset's name before every split is whole.
+"""
 
 import abc
 import contextlib
+import fcntl
 import functools
 import itertools
-import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tensorflow_datasets.core.splits import SplitDict
 from tqdm import tqdm
 
+from input_pipeline.datasets import beam, shards
+from input_pipeline.datasets.conversion import Outcome, Plan
 from input_pipeline.datasets.processes import ordered_map
-from input_pipeline.schema import Record, features, to_features
-from input_pipeline.segmentation import SegmentationError, encode_segmentation
+from input_pipeline.datasets.shards import Shard, Summary
+from input_pipeline.schema import features
 from refseg_jax.errors import UserError
-from refseg_jax.preprocess import decode_image
 
-A = TypeVar("A")
+#: Image ids of the evaluation splits, beside the records: what training on other datasets leaves out.
+HELD_OUT = "held_out.json"
 
-#: Images of a file of records (about 160 MB of COCO's). TFDS keeps one such file's in memory.
-_SHARD = 1000
 #: Fewer images than this are read before processes have started.
 _FEW = 256
 
@@ -34,9 +44,9 @@ class BuildError(UserError):
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """A TFDS builder of records, without TensorFlow.
 
-    Built by shards and not by TFDS's shuffling writer, because that one opens its buffers through
-    TensorFlow as soon as a split is larger than 1 GB; grain shuffles when reading. Records keep the
-    order of the plan. Nothing is renamed to its place before every split is whole.
+    It writes its shards itself: TFDS's shuffling writer opens buffers through TensorFlow as soon as
+    a split is larger than 1 GB, and neither it nor the other can go on where it was stopped. Records
+    keep the order of the plan; grain shuffles when reading.
     """
 
     name = "records"
@@ -47,8 +57,9 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self,
         *,
         data_dir: str | Path,
-        config: str | tfds.core.BuilderConfig | None,
-        num_workers: int,
+        config: str | tfds.core.BuilderConfig | None = None,
+        num_workers: int = 0,
+        runner: beam.Runner | None = None,
     ) -> None:
         """Prepares a build.
 
@@ -57,71 +68,166 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             config: one of `BUILDER_CONFIGS`, by name, or another; `None` where there is none.
             num_workers: processes that make records; at most 1, or few records, make them in this
                 one.
+            runner: makes whole shards by Apache Beam instead.
         """
         self._workers = num_workers
+        self._runner = runner
         super().__init__(data_dir=data_dir, config=config, file_format="array_record")
 
     @abc.abstractmethod
-    def _plan(self) -> Mapping[str, Sequence[Any]]:
-        """What is to be made, by split."""
+    def _plan(self) -> Plan:
+        """What is to be made."""
 
     @abc.abstractmethod
-    def _maker(self) -> Callable[[Any], Any]:
-        """Turns an item of the plan into something; picklable, runs in worker processes."""
+    def _maker(self) -> Callable[[Any], Outcome]:
+        """Makes an item of the plan; picklable, runs in worker processes."""
 
     @abc.abstractmethod
-    def _record(self, split: str, made: Any) -> Record | None:
-        """The record out of what was made; runs in this process, in order."""
-
-    @abc.abstractmethod
-    def _finish(self, folder: Path) -> None:
-        """Last checks, before the folder gets its name."""
+    def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
+        """Last checks and files, before the folder gets its name."""
 
     @property
     def source(self) -> str:
         """`"<dataset>[/<config>]"`, as records have it."""
         return "/".join(filter(None, (self.name, self.builder_config_name)))
 
+    def build(self) -> Path:
+        """Builds the dataset, or goes on with a build that was stopped.
+
+        Returns:
+            The folder of the dataset.
+
+        Raises:
+            BuildError: what is wrong with the items; nothing of the build is kept.
+        """
+        with _locked(self.unfinished):
+            for stale in self.unfinished.parent.glob(f"incomplete.*{self.VERSION}"):
+                shutil.rmtree(stale)
+            try:
+                self.download_and_prepare()
+            except BrokenProcessPool:
+                raise BuildError(
+                    f"{self.source}: a worker process died, perhaps for want of memory; run it "
+                    "again, with fewer --num_workers: it goes on from the last whole file"
+                ) from None
+            except (UserError, ValueError):
+                shutil.rmtree(self.unfinished, ignore_errors=True)
+                raise
+            finally:
+                if not any(self.unfinished.glob("*.done.npz")):
+                    shutil.rmtree(self.unfinished, ignore_errors=True)
+        return Path(str(self.data_dir))
+
+    @property
+    def unfinished(self) -> Path:
+        """Where a build keeps its shards until all are there."""
+        return Path(str(self.data_dir)).with_name(f"unfinished-{self.VERSION}")
+
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """TFDS calls this with the folder still under its temporary name."""
-        self._items = self._plan()
-        try:
-            with contextlib.closing(self._made()) as self._stream:
-                super()._download_and_prepare(dl_manager, download_config)
-        except BrokenProcessPool:
-            raise BuildError(
-                f"{self.source}: a worker process died, perhaps for want of memory; "
-                "nothing was built; use fewer --num_workers"
-            ) from None
-        self._finish(Path(str(self.data_path)))
+        """TFDS calls this with the folder still under a temporary name, `self.data_path`."""
+        del dl_manager, download_config
+        plan = self._plan()
+        self._enter(shards.plan_digest(self.source, plan.splits))
+        todo = {split: self._shards(split, items) for split, items in plan.splits.items()}
+        summaries = self._write([shard for of_split in todo.values() for shard in of_split])
+        built = {split: Summary() for split in todo}
+        for shard, summary in summaries:
+            built[shard.split].merge(summary)
+        self._check_ids([shard for shard, _ in summaries], built)
+        folder = Path(str(self.data_path))
+        self._finish(folder, plan, built)
+        _write_held_out(folder, plan, built)
+        for shard, _ in summaries:
+            shard.path.rename(folder / shard.path.name)
+        self._set_splits(built)
+        shutil.rmtree(self.unfinished)
 
-    def _shard_iterators_per_split(
-        self, dl_manager: Any
-    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-        del dl_manager
-        return {
-            split: [
-                functools.partial(self._shard, split, min(_SHARD, len(items) - start))
-                for start in range(0, len(items), _SHARD)
-            ]
-            for split, items in self._items.items()
-        }
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
+        raise NotImplementedError  # Abstract in TFDS; `_download_and_prepare` does not call it.
 
-    def _shard(self, split: str, items: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The next items of the stream: TFDS asks for the shards in their order."""
-        for made in itertools.islice(self._stream, items):
-            record = self._record(split, made)
-            if record is not None:
-                yield record.image_id, to_features(record)
+    def _enter(self, digest: str) -> None:
+        """Opens the unfinished folder, emptied if it is of another plan."""
+        mark = self.unfinished / "plan.sha256"
+        if mark.is_file() and mark.read_text() == digest:
+            logging.info("%s: going on with the build that was stopped", self.source)
+            return
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.unfinished.mkdir(parents=True)
+        mark.write_text(digest)
 
-    def _made(self) -> Generator[Any, None, None]:
-        """Every item of every split in turn, made by one pool of processes."""
-        items = [item for items in self._items.values() for item in items]
+    def _shards(self, split: str, items: Sequence[Any]) -> list[Shard]:
+        size = shards.IMAGES_OF_A_SHARD
+        number = -(-len(items) // size)
+        template = self._get_filename_template(split_name=split).replace(split=split)
+        return [
+            Shard(
+                split,
+                self.unfinished
+                / template.sharded_filepath(shard_index=index, num_shards=number).name,
+                items[index * size : (index + 1) * size],
+            )
+            for index in range(number)
+        ]
+
+    def _write(self, every: Sequence[Shard]) -> list[tuple[Shard, Summary]]:
+        """Writes the shards that are missing; the summaries of all, in order."""
+        missing = [shard for shard in every if not shard.summary_path.is_file()]
+        if self._runner is not None:
+            beam.write_shards(missing, self._maker(), self._runner)
+        else:
+            self._write_here(missing, whole=sum(len(s.items) for s in every))
+        summaries = [(shard, shards.read_summary(shard)) for shard in every]
+        return [(shard, summary) for shard, summary in summaries if summary is not None]
+
+    def _write_here(self, missing: Sequence[Shard], whole: int) -> None:
+        """By one pool of processes for all shards; this process writes."""
+        items = [item for shard in missing for item in shard.items]
         workers = self._workers if self._workers > 1 and len(items) >= _FEW else 0
-        with tqdm(total=len(items), desc=self.source, unit="image", mininterval=0.5) as bar:
-            for made in ordered_map(self._maker(), items, workers):
-                bar.update()
-                yield made
+        progress: Any = functools.partial(tqdm, desc=self.source, unit="image", mininterval=0.5)
+        with (
+            progress(total=whole, initial=whole - len(items)) as bar,
+            contextlib.closing(ordered_map(self._maker(), items, workers)) as stream,
+        ):
+
+            def counted(number: int) -> Iterator[Outcome]:
+                for outcome in itertools.islice(stream, number):
+                    bar.update()
+                    yield outcome
+
+            for shard in missing:
+                shards.write_shard(shard, counted(len(shard.items)))
+
+    def _check_ids(self, every: Sequence[Shard], built: Mapping[str, Summary]) -> None:
+        """Expressions' ids must be unique over all splits, or scores by id would be of nothing."""
+        ids = np.sort(np.concatenate([s.expression_ids for s in built.values()] or [[]]))
+        twice = set(ids[1:][ids[1:] == ids[:-1]].tolist())
+        if not twice:
+            return
+        seen: set[str] = set()
+        for shard in every:
+            for file_name, expression_id in _ids_of(shard):
+                if expression_id in seen:
+                    raise BuildError(
+                        f"{file_name}: expression id {expression_id!r} occurs twice; ids must be "
+                        "unique over all splits"
+                    )
+                if shards.expression_hash(expression_id) in twice:
+                    seen.add(expression_id)
+
+    def _set_splits(self, built: Mapping[str, Summary]) -> None:
+        self.info.set_splits(
+            SplitDict(
+                [
+                    tfds.core.SplitInfo(
+                        name=split,
+                        shard_lengths=summary.lengths,
+                        num_bytes=summary.bytes,
+                        filename_template=self._get_filename_template(split_name=split),
+                    )
+                    for split, summary in built.items()
+                ]
+            )
+        )
 
     def _log_download_bytes(self) -> None:
         """Nothing is downloaded."""
@@ -130,127 +236,37 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """The caller says it."""
 
 
-def build_records(
-    name: str,
-    splits: Mapping[str, Sequence[A]],
-    make: Callable[[A], Record],
-    *,
-    data_dir: str | Path,
-    num_workers: int = 0,
-) -> Path:
-    """Builds a dataset of one's own.
-
-    Args:
-        name: of the dataset: `a-z`, `0-9` and `_`, a letter first; what `config.data.dataset` takes.
-        splits: what records are made of, e.g. paths, by the name of the split.
-        make: an item to its record. With worker processes it must be a function of a module.
-        data_dir: where datasets lie.
-        num_workers: processes that make records; at most 1 makes them in this one.
-
-    Returns:
-        The folder of the dataset.
-
-    Raises:
-        BuildError: the name cannot be used or is taken, a split is empty, a record contradicts
-            itself, or an expression's id occurs twice.
-        ImageError: an image is damaged.
-    """
-    folder = own_folder(name, data_dir)
-    for split, items in splits.items():
-        if not items:
-            raise BuildError(f"{name}: split {split!r} is empty; leave it out")
-    if folder.exists():
-        raise BuildError(f"{folder}: is built already; remove it, or take another name")
-    builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers)
-    builder.download_and_prepare()
-    return folder
-
-
-def own_folder(name: str, data_dir: str | Path) -> Path:
-    """Where `build_records` writes a dataset.
-
-    Raises:
-        BuildError: the name cannot be used.
-    """
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
-        raise BuildError(f"dataset name {name!r}: use a-z, 0-9 and _, beginning with a letter")
-    return Path(data_dir) / name / str(RecordBuilder.VERSION)
-
-
-def check_record(record: Record) -> Record:
-    """The record, if it does not contradict itself.
-
-    Raises:
-        BuildError: the image's size is not the record's, a mask is empty or of another size, or an
-            expression has no word.
-        ImageError: the image is damaged.
-    """
-    size = (record.height, record.width)
-    found = decode_image(record.image, name=record.file_name).shape[:2]
-    if found != size:
-        raise BuildError(
-            f"{record.file_name}: is {found[1]} x {found[0]}, its record says {record.width} x "
-            f"{record.height}; correct one of them"
-        )
-    for number, target in enumerate(record.targets):
+@contextlib.contextmanager
+def _locked(unfinished: Path) -> Iterator[None]:
+    """One build of a dataset at a time."""
+    path = unfinished.with_name(f"{unfinished.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
         try:
-            encode_segmentation({"size": list(size), "counts": target.counts}, *size)
-        except SegmentationError as error:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
             raise BuildError(
-                f"{record.file_name}: target {number}: {error}; make counts by schema.encode_mask"
+                f"{unfinished.parent}: another process is building it; wait for it"
             ) from None
-    for expression in record.expressions:
-        if not expression.text.strip():
-            raise BuildError(
-                f"{record.file_name}: expression {expression.id} has no word; leave it out"
-            )
-    return record
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
-def _own(name: str) -> type["_OwnBuilder"]:
-    """TFDS takes the name of a dataset from its class."""
-    return type(name, (_OwnBuilder,), {"name": name}, skip_registration=True)
+def _ids_of(shard: Shard) -> Iterator[tuple[str, str]]:
+    """(file name of the image, expression id) of every expression of a shard."""
+    structure = features()
+    with ArrayRecordDataSource(str(shard.path)) as stored:
+        for index in range(len(stored)):
+            example = structure.deserialize_example_np(stored[index])
+            name = example["file_name"].decode()
+            yield from ((name, i.decode()) for i in example["expression/id"])
 
 
-class _OwnBuilder(RecordBuilder, skip_registration=True):
-    name = "own"
-
-    def __init__(
-        self,
-        splits: Mapping[str, Sequence[Any]],
-        make: Callable[[Any], Record],
-        *,
-        data_dir: str | Path,
-        num_workers: int,
-    ) -> None:
-        self._own_splits = splits
-        self._make = make
-        self._ids: set[str] = set()
-        super().__init__(data_dir=data_dir, config=None, num_workers=num_workers)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, description=self.name, features=features())
-
-    def _plan(self) -> Mapping[str, Sequence[Any]]:
-        return self._own_splits
-
-    def _maker(self) -> Callable[[Any], Record]:
-        return functools.partial(_make_checked, self._make)
-
-    def _record(self, split: str, made: Record) -> Record:
-        del split
-        for expression in made.expressions:
-            if expression.id in self._ids:
-                raise BuildError(
-                    f"{made.file_name}: expression id {expression.id!r} occurs twice; ids must be "
-                    "unique over all splits"
-                )
-            self._ids.add(expression.id)
-        return made
-
-    def _finish(self, folder: Path) -> None:
-        del folder
-
-
-def _make_checked(make: Callable[[Any], Record], item: Any) -> Record:
-    return check_record(make(item))
+def _write_held_out(folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
+    splits = {split: sorted(set(ids)) for split, ids in plan.held_out.items()}
+    for split, summary in built.items():
+        if not split.startswith("train") and split not in splits:
+            splits[split] = sorted(set(summary.image_ids))
+    (folder / HELD_OUT).write_text(json.dumps(splits), encoding="utf-8")

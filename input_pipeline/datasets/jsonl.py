@@ -29,7 +29,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from input_pipeline.datasets.building import BuildError, build_records
+from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.own import build_records
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from input_pipeline.segmentation import SegmentationError, checked_rle, encode_segmentation
 from refseg_jax.batch import GRANULARITIES

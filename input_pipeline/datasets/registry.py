@@ -7,10 +7,13 @@ imported when they are used: TFDS is slow to import.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from input_pipeline.datasets.refcoco.counts import PUBLISHED
+from input_pipeline.datasets.beam import Runner
+from input_pipeline.datasets.conversion import Conversion
+from input_pipeline.datasets.refcoco import conversions as refcoco
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Request:
         splits: those to build; empty for all.
         num_workers: processes.
         skip_missing: build what is there instead of failing on what is not.
+        runner: of Apache Beam, which then makes the shards.
     """
 
     data_dir: Path
@@ -32,6 +36,7 @@ class Request:
     splits: tuple[str, ...] = ()
     num_workers: int = 1
     skip_missing: bool = False
+    runner: Runner | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +56,33 @@ class Entry:
     build: Callable[[Request], None]
 
 
-def _refer_folder(name: str, config: str, request: Request) -> Path:
-    from input_pipeline.datasets.refcoco.builder import BUILDERS
+#: The published datasets.
+_MODULES = (refcoco,)
+CONVERSIONS: Mapping[str, Conversion] = {
+    conversion.source: conversion
+    for conversion in itertools.chain.from_iterable(module.CONVERSIONS for module in _MODULES)
+}
 
-    return request.data_dir / name / config / str(BUILDERS[name].VERSION)
+
+def _published_folder(conversion: Conversion, request: Request) -> Path:
+    from input_pipeline.datasets.published import builder_of
+
+    return Path(str(builder_of(conversion, data_dir=request.data_dir).data_dir))
 
 
-def _build_refer(name: str, config: str, request: Request) -> None:
-    from input_pipeline.datasets.refcoco.builder import BUILDERS
+def _build_published(conversion: Conversion, request: Request) -> None:
+    from input_pipeline.datasets.published import builder_of
 
     assert request.source_dir is not None
-    builder = BUILDERS[name](
+    builder_of(
+        conversion,
         data_dir=request.data_dir,
-        config=config,
         source_dir=request.source_dir,
         splits=request.splits,
         num_workers=request.num_workers,
         skip_missing=request.skip_missing,
-    )
-    builder.download_and_prepare()
+        runner=request.runner,
+    ).build()
 
 
 def _scenes_folder(request: Request) -> Path:
@@ -85,7 +98,7 @@ def _build_scenes(request: Request) -> None:
 
 
 def _jsonl_folder(request: Request) -> Path:
-    from input_pipeline.datasets.building import own_folder
+    from input_pipeline.datasets.own import own_folder
 
     return own_folder(request.name, request.data_dir)
 
@@ -109,14 +122,13 @@ def _entries() -> dict[str, Entry]:
         "scenes": Entry(none, none, _scenes_folder, _build_scenes),
         "jsonl": Entry(source | {"name"}, frozenset({"splits"}), _jsonl_folder, _build_jsonl),
     }
-    for name, by in PUBLISHED:
-        for config in (by, f"{by}_raw"):
-            entries[f"{name}/{config}"] = Entry(
-                source,
-                frozenset({"splits", "skip_missing"}),
-                functools.partial(_refer_folder, name, config),
-                functools.partial(_build_refer, name, config),
-            )
+    for name, conversion in CONVERSIONS.items():
+        entries[name] = Entry(
+            source,
+            frozenset({"splits", "skip_missing", "runner"}),
+            functools.partial(_published_folder, conversion),
+            functools.partial(_build_published, conversion),
+        )
     return entries
 
 

@@ -10,13 +10,23 @@ import cv2
 import numpy as np
 import pytest
 
-from input_pipeline.datasets import building
-from input_pipeline.datasets.building import BuildError, build_records
+from input_pipeline.datasets import building, own, shards
+from input_pipeline.datasets.beam import Runner
+from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.own import build_records
 from input_pipeline.schema import Expression, Record, Target, encode_mask
+from refseg_jax.errors import UserError
 from refseg_jax.preprocess import ImageError
-from tests.input_pipeline.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
+from tests.input_pipeline.refcoco_files import (
+    HEIGHT,
+    WIDTH,
+    build,
+    jpeg,
+    read_records,
+    write_source,
+)
 
-ROOT = Path(building.__file__).resolve().parents[2]
+ROOT = Path(own.__file__).resolve().parents[2]
 
 
 def make(number: int) -> Record:
@@ -42,7 +52,7 @@ def test_records_come_back_in_order(tmp_path: Path):
 
 
 def test_several_shards_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(building, "_SHARD", 4)
+    monkeypatch.setattr(shards, "IMAGES_OF_A_SHARD", 4)
     monkeypatch.setattr(building, "_FEW", 1)
     splits = {"train": list(range(10)), "val": [20]}
     folder = build_records("mine", splits, make, data_dir=tmp_path, num_workers=2)
@@ -59,9 +69,75 @@ def die(number: int) -> Record:
 
 def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(building, "_FEW", 1)
-    with pytest.raises(BuildError, match=r"a worker process died.*use fewer --num_workers"):
+    with pytest.raises(BuildError, match=r"a worker process died.*with fewer --num_workers"):
         build_records("mine", {"train": range(9)}, die, data_dir=tmp_path, num_workers=2)
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+STOPPED_AT = 13
+
+
+def stop_once(number: int) -> Record:
+    if number == STOPPED_AT:
+        raise KeyboardInterrupt
+    return make(number)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_build_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "IMAGES_OF_A_SHARD", 4)
+    splits = {"train": list(range(10)), "val": list(range(10, 20))}
+    with pytest.raises(KeyboardInterrupt):
+        build_records("mine", splits, stop_once, data_dir=tmp_path / "a")
+    (unfinished,) = (tmp_path / "a" / "mine").iterdir()
+    assert unfinished.name == "unfinished-1.0.0"
+    assert len(list(unfinished.glob("*.done.npz"))) == 3
+    assert not list(unfinished.glob("*.partial"))
+    made: list[int] = []
+
+    def counted(number: int) -> Record:
+        made.append(number)
+        return make(number)
+
+    folder = build_records("mine", splits, counted, data_dir=tmp_path / "a")
+    assert made == list(range(10, 20))
+    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+    whole = build_records("mine", splits, make, data_dir=tmp_path / "b")
+    assert files(folder) == files(whole)
+
+
+def test_another_plan_starts_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "IMAGES_OF_A_SHARD", 4)
+    with pytest.raises(KeyboardInterrupt):
+        build_records("mine", {"train": range(20)}, stop_once, data_dir=tmp_path)
+    folder = build_records("mine", {"train": range(1, 9)}, make, data_dir=tmp_path)
+    assert read_records(folder, "train") == [make(n) for n in range(1, 9)]
+
+
+def test_one_build_at_a_time(tmp_path: Path):
+    def make_inside(number: int) -> Record:
+        with pytest.raises(BuildError, match="another process is building it; wait for it"):
+            build_records("mine", {"train": [1]}, make, data_dir=tmp_path)
+        return make(number)
+
+    build_records("mine", {"train": [1]}, make_inside, data_dir=tmp_path)
+
+
+def test_beam_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("apache_beam", reason="Apache Beam is not installed (extra `beam`)")
+    source = write_source(tmp_path / "source")
+    here = build("refcoco/unc", source, tmp_path / "here")
+    runner = Runner("DirectRunner")
+    assert files(build("refcoco/unc", source, tmp_path / "beam", runner=runner)) == files(here)
+
+
+def test_without_beam_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"pip install 'refseg_jax\[beam\]', or leave out --runner"):
+        build("refcoco/unc", write_source(tmp_path / "s"), tmp_path, runner=Runner("DirectRunner"))
 
 
 def changed(**fields: object) -> Callable[[int], Record]:

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from input_pipeline.datasets.published import builder_of
+from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.schema import Record, from_features
 
 HEIGHT, WIDTH = 48, 64
@@ -109,6 +111,11 @@ def read_instances(folder: Path) -> dict[str, Any]:
 def image_path(folder: Path, image_id: int) -> Path:
     """Where an image lies."""
     return folder / "images" / "train2014" / f"COCO_train2014_{image_id:012d}.jpg"
+
+
+def build(name: str, source: Path, data_dir: Path, **options: Any) -> Path:
+    """Builds a published dataset by its name; returns its folder."""
+    return builder_of(CONVERSIONS[name], source_dir=source, data_dir=data_dir, **options).build()
 
 
 def read_records(folder: Path, split: str) -> list[Record]:

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from input_pipeline.datasets.refcoco.builder import BUILDERS, REPORT
-from tests.input_pipeline.refcoco_files import read_records
+from input_pipeline.datasets.building import HELD_OUT
+from input_pipeline.datasets.published import REPORT
+from tests.input_pipeline.refcoco_files import build, read_records
 
-NAMES = {
-    "refcoco/unc": ("refcoco", "unc"),
-    "refcoco+/unc": ("refcoco_plus", "unc"),
-    "refcocog/umd": ("refcocog", "umd"),
-    "refcocog/google": ("refcocog", "google"),
-}
+#: As in the sample's summary.
+NAMES = ("refcoco/unc", "refcoco+/unc", "refcocog/umd", "refcocog/google")
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +24,7 @@ def sample(shared_data: Path) -> Path:
 @pytest.fixture(scope="module")
 def built(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data_dir = tmp_path_factory.mktemp("data")
-    folders = {}
-    for name, (dataset, config) in NAMES.items():
-        builder = BUILDERS[dataset](data_dir=data_dir, config=config, source_dir=sample)
-        builder.download_and_prepare()
-        folders[name] = Path(str(builder.data_dir))
-    return folders
+    return {name: build(name.replace("+", "_plus"), sample, data_dir) for name in NAMES}
 
 
 def read_json(path: Path) -> Any:
@@ -51,11 +43,17 @@ def test_counts_are_those_of_the_sample(name: str, sample: Path, built: dict[str
             "sents": sum(len(r.expressions) for r in records),
         }
         assert counts[split] == expected
-        (line,) = [line for line in report if line.startswith(f"{split}: ")]
-        assert line.endswith("so this is not the published split")
+        of_split = [line for line in report if line.startswith(f"{split}: ")]
+        assert of_split[-1].startswith(f"{split}: this is not the published split")
+        for words in ("images", "refs"):
+            assert any(f" {counts[split][words]:,} {words}; published: " in e for e in of_split)
     stored = read_json(built[name] / "dataset_info.json")["splits"]
     assert {s["name"] for s in stored} == set(counts)
-    assert len(report) == len(counts)  # Nothing was left out.
+    assert not any(line.startswith("left out") for line in report)
+    held_out = read_json(built[name] / HELD_OUT)
+    assert set(held_out) == set(counts) - {"train"}
+    for split, ids in held_out.items():
+        assert ids == sorted({r.image_id for r in read_records(built[name], split)})
 
 
 @pytest.mark.parametrize("name", NAMES)

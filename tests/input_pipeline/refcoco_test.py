@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.conversion import SourceError
+from input_pipeline.datasets.counts import compare
 from input_pipeline.datasets.processes import ordered_map
-from input_pipeline.datasets.refcoco.builder import BUILDERS, REPORT, Refcoco
+from input_pipeline.datasets.published import REPORT
+from input_pipeline.datasets.refcoco.conversions import PUBLISHED
 from input_pipeline.datasets.refcoco.convert import convert
-from input_pipeline.datasets.refcoco.counts import PUBLISHED, Counts, compare
-from input_pipeline.datasets.refcoco.layout import SourceError, read_plan
+from input_pipeline.datasets.refcoco.layout import read_plan
+from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.schema import to_features
 from input_pipeline.unpickling import PickleError
+from tests.input_pipeline import refcoco_files
 from tests.input_pipeline.refcoco_files import (
     AREAS,
     HEIGHT,
@@ -34,9 +38,7 @@ from tests.input_pipeline.refcoco_files import (
 
 
 def build(source: Path, data_dir: Path, config: str = "unc", **options: Any) -> Path:
-    builder = Refcoco(data_dir=data_dir, config=config, source_dir=source, **options)
-    builder.download_and_prepare()
-    return Path(str(builder.data_dir))
+    return refcoco_files.build(f"refcoco/{config}", source, data_dir, **options)
 
 
 def datasets_in(data_dir: Path) -> list[Path]:
@@ -64,7 +66,7 @@ def test_the_record(tmp_path: Path):
     assert json.loads(train.metadata) == {"ann_ids": [10, 11, 12], "ref_ids": [100, 101, 102]}
     assert [e.text for e in val.expressions] == ["café ☂"]
     report = (folder / REPORT).read_text()
-    assert "train: 1 images, 3 refs, 4 expressions; published: 16,994 images" in report
+    assert "train: 1 images; published: 16,994\ntrain: 3 refs; published: 42,404\n" in report
     assert "polygons of fewer than three points, left out of masks: 4" in report
     assert "expressions without a word, left out: 1" in report
 
@@ -118,6 +120,8 @@ def test_only_the_wanted_splits(tmp_path: Path):
     assert not list(folder.glob("*train*"))
     with pytest.raises(SourceError, match=r"unknown split of refcoco/unc 'trian'.*'train'"):
         build(source, tmp_path / "other", splits=("trian",))
+    with pytest.raises(SourceError, match=r"split of refcoco/unc 'a'.*split of refcoco/unc 'b'"):
+        build(source, tmp_path / "other", splits=("a", "val", "b"))
 
 
 def missing(source: Path) -> str:
@@ -201,7 +205,7 @@ def test_a_problem_fails_the_build_or_is_skipped(damage: Callable[[Path], str], 
     report = (folder / REPORT).read_text()
     assert "left out: 1 problems" in report
     assert line in report
-    assert "val: 1 images, 1 refs, 1 expressions" in report
+    assert "val: 1 images; published: 1,500" in report
 
 
 def test_all_problems_are_listed(tmp_path: Path):
@@ -293,7 +297,7 @@ def test_files_that_cannot_be_used(
 
 def test_processes_change_nothing(tmp_path: Path):
     source = write_source(tmp_path / "source")
-    plan = read_plan(source, "refcoco", "unc", "sent")
+    plan = read_plan(source, dataset="refcoco", by="unc", text="sent")
     images = [image for split in plan.splits.values() for image in split]
     alone = [to_features(r.record) for r in ordered_map(_convert, images, 0) if r.record]
     shared = [to_features(r.record) for r in ordered_map(_convert, images, 2) if r.record]
@@ -319,28 +323,32 @@ def _later(number: int) -> int:
 
 
 def test_counts_are_compared_with_the_published_ones():
-    complete = dict(PUBLISHED["refcoco_plus", "unc"])
-    assert [line.split("; ")[1] for line in compare("refcoco_plus", "unc", complete)] == [
-        "as published"
-    ] * 4
-    off = {"val": complete["val"]._replace(refs=3_804)}
-    (line,) = compare("refcoco_plus", "unc", off)
-    assert "3,804 refs" in line
-    assert line.endswith("10,758 expressions, so this is not the published split")
+    complete = PUBLISHED["refcoco_plus", "unc"]
+    assert [e.split("; ")[1] for e in compare(complete, complete)] == ["as published"] * 12
+    off = {"val": {**complete["val"], "refs": 3_804}}
+    assert compare(off, complete) == [
+        "val: 1,500 images; as published",
+        "val: 3,804 refs; published: 3,805",
+        "val: 10,758 expressions; as published",
+        "val: this is not the published split (refs differ)",
+    ]
     # Nobody published the expressions of Google's RefCOCO splits.
-    (line,) = compare("refcoco", "google", {"test": Counts(4_527, 5_000, 14_000)})
-    assert line.endswith("as published")
+    google = {"test": {"images": 4_527, "refs": 5_000, "expressions": 14_000, "groups": 0}}
+    assert len(compare(google, PUBLISHED["refcoco", "google"])) == 2
+    (line,) = compare({"dev": google["test"]}, PUBLISHED["refcoco", "google"])
+    assert line == "dev: 4,527 images, 5,000 refs, 14,000 expressions; nothing is published of it"
 
 
 def test_the_published_totals():
     total = {
-        key: sum(c.expressions or 0 for c in splits.values()) for key, splits in PUBLISHED.items()
+        key: sum(c.get("expressions", 0) for c in splits.values())
+        for key, splits in PUBLISHED.items()
     }
     assert total["refcoco", "unc"] == 142_210
     assert total["refcoco_plus", "unc"] == 141_564
     assert total["refcocog", "umd"] == total["refcocog", "google"] == 95_010
 
 
-def test_every_published_dataset_has_a_config():
-    configs = {(n, c.by, c.text) for n, b in BUILDERS.items() for c in b.BUILDER_CONFIGS}
-    assert configs == {(n, by, text) for n, by in PUBLISHED for text in ("sent", "raw")}
+def test_every_published_dataset_can_be_built():
+    for name, by in PUBLISHED:
+        assert {f"{name}/{by}", f"{name}/{by}_raw"} <= CONVERSIONS.keys()

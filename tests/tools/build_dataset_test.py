@@ -10,6 +10,7 @@ import pytest
 
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from refseg_jax.errors import UserError
+from tests.input_pipeline import refcoco_files
 from tests.input_pipeline.refcoco_files import (
     default_refs,
     image_path,
@@ -52,7 +53,7 @@ def test_builds_and_says_what_is_in_it(
 ):
     assert build_dataset.main(arguments) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith(f"{folder}: built\ntrain: 1 images, 3 refs, 4 expressions; ")
+    assert captured.out.startswith(f"{folder}: built\ntrain: 1 images; published: 16,994\n")
     assert "refcoco/unc: 100%" in captured.err
     assert len(read_records(folder, "train")) == 1
 
@@ -183,8 +184,13 @@ def test_no_tensorflow_no_torch(arguments: list[str]):
     subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True)
 
 
-def test_stopped_it_leaves_nothing(arguments: list[str], source: Path, folder: Path):
-    # An image that never ends holds the build in its middle.
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_started_again_it_ends_with_the_same_bytes(
+    how: signal.Signals, arguments: list[str], source: Path, folder: Path, tmp_path: Path
+):
+    whole = refcoco_files.build("refcoco/unc", source, tmp_path / "whole")
+    # An image that never ends holds the build in the middle of its second file.
+    image = image_path(source, 2).read_bytes()
     image_path(source, 2).unlink()
     os.mkfifo(image_path(source, 2))
     process = subprocess.Popen(
@@ -193,14 +199,21 @@ def test_stopped_it_leaves_nothing(arguments: list[str], source: Path, folder: P
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
-    while not list(folder.parent.glob("incomplete.*/*.array_record*")):
+    while not list(folder.parent.glob("unfinished-*/*.done.npz")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert list(folder.parent.iterdir()) == []
+    assert process.returncode == (128 + how if how == signal.SIGTERM else -how)
+    assert not folder.exists()
+    image_path(source, 2).unlink()
+    image_path(source, 2).write_bytes(image)
+    assert build_dataset.main(arguments) == 0
+    assert list(folder.parent.iterdir()) == [folder]
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.iterdir()
+    }
 
 
 def test_scenes_is_known_by_its_own_builder(tmp_path: Path):

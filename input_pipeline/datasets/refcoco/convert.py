@@ -1,27 +1,14 @@
 """An image of the `refer` layout as a record; runs in worker processes, so it imports no TFDS."""
 
-import dataclasses
 import json
 
+from input_pipeline.datasets.conversion import Outcome, read_image
 from input_pipeline.datasets.refcoco.layout import ImagePlan
 from input_pipeline.schema import Expression, Record, Target
 from input_pipeline.segmentation import SegmentationError, encode_segmentation
-from refseg_jax.preprocess import ImageError, decode_image
 
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of an image.
-
-    Attributes:
-        record: `None` where the image or all of its regions are of no use.
-        problems: one line for each thing that had to be left out.
-        tiny: polygons of fewer than three points that were left out of masks.
-    """
-
-    record: Record | None
-    problems: tuple[str, ...] = ()
-    tiny: int = 0
+#: A note of a build.
+TINY = "polygons of fewer than three points, left out of masks"
 
 
 def convert(plan: ImagePlan, source: str) -> Outcome:
@@ -33,21 +20,14 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
 
     Returns:
         The record, and whatever is wrong.
+
+    Raises:
+        ItemError: the image is missing or not the annotated one.
+        ImageError: it is damaged.
     """
-    try:
-        data = plan.path.read_bytes()
-        height, width, _ = decode_image(data, name=str(plan.path)).shape
-    except OSError as error:
-        return Outcome(None, (f"{plan.path}: {error.strerror}; copy it from COCO train2014",))
-    except ImageError as error:
-        return Outcome(None, (str(error),))
-    if (height, width) != (plan.height, plan.width):
-        line = (
-            f"{plan.path}: is {width} x {height}, its annotations are for {plan.width} x "
-            f"{plan.height}; use COCO's original"
-        )
-        return Outcome(None, (line,))
-    return _with_masks(plan, source, data)
+    size = (plan.height, plan.width)
+    image = read_image(plan.path, size=size, cure="copy it from COCO train2014")
+    return _with_masks(plan, source, image.data)
 
 
 def _with_masks(plan: ImagePlan, source: str, data: bytes) -> Outcome:
@@ -74,8 +54,9 @@ def _with_masks(plan: ImagePlan, source: str, data: bytes) -> Outcome:
             for sent_id, text in referent.sentences
         )
         ref_ids.append(referent.ref_id)
+    notes = {TINY: tiny} if tiny else {}
     if not encoded:
-        return Outcome(None, tuple(problems), tiny)
+        return Outcome(None, tuple(problems), notes)
     record = Record(
         image=data,
         image_id=str(plan.image_id),
@@ -87,4 +68,4 @@ def _with_masks(plan: ImagePlan, source: str, data: bytes) -> Outcome:
         expressions=tuple(expressions),
         metadata=json.dumps({"ann_ids": list(targets), "ref_ids": ref_ids}),
     )
-    return Outcome(record, tuple(problems), tiny)
+    return Outcome(record, tuple(problems), notes)

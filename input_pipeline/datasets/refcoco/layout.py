@@ -10,19 +10,19 @@ Source: the reader and README of github.com/lichengunc/refer.
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from input_pipeline.datasets.conversion import Plan, SourceError
 from input_pipeline.unpickling import load_pickle
-from refseg_jax.errors import UserError
 
 #: Where refer, and the people who shortened its paths, keep the images of COCO train2014.
 IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")
 
 
-class SourceError(UserError):
-    """The downloaded files are not there or not what they should be."""
+#: A note of a build.
+NO_WORD = "expressions without a word, left out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,22 +54,7 @@ class ImagePlan:
     referents: tuple[Referent, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that is to be built.
-
-    Attributes:
-        splits: images by split, each in the order of its first entry in the refs file.
-        problems: one line for each entry or image that cannot be built.
-        empty: expressions without a word, which are left out.
-    """
-
-    splits: dict[str, tuple[ImagePlan, ...]]
-    problems: tuple[str, ...]
-    empty: int
-
-
-def read_plan(source: Path, dataset: str, by: str, text: str) -> Plan:
+def read_plan(source: Path, *, dataset: str, by: str, text: str) -> Plan:
     """Reads the refs and the annotations and joins them.
 
     Args:
@@ -79,7 +64,8 @@ def read_plan(source: Path, dataset: str, by: str, text: str) -> Plan:
         text: which of a sentence's texts, `sent` or `raw`.
 
     Returns:
-        The plan of every split of the refs file.
+        The plan of every split of the refs file: each an `ImagePlan` tuple, in the order of the
+        images' first entries.
 
     Raises:
         SourceError: a file is missing, or is not of this layout.
@@ -200,7 +186,7 @@ def _image_folder(source: Path) -> Path:
 
 
 def _join(
-    refs: Iterable[_Ref], instances: _Instances, folder: Path, refs_file: Path, instances_file: Path
+    refs: Sequence[_Ref], instances: _Instances, folder: Path, refs_file: Path, instances_file: Path
 ) -> Plan:
     there = {entry.name for entry in os.scandir(folder)}
     problems: dict[str, None] = {}
@@ -214,13 +200,18 @@ def _join(
         elif ref.sentences:
             referent = Referent(ref.ref_id, instances.annotations[ref.ann_id][1], ref.sentences)
             splits.setdefault(ref.split, {}).setdefault(ref.image_id, []).append(referent)
+    held_out: dict[str, dict[str, None]] = {}
+    for ref in refs:
+        if ref.split != "train":
+            held_out.setdefault(ref.split, {})[str(ref.image_id)] = None
     return Plan(
         {
             split: tuple(_image_plan(i, found, instances, folder) for i, found in images.items())
             for split, images in splits.items()
         },
         tuple(problems),
-        empty,
+        {NO_WORD: empty} if empty else {},
+        {split: tuple(ids) for split, ids in held_out.items()},
     )
 
 

@@ -9,7 +9,7 @@ on the number of processes. The scene graph of an image is its record's `metadat
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,12 +18,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets.building import RecordBuilder
+from input_pipeline.datasets.conversion import Outcome, Plan
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.drawing import Scene, draw_scene
 from input_pipeline.datasets.scenes.expressions import describe
 from input_pipeline.datasets.scenes.kinds import KINDS
 from input_pipeline.datasets.scenes.layout import Wish, kinds_of, sample_background, sample_layout
 from input_pipeline.datasets.scenes.phrases import Phrase
+from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import Expression, Record, Target, encode_mask, features
 
 
@@ -70,21 +72,19 @@ class Scenes(RecordBuilder):
             license="Apache-2.0",
         )
 
-    def _plan(self) -> Mapping[str, Sequence[tuple[str, int]]]:
-        return {
-            split: [(split, index) for index in range(self._scenes.images(split))]
-            for split in SPLITS
-        }
+    def _plan(self) -> Plan:
+        return Plan(
+            {
+                split: [(split, index) for index in range(self._scenes.images(split))]
+                for split in SPLITS
+            }
+        )
 
-    def _maker(self) -> Callable[[tuple[str, int]], Record]:
+    def _maker(self) -> Callable[[tuple[str, int]], Outcome]:
         return functools.partial(_make, self._scenes)
 
-    def _record(self, split: str, made: Record) -> Record:
-        del split
-        return made
-
-    def _finish(self, folder: Path) -> None:
-        del folder
+    def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
+        del folder, plan, built
 
 
 def build(data_dir: Path, config: ScenesConfig | None = None, *, num_workers: int = 0) -> Path:
@@ -99,13 +99,13 @@ def build(data_dir: Path, config: ScenesConfig | None = None, *, num_workers: in
         The folder of the dataset.
     """
     builder = Scenes(scenes=config, num_workers=num_workers, data_dir=data_dir)
-    builder.download_and_prepare()
-    return Path(str(builder.data_dir))
+    folder = Path(str(builder.data_dir))
+    return folder if folder.is_dir() else builder.build()
 
 
-def _make(config: ScenesConfig, item: tuple[str, int]) -> Record:
+def _make(config: ScenesConfig, item: tuple[str, int]) -> Outcome:
     cv2.setNumThreads(1)
-    return make_record(config, *item)
+    return Outcome(make_record(config, *item))
 
 
 def _draw(config: ScenesConfig, rng: np.random.Generator, wish: Wish | None = None) -> Scene:

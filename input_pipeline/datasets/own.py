@@ -1,0 +1,131 @@
+"""Datasets of one's own: records out of whatever one has, by a function."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tensorflow_datasets as tfds
+
+from input_pipeline.datasets.building import BuildError, RecordBuilder
+from input_pipeline.datasets.conversion import Outcome, Plan
+from input_pipeline.datasets.shards import Summary
+from input_pipeline.schema import Record, features
+from input_pipeline.segmentation import SegmentationError, encode_segmentation
+from refseg_jax.preprocess import decode_image
+
+A = TypeVar("A")
+
+
+def build_records(
+    name: str,
+    splits: Mapping[str, Sequence[A]],
+    make: Callable[[A], Record],
+    *,
+    data_dir: str | Path,
+    num_workers: int = 0,
+) -> Path:
+    """Builds a dataset of one's own.
+
+    Args:
+        name: of the dataset: `a-z`, `0-9` and `_`, a letter first; what `config.data.dataset` takes.
+        splits: what records are made of, e.g. paths, by the name of the split.
+        make: an item to its record. With worker processes it must be a function of a module.
+        data_dir: where datasets lie.
+        num_workers: processes that make records; at most 1 makes them in this one.
+
+    Returns:
+        The folder of the dataset.
+
+    Raises:
+        BuildError: the name cannot be used or is taken, a split is empty, a record contradicts
+            itself, or an expression's id occurs twice.
+        ImageError: an image is damaged.
+    """
+    folder = own_folder(name, data_dir)
+    for split, items in splits.items():
+        if not items:
+            raise BuildError(f"{name}: split {split!r} is empty; leave it out")
+    if folder.exists():
+        raise BuildError(f"{folder}: is built already; remove it, or take another name")
+    builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers)
+    return builder.build()
+
+
+def own_folder(name: str, data_dir: str | Path) -> Path:
+    """Where `build_records` writes a dataset.
+
+    Raises:
+        BuildError: the name cannot be used.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise BuildError(f"dataset name {name!r}: use a-z, 0-9 and _, beginning with a letter")
+    return Path(data_dir) / name / str(RecordBuilder.VERSION)
+
+
+def check_record(record: Record) -> Record:
+    """The record, if it does not contradict itself.
+
+    Raises:
+        BuildError: the image's size is not the record's, a mask is empty or of another size, or an
+            expression has no word.
+        ImageError: the image is damaged.
+    """
+    size = (record.height, record.width)
+    found = decode_image(record.image, name=record.file_name).shape[:2]
+    if found != size:
+        raise BuildError(
+            f"{record.file_name}: is {found[1]} x {found[0]}, its record says {record.width} x "
+            f"{record.height}; correct one of them"
+        )
+    for number, target in enumerate(record.targets):
+        try:
+            encode_segmentation({"size": list(size), "counts": target.counts}, *size)
+        except SegmentationError as error:
+            raise BuildError(
+                f"{record.file_name}: target {number}: {error}; make counts by schema.encode_mask"
+            ) from None
+    for expression in record.expressions:
+        if not expression.text.strip():
+            raise BuildError(
+                f"{record.file_name}: expression {expression.id} has no word; leave it out"
+            )
+    return record
+
+
+def _own(name: str) -> type["_OwnBuilder"]:
+    """TFDS takes the name of a dataset from its class."""
+    return type(name, (_OwnBuilder,), {"name": name}, skip_registration=True)
+
+
+class _OwnBuilder(RecordBuilder, skip_registration=True):
+    name = "own"
+
+    def __init__(
+        self,
+        splits: Mapping[str, Sequence[Any]],
+        make: Callable[[Any], Record],
+        *,
+        data_dir: str | Path,
+        num_workers: int,
+    ) -> None:
+        self._own_splits = splits
+        self._make = make
+        super().__init__(data_dir=data_dir, num_workers=num_workers)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, description=self.name, features=features())
+
+    def _plan(self) -> Plan:
+        return Plan(self._own_splits)
+
+    def _maker(self) -> Callable[[Any], Outcome]:
+        return functools.partial(_make_checked, self._make)
+
+    def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
+        del folder, plan, built
+
+
+def _make_checked(make: Callable[[Any], Record], item: Any) -> Outcome:
+    return Outcome(check_record(make(item)))
