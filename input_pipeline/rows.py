@@ -59,10 +59,7 @@ def make_rows(
     Raises:
         ValueError: an unknown name.
     """
-    for name in granularities:
-        if name not in GRANULARITIES:
-            raise ValueError(unknown("granularity", name, GRANULARITIES))
-    wanted = np.isin(table.granularity, [GRANULARITIES.index(name) for name in granularities])
+    wanted = of_granularities(table, granularities)
     if sampling == "group":
         wanted &= table.group >= 0
         keys, longest = (table.group[wanted],), images
@@ -87,6 +84,18 @@ def make_rows(
     if longest is not None:
         starts, stops = _cut(starts, stops, longest)
     return RowTable(record[order], position[order], starts, stops)
+
+
+def of_granularities(table: ExpressionTable, granularities: tuple[str, ...]) -> np.ndarray:
+    """bool `[E]`: the expressions of some granularities.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in granularities:
+        if name not in GRANULARITIES:
+            raise ValueError(unknown("granularity", name, GRANULARITIES))
+    return np.isin(table.granularity, [GRANULARITIES.index(name) for name in granularities])
 
 
 def _cut(starts: np.ndarray, stops: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:

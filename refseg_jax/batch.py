@@ -59,7 +59,8 @@ class RowMeta:
     """What a row is in words; stays on the host.
 
     Attributes:
-        key: position of the row in its epoch-free source, `"<split>/<row index>"`.
+        key: position of the row in its epoch-free source, `"<split>/<row index>"`, with the name of
+            the member and a `/` before it in a mixture.
         image_ids: `N` image ids.
         pair_ids: `K` expression ids, unique in the dataset; `""` for padding.
         expressions: `K` texts; `""` for padding.
@@ -76,10 +77,14 @@ class RowMeta:
 
 
 class HostBatch(NamedTuple):
-    """What the input pipeline yields: numbers, and the words that belong to them (`B` rows)."""
+    """What the input pipeline yields: numbers, and the words that belong to them (`B` rows).
+
+    All rows are of the member `name` of a mixture (`""` without one), the same on every process.
+    """
 
     batch: Batch
     meta: tuple[RowMeta, ...]
+    name: str = ""
 
 
 @jax.tree_util.register_dataclass

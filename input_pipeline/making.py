@@ -1,0 +1,197 @@
+"""A row of a split as a batch of one row, and rows as a batch."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.rows import RowTable, Sampling
+from input_pipeline.schema import Record
+from input_pipeline.sources import DAMAGED, DatasetError, RecordSource
+from input_pipeline.transforms import Example, Frame, Transform
+from refseg_jax import preprocess
+from refseg_jax.batch import Batch, HostBatch, RowMeta
+from refseg_jax.errors import UserError
+from refseg_jax.tokenizers import ExpressionError, Tokenizer, build_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """What is read and how it becomes a batch.
+
+    Attributes:
+        data_dir, dataset, split: a built dataset, `<data_dir>/<dataset>`.
+        sampling: what a row is; see `input_pipeline.rows`. Evaluation always uses `expressions`
+            (or `group`).
+        pairs: K. images: N.
+        granularities: which expressions take part.
+        image_size: side of the network's input. mask_stride: network pixels per mask cell.
+        resize: `letterbox` or `stretch`.
+        context_length: L, SOS and EOS included.
+        tokenizer: see `refseg_jax.tokenizers.build_tokenizer`.
+        flip_probability: of mirrored training rows.
+        num_workers: processes that prepare batches; 0 prepares them in threads of this one. An
+            evaluation has no more of them than there are cores and batches.
+        threads: of each process. prefetch: batches kept ready by each worker.
+        canvas: `(Hc, Wc)` that holds every native mask of an evaluation.
+        shuffled_text: evaluate with the words of other targets (`transforms.ShuffleText`).
+        max_pixels: larger images are refused before they are decoded.
+    """
+
+    data_dir: str
+    dataset: str
+    split: str
+    image_size: int
+    mask_stride: int
+    sampling: Sampling = "image"
+    pairs: int = 8
+    images: int = 1
+    granularities: tuple[str, ...] = ("object",)
+    resize: preprocess.Resize = "letterbox"
+    context_length: int = 17
+    tokenizer: str = "clip"
+    flip_probability: float = 0.0
+    num_workers: int = 0
+    threads: int = 2
+    prefetch: int = 4
+    canvas: tuple[int, int] = (640, 640)
+    shuffled_text: bool = False
+    max_pixels: int = preprocess.MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeRow:
+    """Row index -> a batch of one row; picklable, for worker processes.
+
+    A row that cannot be made (a damaged image, an empty expression, ...) becomes one whose pairs are
+    all invalid, with the reason in its meta: the order of the others does not change.
+    """
+
+    config: PipelineConfig
+    source: RecordSource
+    rows: RowTable
+    steps: tuple[Transform, ...]
+    native: bool
+    name: str = ""
+
+    def __call__(self, row: int, rng: np.random.Generator) -> HostBatch:
+        """Row `row`; indices beyond the table are padding."""
+        key = "/".join(filter(None, (self.name, self.config.split, str(row))))
+        if row >= len(self.rows):
+            return self._blank("")
+        # Not within `try`: a tokenizer that a worker process cannot load is no damaged row.
+        tokenizer = build_tokenizer(self.config.tokenizer)
+        try:
+            example = self._read(key, row)
+            for step in self.steps:
+                example = step(example, rng)
+            return self._pack(example, tokenizer)
+        except (UserError, ValueError) as error:
+            return self._blank(key, " ".join(str(error).split()))
+
+    def _read(self, key: str, row: int) -> Example:
+        records, positions = self.rows.entries(row)
+        if self.config.sampling != "group":
+            record = self.source[int(records[0])]
+            if (positions == DAMAGED).any():
+                raise DatasetError(
+                    f"record {records[0]} of split {self.config.split!r} could not be read when "
+                    "the run began; begin again"
+                )
+            expressions = tuple(record.expressions[k] for k in positions)
+            frames = (Frame(record, expressions),)
+        else:
+            found = [self.source[int(r)] for r in records]
+            frames = tuple(
+                Frame(record, (record.expressions[k],))
+                for record, k in zip(found, positions, strict=True)
+            )
+        first = frames[0].expressions
+        return Example(key, frames, tuple("" if e is None else e.text for e in first))
+
+    def _pack(self, example: Example, tokenizer: Tokenizer) -> HostBatch:
+        config = self.config
+        blank = self._blank(example.key)
+        batch = blank.batch
+        there = [k for k, text in enumerate(example.texts) if self._has(example, k)]
+        if there:
+            batch.text[0, there], batch.text_valid[0, there] = self._tokenize(
+                tokenizer, example.frames[0].record, [example.texts[k] for k in there]
+            )
+        for n, frame in enumerate(example.frames):
+            self._pack_frame(batch, n, frame)
+        first = example.frames[0].expressions
+        missing = ("",) * (config.images - len(example.frames))
+        meta = RowMeta(
+            key=example.key,
+            image_ids=tuple(f.record.image_id for f in example.frames) + missing,
+            pair_ids=tuple("" if e is None else e.id for e in first),
+            expressions=example.texts,
+            granularities=tuple("" if e is None else e.granularity for e in first),
+        )
+        return HostBatch(batch, (meta,), self.name)
+
+    def _tokenize(
+        self, tokenizer: Tokenizer, record: Record, texts: list[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return tokenizer(texts, self.config.context_length)
+        except ExpressionError as error:
+            name = f"{record.source}: image {record.image_id} ({record.file_name})"
+            raise ExpressionError(f"{name}: {error}") from None
+
+    def _pack_frame(self, batch: Batch, n: int, frame: Frame) -> None:
+        config, record = self.config, frame.record
+        assert frame.image is not None and frame.affine is not None
+        batch.image[0, n], batch.affine[0, n] = frame.image, frame.affine
+        batch.size[0, n] = record.height, record.width
+        first: dict[tuple[int, ...], int] = {}
+        for k, expression in enumerate(frame.expressions):
+            if expression is None:
+                continue
+            batch.valid[0, n, k] = True
+            batch.present[0, n, k] = bool(expression.targets)
+            same = first.setdefault(expression.targets, k)
+            if same < k:
+                batch.mask[0, n, k] = batch.mask[0, n, same]
+                if batch.native is not None:
+                    batch.native[0, n, k] = batch.native[0, n, same]
+                continue
+            mask = frame.mask(expression)
+            batch.mask[0, n, k] = preprocess.prepare_mask(
+                mask, frame.affine, config.image_size, config.mask_stride
+            )
+            if batch.native is not None:
+                batch.native[0, n, k, : record.height, : record.width] = mask
+
+    def _has(self, example: Example, k: int) -> bool:
+        return any(frame.expressions[k] is not None for frame in example.frames)
+
+    def _blank(self, key: str, error: str = "") -> HostBatch:
+        c = self.config
+        n, k, cells = c.images, c.pairs, c.image_size // c.mask_stride
+        batch = Batch(
+            image=np.zeros((1, n, c.image_size, c.image_size, 3), np.uint8),
+            text=np.zeros((1, k, c.context_length), np.int32),
+            text_valid=np.zeros((1, k, c.context_length), bool),
+            mask=np.zeros((1, n, k, cells, cells), np.uint8),
+            present=np.zeros((1, n, k), bool),
+            valid=np.zeros((1, n, k), bool),
+            size=np.ones((1, n, 2), np.int32),
+            affine=np.tile(np.eye(2, 3, dtype=np.float32), (1, n, 1, 1)),
+            native=np.zeros((1, n, k, *c.canvas), np.uint8) if self.native else None,
+        )
+        empty = ("",) * k
+        meta = RowMeta(key, ("",) * n, empty, empty, empty, error)
+        return HostBatch(batch, (meta,), self.name)
+
+
+def collate(rows: Sequence[HostBatch]) -> HostBatch:
+    """Batches of one row each to one batch."""
+    fields: dict[str, Any] = {
+        field.name: np.concatenate(values) if values[0] is not None else None
+        for field in dataclasses.fields(Batch)
+        if (values := [getattr(row.batch, field.name) for row in rows])
+    }
+    return HostBatch(Batch(**fields), tuple(row.meta[0] for row in rows), rows[0].name)
