@@ -48,6 +48,24 @@ def axis_phases(x: jax.Array, factor: int, axis: int) -> list[jax.Array]:
     return phases
 
 
+def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """torch's `interpolate(size=..., mode="bilinear", align_corners=False)`: no antialiasing.
+
+    Args:
+        x: `[B, h, w, C]` of any float type.
+        size: the new height and width, larger or smaller.
+
+    Returns:
+        `[B, *size, C]` of the same type.
+    """
+    height, width = x.shape[1:3]
+    if size[0] % height == 0 and size[1] % width == 0:
+        wide = upsample_axis(x, size[1] // width, 2)
+        return upsample_axis(wide, size[0] // height, 1)
+    shape = (x.shape[0], *size, x.shape[3])
+    return jax.image.resize(x, shape, "linear", antialias=False)
+
+
 def resize_position_embedding(table: Array, grid: int) -> jax.Array:
     """CLIP's position table for another image size, as ETRIS (and torch) resizes it.
 

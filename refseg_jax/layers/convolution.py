@@ -6,15 +6,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from refseg_jax.layers.linear import contract, fan_in_uniform
+from refseg_jax.layers.linear import Initializer, contract, fan_in_uniform
 from refseg_jax.resize import axis_phases
 
 
 class Conv3x3(nnx.Module):
     """A 3x3 convolution without bias; `kernel` f32 `[3, 3, I, O]`."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (3, 3, inputs, outputs)))
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        dtype: Any,
+        rngs: nnx.Rngs,
+        kernel_init: Initializer = fan_in_uniform,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (3, 3, inputs, outputs), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:

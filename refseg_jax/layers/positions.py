@@ -1,4 +1,4 @@
-"""Fixed sine positions as in CRIS: raw integer positions, base 10000, sine and cosine interleaved."""
+"""Fixed sine positions: CRIS's of raw integer places, and DETR's of places relative to the map."""
 
 import math
 
@@ -30,3 +30,29 @@ def sine_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
     along_x = np.broadcast_to(sine_positions_1d(width, half)[None], (height, width, half))
     along_y = np.broadcast_to(sine_positions_1d(height, half)[:, None], (height, width, half))
     return np.concatenate([along_x, along_y], -1).reshape(height * width, channels)
+
+
+def sine_positions_relative(height: int, width: int, channels: int) -> np.ndarray:
+    """DETR's and Mask2Former's: f32 `[height * width, channels]`, places relative to the map's size.
+
+    Row r has the angle `2 pi (r + 1) / height`, column c `2 pi (c + 1) / width`, base 10000; the
+    first half encodes y, the second half x, sine and cosine interleaved.
+
+    Raises:
+        ValueError: channels not divisible by 4.
+    """
+    if channels % 4:
+        raise ValueError(f"2-D sine positions need channels divisible by 4, not {channels}")
+    half = channels // 2
+    frequencies = 10000.0 ** (-np.arange(0, half, 2) / half)
+
+    def along(length: int) -> np.ndarray:
+        # The epsilon is part of the published formula.
+        places = np.arange(1, length + 1) / (length + 1e-6) * (2 * math.pi)
+        angles = places[:, None] * frequencies
+        return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, half)
+
+    along_y = np.broadcast_to(along(height)[:, None], (height, width, half))
+    along_x = np.broadcast_to(along(width)[None], (height, width, half))
+    joined = np.concatenate([along_y, along_x], -1).reshape(height * width, channels)
+    return joined.astype(np.float32)
