@@ -126,14 +126,6 @@ def test_one_build_at_a_time(tmp_path: Path):
     build_records("mine", {"train": [1]}, make_inside, data_dir=tmp_path)
 
 
-def test_beam_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("apache_beam", reason="Apache Beam is not installed (extra `beam`)")
-    source = write_source(tmp_path / "source")
-    here = build("refcoco/unc", source, tmp_path / "here")
-    runner = Runner("DirectRunner")
-    assert files(build("refcoco/unc", source, tmp_path / "beam", runner=runner)) == files(here)
-
-
 def test_without_beam_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'refseg_jax\[beam\]', or leave out --runner"):
