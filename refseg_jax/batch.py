@@ -66,6 +66,10 @@ class RowMeta:
         expressions: `K` texts; `""` for padding.
         granularities: `K` names out of `GRANULARITIES`; `""` for padding.
         error: why the row was quarantined (its pairs are then all invalid), or `""`.
+        groups: `K` names of the group of images (or frames) that share the expression, `""` where
+            there is none; or nothing at all.
+        categories: `K` names of the kind that is asked for, `""` where it is not known; or nothing
+            at all.
     """
 
     key: str
@@ -74,6 +78,8 @@ class RowMeta:
     expressions: tuple[str, ...]
     granularities: tuple[str, ...]
     error: str = ""
+    groups: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
 
 class HostBatch(NamedTuple):

@@ -5,12 +5,12 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -18,8 +18,11 @@ from jax.sharding import Mesh
 
 from refseg_jax import predictions, sharding
 from refseg_jax.batch import Batch, HostBatch, RowMeta
-from refseg_jax.metrics import IoUState, Pair, pair_counts
+from refseg_jax.errors import UserError
+from refseg_jax.metrics import pair_counts
 from refseg_jax.pictures import Picture
+from refseg_jax.protocols import Counts, Pair, Protocol, Reads, State, build_protocol, square
+from refseg_jax.protocols.regions import CountedRegions
 from refseg_jax.resize import logits_on_canvas
 from refseg_jax.train_state import Forward
 
@@ -32,11 +35,30 @@ class Outputs(NamedTuple):
 
     Attributes:
         counts: i32 `[B, N, K, 3]`.
+        squared: the same on LAVT's square, or `None` where no protocol reads it.
+        present: bool `[B, N, K]`, what the presence head says; without one, whether the mask is not
+            empty.
         logits: f32 `[B, N, K, Hc, Wc]`, or `None` where only counts are asked for.
     """
 
     counts: jax.Array
+    squared: jax.Array | None
+    present: jax.Array
     logits: jax.Array | None
+
+
+class Seen(NamedTuple):
+    """A pair of a batch.
+
+    Attributes:
+        pair: what the protocols look at. regions: its masks.
+        place: `(b, n, k)` in the batch. meta: of its row.
+    """
+
+    pair: Pair
+    regions: CountedRegions
+    place: tuple[int, int, int]
+    meta: RowMeta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +77,8 @@ class Evaluator:
         pictures: so many pairs are kept as pictures, given to `show`.
         show: takes (step, pictures); called on the first process.
         dump: folder for `predictions-*.jsonl` and `references-*.jsonl`, or `None`.
+        protocols: what is scored. The first one's keys are plain, those of another begin with its
+            name: `gres/gIoU`.
     """
 
     name: str
@@ -68,25 +92,40 @@ class Evaluator:
     pictures: int = 0
     show: Callable[[int, list[Picture]], None] | None = None
     dump: Path | None = None
+    protocols: tuple[Protocol, ...] = (build_protocol("cris"),)
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Scores as `IoUState.compute` gives them, and `quarantined`; the same on every process."""
-        state: dict[str, Pair] = {}
+        """Scores as `State.compute` gives them, `count`s, and `quarantined`.
+
+        They are the same on every process.
+
+        Raises:
+            UserError: two pairs have the same id, or a protocol needs what the dataset does not say.
+        """
+        states = [State(protocol) for protocol in self.protocols]
+        ids: set[str] = set()
         quarantined: list[str] = []
         shown: list[Picture] = []
         logging.info("evaluating %s at step %d ...", self.name, step)
         with self._dump() as write:
             for host, outputs in self._outputs(params):
-                counts = sharding.local_rows(outputs.counts)
                 quarantined += [meta.error for meta in host.meta if meta.error]
-                state |= _pairs(host, counts)
+                seen = self._seen(host, outputs)
+                for one in seen:
+                    if one.pair.id in ids:
+                        raise UserError(
+                            f"{self.name}: two pairs have the id {one.pair.id!r}; build the dataset "
+                            "again, with expression ids that are unique"
+                        )
+                    ids.add(one.pair.id)
+                    for state in states:
+                        state.add(one.pair)
+                write(seen)
                 if outputs.logits is not None:
-                    logits = sharding.local_rows(outputs.logits)
-                    write(host, logits)
-                    shown += self._pictures(host, logits, counts, self.pictures - len(shown))
+                    shown += self._pictures(host, seen, self.pictures - len(shown))
         for reason in quarantined:
             logging.warning("%s: left out: %s", self.name, reason)
-        scores = IoUState(_from_all(state)).compute()
+        scores = _keyed(_from_all(states))
         scores["quarantined"] = float(_sum_over_processes(len(quarantined)))
         if self.show is not None and shown and jax.process_index() == 0:
             self.show(step, shown)
@@ -100,14 +139,24 @@ class Evaluator:
         rows = sharding.batch_sharding(self.mesh)
 
         @functools.partial(jax.jit, static_argnums=2, out_shardings=rows)
-        def run(params: Mapping[str, jax.Array], batch: Batch, keep: bool) -> Outputs:
+        def run(
+            params: Mapping[str, jax.Array],
+            batch: Batch,
+            keep: bool,
+            weights: tuple[jax.Array, jax.Array] | None,
+        ) -> Outputs:
             output = self.forward.apply(params, batch)
             logits = logits_on_canvas(
                 output.mask_logits, batch.affine, self.mask_stride, self.canvas
             )
             assert batch.native is not None
-            counts = pair_counts(logits, batch.native, batch.size, self.threshold)
-            return Outputs(counts, logits if keep else None)
+            count = functools.partial(pair_counts, logits, batch.native, batch.size, self.threshold)
+            counts = count()
+            present = counts[..., 1] > 0
+            if output.present_logits is not None:
+                present = jnp.asarray(output.present_logits) > 0
+            squared = count(weights) if weights is not None else None
+            return Outputs(counts, squared, present, logits if keep else None)
 
         return run
 
@@ -117,40 +166,81 @@ class Evaluator:
         for number, host in enumerate(self.batches()):
             # By the batch's number, since all processes must run the same function.
             begun = number * len(host.meta) < self.pictures
-            keep = self.dump is not None or (self.show is not None and begun)
-            batch = sharding.put_batch(host.batch, self.mesh)
-            running = host, self._compiled(params, batch, keep)
+            keep = self._reads("masks", "map") or self.dump is not None
+            keep |= self.show is not None and begun
+            batch, weights = sharding.put_batch((host.batch, self._weights(host)), self.mesh)
+            running = host, self._compiled(params, batch, keep, weights)
             if waiting is not None:
                 yield waiting
             waiting = running
         if waiting is not None:
             yield waiting
 
-    def _pictures(
-        self, host: HostBatch, logits: np.ndarray, counts: np.ndarray, most: int
-    ) -> list[Picture]:
+    def _reads(self, *names: Reads) -> bool:
+        return any(name in protocol.reads for protocol in self.protocols for name in names)
+
+    def _weights(self, host: HostBatch) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of LAVT's square, i32 `[B, N, Hc]` and `[B, N, Wc]`."""
+        if not self._reads("square"):
+            return None
+        size = np.asarray(host.batch.size)
+        rows, columns = (np.zeros((*size.shape[:2], n), np.int32) for n in self.canvas)
+        for b, n in np.argwhere(host.batch.valid.any(-1)):
+            height, width = size[b, n].tolist()
+            rows[b, n, :height] = square.weights(height)
+            columns[b, n, :width] = square.weights(width)
+        return rows, columns
+
+    def _seen(self, host: HostBatch, outputs: Outputs) -> list[Seen]:
+        """The valid pairs of a batch."""
+        counts, squared, present, logits = (
+            None if array is None else sharding.local_rows(array) for array in outputs
+        )
+        assert counts is not None and present is not None and host.batch.native is not None
         found = []
-        for b, n, k, meta in itertools.islice(_worth_showing(host), most):
-            height, width = host.batch.size[b, n]
-            assert host.batch.native is not None
+        for b, n, k, meta in _valid(host):
+            height, width = (int(length) for length in host.batch.size[b, n])
+            regions = CountedRegions(
+                (height, width),
+                Counts(*counts[b, n, k].tolist()),
+                None if squared is None else Counts(*squared[b, n, k].tolist()),
+                np.asarray(host.batch.native[b, n, k, :height, :width]),
+                None if logits is None else logits[b, n, k, :height, :width],
+                self.threshold,
+            )
+            pair = Pair(
+                pair_id(meta, n, k),
+                regions,
+                bool(present[b, n, k]),
+                meta.granularities[k],
+                meta.groups[k] if meta.groups else "",
+                meta.categories[k] if meta.categories else "",
+            )
+            found.append(Seen(pair, regions, (b, n, k), meta))
+        return found
+
+    def _pictures(self, host: HostBatch, seen: list[Seen], most: int) -> list[Picture]:
+        found = []
+        for one in itertools.islice(_worth_showing(seen), most):
+            b, n, k = one.place
             found.append(
                 Picture(
                     image=np.asarray(host.batch.image[b, n]),
                     affine=np.asarray(host.batch.affine[b, n]),
-                    expression=meta.expressions[k],
-                    granularity=meta.granularities[k],
-                    target=np.asarray(host.batch.native[b, n, k, :height, :width], bool),
-                    predicted=_mask(logits[b, n, k], (height, width), self.threshold),
-                    iou=_pair(meta, k, counts[b, n, k]).iou,
+                    expression=one.meta.expressions[k],
+                    granularity=one.meta.granularities[k],
+                    target=one.regions.target(),
+                    predicted=one.regions.prediction(),
+                    iou=one.regions.counts().iou,
                 )
             )
         return found
 
     @contextlib.contextmanager
-    def _dump(self) -> Iterator[Callable[[HostBatch, np.ndarray], None]]:
+    def _dump(self) -> Iterator[Callable[[list[Seen]], None]]:
         """Writes both files of this process; they are whole or not there."""
         if self.dump is None:
-            yield lambda host, logits: None
+            yield lambda seen: None
             return
         suffix = "" if jax.process_count() == 1 else f"-{jax.process_index()}"
         with (
@@ -158,26 +248,36 @@ class Evaluator:
             predictions.jsonl_writer(self.dump / f"references{suffix}.jsonl") as references,
         ):
 
-            def write(host: HostBatch, logits: np.ndarray) -> None:
-                for b, n, k, meta in _valid(host):
-                    height, width = host.batch.size[b, n]
-                    assert host.batch.native is not None
-                    pair = pair_id(meta, n, k)
-                    values = logits[b, n, k, :height, :width]
-                    mask = _mask(values, (height, width), self.threshold)
-                    score = mask_score(values, mask)
-                    image, words = meta.image_ids[n], meta.expressions[k]
-                    predicted(predictions.prediction_line(pair, image, words, mask, score))
-                    target = host.batch.native[b, n, k, :height, :width]
-                    references(
-                        {
-                            "id": pair,
-                            "segmentation": predictions.encode(np.asarray(target)),
-                            "granularity": meta.granularities[k],
-                        }
-                    )
+            def write(seen: list[Seen]) -> None:
+                for one in seen:
+                    predicted(self._prediction_line(one))
+                    references(_reference_line(one.pair))
 
             yield write
+
+    def _prediction_line(self, one: Seen) -> dict[str, Any]:
+        _, n, k = one.place
+        logits = one.regions.logits
+        assert logits is not None
+        mask = one.regions.prediction()
+        return predictions.prediction_line(
+            one.pair.id,
+            one.meta.image_ids[n],
+            one.meta.expressions[k],
+            mask,
+            mask_score(logits, mask),
+            present=one.pair.present,
+            soft_map=one.regions.soft_map() if self._reads("map") else None,
+        )
+
+
+def _reference_line(pair: Pair) -> dict[str, Any]:
+    known = {name: getattr(pair, name) for name in ("granularity", "group", "category")}
+    return {
+        "id": pair.id,
+        "segmentation": predictions.encode(pair.regions.target()),
+        **{name: value for name, value in known.items() if value},
+    }
 
 
 def pair_id(meta: RowMeta, n: int, k: int) -> str:
@@ -194,45 +294,40 @@ def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:
     return float(np.mean(1.0 / (1.0 + np.exp(-logits[mask].astype(np.float64)))))
 
 
-def _mask(logits: np.ndarray, size: tuple[int, int], threshold: float) -> np.ndarray:
-    """`predicted_mask` of one pair, on the host: f32 canvas to bool `[H, W]`."""
-    values = logits[: size[0], : size[1]]
-    return values > np.float32(np.log(threshold / (1.0 - threshold)))
-
-
 def _valid(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
     for b, n, k in zip(*np.nonzero(host.batch.valid), strict=True):
         yield int(b), int(n), int(k), host.meta[b]
 
 
-def _worth_showing(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
+def _worth_showing(seen: list[Seen]) -> Iterator[Seen]:
     """A few pairs of each image, from all over its expressions: pages should show many images."""
-    for _, pairs in itertools.groupby(_valid(host), key=lambda pair: pair[3].image_ids[pair[1]]):
-        of_image = list(pairs)
-        yield from of_image[:: math.ceil(len(of_image) / _SHOWN_OF_AN_IMAGE)]
+    for _, same in itertools.groupby(seen, key=lambda one: one.meta.image_ids[one.place[1]]):
+        found = list(same)
+        yield from found[:: -(-len(found) // _SHOWN_OF_AN_IMAGE)]
 
 
-def _pair(meta: RowMeta, k: int, counts: np.ndarray) -> Pair:
-    return Pair(meta.granularities[k], *(int(c) for c in counts))
+def _keyed(states: Sequence[State]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for number, state in enumerate(states):
+        prefix = f"{state.protocol.name}/" if number else ""
+        found = state.compute() | state.counts()
+        scores |= {prefix + key: value for key, value in found.items()}
+    return scores
 
 
-def _pairs(host: HostBatch, counts: np.ndarray) -> dict[str, Pair]:
-    return {pair_id(meta, n, k): _pair(meta, k, counts[b, n, k]) for b, n, k, meta in _valid(host)}
-
-
-def _from_all(state: dict[str, Pair]) -> dict[str, Pair]:
-    """The pairs of all processes, everywhere."""
+def _from_all(states: list[State]) -> list[State]:
+    """The sums of all processes, everywhere."""
     if jax.process_count() == 1:
-        return state
-    text = json.dumps({key: dataclasses.astuple(pair) for key, pair in state.items()}).encode()
+        return states
+    text = json.dumps([state.to_json() for state in states]).encode()
     lengths = multihost_utils.process_allgather(np.int64(len(text)))
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
-    merged = IoUState()
+    merged = [State(state.protocol) for state in states]
     for row, length in zip(multihost_utils.process_allgather(padded), lengths, strict=True):
-        part = json.loads(row[: int(length)].tobytes())
-        merged = merged.merge(IoUState({key: Pair(*fields) for key, fields in part.items()}))
-    return dict(merged.pairs)
+        for state, sums in zip(merged, json.loads(row[: int(length)].tobytes()), strict=True):
+            state.add_json(sums)
+    return merged
 
 
 def _sum_over_processes(count: int) -> int:

@@ -1,16 +1,12 @@
-"""Integer counts per pair from `jit`, and their sums on the host."""
+"""Masks out of logits, and integer counts per pair from `jit`; `refseg_jax.protocols` sums them."""
 
-import dataclasses
 import math
-from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from refseg_jax.batch import GRANULARITIES, Array
-
-#: Overlaps whose share of pairs is reported, `Pr@X` (CRIS: strictly above X).
-PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+from refseg_jax.batch import Array
 
 
 def predicted_mask(logits: Array, size: Array, threshold: float) -> jax.Array:
@@ -31,83 +27,35 @@ def predicted_mask(logits: Array, size: Array, threshold: float) -> jax.Array:
     return likely & jnp.asarray(inside)[:, :, None]
 
 
-def pair_counts(logits: Array, native: Array, size: Array, threshold: float) -> jax.Array:
+def mask_of_logits(logits: np.ndarray, threshold: float) -> np.ndarray:
+    """`predicted_mask` of one pair, on the host: f32 `[H, W]` to bool `[H, W]`."""
+    return logits > np.float32(np.log(threshold / (1.0 - threshold)))
+
+
+def pair_counts(
+    logits: Array,
+    native: Array,
+    size: Array,
+    threshold: float,
+    weights: tuple[Array, Array] | None = None,
+) -> jax.Array:
     """Pixels of intersection, prediction and target of every pair.
 
     Args:
         logits, size, threshold: as in `predicted_mask`.
         native: u8 `[B, N, K, Hc, Wc]` of 0/1.
+        weights: i32 `[B, N, Hc]` and `[B, N, Wc]`, how often each row and each column counts; `None`
+            for once.
 
     Returns:
         i32 `[B, N, K, 3]`; exact, a canvas has less than 2^31 pixels.
     """
     predicted = predicted_mask(logits, size, threshold).astype(jnp.int32)
     target = jnp.asarray(native).astype(jnp.int32)
+    if weights is None:
+        often = 1
+    else:
+        rows, columns = map(jnp.asarray, weights)
+        often = (rows[..., :, None] * columns[..., None, :])[:, :, None]
     parts = (predicted * target, predicted, target)
-    return jnp.stack([p.sum((-2, -1), dtype=jnp.int32) for p in parts], -1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """The counts of one pair, in pixels."""
-
-    granularity: str
-    intersection: int
-    prediction: int
-    target: int
-
-    @property
-    def union(self) -> int:
-        """Pixels of prediction or target."""
-        return self.prediction + self.target - self.intersection
-
-    @property
-    def iou(self) -> float:
-        """Intersection over union; 0 where both are empty (CRIS)."""
-        return self.intersection / self.union if self.union else 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class IoUState:
-    """Counts by pair id: states of different processes merge in any order to the same digits."""
-
-    pairs: Mapping[str, Pair] = dataclasses.field(default_factory=dict)
-
-    def merge(self, other: "IoUState") -> "IoUState":
-        """The union of two states.
-
-        Raises:
-            ValueError: a pair is in both.
-        """
-        twice = self.pairs.keys() & other.pairs.keys()
-        if twice:
-            raise ValueError(f"pair {min(twice)!r} was counted twice")
-        return IoUState({**self.pairs, **other.pairs})
-
-    def compute(self) -> dict[str, float]:
-        """Scores in [0, 1], unrounded; each again as `<granularity>/<score>`.
-
-        `mIoU` is the mean of the pairs' IoU, `oIoU` the sum of intersections over the sum of
-        unions, `Pr@X` the share of pairs with IoU > X, `count` the number of pairs.
-        """
-        scores = _scores(self.pairs.values())
-        for name in GRANULARITIES:
-            chosen = [pair for pair in self.pairs.values() if pair.granularity == name]
-            if chosen:
-                scores |= {f"{name}/{key}": value for key, value in _scores(chosen).items()}
-        return scores
-
-
-def _scores(pairs: Iterable[Pair]) -> dict[str, float]:
-    pairs = list(pairs)
-    if not pairs:
-        return {"count": 0.0}
-    ious = [pair.iou for pair in pairs]
-    union = sum(pair.union for pair in pairs)
-    return {
-        # fsum rounds once, so that the order of the pairs does not matter.
-        "mIoU": math.fsum(ious) / len(pairs),
-        "oIoU": sum(pair.intersection for pair in pairs) / union if union else 0.0,
-        **{f"Pr@{x}": sum(iou > x for iou in ious) / len(pairs) for x in PRECISION_AT},
-        "count": float(len(pairs)),
-    }
+    return jnp.stack([(p * often).sum((-2, -1), dtype=jnp.int32) for p in parts], -1)

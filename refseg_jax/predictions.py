@@ -1,12 +1,15 @@
 """Predictions and references as lines of JSON, which any scorer can read."""
 
+import base64
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 
@@ -16,8 +19,22 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(n) for n in mask.shape], "counts": rle["counts"].decode()}
 
 
+def encode_map(soft_map: np.ndarray) -> str:
+    """A soft map u8 `[H, W]` as the base64 text of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(soft_map).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 def prediction_line(
-    pair_id: str, image: str, expression: str, mask: np.ndarray, score: float
+    pair_id: str,
+    image: str,
+    expression: str,
+    mask: np.ndarray,
+    score: float,
+    *,
+    present: bool | None = None,
+    soft_map: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """One line of `predictions.jsonl`.
 
@@ -27,15 +44,18 @@ def prediction_line(
         expression: the words.
         mask: bool `[H, W]`.
         score: mean probability inside the mask.
+        present: what the presence head says; `None` takes whether the mask is not empty.
+        soft_map: u8 `[H, W]`, the probability as 0..255, for what scores maps; `None` leaves it out.
     """
-    return {
+    line = {
         "id": pair_id,
         "image": image,
         "expression": expression,
         "segmentation": encode(mask),
         "score": float(score),
-        "present": bool(mask.any()),
+        "present": bool(mask.any()) if present is None else present,
     }
+    return line if soft_map is None else {**line, "map": encode_map(soft_map)}
 
 
 @contextlib.contextmanager

@@ -9,14 +9,14 @@ cover every path.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from refseg_jax.batch import Batch
+T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
 _BATCH_AXES = ("data", "fsdp")
@@ -138,8 +138,13 @@ def state_shardings(shapes: Any, params: Mapping[str, NamedSharding], mesh: Mesh
     return jax.tree_util.tree_map_with_path(layout, shapes)
 
 
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows (numpy) as part of global arrays; `B` is then the global batch size."""
+def put_batch(batch: T, mesh: Mesh) -> T:
+    """This process's rows (numpy) as part of global arrays; `B` is then the global batch size.
+
+    Args:
+        batch: a `Batch`, or any tree of arrays whose first axis is that of its rows.
+        mesh: the devices.
+    """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
