@@ -50,6 +50,19 @@ class TrainRows:
         """
         return _rows(self.config, self.table)
 
+    @functools.cached_property
+    def make(self) -> MakeRow:
+        """Makes a row by its number; what lies beyond the last is padding of the same shape."""
+        config = self.config
+        sample: Transform = transforms.PadExpressions(config.pairs)
+        if config.sampling in ("image", "referent"):
+            sample = transforms.SampleExpressions(config.pairs)
+        steps: list[Transform] = [sample, transforms.Decode(config.max_pixels)]
+        if config.flip_probability:
+            steps.append(transforms.HorizontalFlip(config.flip_probability))
+        steps.append(transforms.ResizeImage(config.image_size, config.resize))
+        return MakeRow(config, self.source, self.rows, tuple(steps), native=False, name=self.name)
+
     def without(self, records: np.ndarray) -> "TrainRows":
         """The same but for some records, bool `[R]`."""
         kept = self.table.select(~records[self.table.record])
@@ -63,17 +76,8 @@ class TrainRows:
         Raises:
             UserError: there are no rows, or a batch does not divide.
         """
-        config = self.config
-        sample: Transform = transforms.PadExpressions(config.pairs)
-        if config.sampling in ("image", "referent"):
-            sample = transforms.SampleExpressions(config.pairs)
-        steps: list[Transform] = [sample, transforms.Decode(config.max_pixels)]
-        if config.flip_probability:
-            steps.append(transforms.HorizontalFlip(config.flip_probability))
-        steps.append(transforms.ResizeImage(config.image_size, config.resize))
-        make = MakeRow(config, self.source, self.rows, tuple(steps), native=False, name=self.name)
         dataset = grain.MapDataset.range(len(self.rows)).seed(seed).shuffle().repeat()
-        dataset = dataset.random_map(make)[process_index::process_count]
+        dataset = dataset.random_map(self.make)[process_index::process_count]
         return dataset.batch(_share(batch_size, process_count), batch_fn=collate)
 
 

@@ -1,0 +1,201 @@
+"""Which images a mixture must not train on: those that some evaluation set holds.
+
+Datasets share their images: a training image of RefCOCO may be a test image of RefCOCOg. Equality of
+`Record.image_id` tells (bare digits are COCO's ids, other pools have a prefix of their own). In a
+mixture, therefore, no member trains on an image of any evaluation split of any dataset that is built
+in `data_dir`, unless it keeps that set by name. An evaluation split is one whose name does not begin
+with `train`. RefCOCO unc, RefCOCO+ unc and RefCOCOg umd exclude 6,549 images together, with RefCOCOg
+google's val 10,113: the published list of PolyFormer (`data/val_test_files.p` of
+amazon-science/polygon-transformer).
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.sources import (
+    DatasetError,
+    ExpressionTable,
+    RecordSource,
+    built_datasets,
+    keep_beside,
+    split_names,
+)
+from refseg_jax import naming
+from refseg_jax.errors import UserError
+
+#: Beside a dataset's records: the image ids of all its evaluation splits, also of those that were not
+#: built, as `{split: [id, ...]}`.
+HELD_OUT = "held_out.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclusion:
+    """What a member of a mixture leaves out.
+
+    Attributes:
+        dataset, split: what it trains on.
+        images, expressions: of the split, of the member's granularities, nothing left out.
+        image_ids: sorted, the images that are left out.
+        expressions_left_out: those of these images.
+        by: evaluation set (`"<dataset>/<split>"`) -> how many of these images it holds.
+        kept: evaluation sets whose images are trained on because the member says so.
+    """
+
+    dataset: str
+    split: str
+    images: int
+    expressions: int
+    image_ids: tuple[str, ...] = ()
+    expressions_left_out: int = 0
+    by: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        text = (
+            f"{self.dataset} {self.split}: {len(self.image_ids):,} of {self.images:,} images and "
+            f"{self.expressions_left_out:,} of {self.expressions:,} expressions left out"
+        )
+        sets = ", ".join(f"{name} {count:,}" for name, count in self.by.items())
+        kept = f"; keeps images of {', '.join(self.kept)}" if self.kept else ""
+        return text + (f" (images of {sets})" if sets else "") + kept
+
+    def records(self, table: ExpressionTable) -> np.ndarray:
+        """bool `[R]`: the records of the split that are left out."""
+        return np.isin(table.image, _encoded(self.image_ids))
+
+    def keep(self, folder: Path) -> None:
+        """Writes it beside the dataset, under a name of its content, if anything is left out."""
+        if self.image_ids:
+            text = json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
+            digest = hashlib.sha256(text).hexdigest()[:16]
+            path = folder / f"leakage-{self.split}-{digest}.json"
+            if not path.exists():
+                keep_beside(path, lambda file: file.write(text))
+
+
+def evaluation_images(data_dir: str) -> dict[str, frozenset[str]]:
+    """Image ids of every evaluation split of every dataset in a folder, by `"<dataset>/<split>"`.
+
+    They are read from a dataset's `held_out.json`, else from its records.
+
+    Raises:
+        DatasetError: a dataset is not whole, so that its images cannot be told.
+    """
+    return {
+        f"{dataset}/{split}": ids
+        for dataset, folder in built_datasets(data_dir).items()
+        for split, ids in _held_out(data_dir, dataset, folder).items()
+    }
+
+
+def find_leaks(
+    table: ExpressionTable,
+    sets: Mapping[str, Collection[str]],
+    *,
+    dataset: str,
+    split: str,
+    keep: Sequence[str] = (),
+) -> Exclusion:
+    """What is to be left out of a split.
+
+    Args:
+        table: the expressions that would be trained on.
+        sets: of `evaluation_images`.
+        dataset, split: names of what `table` is of.
+        keep: evaluation sets that do not count: `"<dataset>/<split>"`, `"<dataset>"` for all splits
+            of one, or a pattern with `*`.
+
+    Raises:
+        UserError: `keep` names a set that is not there, or nothing remains.
+    """
+    kept = {name for entry in keep for name in _named(entry, sets)}
+    own = {name.decode() for name in table.image[np.unique(table.record)]}
+    by = {name: own.intersection(ids) for name, ids in sets.items() if name not in kept}
+    out = tuple(sorted(frozenset().union(*by.values())))
+    if own and len(out) == len(own):
+        held = ", ".join(name for name, ids in by.items() if ids)
+        raise UserError(
+            f"{dataset} {split}: all {len(own)} images are in evaluation sets ({held}); leave the "
+            "member out, or set its keep_held_out to the sets that it may train on"
+        )
+    touched = np.isin(table.image, _encoded(out))[table.record]
+    return Exclusion(
+        dataset=dataset,
+        split=split,
+        images=len(own),
+        expressions=len(table),
+        image_ids=out,
+        expressions_left_out=int(touched.sum()),
+        by={name: len(ids) for name, ids in by.items() if ids},
+        kept=tuple(sorted(name for name in kept if own.intersection(sets[name]))),
+    )
+
+
+def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:
+    """The exclusions of a run by member, as JSON; the file is whole or not there."""
+    members = {name: dataclasses.asdict(found) for name, found in exclusions.items()}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(members, indent=1) + "\n")
+    partial.replace(path)
+
+
+def read_report(path: Path) -> dict[str, Exclusion]:
+    """What `write_report` wrote, `{}` where there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        members: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        return {
+            name: naming.construct(Exclusion, found, what=name) for name, found in members.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: {error}; it says what the run leaves out, without it the run cannot go on: "
+            "restore the file, or begin again in another --workdir"
+        ) from None
+
+
+def _held_out(data_dir: str, dataset: str, folder: Path) -> dict[str, frozenset[str]]:
+    path = folder / HELD_OUT
+    if not path.exists():
+        splits = [split for split in split_names(folder) if not split.startswith("train")]
+        return {split: _image_ids(RecordSource(data_dir, dataset, split)) for split in splits}
+    try:
+        stored: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        if any(isinstance(ids, str) for ids in stored.values()):
+            raise ValueError("image ids are no list")
+        return {split: frozenset(ids) for split, ids in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: {error}; build the dataset again") from None
+
+
+def _image_ids(source: RecordSource) -> frozenset[str]:
+    images = ExpressionTable.of(source).image
+    damaged = np.flatnonzero(images == b"")
+    if len(damaged):
+        source[int(damaged[0])]
+    return frozenset(name.decode() for name in images)
+
+
+def _named(entry: str, sets: Mapping[str, Any]) -> list[str]:
+    """The evaluation sets that an entry of `keep` means."""
+    found = [n for n in sets if any(fnmatch.fnmatchcase(n, p) for p in (entry, f"{entry}/*"))]
+    if not found:
+        raise UserError(f"keep_held_out: {naming.unknown('evaluation set', entry, sets)}")
+    return found
+
+
+def _encoded(names: Collection[str]) -> np.ndarray:
+    return np.array([name.encode() for name in names], np.bytes_)

@@ -1,0 +1,220 @@
+"""Several datasets in one training, each with its own images, expressions and lengths a row.
+
+All rows of a batch are of one member, so that a step has one shape `(N, K, L)`, the same on every
+process, and there are as many compilations as shapes. Which member a step trains on is a function of
+its number alone (`Schedule`), and so is which of the member's batches it is: the position of the whole
+is one number, and the global batches are the same for any number of processes.
+"""
+
+import dataclasses
+import fractions
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+
+from input_pipeline import leakage, pipeline
+from input_pipeline.leakage import Exclusion
+from input_pipeline.pipeline import PipelineConfig, TrainRows
+from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
+
+#: Fields of `PipelineConfig` that members of a mixture need not share.
+MEMBER_FIELDS = (
+    "dataset",
+    "split",
+    "sampling",
+    "pairs",
+    "images",
+    "granularities",
+    "context_length",
+    "flip_probability",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A split that is trained on.
+
+    Attributes:
+        name: for logs and metrics; `""` for the only one of a run without a mixture, which trains
+            on its split as it was published.
+        data: what is read. What is not of `MEMBER_FIELDS` is the same for all members.
+        weight: this share (of the sum of all) of the batches are its own.
+        keep_held_out: evaluation sets whose images it trains on nevertheless; see
+            `leakage.find_leaks`.
+    """
+
+    name: str
+    data: PipelineConfig
+    weight: float = 1.0
+    keep_held_out: tuple[str, ...] = ()
+
+
+class Schedule(grain.transforms.DatasetSelectionMap):
+    """Step -> the member that it trains on, and the number of the batch among that member's.
+
+    With members in the order of falling weights, `w[i:]` the sum of the weights from member `i` on:
+    of the first `s` batches `left[0] = s` go to all members, and `left[i] = floor(left[i - 1] *
+    w[i:] / w[i - 1:])` to member `i` and all after it. Members thus take turns as evenly as whole
+    batches can: at any step, a member of `m` is off its share by less than `1 + ln m` batches.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        """`weights`: positive; their decimals are taken as they are written."""
+        exact = [fractions.Fraction(repr(weight)) for weight in weights]
+        self._order = sorted(range(len(exact)), key=lambda member: -exact[member])
+        scale = math.lcm(*(weight.denominator for weight in exact))
+        whole = [int(exact[member] * scale) for member in self._order]
+        self._rest = [sum(whole[number:]) for number in range(len(whole) + 1)]
+
+    def __len__(self) -> int:
+        """Without end."""
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """Of a step, the index of the member and that of its batch."""
+        before, after = index, index + 1
+        for place, member in enumerate(self._order):
+            rest, others = self._rest[place : place + 2]
+            others_before, others_after = before * others // rest, after * others // rest
+            if others_before == others_after:
+                return member, before - others_before
+            before, after = others_before, others_after
+        raise AssertionError("nothing is left after the last member")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Members, opened.
+
+    Attributes:
+        members: at least one; see `Member`.
+        rows: of each, without what it leaves out.
+        exclusions: what that is, by the member's name; none for a run without a mixture.
+    """
+
+    members: tuple[Member, ...]
+    rows: tuple[TrainRows, ...]
+    exclusions: Mapping[str, Exclusion]
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Of all members together: after so many rows a member has been seen once *on average*."""
+        return sum(len(rows.rows) for rows in self.rows)
+
+    def batches(
+        self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> Any:
+        """As `pipeline.train_batches`, whose arguments these are."""
+        datasets = [
+            rows.dataset(
+                batch_size=batch_size,
+                seed=_seed(seed, rows.name),
+                process_index=process_index,
+                process_count=process_count,
+            )
+            for rows in self.rows
+        ]
+        mixed = datasets[0]
+        if len(datasets) > 1:
+            schedule = Schedule([member.weight for member in self.members])
+            mixed = grain.MapDataset.select_from_datasets(datasets, schedule)
+        return iter(pipeline.iterate(mixed, self.members[0].data))
+
+
+def read_members(
+    mixture: Mapping[str, Mapping[str, Any]], data: Callable[..., PipelineConfig]
+) -> list[Member]:
+    """The members that a config names; without any, the one that its `data` describes.
+
+    Args:
+        mixture: name -> `weight`, `keep_held_out` and what of `MEMBER_FIELDS` is the member's own.
+        data: `config.data` with some fields changed.
+
+    Raises:
+        UserError: an unknown field, or a weight that is not positive.
+    """
+    if not mixture:
+        return [Member("", data())]
+    return [_member(name, dict(entry), data) for name, entry in mixture.items()]
+
+
+def open_mixture(
+    members: Sequence[Member], known: Mapping[str, Exclusion] | None = None
+) -> Mixture:
+    """Opens all members and finds what each has to leave out.
+
+    Args:
+        members: of `read_members`.
+        known: what they left out when the run began. It is left out again, and nothing else: a run
+            that resumes goes on with its rows.
+
+    Raises:
+        UserError: a member's split, expressions, tokenizer ... are not there, or none of its images
+            may be trained on.
+    """
+    if not members[0].name:
+        rows = pipeline.open_train(members[0].data)
+        return Mixture(tuple(members), (rows,), {})
+    sets = leakage.evaluation_images(members[0].data.data_dir)
+    opened, exclusions = [], {}
+    for member in members:
+        field = f"config.mixture.{member.name}"
+        try:
+            whole = pipeline.open_train(member.data, member.name)
+            found = _exclusion(member, whole, sets, (known or {}).get(member.name))
+            rows = whole.without(found.records(whole.table))
+            logging.info("%s: %s; %d rows an epoch", field, found, len(rows.rows))
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from error
+        found.keep(whole.source.folder)
+        opened.append(rows)
+        exclusions[member.name] = found
+    return Mixture(tuple(members), tuple(opened), exclusions)
+
+
+def _member(name: str, entry: dict[str, Any], data: Callable[..., PipelineConfig]) -> Member:
+    field = f"config.mixture.{name}"
+    weight, keep = float(entry.pop("weight", 1.0)), entry.pop("keep_held_out", ())
+    if not (weight > 0 and math.isfinite(weight)):
+        raise UserError(f"{field}.weight={weight:g}: give a positive number, or leave it out")
+    for other in entry:
+        if other not in MEMBER_FIELDS:
+            known = (*MEMBER_FIELDS, "weight", "keep_held_out")
+            raise UserError(unknown(f"field of {field}", other, known))
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    return Member(name, data(**entry), weight, keep)
+
+
+def _exclusion(
+    member: Member,
+    rows: TrainRows,
+    sets: Mapping[str, frozenset[str]],
+    known: Exclusion | None,
+) -> Exclusion:
+    data = member.data
+    found = leakage.find_leaks(
+        rows.table, sets, dataset=data.dataset, split=data.split, keep=member.keep_held_out
+    )
+    if known is None:
+        return found
+    since = set(found.image_ids) - set(known.image_ids)
+    if since:
+        logging.warning(
+            "config.mixture.%s: since this run began, evaluation sets were built that hold %d of "
+            "the images which it trains on: their scores do not count",
+            *(member.name, len(since)),
+        )
+    return known
+
+
+def _seed(seed: int, name: str) -> int:
+    """Of a member: it stays when others come and go."""
+    if not name:
+        return seed
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
