@@ -12,6 +12,10 @@ class SegmentationError(ValueError):
     """A segmentation that describes no region of the image."""
 
 
+class EmptyRegion(SegmentationError):
+    """Well-formed parts that cover no pixel."""
+
+
 class Encoded(NamedTuple):
     """A region.
 
@@ -41,7 +45,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
 
     Raises:
         SegmentationError: nothing is left, a polygon or an RLE is malformed, or the RLE's size is
-            not the image's.
+            not the image's; an `EmptyRegion` where the parts are in order and cover no pixel.
     """
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
@@ -59,7 +63,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
         rles = _compress(whole, height, width)
     merged: Any = coco_mask.merge(rles)
     if not coco_mask.area(merged):
-        raise SegmentationError("the region covers no pixel")
+        raise EmptyRegion("the region covers no pixel")
     return Encoded(merged["counts"], tiny)
 
 
@@ -123,6 +127,39 @@ def decode_counts(counts: bytes, height: int, width: int) -> np.ndarray:
     return np.repeat(values, runs).reshape(width, height).T
 
 
+def are_plain(counts: Sequence[bytes], pixels: Sequence[int]) -> bool:
+    """Whether pycocotools can unite and measure all of these compressed counts as they are.
+
+    That is, `checked_rle` would pass each of them, and no run but the first is empty. Many are
+    looked at at once, because numpy takes as long for one.
+
+    Args:
+        counts: compressed counts, at least one.
+        pixels: what the runs of each have to fill.
+    """
+    try:
+        values, numbers = _differences(counts)
+    except SegmentationError:
+        return False
+    heads = np.cumsum(numbers) - numbers
+    # Room for an even number of runs each, so that a stride of two is one chain of differences.
+    room = numbers + (numbers & 1)
+    starts = np.cumsum(room) - room
+    place = np.arange(len(values)) + np.repeat(starts - heads, numbers)
+    padded = np.zeros(room.sum(), np.int64)
+    padded[place] = values
+    chains, begin = padded.reshape(-1, 2), starts // 2
+    # The first run is in no chain, and each RLE takes back where the one before it ended.
+    chains[begin, 0] = 0
+    chains[begin[1:]] -= np.add.reduceat(chains, begin)[:-1]
+    np.cumsum(chains, 0, out=chains)
+    runs = padded[place]
+    runs[heads] = values[heads]
+    filled = np.add.reduceat(runs, heads)
+    runs[heads] += 1
+    return bool(runs.min() > 0 and (filled == pixels).all())
+
+
 def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
     pixels = height * width
     if ((runs < 0) | (runs > pixels)).any() or runs.sum() != pixels:
@@ -130,23 +167,34 @@ def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
 
 
 def _runs(counts: bytes) -> np.ndarray:
-    """Run lengths of compressed counts, i64.
-
-    COCO's code: characters carry 5 bits each (from 48 on, bit 5 says that more follow, the last
-    one's bit 4 is the sign), and from the fourth run on the difference to the run two before it.
-    """
-    code = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(code & 32 == 0)
-    lengths = np.diff(ends, prepend=-1)
-    rest = len(code) - lengths.sum()
-    if ((code < 0) | (code >= 64)).any() or max(rest, lengths.max(initial=0)) > 7:
-        raise SegmentationError("the RLE's counts are damaged")
-    if rest or not len(code):
-        raise SegmentationError("the RLE's counts are truncated")
-    starts = ends + 1 - lengths
-    place = 5 * (np.arange(len(code)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((code & 31) << place, starts)
-    runs -= np.where(code[ends] & 16, 32 << place[ends], 0)
+    """Run lengths of compressed counts, i64: from the third on, COCO writes the difference to the
+    run two before it."""
+    runs, _ = _differences([counts])
     for first in (1, 2):
         runs[first::2] = np.cumsum(runs[first::2])
     return runs
+
+
+def _differences(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers that compressed counts spell, i64, and how many each of them has.
+
+    COCO's code: characters carry 5 bits each (from 48 on, bit 5 says that more follow, the last
+    one's bit 4 is the sign).
+    """
+    code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
+    stops = np.cumsum([len(text) for text in counts])
+    last = code < 32
+    ends = np.flatnonzero(last)
+    lengths = np.diff(ends, prepend=-1)
+    if (code >= 64).any() or lengths.max(initial=0) > 7:
+        raise SegmentationError("the RLE's counts are damaged")
+    if not all(counts) or not last[stops - 1].all():
+        raise SegmentationError("the RLE's counts are truncated")
+    values = (code[ends].astype(np.int64) ^ 16) - 16
+    longer = np.flatnonzero(lengths > 1)
+    for place in range(1, 7):
+        if not len(longer):
+            break
+        values[longer] = values[longer] << 5 | code[ends[longer] - place] & 31
+        longer = longer[lengths[longer] > place + 1]
+    return values, np.diff(np.searchsorted(ends, stops), prepend=0)

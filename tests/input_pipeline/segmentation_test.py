@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from input_pipeline.segmentation import SegmentationError, decode_counts, encode_segmentation
+from input_pipeline.schema import encode_mask
+from input_pipeline.segmentation import (
+    EmptyRegion,
+    SegmentationError,
+    are_plain,
+    decode_counts,
+    encode_segmentation,
+)
 
 HEIGHT, WIDTH = 20, 30
 
@@ -83,7 +90,8 @@ def test_a_list_of_rles_is_united():
         ({"size": [HEIGHT, WIDTH], "counts": "o"}, "truncated"),
         ({"size": [HEIGHT, WIDTH], "counts": "☂"}, "do not fill|damaged"),
         ({"size": [HEIGHT, WIDTH], "counts": b"\x00"}, "damaged"),
-        ({"size": [HEIGHT, WIDTH], "counts": b"o" * 50}, "damaged"),
+        ({"size": [HEIGHT, WIDTH], "counts": b"o" * 50}, "truncated"),
+        ({"size": [HEIGHT, WIDTH], "counts": b"o" * 50 + b"0"}, "damaged"),
         ({"size": [HEIGHT, WIDTH]}, "counts are a NoneType"),
         ({"counts": [600]}, "size is None"),
     ],
@@ -105,3 +113,62 @@ def test_long_runs_decode_though_their_differences_are_negative_and_of_many_char
     mask[:, 2:90] = mask[7:, 200:] = 1
     counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
     np.testing.assert_array_equal(decode_counts(counts, 300, 401), mask)
+
+
+def test_parts_that_cover_no_pixel_are_told_apart_from_damage():
+    empty = {"size": [HEIGHT, WIDTH], "counts": [600]}
+    for segmentation in (empty, [empty, empty], [rectangle(100, 5, 110, 15)]):
+        with pytest.raises(EmptyRegion):
+            encode_segmentation(segmentation, HEIGHT, WIDTH)
+    for segmentation in ([], [[1, 1, 5, 5]], {"size": [HEIGHT, WIDTH], "counts": [5]}):
+        with pytest.raises(SegmentationError) as caught:
+            encode_segmentation(segmentation, HEIGHT, WIDTH)
+        assert not isinstance(caught.value, EmptyRegion)
+
+
+def _random_counts(rng: np.random.Generator) -> tuple[bytes, int]:
+    height, width = (int(n) for n in rng.integers(1, 60, 2))
+    mask = rng.random((height, width)) < rng.choice([0.0, 0.02, 0.3, 0.9, 1.0])
+    return encode_mask(mask), height * width
+
+
+def _broken(counts: bytes, pixels: int, rng: np.random.Generator) -> tuple[bytes, int]:
+    """One thing wrong, or nothing, as it happens."""
+    place = int(rng.integers(len(counts)))
+    letter = bytes([int(rng.integers(40, 120))])
+    return [
+        (counts, pixels + 1),
+        (counts[:place], pixels),
+        (counts[:place] + letter + counts[place + 1 :], pixels),
+        (counts[:place] + letter + counts[place:], pixels),
+        (counts + b"00", pixels),
+        (b"", pixels),
+    ][int(rng.integers(6))]
+
+
+def test_many_rles_are_plain_where_each_of_them_is():
+    rng = np.random.default_rng(0)
+    verdicts = set()
+    for _ in range(1500):
+        many = [_random_counts(rng) for _ in range(int(rng.integers(1, 6)))]
+        if rng.random() < 0.7:
+            place = int(rng.integers(len(many)))
+            many[place] = _broken(*many[place], rng)
+        expected = all(_plain(*one) for one in many)
+        verdicts.add(expected)
+        assert are_plain([counts for counts, _ in many], [n for _, n in many]) == expected, many
+    assert verdicts == {True, False}
+
+
+def _plain(counts: bytes, pixels: int) -> bool:
+    try:
+        mask = decode_counts(counts, pixels, 1)
+    except SegmentationError:
+        return False
+    # Another text of the same mask has empty runs, or is longer than it has to be.
+    return len(_run_lengths(counts)) == len(_run_lengths(encode_mask(mask)))
+
+
+def _run_lengths(counts: bytes) -> list[int]:
+    """How many runs there are: characters from 80 on are followed by others of the same number."""
+    return [letter for letter in counts if letter < 80]
