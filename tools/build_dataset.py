@@ -26,7 +26,6 @@ split, whether the counts are the published ones.
 import argparse
 import contextlib
 import dataclasses
-import os
 import shlex
 import shutil
 import signal
@@ -36,6 +35,7 @@ from pathlib import Path
 from types import FrameType
 
 from input_pipeline.datasets.beam import Runner
+from input_pipeline.datasets.processes import cores
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        default=cores(),
         help="processes; default: one a core",
     )
     parser.add_argument("--skip_missing", action="store_true", help="build what there is")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from input_pipeline.schema import Record
+from input_pipeline.segmentation import SegmentationError
 from refseg_jax.errors import UserError
-from refseg_jax.preprocess import decode_image
+from refseg_jax.preprocess import ImageError, decode_image
 
 
 class SourceError(UserError):
@@ -89,6 +90,14 @@ class Conversion:
     def source(self) -> str:
         """`"<name>[/<config>]"`, as records have it."""
         return "/".join(filter(None, (self.name, self.config)))
+
+
+def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) -> Outcome:
+    """`convert(item, source)`, where an item that cannot be converted is a problem."""
+    try:
+        return convert(item, source)
+    except (ItemError, ImageError, SegmentationError) as error:
+        return Outcome(None, (str(error),))
 
 
 class ImageFile(NamedTuple):

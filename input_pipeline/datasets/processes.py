@@ -4,11 +4,17 @@ import collections
 import concurrent.futures
 import itertools
 import multiprocessing
+import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+def cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(

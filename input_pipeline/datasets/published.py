@@ -9,13 +9,11 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.building import BuildError, RecordBuilder
-from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, Plan, SourceError
+from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, converted
 from input_pipeline.datasets.counts import compare
 from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import features
-from input_pipeline.segmentation import SegmentationError
 from refseg_jax.naming import unknown
-from refseg_jax.preprocess import ImageError
 
 #: What the build found, kept beside the records.
 REPORT = "build_report.txt"
@@ -112,7 +110,7 @@ class _Builder(RecordBuilder, skip_registration=True):
         )
 
     def _maker(self) -> Callable[[Any], Outcome]:
-        return functools.partial(_convert, self._conversion.convert, self.source)
+        return functools.partial(converted, self._conversion.convert, self.source)
 
     def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
         problems = dict.fromkeys(plan.problems)
@@ -146,10 +144,3 @@ class _Builder(RecordBuilder, skip_registration=True):
 
 def _config(conversion: Conversion) -> tfds.core.BuilderConfig:
     return tfds.core.BuilderConfig(name=conversion.config, description=conversion.description)
-
-
-def _convert(convert: Callable[[Any, str], Outcome], source: str, item: Any) -> Outcome:
-    try:
-        return convert(item, source)
-    except (ItemError, ImageError, SegmentationError) as error:
-        return Outcome(None, (str(error),))

@@ -1,0 +1,187 @@
+"""What can be wrong with a dataset: record by record, and between its splits.
+
+A *fault* makes scores wrong or stops a run; a *remark* is something that a careful person wants to
+know, and that published datasets have too.
+"""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from pycocotools import mask as coco_mask
+
+from input_pipeline.schema import Record
+from input_pipeline.segmentation import SegmentationError
+from refseg_jax.preprocess import ImageError, decode_image
+
+#: A target of fewer pixels is remarked upon.
+TINY = 16
+
+#: A part of which less lies in its object is remarked upon.
+_INSIDE = 0.5
+
+#: Every check, in the order of the table. Those of conversions (problems and notes) come after them.
+CHECKS: Mapping[str, Literal["fault", "remark"]] = {
+    "damaged record": "fault",
+    "damaged image": "fault",
+    "image of another size than its record": "fault",
+    "damaged mask": "fault",
+    "empty mask": "fault",
+    "expression without a word": "fault",
+    "expression that means nothing, but is not 'none'": "fault",
+    "expression 'none' that means something": "fault",
+    "expression id that occurs twice": "fault",
+    "image of a training split that is also in an evaluation split": "fault",
+    "same picture under two image ids, in training and evaluation": "fault",
+    "image that occurs twice in a split": "remark",
+    "expression said twice of the same thing": "remark",
+    "expression said of different things in one image": "remark",
+    f"target of fewer than {TINY} pixels": "remark",
+    "part that lies outside of its object": "remark",
+}
+#: Of a raw folder: an item that cannot be built. What its conversion notes is a remark.
+CANNOT_BE_BUILT = "cannot be built"
+
+
+class Finding(NamedTuple):
+    """Something that was found.
+
+    Attributes:
+        check: one of `CHECKS`, `CANNOT_BE_BUILT`, or a note of a conversion.
+        split: where.
+        text: one line: whose it is, and what it is.
+        targets: indices of the record's targets that a picture should show.
+    """
+
+    check: str
+    split: str
+    text: str
+    targets: tuple[int, ...] = ()
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it has to be cured."""
+        return CHECKS.get(self.check, "remark") == "fault" or self.check == CANNOT_BE_BUILT
+
+
+def record_findings(record: Record, split: str) -> list[Finding]:
+    """What is wrong with one record."""
+    found = [*_image_findings(record), *_mask_findings(record), *_text_findings(record)]
+    name = f"{record.file_name} (image {record.image_id})"
+    return [Finding(check, split, f"{name}: {text}", targets) for check, text, targets in found]
+
+
+_Found = tuple[str, str, tuple[int, ...]]
+
+
+def _image_findings(record: Record) -> Iterator[_Found]:
+    try:
+        height, width, _ = decode_image(record.image, name=record.file_name).shape
+    except ImageError as error:
+        yield "damaged image", str(error), ()
+        return
+    if (height, width) != (record.height, record.width):
+        stated = f"{record.width} x {record.height}"
+        text = f"is {width} x {height}, its record says {stated}"
+        yield "image of another size than its record", text, ()
+
+
+def _mask_findings(record: Record) -> Iterator[_Found]:
+    masks: dict[int, Any] = {}
+    for number, target in enumerate(record.targets):
+        words = f"target {number} ({target.category or 'without a category'})"
+        try:
+            masks[number] = record.rle(number)
+        except SegmentationError as error:
+            yield "damaged mask", f"{words}: {error}", ()
+            continue
+        area = int(coco_mask.area(masks[number]))
+        if not area:
+            yield "empty mask", words, ()
+        elif area < TINY:
+            check = f"target of fewer than {TINY} pixels"
+            yield check, f"{words} has {area}", (number,)
+    for number, target in enumerate(record.targets):
+        if number not in masks or target.parent not in masks:
+            continue
+        area = int(coco_mask.area(masks[number]))
+        shared: Any = coco_mask.merge([masks[number], masks[target.parent]], intersect=True)
+        inside = int(coco_mask.area(shared)) / area if area else 1.0
+        if inside < _INSIDE:
+            text = f"{target.category} (target {number}): {inside:.0%} of it in its object"
+            yield "part that lies outside of its object", text, (number, target.parent)
+
+
+def _text_findings(record: Record) -> Iterator[_Found]:
+    said: dict[str, list[tuple[int, ...]]] = collections.defaultdict(list)
+    for expression in record.expressions:
+        words, targets = " ".join(expression.text.lower().split()), expression.targets
+        shown = f"{expression.text!r} ({expression.id})"
+        if not words:
+            yield "expression without a word", expression.id, targets
+        if targets and expression.granularity == "none":
+            yield "expression 'none' that means something", shown, targets
+        if not targets and expression.granularity not in ("none", "group"):
+            yield "expression that means nothing, but is not 'none'", shown, ()
+        if targets in said[words]:
+            yield "expression said twice of the same thing", shown, targets
+        elif said[words]:
+            both = tuple(sorted({*targets, *said[words][-1]}))
+            yield "expression said of different things in one image", shown, both
+        said[words].append(targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """By what a record is known in other splits.
+
+    Attributes:
+        image_id: its own.
+        digest: of the bytes of its image.
+        expression_ids: of its expressions.
+    """
+
+    image_id: str
+    digest: bytes
+    expression_ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: Record) -> "Identity":
+        """The identity of a record."""
+        digest = hashlib.blake2b(record.image, digest_size=16).digest()
+        return cls(record.image_id, digest, tuple(e.id for e in record.expressions))
+
+
+def split_findings(splits: Mapping[str, Iterable[Identity]]) -> list[Finding]:
+    """What is wrong between records: ids that occur twice, images in training and evaluation."""
+    found: list[Finding] = []
+    expressions: set[str] = set()
+    trained: dict[str, str] = {}
+    pictures: dict[bytes, tuple[str, str]] = {}
+    # Training splits first, so that an evaluation split is what a finding names.
+    for split in sorted(splits, key=lambda s: not s.startswith("train")):
+        seen: set[str] = set()
+        training = split.startswith("train")
+        for identity in splits[split]:
+            image = f"image {identity.image_id}"
+            if identity.image_id in seen:
+                found.append(Finding("image that occurs twice in a split", split, image))
+            seen.add(identity.image_id)
+            for expression in identity.expression_ids:
+                if expression in expressions:
+                    text = f"{image}: {expression!r}"
+                    found.append(Finding("expression id that occurs twice", split, text))
+                expressions.add(expression)
+            if training:
+                trained[identity.image_id] = split
+                pictures[identity.digest] = (split, identity.image_id)
+            elif identity.image_id in trained:
+                check = "image of a training split that is also in an evaluation split"
+                found.append(Finding(check, split, f"{image} is in {trained[identity.image_id]}"))
+            elif identity.digest in pictures:
+                check = "same picture under two image ids, in training and evaluation"
+                where, other = pictures[identity.digest]
+                found.append(Finding(check, split, f"{image} is image {other} of {where}"))
+    return found

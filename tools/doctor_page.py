@@ -1,0 +1,116 @@
+"""The page that `tools.doctor` writes: a table of what was found, and pictures of it."""
+
+import base64
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from input_pipeline.checks import Finding
+from input_pipeline.schema import Record
+from input_pipeline.segmentation import SegmentationError
+from refseg_jax.pictures import overlay
+from refseg_jax.preprocess import ImageError, decode_image
+
+#: Longer side of a picture.
+_SIDE = 320
+_COLOURS = ((235, 80, 40), (40, 110, 235), (40, 170, 90), (200, 60, 200))
+
+_STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; color: #222 }
+table { border-collapse: collapse } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd }
+th { text-align: left } td.number { text-align: right } .fault { color: #b3261e }
+figure { display: inline-block; margin: .5em; width: 320px; vertical-align: top }
+figure img { max-width: 320px } figcaption { font-size: 12px; overflow-wrap: anywhere }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A finding, with a JPEG of its image where one can be shown."""
+
+    finding: Finding
+    picture: bytes | None
+
+
+def picture(record: Record, finding: Finding) -> bytes | None:
+    """The record's image with the finding's targets drawn, as a JPEG; `None` where it is damaged."""
+    try:
+        image = decode_image(record.image, name=record.file_name)
+    except ImageError:
+        return None
+    for place, target in enumerate(finding.targets):
+        try:
+            mask = record.mask([target]).astype(bool)
+        except SegmentationError:
+            continue
+        if mask.shape == image.shape[:2]:
+            image = overlay(image, mask, _COLOURS[place % len(_COLOURS)])
+    scale = min(1.0, _SIDE / max(image.shape[:2]))
+    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    done, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(small[:, :, ::-1]))
+    assert done
+    return jpeg.tobytes()
+
+
+def write_page(
+    path: Path,
+    title: str,
+    counts: Sequence[str],
+    found: Mapping[str, int],
+    examples: Mapping[str, Sequence[Example]],
+) -> None:
+    """Writes the page; it is whole or not there.
+
+    Args:
+        path: of the file.
+        title: what was examined.
+        counts: lines about what it holds.
+        found: how often each check found something.
+        examples: some findings of each check.
+    """
+    rows = "\n".join(
+        _row(check, number, examples[check][0].finding) for check, number in found.items()
+    )
+    sections = "\n".join(_section(check, found[check], shown) for check, shown in examples.items())
+    text = (
+        f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"<pre>{html.escape(chr(10).join(counts))}</pre>"
+        f"<table><tr><th>found</th><th>how often</th><th></th></tr>{rows}</table>"
+        f"{sections or '<p>Nothing was found.</p>'}\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    # Texts of a dataset may hold half characters, which no file can.
+    partial.write_bytes(text.encode("utf-8", "replace"))
+    partial.replace(path)
+
+
+def _row(check: str, number: int, finding: Finding) -> str:
+    kind = "fault" if finding.is_fault else "remark"
+    return (
+        f"<tr><td class='{kind}'>{html.escape(check)}</td>"
+        f"<td class='number'>{number:,}</td><td>{kind}</td></tr>"
+    )
+
+
+def _section(check: str, number: int, shown: Sequence[Example]) -> str:
+    figures = "".join(
+        f"<figure>{_image(example.picture)}<figcaption>{html.escape(example.finding.split)}: "
+        f"{html.escape(example.finding.text)}</figcaption></figure>"
+        for example in shown
+    )
+    more = f" ({len(shown)} of {number:,})" if len(shown) < number else ""
+    return f"<h2>{html.escape(check)}{more}</h2>{figures}"
+
+
+def _image(jpeg: bytes | None) -> str:
+    if jpeg is None:
+        return ""
+    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'>"
