@@ -24,12 +24,12 @@ from ml_collections import config_flags
 from input_pipeline import oracle, pipeline
 from input_pipeline.sources import DatasetError, RecordSource
 from refseg_jax import checkpoint_folder, pictures, report, sharding
-from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpoint_params import OtherParametersError
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
 from refseg_jax.exports.source import load_start
-from refseg_jax.models import build_model
+from refseg_jax.models import build_model, difference
 from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig
@@ -127,15 +127,10 @@ class Experiment:
         """
         self.check_evaluations()
         own = checkpoint_folder.steps(self.workdir / "checkpoints")
-        # Weights of another run are where this one begins.
-        source, step = self.config.init.checkpoint, 0
+        source = self.config.init.checkpoint
         if own or not source:
             source = self.workdir
-            params, stored = load_params(source, expected=self._abstract_params())
-            # Early runs did not note their step.
-            step = stored.get("progress", {}).get("step", max(own))
-        else:
-            params = load_start(source, self._abstract_params())
+        params, step = self._load(source)
         logging.info("scoring the checkpoint of step %d in %s", step, source)
         self.report(params, step, summary=report.read_summary(self._summary), known={})
 
@@ -279,8 +274,16 @@ class Experiment:
             logging.info("%d parameters are CLIP's, from %s", len(towers), init.clip)
             return trainer.create_from(towers)
         if init.checkpoint:
-            return trainer.create_from(load_start(init.checkpoint, self._abstract_params()))
+            return trainer.create_from(self._load(init.checkpoint)[0])
         return trainer.create()
+
+    def _load(self, source: str | Path) -> tuple[Params, int]:
+        """Parameters of a run, checkpoint or export, and the updates that they have seen."""
+        try:
+            return load_start(source, self._abstract_params())
+        except OtherParametersError as error:
+            why = difference(error.model, self.config.model.to_dict())
+            raise UserError(f"{error}: {why}" if why else str(error)) from None
 
     def _abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         return sharding.abstract_params(self.forward.shapes, self.mesh)

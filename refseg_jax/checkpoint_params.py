@@ -19,6 +19,18 @@ from refseg_jax.resize import resize_position_embedding
 _POSITIONS = "vision.position_embedding"
 
 
+class OtherParametersError(UserError):
+    """The model has other parameters.
+
+    Attributes:
+        model: the config of the model that the parameters are of.
+    """
+
+    def __init__(self, message: str, model: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.model = model
+
+
 def load_params(
     path: str | Path,
     *,
@@ -40,7 +52,8 @@ def load_params(
         Parameters as {dotted path: array}, and the config.
 
     Raises:
-        UserError: there is no usable checkpoint, or the model has other parameters.
+        UserError: there is no usable checkpoint.
+        OtherParametersError: the model has other parameters.
     """
     params, record = load_recorded(path, step=step, expected=expected)
     return params, record.config
@@ -78,14 +91,23 @@ def load_recorded(
 
 
 def lay_out(
-    params: Mapping[str, np.ndarray], expected: Mapping[str, jax.ShapeDtypeStruct], source: Path
+    params: Mapping[str, np.ndarray],
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+    source: Path,
+    model: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
     """Parameters from elsewhere, checked and laid out as `load_params` does with a checkpoint's.
 
+    Args:
+        params, expected: as of `load_params`.
+        source: to name in an error.
+        model: the config of the model that the parameters are of.
+
     Raises:
-        UserError: the model has other parameters; `source` is named.
+        OtherParametersError: the model that is to take them has others.
     """
-    resized = _to_resize(source, {path: leaf.shape for path, leaf in params.items()}, expected)
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    resized = _to_resize(source, shapes, expected, model)
     return {
         path: _resized_positions(params[path], leaf)
         if path in resized
@@ -102,7 +124,8 @@ def _restore_params(
     prefix = "ema/" if averaged else "params/"
     names = {n.removeprefix(prefix): n for n in record.arrays if n.startswith(prefix)}
     stored = {path: record.arrays[name][1] for path, name in names.items()}
-    resized = set() if expected is None else _to_resize(folder, stored, expected)
+    model = record.config.get("model", {})
+    resized = set() if expected is None else _to_resize(folder, stored, expected, model)
     layouts = {
         name: expected[path].sharding if expected and path not in resized else None
         for path, name in names.items()
@@ -119,19 +142,23 @@ def _to_resize(
     folder: Path,
     stored: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, jax.ShapeDtypeStruct],
+    model: Mapping[str, Any],
 ) -> set[str]:
     """Position embeddings of another image size; any other difference is an error."""
     if stored.keys() != expected.keys():
         odd = sorted(expected.keys() ^ stored.keys())[0]
         where = "the model, not the checkpoint" if odd in expected else "the checkpoint only"
-        raise UserError(f"{folder}: parameter {odd!r} is in {where}; use the config stored in it")
+        raise OtherParametersError(
+            f"{folder}: parameter {odd!r} is in {where}; use the config stored in it", model
+        )
     other = {path for path in stored if tuple(stored[path]) != expected[path].shape}
     for path in sorted(other):
         same_width = stored[path][-1:] == expected[path].shape[-1:]
         if not (path.endswith(_POSITIONS) and same_width):
-            raise UserError(
+            raise OtherParametersError(
                 f"{folder}: parameter {path!r} is {tuple(stored[path])} there, the model's is "
-                f"{expected[path].shape}; use the config stored in it"
+                f"{expected[path].shape}; use the config stored in it",
+                model,
             )
     return other
 

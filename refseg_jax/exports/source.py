@@ -10,7 +10,7 @@ import numpy as np
 
 from refseg_jax import report
 from refseg_jax.checkpoint_folder import RunRecord, locate
-from refseg_jax.checkpoint_params import lay_out, load_params, load_recorded
+from refseg_jax.checkpoint_params import lay_out, load_recorded
 from refseg_jax.engines import another_version, check_params, forward_of
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
@@ -90,20 +90,26 @@ def read_source(path: Path, step: Step = "latest") -> Source:
 
 def load_start(
     path: str | Path, expected: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-    """The parameters of a run, a checkpoint or an exported folder, for another run to begin with.
+) -> tuple[dict[str, jax.Array], int]:
+    """What another run begins with: a run, a checkpoint or an exported folder.
 
     Args:
         path: as of `read_source`.
         expected: as of `refseg_jax.checkpoint_params.load_params`.
 
+    Returns:
+        The parameters, and the updates that they have seen.
+
     Raises:
-        UserError: there are none that can be used, or the model has others.
+        UserError: there are none that can be used.
+        OtherParametersError: the model has others.
     """
     path = Path(path)
     if not folder.is_export(path):
-        return load_params(path, expected=expected)[0]
-    return lay_out(_read_weights(path)[1], expected, path)
+        params, record = load_recorded(path, expected=expected)
+        return params, record.step
+    config, stored = _read_weights(path)
+    return lay_out(stored, expected, path, config.model), config.step
 
 
 def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray]]:

@@ -1,20 +1,27 @@
 """One file per system, and the table that finds them by name."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
 
 from refseg_jax import naming
 from refseg_jax.models.unires import UniRES
-from refseg_jax.models.unires_config import UniRESConfig, unires_config
+from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
 
 #: Model class and reader of its config, by the name that configs use.
 MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
     "unires": (UniRES, unires_config),
 }
 
-__all__ = ["MODELS", "UniRES", "UniRESConfig", "build_model", "model_config"]
+#: Fields that a person overrides of a preset, and reads of in an error.
+_FEW = 5
+
+#: The names of each model's sizes.
+_PRESETS: Mapping[str, Iterable[str]] = {"unires": PRESETS}
+
+__all__ = ["MODELS", "UniRES", "UniRESConfig", "build_model", "difference", "model_config"]
 
 
 def model_config(config: Mapping[str, Any]) -> Any:
@@ -31,6 +38,45 @@ def model_config(config: Mapping[str, Any]) -> Any:
     if name not in MODELS:
         raise ValueError(naming.unknown("model", str(name), MODELS))
     return MODELS[name][1](fields)
+
+
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In what the model of a checkpoint is another than that of a run, in words.
+
+    Args:
+        theirs, ours: configs as of `model_config`.
+
+    Returns:
+        Their presets; where these are the same, or no preset's, the first fields that are not;
+        `""` where this code does not know the checkpoint's model.
+    """
+    if theirs.get("name") != ours["name"]:
+        return f"its model is {theirs.get('name')!r}, this run's {ours['name']!r}"
+    try:
+        presets = [_preset(config) for config in (theirs, ours)]
+        other = _other_fields(theirs, ours)
+    except (TypeError, ValueError):
+        return ""
+    if all(presets) and presets[0] != presets[1]:
+        return f"its model is of preset {presets[0]!r}, this run's of {presets[1]!r}"
+    told = [f"config.model.{name} is {a!r} there, {b!r} here" for name, (a, b) in other.items()]
+    return ", ".join(told[:_FEW])
+
+
+def _preset(config: Mapping[str, Any]) -> str:
+    """The preset of which only a few fields are overridden, else `""`."""
+    others = {
+        preset: len(_other_fields(config, {"name": config["name"], "preset": preset}))
+        for preset in _PRESETS[config["name"]]
+    }
+    nearest = min(others, key=others.__getitem__)
+    return nearest if others[nearest] <= _FEW else ""
+
+
+def _other_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of each field in which two models of one name differ."""
+    a, b = (dataclasses.asdict(model_config(config)) for config in (one, other))
+    return {name: (value, b[name]) for name, value in a.items() if value != b[name]}
 
 
 def build_model(config: Mapping[str, Any], *, rngs: nnx.Rngs) -> nnx.Module:

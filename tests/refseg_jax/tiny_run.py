@@ -133,10 +133,11 @@ def save_unires(
     params: dict[str, jax.Array],
     threshold: float = 0.35,
     config: dict[str, Any] | None = None,
+    step: int = 1,
 ) -> None:
     """A checkpoint of a UniRES that was never trained; another `config` makes it a damaged one."""
     config = unires_run_config(threshold) if config is None else config
     saver = Checkpointer(workdir / "checkpoints", keep_latest=1)
-    state = {"step": jnp.int32(1), "params": params}
-    saver.save(1, state, data_state={}, config=config, metrics=None)
+    state = {"step": jnp.int32(step), "params": params}
+    saver.save(step, state, data_state={}, config=config, metrics=None)
     saver.close()

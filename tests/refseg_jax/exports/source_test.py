@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refseg_jax import sharding
-from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpoint_params import OtherParametersError, load_params
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.models import build_model
@@ -34,8 +34,9 @@ def expected(**changes: object) -> dict[str, jax.ShapeDtypeStruct]:
 @pytest.mark.parametrize("changes", [{}, {"image_size": 48}])
 def test_a_run_begins_alike_with_the_checkpoint_and_with_its_export(folder, changes):
     wanted = expected(**changes)
-    ours = load_start(folder / "run", wanted)
-    theirs = load_start(folder / "safetensors", wanted)
+    ours, step = load_start(folder / "run", wanted)
+    theirs, same_step = load_start(folder / "safetensors", wanted)
+    assert step == same_step == 1
     assert ours.keys() == theirs.keys() == wanted.keys()
     for path, leaf in wanted.items():
         assert theirs[path].sharding == leaf.sharding
@@ -43,9 +44,11 @@ def test_a_run_begins_alike_with_the_checkpoint_and_with_its_export(folder, chan
 
 
 def test_what_does_not_fit_is_named(folder, tmp_path):
-    with pytest.raises(UserError) as error:
-        load_start(folder / "safetensors", expected(low_tokens=0))
-    one_line(error, "safetensors", "is in the checkpoint only")
+    for name in ("safetensors", "run"):
+        with pytest.raises(OtherParametersError) as error:
+            load_start(folder / name, expected(low_tokens=0))
+        one_line(error, name, "is in the checkpoint only")
+        assert error.value.model["low_tokens"] == UNIRES["low_tokens"]
     flipped = damaged(
         folder / "safetensors",
         tmp_path / "bad",
@@ -59,7 +62,7 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
 
 def test_a_checkpoint_is_read_as_before(folder):
     stored, _ = load_params(folder / "run")
-    for path, value in load_start(folder / "run", expected()).items():
+    for path, value in load_start(folder / "run", expected())[0].items():
         np.testing.assert_array_equal(value, stored[path])
 
 

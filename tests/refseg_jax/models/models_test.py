@@ -6,9 +6,10 @@ import jax
 import pytest
 from flax import nnx
 
-from refseg_jax.models import build_model, model_config
+from refseg_jax.models import build_model, difference, model_config
 from refseg_jax.models.unires_config import PRESETS
 from refseg_jax.train_state import Forward
+from tests.refseg_jax.models.micro import FIELDS
 
 #: Parameters of CLIP's own vision tower (with projection) at its native number of positions.
 CLIP_VISION = {"B/32": 87_849_216, "B/16": 86_192_640, "L/14": 303_966_208}
@@ -114,3 +115,21 @@ def test_a_projector_that_cannot_reach_its_stride_names_the_cure():
     config = {"name": "unires", "preset": "L/14", "head": "projector"}
     with pytest.raises(ValueError, match="another mask_stride or head 'pixel_shuffle'"):
         nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        ({"preset": "tiny", "dropout": 0.2}, "is of preset 'tiny', this run's of 'B/16'"),
+        ({"high_tokens": 0, "remat": True}, "config.model.high_tokens is 0 there, 8 here, config"),
+        ({**FIELDS, "vision_width": 64}, "config.model.image_size is 32 there, 416 here"),
+        ({"name": "unirse"}, "its model is 'unirse', this run's 'unires'"),
+        # Written by another version of the code: nothing can be said.
+        ({"depth": 3}, None),
+        ({"vision_width": "wide"}, None),
+        ({}, None),
+    ],
+)
+def test_what_two_models_differ_in_is_told_in_words(theirs, told):
+    words = difference({"name": "unires", **theirs}, {"name": "unires", "preset": "B/16"})
+    assert words == "" if told is None else told in words

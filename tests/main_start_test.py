@@ -1,0 +1,60 @@
+"""Experiments that begin with what another run has left, without a dataset."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import scenes_unires
+from main import Experiment
+from refseg_jax.errors import UserError
+from refseg_jax.models import model_config
+from tests.refseg_jax.exports.folders import one_line, tiny_params
+from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that was stopped at step 7."""
+    workdir = tmp_path_factory.mktemp("other")
+    save_unires(workdir, tiny_params(), step=7)
+    return workdir
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Iterator[Callable[..., Experiment]]:
+    """Makes one that evaluates nothing; arguments are fields of its model."""
+    made: list[Experiment] = []
+
+    def make(checkpoint: Path, **model: Any) -> Experiment:
+        config: Any = scenes_unires.get_config()
+        config.model.update(model)
+        config.data.context_length = 10
+        config.init.checkpoint = str(checkpoint)
+        config.eval.oracle = ""
+        for entry in config.evals.values():
+            entry.when = "never"
+        made.append(Experiment(config, tmp_path))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.writer.close()
+
+
+def test_another_runs_checkpoint_is_scored_as_of_its_own_step(experiment, other, tmp_path) -> None:
+    experiment(other, **dataclasses.asdict(model_config(UNIRES))).evaluate()
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"step": 7}
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_checkpoint_of_another_preset_names_both(experiment, tmp_path, own: bool) -> None:
+    config = {**unires_run_config(), "model": {"name": "unires", "preset": "L/14"}}
+    workdir = tmp_path if own else tmp_path / "other"
+    save_unires(workdir, tiny_params(), config=config)
+    with pytest.raises(UserError) as error:
+        experiment(Path("/nowhere") if own else workdir).evaluate()
+    one_line(error, str(workdir), "its model is of preset 'L/14', this run's of 'tiny'")
