@@ -8,11 +8,15 @@ from refseg_jax.errors import UserError
 from refseg_jax.protocols.base import Counts, Pair, Protocol, Reads, Regions, State
 from refseg_jax.protocols.categories import Part, Semseg
 from refseg_jax.protocols.expressions import Cris, Lavt, RefCOCOm
+from refseg_jax.protocols.grd import Grd
 from refseg_jax.protocols.gres import Gres, GresPaper
+from refseg_jax.protocols.rvos import Rvos
+from refseg_jax.protocols.sod import Sod
 
 #: Every protocol, by the name that configs and `tools.score` use.
 PROTOCOLS: Mapping[str, type[Protocol]] = {
-    protocol.name: protocol for protocol in (Cris, Lavt, Gres, GresPaper, RefCOCOm, Semseg, Part)
+    protocol.name: protocol
+    for protocol in (Cris, Lavt, Gres, GresPaper, RefCOCOm, Grd, Semseg, Part, Sod, Rvos)
 }
 
 __all__ = [

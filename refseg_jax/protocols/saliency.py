@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refseg_jax.protocols.base import exact, mean
+from refseg_jax.protocols.base import Counts, exact, mean
 
 #: Weight of recall against precision (Achanta et al., CVPR 2009).
 BETA_SQUARED = 0.3
@@ -138,10 +138,14 @@ def e_measure(prediction: np.ndarray, target: np.ndarray) -> float:
         ValueError: another type, different shapes, or no pixels.
     """
     _check(prediction, target, np.dtype(bool))
-    true = np.count_nonzero(prediction & target)
-    false = np.count_nonzero(prediction) - true
-    hits, wrong = np.array([true]), np.array([false])
-    return float(_e_measure(hits, wrong, int(np.count_nonzero(target)), target.size)[0])
+    both = (np.count_nonzero(mask) for mask in (prediction & target, prediction, target))
+    return e_measure_of_counts(Counts(*map(int, both)), target.size)
+
+
+def e_measure_of_counts(counts: Counts, pixels: int) -> float:
+    """`e_measure` of two masks that are known by their counts, on an image of `pixels`."""
+    hits = np.array([counts.intersection])
+    return float(_e_measure(hits, counts.prediction - hits, counts.target, pixels)[0])
 
 
 def saliency_sums(entry: SaliencyEntry) -> dict[str, int]:
