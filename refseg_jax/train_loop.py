@@ -4,6 +4,7 @@ The order within a step is fixed: evaluate, save, next(batch), step. The data it
 after the save, so a checkpoint's iterator state is exactly the next batch that has not been seen.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,8 +28,9 @@ from refseg_jax.writers import MetricWriter, ProgressLine
 #: With another value of these (or of any field of `model`) a checkpoint's parameters and its place
 #: in the data mean something else. The state of worker processes fits their number only.
 _FIXED = frozenset(
-    {"seed", "batch_size"}
-    | {f"data.{name}" for name in ("dataset", "split", "sampling", "pairs", "num_workers")}
+    {"seed", "batch_size", "mixture"}
+    | {f"data.{name}" for name in ("dataset", "split", "sampling", "granularities")}
+    | {f"data.{name}" for name in ("pairs", "images", "num_workers")}
 )
 
 
@@ -82,7 +84,8 @@ class LoopConfig:
     """How often things happen, in steps; 0 is never.
 
     Attributes:
-        log_every: between two lines of metrics.
+        log_every: between two lines of metrics. Batches of several names (a mixture's) have a
+            `<name>/loss` each, the newest since the line before.
         eval_every: between two evaluations; there is one after the last step in any case.
         save_every: between two checkpoints; likewise. A step that was evaluated is always saved,
             so that its scores can choose the best checkpoint.
@@ -181,11 +184,13 @@ class Run:
         total = self.trainer.steps
         clock = Clock(earlier_seconds)
         quarantine = Quarantine(self.config.max_bad_share)
-        pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        pending: deque[tuple[int, str, dict[str, jax.Array]]] = deque()
+        losses: dict[str, float] = {}
+        shapes: set[Any] = set()
 
         def settle(keep: int = 0) -> None:
             while len(pending) > keep:
-                self._report(*pending.popleft(), clock, quarantine)
+                self._report(*pending.popleft(), losses, clock, quarantine)
 
         while True:
             scores = None
@@ -205,9 +210,13 @@ class Run:
                 host = next(self.batches)
             quarantine.check(host)
             self._log_batch(step, host)
-            state, metrics = compiled(state, sharding.put_batch(host.batch, self.trainer.mesh))
+            shape = (host.batch.image.shape, host.batch.text.shape)
+            with contextlib.nullcontext() if shape in shapes else clock.paused():
+                # A step of a new shape is compiled.
+                state, metrics = compiled(state, sharding.put_batch(host.batch, self.trainer.mesh))
+            shapes.add(shape)
             step += 1
-            pending.append((step, metrics))
+            pending.append((step, host.name, metrics))
             if step == first + 1:
                 jax.block_until_ready(metrics)
                 clock.start_rates()
@@ -223,19 +232,29 @@ class Run:
         return Trained(state, speed, scores or {})
 
     def _report(
-        self, step: int, metrics: dict[str, jax.Array], clock: Clock, quarantine: Quarantine
+        self,
+        step: int,
+        name: str,
+        metrics: dict[str, jax.Array],
+        losses: dict[str, float],
+        clock: Clock,
+        quarantine: Quarantine,
     ) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # A gradient may be infinite where the loss is not; either spoils the parameters.
-        for name, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
-            if not math.isfinite(values[name]):
+        for key, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+            if not math.isfinite(values[key]):
                 raise TrainingError(
-                    f"{words} is {values[name]} at step {step}: lower config.optim.lr, or set "
+                    f"{words} is {values[key]} at step {step}: lower config.optim.lr, or set "
                     "config.optim.clip_norm; checkpoints up to the last save are sound"
                 )
         rates = clock.rates()
+        if name:
+            losses[f"{name}/loss"] = values["loss"]
         if self.config.log_every and step % self.config.log_every == 0:
-            self.writer.scalars(step, {**values, **rates, "quarantined": float(quarantine.bad)})
+            told = {**values, **losses, **rates, "quarantined": float(quarantine.bad)}
+            self.writer.scalars(step, told)
+            losses.clear()
         self.progress.update(step, loss=values["loss"], quarantined=quarantine.bad, **rates)
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
@@ -264,10 +283,12 @@ class Run:
         Only fields that both have are compared, so that code which has grown one still resumes.
         """
         folder = self.workdir / "checkpoints"
-        stored = _flat(_newest_config(folder))
-        ours = _flat(json.loads(json.dumps(self.resolved_config)))
+        newest = _newest_config(folder)
+        if not newest:
+            return
+        stored, ours = _fields(newest), _fields(json.loads(json.dumps(self.resolved_config)))
         for name in sorted(stored.keys() & ours.keys()):
-            fixed = name in _FIXED or name.startswith("model.")
+            fixed = name in _FIXED or name.startswith(("model.", "mixture."))
             if fixed and stored[name] != ours[name]:
                 raise UserError(
                     f"{folder}: trained with config.{name}={stored[name]!r}, now it is "
@@ -291,6 +312,11 @@ def _newest_config(folder: Path) -> dict[str, Any]:
             # That it is damaged is told when it is restored.
             continue
     return {}
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value, and the names of the mixture's members as `mixture`."""
+    return {**_flat(config), "mixture": sorted(config.get("mixture", {}))}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

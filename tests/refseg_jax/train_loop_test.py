@@ -1,11 +1,13 @@
 """The loop: damaged records, preemption, resuming, and the order of things."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
 import os
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline import pipeline
+from input_pipeline.mixtures import Member, Mixture, open_mixture
 from input_pipeline.schema import Record
 from refseg_jax.batch import HostBatch, RowMeta
 from refseg_jax.checkpoint_params import load_params
@@ -96,10 +98,12 @@ def _train(
     evaluations: tuple[Any, ...] = (),
     batch: int = BATCH,
     config: dict[str, Any] | None = None,
+    mixture: Mixture | None = None,
     **loop: Any,
 ) -> Trained:
     """What main.py does, with the smallest of everything."""
-    batches = pipeline.train_batches(data_config(data_dir, "train"), batch_size=batch, seed=1)
+    mixture = mixture or open_mixture([Member("", data_config(data_dir, "train"))])
+    batches = mixture.batches(batch_size=batch, seed=1)
     trainer = _trainer(steps)
     checkpointer = Checkpointer(workdir / "checkpoints", keep_latest=9, best_metric="val/mIoU")
     writer = FileWriter(workdir)
@@ -266,7 +270,8 @@ def test_seconds_of_a_resumed_run_include_those_of_the_earlier_call(
 def _config(**changes: Any) -> dict[str, Any]:
     data = {"dataset": "tiny", "num_workers": 0, "flip_probability": 0.0}
     model = {"name": "colour", "sizes": (1, 2), "head": {"width": 8}}
-    return {"seed": 1, "steps": 2, "data": data, "model": model, **changes}
+    mixture = {"a": {"weight": 2}, "b": {}}
+    return {"seed": 1, "steps": 2, "data": data, "model": model, "mixture": mixture, **changes}
 
 
 @pytest.mark.parametrize(
@@ -276,6 +281,12 @@ def _config(**changes: Any) -> dict[str, Any]:
         ({"data": {"dataset": "other"}}, r"config\.data\.dataset='tiny', now it is 'other'"),
         ({"data": {"num_workers": 2}}, r"config\.data\.num_workers=0, now it is 2"),
         ({"model": {"head": {"width": 9}}}, r"config\.model\.head\.width=8, now it is 9"),
+        ({"mixture": {"a": {"weight": 2}}}, r"config\.mixture=\['a', 'b'\], now it is \['a'\]"),
+        ({"mixture": {}}, r"config\.mixture=\['a', 'b'\], now it is \[\]"),
+        (
+            {"mixture": {"a": {"weight": 3}, "b": {}}},
+            r"config\.mixture\.a\.weight=2, now it is 3",
+        ),
     ],
 )
 def test_another_run_is_not_resumed(
@@ -299,6 +310,61 @@ def test_more_steps_and_new_fields_resume(sound: Path, trained: Path) -> None:
     model = {"name": "colour", "sizes": [1, 2], "head": {"width": 8, "grown": True}}
     config = _config(steps=3, data={"dataset": "tiny", "flip_probability": 0.5}, model=model)
     assert _train(trained, sound, 3, config=config).speed["steps"] == 1
+
+
+def _mixture(data_dir: Path) -> Mixture:
+    """Two members of one shape, and a third of another, at every fourth step."""
+    data = data_config(data_dir, "train")
+    wide = dataclasses.replace(data, pairs=2)
+    return open_mixture(
+        [Member("few", data), Member("many", data, weight=2.0), Member("wide", wide)]
+    )
+
+
+def test_a_mixture_compiles_once_a_shape_and_tells_the_loss_of_each_member(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    compile_step = Trainer.compile_step
+
+    def keep(self: Trainer) -> Any:
+        compiled.append(compile_step(self))
+        return compiled[-1]
+
+    monkeypatch.setattr(Trainer, "compile_step", keep)
+    mixture = _mixture(sound)
+    _train(tmp_path, sound, 8, mixture=mixture, log_batches=True)
+    assert compiled[0]._cache_size() == 2
+    names = [h.name for h in itertools.islice(mixture.batches(batch_size=BATCH, seed=1), 8)]
+    assert Counter(names) == {"many": 4, "few": 2, "wide": 2}
+    lines = _lines(tmp_path / "metrics.jsonl")
+    for name, line in zip(names, lines, strict=True):
+        assert {key for key in line if key.endswith("/loss")} == {f"{name}/loss"}
+        assert line[f"{name}/loss"] == line["loss"]
+    rows = [line["rows"] for line in _lines(tmp_path / "batches-0.jsonl")]
+    assert [{key.split("/")[0] for key, *_ in step} for step in rows] == [{n} for n in names]
+
+    # A line of several steps has the newest of each.
+    _train(tmp_path / "few", sound, 8, mixture=mixture, log_every=4)
+    for line in _lines(tmp_path / "few" / "metrics.jsonl"):
+        newest: dict[str, float] = {}
+        for one in lines[line["step"] - 4 : line["step"]]:
+            newest |= {key: value for key, value in one.items() if key.endswith("/loss")}
+        assert len(newest) == 3
+        assert newest.items() <= line.items()
+
+
+def test_a_mixture_that_is_stopped_goes_on_as_if_it_had_not_been(
+    sound: Path, tmp_path: Path
+) -> None:
+    expected = _train(tmp_path / "alone", sound, 6, mixture=_mixture(sound), log_batches=True)
+    workdir = tmp_path / "stopped"
+    stopped = _train(workdir, sound, 6, mixture=_mixture(sound), signal_at=3, log_batches=True)
+    assert stopped.speed["preempted"] and stopped.speed["steps"] < 6
+    found = _train(workdir, sound, 6, mixture=_mixture(sound), log_batches=True)
+    np.testing.assert_array_equal(found.state.params["liked"], expected.state.params["liked"])
+    name = "batches-0.jsonl"
+    assert (workdir / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_loss_falls(sound: Path, tmp_path: Path) -> None:
