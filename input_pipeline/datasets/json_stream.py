@@ -45,6 +45,22 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
         raise SourceError(f"{path}: damaged JSON ({reason}); download it again") from None
 
 
+def words(text: str) -> str:
+    """A text of a JSON file as it can be stored: stripped, halves of characters replaced.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r:.40} is no text")
+    return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def packed(value: Any) -> bytes:
+    """A value as small as it can be kept while a plan waits to be converted; `json.loads` reads it."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 class _JsonError(Exception):
     """What is wrong, and where."""
 

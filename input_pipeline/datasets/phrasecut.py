@@ -1,0 +1,274 @@
+"""PhraseCut: phrases made of Visual Genome's annotations, with regions drawn by people.
+
+    SOURCE/image_data_split3000.json               images: ids, sizes, splits
+    SOURCE/refer_{train,val,miniv,test}.json       phrases and polygons
+    SOURCE/images/<image_id>.jpg                   (or Visual Genome's VG_100K and VG_100K_2)
+
+A phrase means all instances that were drawn for it: each is a target, the mask is their union. The
+file of `val` lacks the 100 images of `miniv`, which has a file of its own. `skip.json` lists phrases
+that the annotators refused; they have no region and are not read. Images of Visual Genome that COCO
+has too go by their COCO id (`coco_id` of the image list), since RefCOCO's test images are among them.
+
+Source: README.md of github.com/ChenyunWu/PhraseCutDataset. Its table counts `miniv` within `val` (the
+totals, 77,262 and 345,486, are those of train, val and test), its files do not: the published counts
+below are the table's less `miniv`'s.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, read_image
+from input_pipeline.datasets.json_stream import elements, packed, words
+from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+
+SPLITS = ("train", "val", "miniv", "test")
+IMAGE_FOLDERS = ("images", "VG_100K", "VG_100K_2")
+#: The list of images, under the names that it was published with.
+IMAGE_LISTS = ("image_data_split3000.json", "image_data_split.json")
+
+#: Notes of a build.
+TINY = "polygons of fewer than three points, left out of masks"
+NO_REGION = "phrases without a region, left out"
+NO_WORD = "phrases without a word, left out"
+NO_INSTANCE = "instances without a region, left out of masks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+    """A phrase; `polygons` is the JSON of its instances' polygons of points."""
+
+    id: str
+    text: str
+    name: str
+    type: str
+    polygons: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class PhraseImage:
+    """An image and its phrases."""
+
+    vg_id: int
+    image_id: str
+    path: Path
+    height: int
+    width: int
+    phrases: tuple[Phrase, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    image_id: str
+    split: str
+    height: int
+    width: int
+
+
+def read_plan(source: Path) -> Plan:
+    """Reads the list of images and the phrases of every split that is there.
+
+    Raises:
+        SourceError: a file is missing, damaged or of another layout.
+    """
+    images = _listed(source)
+    there = _image_files(source)
+    problems: dict[str, None] = {}
+    notes: dict[str, int] = {}
+    splits: dict[str, tuple[PhraseImage, ...]] = {}
+    for split in SPLITS:
+        file = source / f"refer_{split}.json"
+        if file.is_file():
+            planned = _split(file, images, there, problems, notes)
+            splits[split] = tuple(planned)
+    if not splits:
+        raise SourceError(
+            f"{source}: no refer_train.json (nor of another split); --source_dir must be the folder "
+            "VGPhraseCut_v0 of PhraseCut's download"
+        )
+    held_out = {
+        split: tuple(listed.image_id for listed in images.values() if listed.split == split)
+        for split in SPLITS[1:]
+    }
+    return Plan(splits, tuple(problems), notes, held_out)
+
+
+def convert(item: PhraseImage, source: str) -> Outcome:
+    """An image and its phrases as a record.
+
+    Raises:
+        ItemError: the image is missing or not the listed one.
+        ImageError: it is damaged.
+    """
+    cure = "copy it from Visual Genome 1.2"
+    image = read_image(item.path, size=(item.height, item.width), cure=cure)
+    targets: dict[bytes, Target] = {}
+    expressions: list[Expression] = []
+    kept: list[Phrase] = []
+    problems: list[str] = []
+    notes: dict[str, int] = dict.fromkeys((TINY, NO_REGION, NO_INSTANCE), 0)
+    for phrase in item.phrases:
+        try:
+            found = _instances(phrase, item, notes)
+        except SegmentationError as error:
+            problems.append(f"{item.path}: phrase {phrase.id}: {error}; use PhraseCut's own file")
+            continue
+        if not found:
+            notes[NO_REGION] += 1
+            continue
+        for counts in found:
+            targets.setdefault(counts, Target(counts, phrase.name))
+        order = list(targets)
+        means = tuple(sorted({order.index(counts) for counts in found}))
+        granularity = "object" if len(means) == 1 else "multi"
+        expressions.append(Expression(phrase.id, phrase.text, means, granularity, len(kept)))
+        kept.append(phrase)
+    notes = {note: number for note, number in notes.items() if number}
+    if not expressions:
+        return Outcome(None, tuple(problems), notes)
+    record = Record(
+        image=image.data,
+        image_id=item.image_id,
+        file_name=item.path.name,
+        height=image.height,
+        width=image.width,
+        source=source,
+        targets=tuple(targets.values()),
+        expressions=tuple(expressions),
+        metadata=json.dumps({"vg_id": item.vg_id, "types": [phrase.type for phrase in kept]}),
+    )
+    return Outcome(record, tuple(problems), notes)
+
+
+def _instances(phrase: Phrase, item: PhraseImage, notes: dict[str, int]) -> list[bytes]:
+    """RLE counts of the instances that have a region."""
+    found = []
+    for instance in json.loads(phrase.polygons):
+        polygons = [_flat(polygon) for polygon in instance]
+        whole = [polygon for polygon in polygons if len(polygon) >= 6]
+        notes[TINY] += len(polygons) - len(whole)
+        try:
+            if whole:
+                found.append(encode_segmentation(whole, item.height, item.width).counts)
+                continue
+        except EmptyRegion:
+            pass
+        notes[NO_INSTANCE] += 1
+    return found
+
+
+def _flat(polygon: Sequence[Any]) -> list[Any]:
+    if not all(isinstance(point, list) and len(point) == 2 for point in polygon):
+        raise SegmentationError("a polygon is no list of points [x, y]")
+    return list(itertools.chain.from_iterable(polygon))
+
+
+def _listed(source: Path) -> dict[int, _Listed]:
+    file = next(
+        (source / n for n in IMAGE_LISTS if (source / n).is_file()), source / IMAGE_LISTS[0]
+    )
+    images = {}
+    for _, entry in elements(file):
+        try:
+            coco_id, vg_id = entry["coco_id"], int(entry["image_id"])
+            name = f"vg/{vg_id}" if coco_id is None else str(int(coco_id))
+            size = (int(entry["height"]), int(entry["width"]))
+            images[vg_id] = _Listed(name, str(entry["split"]), *size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _other_layout(file, len(images), error) from None
+    return images
+
+
+def _image_files(source: Path) -> Mapping[str, Path]:
+    files = {}
+    for folder in (source / name for name in IMAGE_FOLDERS):
+        if folder.is_dir():
+            files |= {entry.name: Path(entry.path) for entry in os.scandir(folder)}
+    if not files:
+        raise SourceError(
+            f"{source}: no folder of images; put (or link) PhraseCut's at {source / 'images'}, or "
+            f"Visual Genome's at {source / IMAGE_FOLDERS[1]} and {source / IMAGE_FOLDERS[2]}"
+        )
+    return files
+
+
+def _split(
+    file: Path,
+    images: Mapping[int, _Listed],
+    there: Mapping[str, Path],
+    problems: dict[str, None],
+    notes: dict[str, int],
+) -> Iterator[PhraseImage]:
+    of_image: dict[int, list[Phrase]] = {}
+    for number, (_, task) in enumerate(elements(file)):
+        try:
+            phrase = _phrase(task)
+            vg_id = int(task["image_id"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _other_layout(file, number, error) from None
+        if phrase.text:
+            of_image.setdefault(vg_id, []).append(phrase)
+        else:
+            notes[NO_WORD] = notes.get(NO_WORD, 0) + 1
+    for vg_id, phrases in of_image.items():
+        name = f"{vg_id}.jpg"
+        if vg_id not in images:
+            problems[f"{file}: image {vg_id} is not in {IMAGE_LISTS[0]}; download both again"] = (
+                None
+            )
+        elif name not in there:
+            missing = file.parent / IMAGE_FOLDERS[0] / name
+            problems[f"{missing}: not there; copy it from Visual Genome 1.2"] = None
+        else:
+            listed = images[vg_id]
+            yield PhraseImage(
+                vg_id, listed.image_id, there[name], listed.height, listed.width, tuple(phrases)
+            )
+
+
+def _phrase(task: Any) -> Phrase:
+    structure = task["phrase_structure"] or {}
+    if not all(isinstance(instance, list) for instance in task["Polygons"]):
+        raise TypeError("Polygons is no list of lists")
+    return Phrase(
+        id=str(task["task_id"]),
+        text=words(task["phrase"]),
+        name=words(structure.get("name") or ""),
+        type=str(structure.get("type") or ""),
+        polygons=packed(task["Polygons"]),
+    )
+
+
+def _other_layout(file: Path, number: int, error: Exception) -> SourceError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return SourceError(f"{file}: entry {number} is not PhraseCut's ({reason}); download it again")
+
+
+CONVERSIONS = (
+    Conversion(
+        name="phrasecut",
+        description="PhraseCut: phrases of names, attributes and relations in Visual Genome images.",
+        homepage="https://github.com/ChenyunWu/PhraseCutDataset",
+        licence=(
+            "no licence is stated for the phrases; Visual Genome, which they are made of: CC BY 4.0; "
+            "images: Flickr licences, per image"
+        ),
+        layout=(
+            "image_data_split3000.json, refer_train.json, refer_val.json, refer_miniv.json, "
+            "refer_test.json and images/<image_id>.jpg"
+        ),
+        read_plan=read_plan,
+        convert=convert,
+        published={
+            "train": {"images": 71_746, "expressions": 310_816},
+            "val": {"images": 2_971 - 100, "expressions": 20_316 - 821},
+            "miniv": {"images": 100, "expressions": 821},
+            "test": {"images": 2_545, "expressions": 14_354},
+        },
+    ),
+)
