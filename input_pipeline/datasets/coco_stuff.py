@@ -1,0 +1,125 @@
+"""COCO-Stuff 164k: every pixel of COCO train2017 and val2017 as one of 171 things and stuffs.
+
+    SOURCE/images/{train2017,val2017}/<12 digits>.jpg
+    SOURCE/annotations/{train2017,val2017}/<12 digits>.png    of stuffthingmaps_trainval2017.zip
+
+A map's value is COCO's category id less one, 255 is void. Ids 1..91 are things, of which 11 (`street
+sign`, `hat` ...) were named and never drawn; 92..182 are stuff. Names are those of `labels.txt` of
+github.com/nightrome/cocostuff; without the 11, they are in order the 171 of mmsegmentation's
+`COCOStuffDataset`. They stay as they are, `wall-brick` and `sky-other` too, because "all wall" would
+also mean bricks.
+
+Images are those of COCO: train2017 holds RefCOCO's val and test images. 118,287 and 5,000 images are
+COCO's own figures. Maps of another numbering that training codes keep beside these
+(`*_labelTrainIds.png`) are not read.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+from input_pipeline.datasets.conversion import Conversion, Plan
+from input_pipeline.datasets.label_maps import (
+    Classes,
+    MapItem,
+    convert_categories,
+    first_folders,
+    held_out,
+    list_files,
+)
+
+_THINGS = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, "
+    "street sign, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, "
+    "zebra, giraffe, hat, backpack, umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, "
+    "snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, "
+    "bottle, plate, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, mirror, "
+    "dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard, cell phone, "
+    "microwave, oven, toaster, sink, refrigerator, blender, book, clock, vase, scissors, teddy bear, "
+    "hair drier, toothbrush, hair brush"
+)
+
+_STUFF = (
+    "banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, "
+    "ceiling-other, ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, "
+    "door-stuff, fence, floor-marble, floor-other, floor-stone, floor-tile, floor-wood, flower, fog, "
+    "food-other, fruit, furniture-other, grass, gravel, ground-other, hill, house, leaves, light, mat, "
+    "metal, mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow, plant-other, "
+    "plastic, platform, playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, "
+    "sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-other, "
+    "table, tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, "
+    "wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood"
+)
+
+#: Names of the categories 1..91, and of 92..182.
+THINGS, STUFF = tuple(_THINGS.split(", ")), tuple(_STUFF.split(", "))
+
+#: Named, and in no map.
+NEVER_DRAWN = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+
+CLASSES = Classes(
+    names=(*THINGS, *STUFF), void=255, first=0, stuff=frozenset(range(len(THINGS), 182))
+)
+
+LAYOUT = (
+    "images/train2017/*.jpg and annotations/train2017/*.png (unpacked from COCO's train2017.zip and "
+    "stuffthingmaps_trainval2017.zip), and the same of val2017"
+)
+
+_CURE = "use COCO's 2017 images and stuffthingmaps_trainval2017.zip"
+
+#: (images, maps) as the README unpacks them, and as the archives' names suggest.
+_FOLDERS = (
+    ("images", "annotations"),
+    ("images", "stuffthingmaps"),
+    (".", "stuffthingmaps"),
+    (".", "stuffthingmaps_trainval2017"),
+    (".", "annotations"),
+)
+
+
+def read_plan(source: Path) -> Plan:
+    """Lists the maps and looks for their images.
+
+    Raises:
+        SourceError: neither split is there.
+    """
+    splits: dict[str, tuple[MapItem, ...]] = {}
+    problems: list[str] = []
+    for split in ("train", "val"):
+        year = f"{split}2017"
+        choices = [(f"{images}/{year}", f"{maps}/{year}") for images, maps in _FOLDERS]
+        if any((source / maps).is_dir() for _, maps in choices):
+            images, maps = first_folders(source, choices, layout=LAYOUT)
+            splits[split] = _items(images, maps, problems)
+    if not splits:
+        first_folders(source, [_FOLDERS[0]], layout=LAYOUT)
+    return Plan(splits, tuple(problems), held_out=held_out(splits))
+
+
+def _items(images: Path, maps: Path, problems: list[str]) -> tuple[MapItem, ...]:
+    of_image = list_files(images, (".jpg",), problems, cure=_CURE)
+    items = []
+    for stem, path in list_files(maps, (".png",), problems, cure=_CURE).items():
+        if not re.fullmatch(r"\d{12}", stem, re.ASCII):
+            continue
+        if stem in of_image:
+            items.append(MapItem(of_image[stem], path, str(int(stem)), str(int(stem))))
+        else:
+            problems.append(f"{images / stem}.jpg: not there; {_CURE}")
+    return tuple(items)
+
+
+CONVERSIONS = (
+    Conversion(
+        name="coco_stuff",
+        description="COCO-Stuff 164k: things and stuff of COCO train2017 and val2017, by class.",
+        homepage="https://github.com/nightrome/cocostuff",
+        licence="images: Flickr licences, per image; COCO-Stuff's and COCO's annotations: CC BY 4.0",
+        layout=LAYOUT,
+        read_plan=read_plan,
+        convert=functools.partial(convert_categories, classes=CLASSES, cure=_CURE),
+        published={"train": {"images": 118_287}, "val": {"images": 5_000}},
+    ),
+)
