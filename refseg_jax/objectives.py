@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from refseg_jax import losses
@@ -22,10 +23,13 @@ class MaskObjective:
     Attributes:
         cross_entropy: coefficient of the cross entropy, averaged over cells and pairs.
         dice: coefficient of the Dice loss, averaged over pairs.
+        presence: coefficient of the presence head's term, ReLA's (see `presence_term`); for a model
+            that has the head.
     """
 
     cross_entropy: float = 1.0
     dice: float = 0.0
+    presence: float = 0.0
 
     def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
         """Sums over valid pairs; see `refseg_jax.batch.Objective`."""
@@ -41,10 +45,75 @@ class MaskObjective:
         if self.dice:
             overlaps = losses.dice(logits, targets)
             terms["dice"] = Term((overlaps * valid).sum(), pairs, self.dice)
+        if self.presence:
+            terms["presence"] = presence_term(output, batch, self.presence)
         return terms
 
 
-_OBJECTIVES: dict[str, Callable[..., Objective]] = {"mask": MaskObjective}
+#: ReLA's weights of background (and "there is something") and foreground ("there is nothing").
+_BACKGROUND, _FOREGROUND = 0.9, 1.1
+
+
+@dataclasses.dataclass(frozen=True)
+class RelationObjective:
+    """ReLA (Liu, Ding and Jiang 2023, section 4.4; weights and coefficients from its public code).
+
+        5 [ CE(mask) + 0.1 CE(minimap) + 0.1 CE(no target) ]
+
+    Each cross entropy is of two classes with weights 0.9 and 1.1 and is divided by the sum of the
+    weights of its targets. Pairs without a target count in all three, as background.
+
+    Attributes:
+        scale: of the whole.
+        minimap, presence: shares of the second and the third term.
+    """
+
+    scale: float = 5.0
+    minimap: float = 0.1
+    presence: float = 0.1
+
+    def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
+        """Sums over valid pairs; reads `aux["minimap_logits"]`, f32 `[B, N, K, side, side]`."""
+        del progress
+        valid = jnp.asarray(batch.valid, jnp.float32)[..., None, None]
+        masks = jnp.asarray(jnp.asarray(batch.mask) >= 128, jnp.float32)
+        cells = output.aux["minimap_logits"]
+        terms = {"mask": _weighted(output.mask_logits, masks, valid, self.scale)}
+        if self.minimap:
+            target = losses.minimap_target(masks, cells.shape[-1])
+            terms["minimap"] = _weighted(cells, target, valid, self.scale * self.minimap)
+        if self.presence:
+            terms["presence"] = presence_term(output, batch, self.scale * self.presence)
+        return terms
+
+
+def presence_term(output: SegOutput, batch: Batch, coefficient: float) -> Term:
+    """The weighted cross entropy of "is there anything at all", ReLA's no-target term.
+
+    Raises:
+        ValueError: the model has no presence head.
+    """
+    if output.present_logits is None:
+        raise ValueError(
+            "objective.presence is set, but the model has no presence head; set "
+            "config.model.presence_head, or config.objective.presence=0"
+        )
+    absent = 1.0 - jnp.asarray(batch.present, jnp.float32)
+    valid = jnp.asarray(batch.valid, jnp.float32)
+    return _weighted(-jnp.asarray(output.present_logits), absent, valid, coefficient)
+
+
+def _weighted(logits: Array, targets: jax.Array, valid: jax.Array, coefficient: float) -> Term:
+    """Cross entropy with ReLA's class weights, over valid pairs; `valid` broadcasts to the targets."""
+    weights = losses.class_weights(targets, _BACKGROUND, _FOREGROUND) * valid
+    values = losses.sigmoid_cross_entropy(jnp.asarray(logits, jnp.float32), targets)
+    return Term((values * weights).sum(), weights.sum(), coefficient)
+
+
+_OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "mask": MaskObjective,
+    "relation": RelationObjective,
+}
 
 
 def build_objective(config: Mapping[str, Any]) -> Objective:

@@ -26,9 +26,11 @@ class OptimConfig:
     Attributes:
         lr: peak learning rate.
         end_lr_share: share of the peak that is left at the end of the cosine.
+        drops: shares of training at which the rate falls to a tenth, in place of the cosine.
         warmup: share of training over which the rate grows linearly from 0.
-        weight_decay: AdamW's decoupled decay (times the rate); not for vectors and scalars, as is
-            usual for transformers. UniRES: 5e-4 (supplement A.3).
+        weight_decay: AdamW's decoupled decay (times the rate). UniRES: 5e-4 (supplement A.3).
+        undecayed: regular expression of the paths without decay; "" leaves out vectors and scalars,
+            as is usual for transformers.
         b1, b2, eps: Adam's constants.
         muon: regular expression of the paths of kernels that move by Muon and not by Adam, "" for
             none. Far fewer steps are needed from random weights; not in the paper.
@@ -41,8 +43,10 @@ class OptimConfig:
 
     lr: float = 1e-4
     end_lr_share: float = 0.0
+    drops: tuple[float, ...] = ()
     warmup: float = 0.05
     weight_decay: float = 5e-4
+    undecayed: str = ""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -82,8 +86,14 @@ def trainable(paths: Iterable[str], config: OptimConfig) -> frozenset[str]:
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up to `lr`, then a cosine down to `end_lr_share * lr` at `steps`."""
+    """Linear warm-up to `lr`, then a cosine down to `end_lr_share * lr` at `steps`, or drops.
+
+    Raises:
+        ValueError: drops that are not shares of training, or an end of the cosine beside them.
+    """
     warmup = round(config.warmup * steps)
+    if config.drops:
+        return _dropping(config, steps, warmup)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.lr,
         peak_value=config.lr,
@@ -93,11 +103,24 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     )
 
 
+def _dropping(config: OptimConfig, steps: int, warmup: int) -> optax.Schedule:
+    if config.end_lr_share or not all(0.0 < share < 1.0 for share in config.drops):
+        raise ValueError(
+            f"optim.drops={config.drops}: shares of training in (0, 1), with optim.end_lr_share=0"
+        )
+    constant = optax.piecewise_constant_schedule(
+        config.lr, {round(share * steps): 0.1 for share in config.drops}
+    )
+    return lambda step: constant(step) * jnp.minimum(1.0, step / warmup if warmup else 1.0)
+
+
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The update of trainable parameters (a flat dict of paths), for `steps` updates."""
 
     def decayed(params: Params) -> dict[str, bool]:
-        return {path: jnp.ndim(leaf) > 1 for path, leaf in params.items()}
+        if not config.undecayed:
+            return {path: jnp.ndim(leaf) > 1 for path, leaf in params.items()}
+        return {path: not re.fullmatch(config.undecayed, path) for path in params}
 
     return optax.chain(
         _clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

@@ -41,6 +41,28 @@ def test_schedule_without_warm_up_starts_at_the_peak():
     assert float(schedule(0)) == pytest.approx(2.0)
 
 
+def test_schedule_that_drops():
+    config = optim.OptimConfig(lr=2.0, warmup=0.1, drops=(0.5, 0.9))
+    schedule = optim.make_schedule(config, 100)
+    found = [float(schedule(step)) for step in (0, 5, 10, 49, 51, 89, 91, 100)]
+    assert found == pytest.approx([0.0, 1.0, 2.0, 2.0, 0.2, 0.2, 0.02, 0.02])
+    at_once = optim.make_schedule(dataclasses.replace(config, warmup=0.0), 100)
+    assert float(at_once(0)) == 2.0
+    with pytest.raises(ValueError, match=r"optim\.drops=\(50,\): shares of training in \(0, 1\)"):
+        optim.make_schedule(optim.OptimConfig(drops=(50,)), 100)
+
+
+def test_decay_of_chosen_paths():
+    config = optim.OptimConfig(lr=0.1, warmup=0.0, weight_decay=0.3, undecayed=r".*norm.*")
+    params = {"norm.kernel": jnp.ones((2, 2)), "a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2)}
+    optimizer = optim.make_optimizer(config, 10)
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["norm.kernel"], 0.0)
+    np.testing.assert_allclose(updates["a.kernel"], -0.03, rtol=1e-5)
+    np.testing.assert_allclose(updates["a.bias"], -0.03, rtol=1e-5)
+
+
 def test_update_equals_adamw_with_per_path_rates():
     config = optim.OptimConfig(
         lr=0.1,
