@@ -11,10 +11,11 @@ What "F" means in the tables that `saliency_scores` is compared with:
   toolbox (eval-co-sod) differs a little: 255 thresholds k / 254, MAE of maps that are not
   stretched, no +1 at the centre of the S-measure, no special case for an empty ground truth.
 - UniLSeg (Table 6) writes F_mean and does not define it. In PySODMetrics that is `Fmean`, the mean
-  over 256 thresholds; the F3Net and MINet papers, which the table cites, call `Fadp` so, the
-  F-measure at twice the map's mean.
-- F3Net's toolbox takes the F-measure of the averaged precision and recall for its maximum.
-  PySODMetrics, eval-co-sod and ICON average the F-measures of the images, as is done here.
+  over 256 thresholds; F3Net, which the table cites, and its time call `Fadp` the mean F-measure,
+  that of the pixels above twice the map's mean (`eval/Fmeasure.m` of its code).
+- F3Net's toolbox takes its maximum from the averaged precision and recall, and skips pictures whose
+  map or ground truth is empty. PySODMetrics, eval-co-sod and ICON's evaluation average the
+  F-measures of all pictures, as is done here.
 """
 
 import dataclasses

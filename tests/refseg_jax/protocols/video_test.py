@@ -142,6 +142,11 @@ def test_scores_are_means_over_objects_of_means_over_all_frames() -> None:
     assert scores == pytest.approx(expected, rel=0, abs=1e-9)
 
 
+def test_a_single_object_has_the_means_of_its_frames() -> None:
+    scores = video.video_scores({"a/0": _sums([(SOME, SOME), (EMPTY, SOME), (FULL, EMPTY)])})
+    assert scores == pytest.approx({"J": 1 / 3, "F": 2 / 3, "JF": 0.5}, rel=0, abs=1e-9)
+
+
 def test_the_order_of_frames_and_objects_changes_no_digit() -> None:
     pairs = list(_pairs(3, 8))
     objects = {str(k): pairs[k::7] for k in range(7)}
