@@ -15,7 +15,7 @@ from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.published import REPORT
 from input_pipeline.datasets.refcoco.conversions import PUBLISHED
 from input_pipeline.datasets.refcoco.convert import convert
-from input_pipeline.datasets.refcoco.layout import read_plan
+from input_pipeline.datasets.refcoco.layout import Layout, read_plan
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.schema import to_features
 from input_pipeline.unpickling import PickleError
@@ -279,7 +279,7 @@ def no_images(source: Path) -> None:
         (other_pickle, SourceError, r"refs\(unc\)\.p: entry 0 is not refer's \(KeyError: 'sent"),
         (no_list, SourceError, r"refs\(unc\)\.p: holds no list of refs; use the file"),
         (repeated_id, SourceError, r"refs\(unc\)\.p: sent_id 7 occurs twice; use the file"),
-        (truncated_json, SourceError, r"instances\.json: damaged or not COCO's.*download it again"),
+        (truncated_json, SourceError, r"instances\.json: damaged JSON .*download it again"),
         (other_json, SourceError, r"instances\.json: damaged or not COCO's \(KeyError: 'categ"),
         (no_images, SourceError, r"source: no folder of images; put \(or link\) COCO's train2014"),
     ],
@@ -297,7 +297,7 @@ def test_files_that_cannot_be_used(
 
 def test_processes_change_nothing(tmp_path: Path):
     source = write_source(tmp_path / "source")
-    plan = read_plan(source, dataset="refcoco", by="unc", text="sent")
+    plan = read_plan(source, layout=Layout("refcoco", "unc"))
     images = [image for split in plan.splits.values() for image in split]
     alone = [to_features(r.record) for r in ordered_map(_convert, images, 0) if r.record]
     shared = [to_features(r.record) for r in ordered_map(_convert, images, 2) if r.record]

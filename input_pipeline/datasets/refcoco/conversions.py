@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from input_pipeline.datasets.conversion import Conversion
 from input_pipeline.datasets.refcoco.convert import convert
-from input_pipeline.datasets.refcoco.layout import IMAGE_FOLDERS, read_plan
+from input_pipeline.datasets.refcoco.layout import Layout, read_plan
 
 #: (dataset, by) -> split -> counts.
 PUBLISHED: Mapping[tuple[str, str], Mapping[str, Mapping[str, int]]] = {
@@ -54,16 +54,15 @@ def _conversions() -> Iterator[Conversion]:
     for (name, by), published in PUBLISHED.items():
         folder = _SOURCES[name]
         for text, suffix in (("sent", ""), ("raw", "_raw")):
+            layout = Layout(folder, by, text)
             yield Conversion(
                 name=name,
                 config=f"{by}{suffix}",
                 description=f"{folder}: expressions that refer to objects in COCO images.",
                 homepage="https://github.com/lichengunc/refer",
                 licence="images: Flickr licences, per image; COCO annotations: CC BY 4.0",
-                layout=(
-                    f"{folder}/refs({by}).p, {folder}/instances.json and {IMAGE_FOLDERS[1]}/*.jpg"
-                ),
-                read_plan=functools.partial(read_plan, dataset=folder, by=by, text=text),
+                layout=layout.files,
+                read_plan=functools.partial(read_plan, layout=layout),
                 convert=convert,
                 published=published,
             )

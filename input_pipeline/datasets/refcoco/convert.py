@@ -3,7 +3,7 @@
 import json
 
 from input_pipeline.datasets.conversion import Outcome, read_image
-from input_pipeline.datasets.refcoco.layout import ImagePlan
+from input_pipeline.datasets.refcoco.layout import Annotation, ImagePlan, Referent
 from input_pipeline.schema import Expression, Record, Target
 from input_pipeline.segmentation import SegmentationError, encode_segmentation
 
@@ -26,46 +26,73 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         ImageError: it is damaged.
     """
     size = (plan.height, plan.width)
-    image = read_image(plan.path, size=size, cure="copy it from COCO train2014")
-    return _with_masks(plan, source, image.data)
-
-
-def _with_masks(plan: ImagePlan, source: str, data: bytes) -> Outcome:
-    targets: dict[int, int] = {}
-    encoded: list[Target] = []
+    image = read_image(plan.path, size=size, cure=f"copy it from {plan.images}")
+    regions = _Regions(plan)
     expressions: list[Expression] = []
-    problems: dict[str, None] = {}
     ref_ids: list[int] = []
-    tiny = 0
     for referent in plan.referents:
-        annotation = referent.annotation
-        if annotation.id not in targets:
-            try:
-                region = encode_segmentation(annotation.segmentation, plan.height, plan.width)
-            except SegmentationError as error:
-                line = f"{plan.path}: annotation {annotation.id}: {error}; use COCO's annotations"
-                problems[line] = None
-                continue
-            tiny += region.tiny
-            targets[annotation.id] = len(encoded)
-            encoded.append(Target(region.counts, annotation.category))
+        targets = regions.of(referent.annotations)
+        if targets is None:
+            continue
         expressions.extend(
-            Expression(str(sent_id), text, (targets[annotation.id],), "object", len(ref_ids))
+            Expression(sent_id, text, targets, granularity(referent), len(ref_ids), referent.group)
             for sent_id, text in referent.sentences
         )
         ref_ids.append(referent.ref_id)
-    notes = {TINY: tiny} if tiny else {}
-    if not encoded:
-        return Outcome(None, tuple(problems), notes)
+    problems = tuple(regions.problems)
+    notes = {TINY: regions.tiny} if regions.tiny else {}
+    if not expressions:
+        return Outcome(None, problems, notes)
     record = Record(
-        image=data,
-        image_id=str(plan.image_id),
+        image=image.data,
+        image_id=plan.image_id,
         file_name=plan.path.name,
         height=plan.height,
         width=plan.width,
         source=source,
-        targets=tuple(encoded),
+        targets=tuple(regions.targets),
         expressions=tuple(expressions),
-        metadata=json.dumps({"ann_ids": list(targets), "ref_ids": ref_ids}),
+        metadata=json.dumps({"ann_ids": list(regions.index), "ref_ids": ref_ids}),
     )
-    return Outcome(record, tuple(problems), notes)
+    return Outcome(record, problems, notes)
+
+
+def granularity(referent: Referent) -> str:
+    """`group`, or by the number of regions that are meant: `none`, `object` or `multi`."""
+    if referent.group:
+        return "group"
+    return ("none", "object", "multi")[min(len(referent.annotations), 2)]
+
+
+class _Regions:
+    """The targets of an image: each annotation once."""
+
+    def __init__(self, plan: ImagePlan) -> None:
+        self._plan = plan
+        self.targets: list[Target] = []
+        self.index: dict[int, int] = {}
+        self.problems: dict[str, None] = {}
+        self.tiny = 0
+
+    def of(self, annotations: tuple[Annotation, ...]) -> tuple[int, ...] | None:
+        """Numbers of the targets, or nothing where one of them has no mask."""
+        encoded = [self._encoded(annotation) for annotation in annotations]
+        if not all(encoded):
+            return None
+        return tuple(self.index[annotation.id] for annotation in annotations)
+
+    def _encoded(self, annotation: Annotation) -> bool:
+        if annotation.id in self.index:
+            return True
+        plan = self._plan
+        try:
+            stored = json.loads(annotation.segmentation)
+            region = encode_segmentation(stored, plan.height, plan.width)
+        except SegmentationError as error:
+            line = f"{plan.path}: annotation {annotation.id}: {error}; use its authors' annotations"
+            self.problems[line] = None
+            return False
+        self.tiny += region.tiny
+        self.index[annotation.id] = len(self.targets)
+        self.targets.append(Target(region.counts, annotation.category))
+        return True
