@@ -56,7 +56,7 @@ def saliency_entry(saliency: np.ndarray, target: np.ndarray) -> SaliencyEntry:
 
     Args:
         saliency: u8 `[h, w]`; stretched so that its values span 0..1 (a constant map is divided
-            by 255 alone), as all the toolboxes do.
+            by 255 alone), as PySODMetrics does.
         target: bool `[h, w]`; PySODMetrics takes grey values above 128.
 
     Raises:
