@@ -25,9 +25,9 @@ class Clock:
         self._paused = self._waited = 0.0
         self._images = 0
 
-    def count(self, rows: int, images: int) -> None:
-        """Adds a batch: `rows` on this process (as many on the others), `images` in each."""
-        self._images += rows * images * jax.process_count()
+    def count(self, images: int) -> None:
+        """Adds a step that is done: `images` on this process, as many on the others."""
+        self._images += images * jax.process_count()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -130,6 +130,22 @@ class Quarantine:
             )
 
 
+class _Begun(NamedTuple):
+    """A step on its way.
+
+    Attributes:
+        step: updates done after it.
+        name: of its batch.
+        images: what counts for the rates.
+        metrics: not there yet, perhaps.
+    """
+
+    step: int
+    name: str
+    images: int
+    metrics: dict[str, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training run with everything it needs.
@@ -184,13 +200,13 @@ class Run:
         total = self.trainer.steps
         clock = Clock(earlier_seconds)
         quarantine = Quarantine(self.config.max_bad_share)
-        pending: deque[tuple[int, str, dict[str, jax.Array]]] = deque()
+        pending: deque[_Begun] = deque()
         losses: dict[str, float] = {}
         shapes: set[Any] = set()
 
         def settle(keep: int = 0) -> None:
             while len(pending) > keep:
-                self._report(*pending.popleft(), losses, clock, quarantine)
+                self._report(pending.popleft(), losses, clock, quarantine)
 
         while True:
             scores = None
@@ -216,12 +232,12 @@ class Run:
                 state, metrics = compiled(state, sharding.put_batch(host.batch, self.trainer.mesh))
             shapes.add(shape)
             step += 1
-            pending.append((step, host.name, metrics))
+            images = len(host.meta) * host.batch.image.shape[1]
             if step == first + 1:
                 jax.block_until_ready(metrics)
                 clock.start_rates()
-            else:
-                clock.count(rows=len(host.meta), images=host.batch.image.shape[1])
+                images = 0
+            pending.append(_Begun(step, host.name, images, metrics))
             # Reading the step before last keeps one step in flight, and bounds the queue.
             settle(keep=1)
         settle()
@@ -232,15 +248,11 @@ class Run:
         return Trained(state, speed, scores or {})
 
     def _report(
-        self,
-        step: int,
-        name: str,
-        metrics: dict[str, jax.Array],
-        losses: dict[str, float],
-        clock: Clock,
-        quarantine: Quarantine,
+        self, begun: _Begun, losses: dict[str, float], clock: Clock, quarantine: Quarantine
     ) -> None:
+        step, name, images, metrics = begun
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        clock.count(images)
         # A gradient may be infinite where the loss is not; either spoils the parameters.
         for key, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
             if not math.isfinite(values[key]):
@@ -252,7 +264,9 @@ class Run:
         if name:
             losses[f"{name}/loss"] = values["loss"]
         if self.config.log_every and step % self.config.log_every == 0:
-            told = {**values, **losses, **rates, "quarantined": float(quarantine.bad)}
+            told = {**values, **losses, "quarantined": float(quarantine.bad)}
+            if images:
+                told |= rates
             self.writer.scalars(step, told)
             losses.clear()
         self.progress.update(step, loss=values["loss"], quarantined=quarantine.bad, **rates)

@@ -211,7 +211,8 @@ class ProgressLine:
         Args:
             step: updates done.
             loss: of this step.
-            images_per_second: over all processes.
+            images_per_second: over all processes; 0 while only the first step, which is compiled and
+                does not count, is done.
             data_wait_share: share of the time in which training waits for data, in [0, 1].
             quarantined: damaged records so far.
         """
@@ -222,10 +223,13 @@ class ProgressLine:
         parts = [
             f"step {step:{width}d}/{self._total} {100 * step / max(self._total, 1):3.0f} %",
             f"loss {loss:.4g}",
-            f"{images_per_second:.1f} images/s",
-            f"waiting for data {100 * data_wait_share:.0f} %",
-            f"ETA {format_duration(self._seconds_left(step, now))}",
         ]
+        if images_per_second:
+            parts.append(f"{images_per_second:.1f} images/s")
+            parts.append(f"waiting for data {100 * data_wait_share:.0f} %")
+        else:
+            parts.append("compiled")
+        parts.append(f"ETA {format_duration(self._seconds_left(step, now))}")
         if quarantined:
             parts.append(f"{quarantined} quarantined")
         self._unprinted = "  ".join(parts)

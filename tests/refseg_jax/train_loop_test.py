@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import types
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from input_pipeline.mixtures import Member, Mixture, open_mixture
 from input_pipeline.schema import Record
+from refseg_jax import clock
 from refseg_jax.batch import HostBatch, RowMeta
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.checkpointer import Checkpointer
@@ -371,6 +373,19 @@ def test_loss_falls(sound: Path, tmp_path: Path) -> None:
     _train(tmp_path, sound, 40)
     losses = [line["loss"] for line in _lines(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_the_speed_is_of_steps_that_are_done_and_not_of_the_one_that_compiles(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Time stands still: what is left is the number of images.
+    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: 0.0))
+    trained = _train(tmp_path, sound, 4)
+    first, *others = _lines(tmp_path / "metrics.jsonl")
+    assert not {"images_per_second", "data_wait_share"} & first.keys()
+    counted = [line["images_per_second"] / 1e9 for line in others]
+    assert counted == pytest.approx([BATCH, 2 * BATCH, 3 * BATCH])
+    assert trained.speed["images_per_second"] / 1e9 == pytest.approx(3 * BATCH)
 
 
 def test_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(

@@ -226,6 +226,13 @@ def test_log_gets_a_line_from_time_to_time(clock: list[float]) -> None:
     assert lines[-1].endswith("ETA 0:00  1 quarantined")
 
 
+def test_the_first_step_has_no_speed() -> None:
+    stream = io.StringIO()
+    progress = ProgressLine(9, stream=stream)
+    progress.update(1, loss=0.5, images_per_second=0.0, data_wait_share=1.0)
+    assert stream.getvalue() == "step 1/9  11 %  loss 0.5  compiled  ETA ?\n"
+
+
 def test_terminal_line_is_rewritten(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     stream = _Terminal()
