@@ -94,13 +94,14 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     warmup = round(config.warmup * steps)
     if config.drops:
         return _dropping(config, steps, warmup)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.lr,
-        peak_value=config.lr,
-        warmup_steps=warmup,
-        decay_steps=max(steps, warmup + 1),
-        end_value=config.lr * config.end_lr_share,
+    cosine = optax.cosine_decay_schedule(
+        config.lr, decay_steps=max(steps - warmup, 1), alpha=config.end_lr_share
     )
+    if not warmup:
+        # A warm-up of no steps would do the same, and have optax log that it is one.
+        return cosine
+    rise = optax.linear_schedule(0.0, config.lr, transition_steps=warmup)
+    return optax.join_schedules([rise, cosine], [warmup])
 
 
 def _dropping(config: OptimConfig, steps: int, warmup: int) -> optax.Schedule:

@@ -1,6 +1,7 @@
 """The optimiser's table, schedule and average."""
 
 import dataclasses
+import logging
 import math
 import re
 
@@ -36,9 +37,13 @@ def test_schedule_warms_up_and_ends_at_its_share():
     assert float(schedule(100)) == pytest.approx(0.5)
 
 
-def test_schedule_without_warm_up_starts_at_the_peak():
-    schedule = optim.make_schedule(optim.OptimConfig(lr=2.0, warmup=0.0), 10)
-    assert float(schedule(0)) == pytest.approx(2.0)
+def test_schedule_without_warm_up_starts_at_the_peak_and_logs_nothing(caplog):
+    with caplog.at_level(logging.INFO, "absl"):
+        config = optim.OptimConfig(lr=2.0, warmup=0.0, end_lr_share=0.5)
+        schedule = optim.make_schedule(config, 10)
+    found = [float(schedule(step)) for step in (0, 5, 10, 11)]
+    assert found == pytest.approx([2.0, 1.5, 1.0, 1.0])
+    assert not caplog.records
 
 
 def test_schedule_that_drops():
