@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import Expression, Record
 from input_pipeline.sources import DatasetError, RecordSource
+from refseg_jax.batch import GRANULARITIES
 
 
 def oracle_kind(record: Record, expression: Expression) -> float:
@@ -32,7 +33,10 @@ def oracle_kind(record: Record, expression: Expression) -> float:
 
 
 def oracle_scores(source: RecordSource, granularities: tuple[str, ...]) -> dict[str, float]:
-    """Mean of `oracle_kind` over a split, as `<granularity>/mIoU`; without no-target expressions."""
+    """Mean of `oracle_kind` over a split, as `<granularity>/mIoU`, in the order of `GRANULARITIES`.
+
+    No-target expressions are left out.
+    """
     scores: dict[str, list[float]] = defaultdict(list)
     for index in range(len(source)):
         try:
@@ -42,7 +46,11 @@ def oracle_scores(source: RecordSource, granularities: tuple[str, ...]) -> dict[
         for expression in record.expressions:
             if expression.granularity in granularities and expression.targets:
                 scores[expression.granularity].append(oracle_kind(record, expression))
-    return {f"{name}/mIoU": sum(values) / len(values) for name, values in scores.items()}
+    return {
+        f"{name}/mIoU": sum(scores[name]) / len(scores[name])
+        for name in GRANULARITIES
+        if name in scores
+    }
 
 
 def _kind(record: Record, target: int) -> tuple[str, str]:
