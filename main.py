@@ -34,6 +34,7 @@ from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preemption import Preemption
+from refseg_jax.protocols import Protocol, build_protocols
 from refseg_jax.tokenizers import check_tokenizer
 from refseg_jax.train_loop import LoopConfig, Run, Trained
 from refseg_jax.train_state import Forward, Params, Trainer, TrainState
@@ -137,6 +138,7 @@ class Experiment:
     def check_evaluations(self) -> None:
         """Raises a `UserError` if an evaluation cannot run: better now than after the training."""
         rows, shards = self.config.eval.batch_size, sharding.batch_shards(self.mesh)
+        _ = self._protocols
         for name, entry in self.config.evals.items():
             field = f"config.evals.{name}"
             cure = f"or leave it out: --{field}.when=never"
@@ -180,7 +182,8 @@ class Experiment:
                 # Scores of another step are no longer the run's.
                 summary = {name: summary[name] for name in SPEED if name in summary}
             report.write_summary(self._summary, {**summary, **scores, "step": step})
-            print(report.full_text(scores, [e.prefix for e in self.config.evals.values()]))
+            prefixes = [entry.prefix for entry in self.config.evals.values()]
+            print(report.full_text(scores, prefixes, self._protocols, self.config.eval.threshold))
             print(f"summary: {self._summary}")
 
     def data(self, **changes: Any) -> pipeline.PipelineConfig:
@@ -197,6 +200,11 @@ class Experiment:
             for name, entry in self.config.evals.items()
             if entry.when in moments
         ]
+
+    @functools.cached_property
+    def _protocols(self) -> tuple[Protocol, ...]:
+        chosen = self.config.eval
+        return build_protocols(chosen.protocol, min_pixels=chosen.min_pixels)
 
     @property
     def _summary(self) -> Path:
@@ -238,6 +246,7 @@ class Experiment:
             pictures=chosen.pictures,
             show=functools.partial(self._show, name, final),
             dump=self.workdir / chosen.dump / name if final and chosen.dump else None,
+            protocols=self._protocols,
         )
 
     def _eval_data(self, entry: Any) -> pipeline.PipelineConfig:

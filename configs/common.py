@@ -67,6 +67,12 @@ def base_config() -> ConfigDict:
     config.eval = ConfigDict(
         {"batch_size": 16, "pairs": 8, "canvas": (640, 640), "threshold": 0.35, "pictures": 8}
     )
+    # Names out of docs/protocols.md, with commas between them. The first one's scores have plain keys,
+    # those of another begin with its name ("gres/gIoU").
+    config.eval.protocol = "cris"
+    # For gres and gres_paper: not the presence head decides that nothing is there, but a mask of fewer
+    # than so many of 480 x 480 pixels (50 in ReLA's paper); 0 asks the head.
+    config.eval.min_pixels = 0
     config.evals = ConfigDict()
     # A folder below the workdir for the predictions and references of the final evaluations; ""
     # writes none.

@@ -5,38 +5,67 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refseg_jax.batch import GRANULARITIES
+from refseg_jax.protocols import Protocol
 
-_COLUMNS = ("mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9")
 
-
-def table(scores: Mapping[str, float], prefix: str = "") -> str:
+def table(scores: Mapping[str, float], columns: Sequence[str], prefix: str = "") -> str:
     """Scores as text: one row per granularity and one for all, in percent.
 
     Args:
         scores: flat keys such as `"object/mIoU"` and `"mIoU"`, values in [0, 1].
+        columns: the scores to show.
         prefix: what the keys begin with, e.g. `"shuffled/"`.
     """
     rows = []
     for name in (*GRANULARITIES, ""):
-        keys = [f"{prefix}{name}/{c}" if name else f"{prefix}{c}" for c in _COLUMNS]
+        keys = [f"{prefix}{name}/{c}" if name else f"{prefix}{c}" for c in columns]
         values = [f"{100 * scores[key]:8.2f}" if key in scores else f"{'-':>8}" for key in keys]
         if any(key in scores for key in keys):
             rows.append(f"{name or 'all':<10}" + "".join(values))
-    header = f"{'':<10}" + "".join(f"{column:>8}" for column in _COLUMNS)
+    header = f"{'':<10}" + "".join(f"{column:>8}" for column in columns)
     return "\n".join([header, *rows])
 
 
-def full_text(scores: Mapping[str, float], prefixes: Sequence[str]) -> str:
-    """The tables of all evaluations that have scores, and of the oracle that knows the kind only."""
-    parts = [
-        f"{prefix.rstrip('/') or 'test'}\n{table(scores, prefix)}"
-        for prefix in prefixes
-        if f"{prefix}mIoU" in scores
-    ]
+def comparable(protocol: Protocol, threshold: float) -> str:
+    """Which published numbers a protocol's scores may stand beside; one line.
+
+    Args:
+        protocol: what was scored.
+        threshold: where the masks were cut.
+    """
+    line = f"{protocol.name}: comparable with {protocol.comparable}"
+    if threshold != protocol.threshold and "map" not in protocol.reads:
+        line += f" (where masks are cut at {protocol.threshold:g}, here at {threshold:g})"
+    return line
+
+
+def full_text(
+    scores: Mapping[str, float],
+    prefixes: Sequence[str],
+    protocols: Sequence[Protocol],
+    threshold: float,
+) -> str:
+    """The tables of all evaluations that have scores, and of the oracle that knows the kind only.
+
+    Args:
+        scores: as evaluations give them.
+        prefixes: of the evaluations.
+        protocols: what was scored; the keys of all but the first begin with the name.
+        threshold: where masks were cut.
+    """
+    parts = []
+    for prefix in prefixes:
+        for number, protocol in enumerate(protocols):
+            start = f"{prefix}{protocol.name}/" if number else prefix
+            if f"{start}{protocol.columns[0]}" in scores:
+                title = (prefix.rstrip("/") or "test") + (f", {protocol.name}" if number else "")
+                parts.append(f"{title}\n{table(scores, protocol.columns, start)}")
     known = {key: value for key, value in scores.items() if key.startswith("oracle/")}
     if known:
         lines = [f"{key.split('/')[1]:<10}{100 * value:8.2f}" for key, value in known.items()]
         parts.append("oracle that knows the kind but not the words, mIoU\n" + "\n".join(lines))
+    if parts:
+        parts.append("\n".join(comparable(protocol, threshold) for protocol in protocols))
     return "\n\n".join(parts)
 
 

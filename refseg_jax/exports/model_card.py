@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.protocols import PROTOCOLS, build_protocols
 from refseg_jax.report import full_text
 
 #: Licences of the datasets that this code builds, by the first part of their names.
@@ -61,14 +62,15 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
 
 def _scores(config: ExportConfig) -> str:
     """The tables of what was evaluated at the exported step, in percent."""
+    protocols = build_protocols(config.eval.get("protocol", "cris"))
+    parts_of_tables = {*GRANULARITIES, *PROTOCOLS}
     prefixes = []
     for key in config.metrics:
-        prefix = key.removesuffix("mIoU")
-        whole = prefix.rpartition("/")[0].rpartition("/")[2] not in GRANULARITIES
+        prefix = key.removesuffix(protocols[0].columns[0])
+        whole = prefix.rpartition("/")[0].rpartition("/")[2] not in parts_of_tables
         if prefix != key and whole and not prefix.startswith("oracle/"):
             prefixes.append(prefix)
     if not prefixes:
         return "This checkpoint was not evaluated."
-    return (
-        f"In percent; `test` is the test split.\n\n```\n{full_text(config.metrics, prefixes)}\n```"
-    )
+    tables = full_text(config.metrics, prefixes, protocols, config.eval["threshold"])
+    return f"In percent; `test` is the test split.\n\n```\n{tables}\n```"

@@ -16,10 +16,11 @@ from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import Step
+from refseg_jax.protocols import PROTOCOLS
 from refseg_jax.tokenizers import build_tokenizer, check_tokenizer
 
 #: Of `summary.json`: what is a score, and not the speed of the run.
-_SCORES = ("mIoU", "oIoU", "count")
+_SCORES = frozenset(("count", *(name for p in PROTOCOLS.values() for name in p.columns)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,11 @@ def read_source(path: Path, step: Step = "latest") -> Source:
                 "context_length": data["context_length"],
                 "tokenizer": folder.TOKENIZER,
             },
-            eval={"threshold": config["eval"]["threshold"]},
+            eval={
+                "threshold": config["eval"]["threshold"],
+                # Early runs knew of one protocol.
+                "protocol": config["eval"].get("protocol", "cris"),
+            },
             tokenizer_json=tokenizer_json or build_tokenizer(tokenizer).as_json(),
             step=step,
             metrics=metrics,
@@ -131,11 +136,7 @@ def _scores(path: Path, record: RunRecord) -> dict[str, float]:
     same = bool(own) and own.items() <= summary.items()
     if summary["step"] == record.step if "step" in summary else same:
         own |= summary
-    return {
-        name: value
-        for name, value in own.items()
-        if name.rpartition("/")[2] in _SCORES or "Pr@" in name
-    }
+    return {name: value for name, value in own.items() if name.rpartition("/")[2] in _SCORES}
 
 
 def _read_summary(path: Path) -> dict[str, float]:

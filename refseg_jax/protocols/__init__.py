@@ -28,6 +28,7 @@ __all__ = [
     "Regions",
     "State",
     "build_protocol",
+    "build_protocols",
 ]
 
 
@@ -45,3 +46,28 @@ def build_protocol(name: str, **options: Any) -> Protocol:
         return naming.from_mapping(PROTOCOLS, {"name": name, **options}, what="protocol")
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
+    """Several protocols by their names, with commas between them.
+
+    Args:
+        names: e.g. `"cris,gres"`.
+        min_pixels: where not 0, of those that have it (`refseg_jax.protocols.gres`).
+
+    Raises:
+        UserError: an unknown name, one that stands twice, or a `min_pixels` for none of them.
+    """
+    chosen = [name.strip() for name in names.split(",")]
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"protocol {names!r} names one twice")
+    protocols = [build_protocol(name) for name in chosen]
+    if min_pixels:
+        counting = [isinstance(protocol, Gres) for protocol in protocols]
+        if not any(counting):
+            raise UserError(f"min_pixels={min_pixels} is for gres and gres_paper, not for {names}")
+        protocols = [
+            build_protocol(p.name, min_pixels=min_pixels) if counts else p
+            for p, counts in zip(protocols, counting, strict=True)
+        ]
+    return tuple(protocols)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from refseg_jax import report
+from refseg_jax.protocols import build_protocol, build_protocols
 
+COLUMNS = ("mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9")
 SCORES = {
     "mIoU": 0.51234,
     "oIoU": 0.6,
@@ -26,7 +28,7 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def test_the_table_has_a_row_for_every_granularity_in_order() -> None:
-    assert _rows(report.table(SCORES)) == [
+    assert _rows(report.table(SCORES, COLUMNS)) == [
         ["mIoU", "oIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9"],
         ["object", "75.00", "-", "-", "-", "-"],
         ["part", "25.00", "-", "-", "-", "-"],
@@ -35,23 +37,45 @@ def test_the_table_has_a_row_for_every_granularity_in_order() -> None:
 
 
 def test_columns_are_aligned() -> None:
-    lines = report.table(SCORES).splitlines()
+    lines = report.table(SCORES, COLUMNS).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[0].index("oIoU") + 4 == lines[3].index("60.00") + 5
 
 
 def test_a_prefix_chooses_its_own_scores() -> None:
-    assert _rows(report.table(SCORES, "shuffled/"))[1:] == [["all", "10.00", "-", "-", "-", "-"]]
-    assert len(_rows(report.table({}))) == 1
+    assert _rows(report.table(SCORES, COLUMNS, "shuffled/"))[1:] == [
+        ["all", "10.00", "-", "-", "-", "-"]
+    ]
+    assert len(_rows(report.table({}, COLUMNS))) == 1
+
+
+def _parts(scores: dict[str, float], prefixes: list[str], names: str = "cris") -> list[str]:
+    return report.full_text(scores, prefixes, build_protocols(names), 0.35).split("\n\n")
 
 
 def test_the_full_text_names_every_evaluation_and_the_oracle() -> None:
-    test, shuffled, oracle = report.full_text(SCORES, ["", "shuffled/"]).split("\n\n")
-    assert test == "test\n" + report.table(SCORES)
-    assert shuffled == "shuffled\n" + report.table(SCORES, "shuffled/")
+    columns = build_protocol("cris").columns
+    test, shuffled, oracle, protocol = _parts(SCORES, ["", "shuffled/"])
+    assert test == "test\n" + report.table(SCORES, columns)
+    assert shuffled == "shuffled\n" + report.table(SCORES, columns, "shuffled/")
     assert _rows(oracle)[1:] == [["object", "33.30"]]
-    assert report.full_text(SCORES, ["", "never_run/", "shuffled/"]).split("\n\n")[1] == shuffled
-    assert "oracle" not in report.full_text({"mIoU": 0.5}, [""])
+    assert protocol == f"cris: comparable with {build_protocol('cris').comparable}"
+    assert _parts(SCORES, ["", "never_run/", "shuffled/"])[1] == shuffled
+    assert "oracle" not in "".join(_parts({"mIoU": 0.5}, [""]))
+
+
+def test_every_protocol_has_a_table_of_its_own() -> None:
+    scores = {"mIoU": 0.5, "gres/gIoU": 0.25, "gres/none/gIoU": 1.0, "gres/N_acc": 0.75}
+    cris, gres, lines = _parts(scores, [""], "cris,gres")
+    assert _rows(cris)[-1][:2] == ["all", "50.00"]
+    assert gres.startswith("test, gres\n")
+    assert _rows(gres)[2:] == [
+        ["none", "100.00", "-", "-", "-", "-", "-", "-"],
+        ["all", "25.00", "-", "75.00", "-", "-", "-", "-"],
+    ]
+    assert [line.split(":")[0] for line in lines.splitlines()] == ["cris", "gres"]
+    # ReLA takes the likelier of two classes.
+    assert lines.endswith("(where masks are cut at 0.5, here at 0.35)")
 
 
 def test_a_summary_is_read_back_to_the_last_digit(tmp_path: Path) -> None:

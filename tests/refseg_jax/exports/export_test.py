@@ -80,7 +80,7 @@ def test_the_config_holds_what_a_predictor_needs_and_no_paths(folder: Path) -> N
     assert UNIRES.items() <= config["model"].items()
     # Also the fields that the run's config leaves to their defaults.
     assert config["model"]["filter_norm"] is True
-    assert config["eval"] == {"threshold": THRESHOLD}
+    assert config["eval"] == {"threshold": THRESHOLD, "protocol": "cris"}
     assert config["step"] == 1
     assert str(folder) not in json.dumps(config)
 

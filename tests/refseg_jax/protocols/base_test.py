@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.protocols import PROTOCOLS, State, build_protocol
+from refseg_jax.protocols import PROTOCOLS, State, build_protocol, build_protocols
 from refseg_jax.protocols.base import Counts, exact, mean
 from tests.refseg_jax.protocols.cases import random_cases, state_of
 
@@ -89,3 +89,18 @@ def test_unknown_names_and_options_are_one_line() -> None:
         build_protocol("gress")
     with pytest.raises(UserError, match=r"unknown field of protocol 'cris' 'min_pixels'"):
         build_protocol("cris", min_pixels=50)
+    with pytest.raises(UserError, match="'cris,gres, cris' names one twice"):
+        build_protocols("cris,gres, cris")
+    with pytest.raises(
+        UserError, match="min_pixels=50 is for gres and gres_paper, not for cris,grd"
+    ):
+        build_protocols("cris,grd", min_pixels=50)
+
+
+def test_several_protocols_share_their_options() -> None:
+    names = "cris, gres,gres_paper"
+    assert build_protocols(names) == tuple(map(build_protocol, ("cris", "gres", "gres_paper")))
+    assert build_protocols(names, min_pixels=50)[1:] == (
+        build_protocol("gres", min_pixels=50),
+        build_protocol("gres_paper", min_pixels=50),
+    )
