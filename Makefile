@@ -56,9 +56,9 @@ $(VENV)/.test: requirements.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.parity: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,parity]'
-	@# Alone: what they ask for beside themselves they need for other things, and it is older.
+	@# Alone: they ask for an older NumPy and OpenCV, and run on ours.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		pysodmetrics==1.6.2 vos-benchmark==0.1.0
+		pysodmetrics==1.6.2 vos-benchmark==0.1.0 trackeval==1.3.0
 	touch $@
 
 clean:
