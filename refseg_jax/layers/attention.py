@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,7 @@ def attention(
     *,
     key_valid: jax.Array | None = None,
     causal: bool = False,
+    visible: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """`softmax(Q K^T / sqrt(D) + bias) V` per head; the softmax is in f32.
@@ -51,24 +53,27 @@ def attention(
         key_valid: bool `[B, S]`, false for keys that nothing may look at (padding). Where all of a
             row's keys are invalid the result is their plain mean.
         causal: position t sees the keys 0..t (T = S).
+        visible: bool `[B, T, S]`, which keys each query sees, in all heads alike; a query that sees
+            none gives the values' plain mean.
         bias: f32 `[G, heads, T, S]`; row b takes `bias[b % G]` (G divides B).
 
     Returns:
         `[B, T, heads, D]` of the query's dtype.
     """
+    mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal, visible)
     if _portable.get():
-        return _batched(query, key, value, key_valid, causal, bias)
+        return _batched(query, key, value, mask, bias)
     backend = jax.default_backend()
-    plain = key_valid is None and bias is None
+    plain = key_valid is None and visible is None and bias is None
     if backend == "cpu":
         if plain and not causal and key.shape[1] >= FLASH_MIN_KEYS:
             return chunked_attention(query, key, value)
-        return _head_loop(query, key, value, key_valid, causal, bias)
+        return _head_loop(query, key, value, mask, bias)
     if backend in ("gpu", "cuda") and plain and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
         )
-    return _batched(query, key, value, key_valid, causal, bias)
+    return _batched(query, key, value, mask, bias)
 
 
 def _cudnn_takes(query: jax.Array, key: jax.Array) -> bool:
@@ -78,25 +83,28 @@ def _cudnn_takes(query: jax.Array, key: jax.Array) -> bool:
 
 
 def _scores_mask(
-    queries: int, keys: int, key_valid: jax.Array | None, causal: bool
+    queries: int,
+    keys: int,
+    key_valid: jax.Array | None,
+    causal: bool,
+    visible: jax.Array | None,
 ) -> jax.Array | None:
     """bool `[B or 1, T or 1, S]`, true where a query sees a key."""
-    mask = None if key_valid is None else key_valid[:, None, :]
-    if not causal:
-        return mask
-    lower = jnp.tril(jnp.ones((queries, keys), bool))[None]
-    return lower if mask is None else mask & lower
+    masks = [] if visible is None else [visible]
+    if key_valid is not None:
+        masks.append(key_valid[:, None, :])
+    if causal:
+        masks.append(jnp.tril(jnp.ones((queries, keys), bool))[None])
+    return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
 def _batched(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    key_valid: jax.Array | None,
-    causal: bool,
+    mask: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
-    mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal)
     scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
     mask = None if mask is None else mask[:, None]
     weights = _weights(scores, query.shape[-1], mask, bias)
@@ -107,12 +115,10 @@ def _head_loop(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    key_valid: jax.Array | None,
-    causal: bool,
+    mask: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
     """One head at a time: XLA:CPU's products over two batch axes copy their operands, these do not."""
-    mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal)
     heads = []
     for head in range(query.shape[2]):
         q, k, v = query[:, :, head], key[:, :, head], value[:, :, head]
@@ -166,6 +172,7 @@ class MultiHeadAttention(nnx.Module):
         *,
         key_valid: jax.Array | None = None,
         causal: bool = False,
+        visible: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attention of a query that `project_query` has projected; see `__call__`."""
@@ -175,6 +182,7 @@ class MultiHeadAttention(nnx.Module):
             self._split(self.value(value)),
             key_valid=key_valid,
             causal=causal,
+            visible=visible,
             bias=bias,
         )
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
@@ -187,14 +195,18 @@ class MultiHeadAttention(nnx.Module):
         *,
         key_valid: jax.Array | None = None,
         causal: bool = False,
+        visible: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> jax.Array:
         """`query` `[B, T, width]`, `key` and `value` `[B, S, width]` to `[B, T, width]`.
 
-        `key_valid` (bool `[B, S]`), `causal` and `bias` as in `attention`.
+        `key_valid` (bool `[B, S]`), `causal`, `visible` (bool `[B, T, S]`) and `bias` as in
+        `attention`.
         """
         projected = self.project_query(query)
-        return self.attend(projected, key, value, key_valid=key_valid, causal=causal, bias=bias)
+        return self.attend(
+            projected, key, value, key_valid=key_valid, causal=causal, visible=visible, bias=bias
+        )
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, -1)

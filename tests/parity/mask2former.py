@@ -33,7 +33,7 @@ def scattered(module: nn.Module) -> nn.Module:
     scatter(module)
     for name, part in module.named_modules():
         if isinstance(part, nn.GroupNorm):
-            part.weight.data = 1.0 + 0.2 * torch.randn_like(part.weight)
+            part.weight.data = 1.0 + 0.2 * torch.randn_like(part.weight.data)
         if name.endswith("sampling_offsets"):
             # As far as fresh offsets go, so that some look beyond the border.
             part.bias.data = 2.0 * torch.randn_like(part.bias)

@@ -63,6 +63,22 @@ def test_causal(portable):
 
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("keys", [4, attention_module.FLASH_MIN_KEYS])
+def test_a_query_sees_the_valid_keys_that_are_visible_to_it(portable, keys):
+    arrays = _arrays(keys=keys)
+    rng = np.random.default_rng(1)
+    visible, valid = rng.random((3, 5, keys)) < 0.5, rng.random((3, keys)) < 0.8
+    visible[0, 1] = False
+    with (portable_attention if portable else _nothing)():
+        alone = attention(*arrays, visible=jnp.asarray(visible))
+        both = attention(*arrays, visible=jnp.asarray(visible), key_valid=jnp.asarray(valid))
+    np.testing.assert_allclose(alone, _reference(*arrays, visible[:, None]), atol=1e-6)
+    expected = _reference(*arrays, visible[:, None] & valid[:, None, None])
+    np.testing.assert_allclose(both, expected, atol=1e-6)
+    np.testing.assert_allclose(alone[0, 1], arrays[2][0].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("keys", [4, attention_module.FLASH_MIN_KEYS])
 def test_a_row_takes_the_bias_of_its_place_in_the_group(portable, keys):
     arrays = _arrays(batch=6, keys=keys)
     bias = np.random.default_rng(1).standard_normal((3, 2, 5, keys)).astype(np.float32)
@@ -83,7 +99,7 @@ def test_chunked_attention_and_its_gradient(monkeypatch, chunk):
     weight = np.random.default_rng(1).standard_normal((3, 128, 2, 6)).astype(np.float32)
 
     def plain(*inputs):
-        return attention_module._batched(*inputs, None, False, None)
+        return attention_module._batched(*inputs, None, None)
 
     np.testing.assert_allclose(chunked_attention(*arrays), _reference(*arrays), atol=1e-6)
     for ours, expected in zip(
