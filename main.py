@@ -21,7 +21,8 @@ from absl import app, flags, logging
 from clu import parameter_overview
 from ml_collections import config_flags
 
-from input_pipeline import oracle, pipeline
+from input_pipeline import leakage, mixtures, oracle, pipeline
+from input_pipeline.mixtures import Mixture
 from input_pipeline.sources import DatasetError, RecordSource
 from refseg_jax import checkpoint_folder, pictures, report, sharding
 from refseg_jax.checkpoint_params import OtherParametersError
@@ -70,7 +71,8 @@ class Experiment:
     def train(self) -> None:
         """Trains (or resumes), then runs every evaluation and writes the report."""
         config = self.config
-        rows = pipeline.rows_per_epoch(self.data())
+        mixture = self._mixture()
+        rows = mixture.rows_per_epoch
         if bool(config.steps) == bool(config.epochs):
             raise UserError("set either config.steps or config.epochs, and leave the other at 0")
         self.check_evaluations()
@@ -84,7 +86,7 @@ class Experiment:
         )
         logging.info("parameters:\n%s", _parameter_table(self.forward))
         logging.info("%d steps of %d of %d rows", trainer.steps, config.batch_size, rows)
-        trained = self._run(trainer)
+        trained = self._run(trainer, mixture)
         if trained.speed["preempted"]:
             logging.info("saved and stopped on SIGTERM; the same command resumes")
             return
@@ -95,15 +97,37 @@ class Experiment:
             speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
         self.report(trained.state.eval_params, trainer.steps, summary=speed, known=trained.scores)
 
-    def _run(self, trainer: Trainer) -> Trained:
+    def _mixture(self) -> Mixture:
+        """What is trained on; raises a `UserError` if the model does not take its batches."""
+        config = self.config
+        members = mixtures.read_members(config.mixture.to_dict(), self.data)
+        begun = checkpoint_folder.steps(self.workdir / "checkpoints")
+        known = leakage.read_report(self._left_out) if begun else {}
+        mixture = mixtures.open_mixture(members, known)
+        model: Any = self.forward.model
+        for rows in mixture.rows:
+            data = rows.config
+            try:
+                check_tokenizer(data.tokenizer, data.context_length, model.config)
+                jax.eval_shape(self.forward.apply, self.forward.shapes, rows.padding.batch)
+            except (UserError, ValueError, TypeError) as error:
+                field = f"config.mixture.{rows.name}" if rows.name else "config.data"
+                shape = (data.images, data.pairs, data.context_length)
+                raise UserError(
+                    f"{field}: the model does not take rows of (images, pairs, context_length) = "
+                    f"{shape}: {error}"
+                ) from error
+        return mixture
+
+    def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:
         config = self.config
         checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
         with Preemption() as preemption:
             run = Run(
                 trainer=trainer,
                 config=construct(LoopConfig, config.loop, what="config.loop"),
-                batches=pipeline.train_batches(
-                    self.data(), batch_size=config.batch_size, seed=config.seed, **_process()
+                batches=mixture.batches(
+                    batch_size=config.batch_size, seed=config.seed, **_process()
                 ),
                 evaluations=self.evaluators("during"),
                 checkpointer=checkpointer,
@@ -117,6 +141,8 @@ class Experiment:
             if jax.process_index() == 0:
                 # Not before: a command that cannot go on says nothing of the run that is there.
                 (self.workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
+                if mixture.exclusions:
+                    leakage.write_report(self._left_out, mixture.exclusions)
             trained = run.train(state, seconds)
         checkpointer.close()
         return trained
@@ -151,11 +177,11 @@ class Experiment:
                     f"config.eval.batch_size={rows} does not divide over the {shards} pieces that "
                     f"config.mesh cuts a batch into: choose a multiple, {cure}"
                 )
-            self._source(entry.split, field, cure)
+            self._source(entry.dataset, entry.split, field, cure)
             pipeline.check_eval(self._eval_data(entry))
         if self.config.eval.oracle:
             cure = "or leave it out: --config.eval.oracle="
-            self._source(self.config.eval.oracle, "config.eval.oracle", cure)
+            self._source("", self.config.eval.oracle, "config.eval.oracle", cure)
 
     def report(
         self, params: Params, step: int, *, summary: dict[str, float], known: dict[str, float]
@@ -210,10 +236,15 @@ class Experiment:
     def _summary(self) -> Path:
         return self.workdir / "summary.json"
 
-    def _source(self, split: str, field: str, cure: str) -> RecordSource:
-        """A split of the dataset; an error names the field that asks for it, and the cure."""
+    @property
+    def _left_out(self) -> Path:
+        return self.workdir / "leakage.json"
+
+    def _source(self, dataset: str, split: str, field: str, cure: str) -> RecordSource:
+        """A split; an error names the field that asks for it, and the cure."""
+        data = self.config.data
         try:
-            return RecordSource(self.config.data.data_dir, self.config.data.dataset, split)
+            return RecordSource(data.data_dir, dataset or data.dataset, split)
         except DatasetError as error:
             raise UserError(f"{field}: {error}; {cure}") from error
 
@@ -250,9 +281,11 @@ class Experiment:
         )
 
     def _eval_data(self, entry: Any) -> pipeline.PipelineConfig:
-        chosen = self.config.eval
+        chosen, data = self.config.eval, self.config.data
         return self.data(
+            dataset=entry.dataset or data.dataset,
             split=entry.split,
+            granularities=tuple(entry.granularities or data.granularities),
             shuffled_text=entry.shuffled,
             pairs=chosen.pairs,
             canvas=tuple(chosen.canvas),

@@ -55,6 +55,10 @@ def base_config() -> ConfigDict:
         }
     )
 
+    # Several datasets in one training, by names of their own: `member(...)` each. Empty trains on
+    # what `config.data` says, which is also what members have in common.
+    config.mixture = ConfigDict()
+
     config.model = unires("B/16")
     config.objective = ConfigDict({"name": "mask", **dataclasses.asdict(MaskObjective())})
     config.optim = ConfigDict(dataclasses.asdict(OptimConfig()))
@@ -88,15 +92,44 @@ def unires(preset: str, **fields: Any) -> ConfigDict:
     return ConfigDict({"name": "unires", **model})
 
 
+def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: Any) -> ConfigDict:
+    """One entry of `config.mixture`.
+
+    Args:
+        weight: its share of the batches is this over the sum of all weights.
+        keep_held_out: evaluation sets whose images it trains on nevertheless (it leaves out those of
+            every set that is built): `"refcoco/google/val"`, `"refcoco/google"`, `"*"`.
+        own: fields of `config.data` that are its own: `input_pipeline.mixtures.MEMBER_FIELDS`.
+    """
+    return ConfigDict({"weight": weight, "keep_held_out": keep_held_out, **own})
+
+
 def evaluation(
-    split: str, *, prefix: str = "", when: str = "final", shuffled: bool = False
+    split: str,
+    *,
+    dataset: str = "",
+    granularities: tuple[str, ...] = (),
+    prefix: str = "",
+    when: str = "final",
+    shuffled: bool = False,
 ) -> ConfigDict:
     """One entry of `config.evals`.
 
     Args:
         split: the dataset's split.
+        dataset: `""` for that of `config.data`.
+        granularities: which expressions are scored; none for those of `config.data`.
         prefix: what the keys of the scores begin with, e.g. `"shuffled/"`.
         when: `"during"` training and after it, `"final"` (after it only) or `"never"`.
         shuffled: replace each expression by that of another target of its kind or scene.
     """
-    return ConfigDict({"split": split, "prefix": prefix, "when": when, "shuffled": shuffled})
+    return ConfigDict(
+        {
+            "dataset": dataset,
+            "split": split,
+            "granularities": granularities,
+            "prefix": prefix,
+            "when": when,
+            "shuffled": shuffled,
+        }
+    )

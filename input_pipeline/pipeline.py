@@ -52,7 +52,7 @@ class TrainRows:
 
     @functools.cached_property
     def make(self) -> MakeRow:
-        """Makes a row by its number; what lies beyond the last is padding of the same shape."""
+        """Makes a row by its number."""
         config = self.config
         sample: Transform = transforms.PadExpressions(config.pairs)
         if config.sampling in ("image", "referent"):
@@ -62,6 +62,11 @@ class TrainRows:
             steps.append(transforms.HorizontalFlip(config.flip_probability))
         steps.append(transforms.ResizeImage(config.image_size, config.resize))
         return MakeRow(config, self.source, self.rows, tuple(steps), native=False, name=self.name)
+
+    @property
+    def padding(self) -> HostBatch:
+        """A row of nothing, of the shape of all others."""
+        return self.make(len(self.rows), np.random.default_rng(0))
 
     def without(self, records: np.ndarray) -> "TrainRows":
         """The same but for some records, bool `[R]`."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from configs import common
+from configs import common, mres_unires
 from input_pipeline.datasets.registry import DATASETS
+from input_pipeline.mixtures import read_members
 from input_pipeline.pipeline import PipelineConfig
 from refseg_jax import sharding
 from refseg_jax.batch import GRANULARITIES
@@ -125,3 +126,23 @@ def test_base_has_the_defaults_of_the_pipeline() -> None:
         chosen = ("data_dir", "dataset", "split", "granularities")
         if field.name in base.data and field.name not in chosen:
             assert base.data[field.name] == field.default, field.name
+
+
+def test_datasets_that_are_named_behind_the_size_are_mixed_and_scored_each() -> None:
+    config: Any = mres_unires.get_config("tiny,refcocog/umd,mine")
+    sizes = {"image_size": 32, "mask_stride": 4}
+
+    def data(**changes: Any) -> PipelineConfig:
+        return construct(PipelineConfig, {**config.data.to_dict(), **sizes, **changes}, what="data")
+
+    found = read_members(config.mixture.to_dict(), data)
+    assert {(m.name, m.data.dataset, m.weight) for m in found} == {
+        ("refcocog_umd", "refcocog/umd", 1.0),
+        ("mine", "mine", 1.0),
+    }
+    assert {(e.dataset, e.prefix) for e in config.evals.values()} == {
+        ("refcocog/umd", "refcocog_umd/"),
+        ("mine", "mine/"),
+    }
+    assert config.checkpoint.best_metric == "refcocog_umd/mIoU"
+    assert not mres_unires.get_config("tiny").mixture
