@@ -13,6 +13,7 @@ begins. It alone says which 35 classes are stuff; here these are a constant.
 The counts are those of CSAILVision/sceneparsing's README.
 """
 
+import dataclasses
 from pathlib import Path
 
 from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError
@@ -20,9 +21,7 @@ from input_pipeline.datasets.label_maps import (
     Classes,
     MapItem,
     convert_categories,
-    first_folders,
-    held_out,
-    pair_files,
+    plan_pairs,
 )
 
 #: Classes that the development kit calls stuff.
@@ -51,24 +50,18 @@ def read_plan(source: Path) -> Plan:
     Raises:
         SourceError: no split is there, or the names are not.
     """
-    there = {
-        split: folder
-        for split, folder in _SPLITS.items()
-        if (source / "annotations" / folder).is_dir()
+    choices = {
+        split: [(f"images/{folder}", f"annotations/{folder}")] for split, folder in _SPLITS.items()
     }
-    if not there:
-        first_folders(source, [("images/training", "annotations/training")], layout=LAYOUT)
+    plan = plan_pairs(source, choices, image_id="ade20k/{}".format, layout=LAYOUT, cure=_CURE)
     names = read_names(source / NAMES_FILE)
-    splits: dict[str, tuple[MapItem, ...]] = {}
-    problems: list[str] = []
-    for split, folder in there.items():
-        files = pair_files(source / "images" / folder, source / "annotations" / folder, cure=_CURE)
-        problems += files.problems
-        splits[split] = tuple(
-            MapItem(image, labels, f"ade20k/{stem}", stem, names)
-            for stem, image, labels in files.found
-        )
-    return Plan(splits, tuple(problems), held_out=held_out(splits))
+    return dataclasses.replace(
+        plan,
+        splits={
+            split: tuple(dataclasses.replace(item, names=names) for item in items)
+            for split, items in plan.splits.items()
+        },
+    )
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ grey values of fewer than 8 bits are taken as they are (Pillow stretches them to
 import dataclasses
 import io
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from input_pipeline.datasets import prompts
-from input_pipeline.datasets.conversion import ItemError, Outcome, SourceError, read_image
+from input_pipeline.datasets.conversion import ItemError, Outcome, Plan, SourceError, read_image
 from input_pipeline.schema import Expression, Record, Target
 from refseg_jax.preprocess import MAX_PIXELS
 
@@ -261,6 +261,45 @@ def first_folders(source: Path, choices: Sequence[tuple[str, ...]], *, layout: s
         if all(folder.is_dir() for folder in folders):
             return folders
     raise SourceError(f"{source}: --source_dir must hold {layout}")
+
+
+def plan_pairs(
+    source: Path,
+    choices: Mapping[str, Sequence[tuple[str, str]]],
+    *,
+    image_id: Callable[[str], str],
+    layout: str,
+    cure: str,
+) -> Plan:
+    """The plan of a dataset whose splits are folders of images and folders of maps.
+
+    Args:
+        source: the downloaded files.
+        choices: by split, the ways to name its folders of images and of maps.
+        image_id: name of an image without its suffix -> its id.
+        layout: what `source` must hold.
+        cure: what to do about a file that is missing.
+
+    Returns:
+        The plan of the splits that are there: `MapItem`s by name.
+
+    Raises:
+        SourceError: no split is there, or the maps of one without its images.
+    """
+    splits: dict[str, tuple[MapItem, ...]] = {}
+    problems: list[str] = []
+    for split, folders in choices.items():
+        if not any((source / maps).is_dir() for _, maps in folders):
+            continue
+        images, maps = first_folders(source, folders, layout=layout)
+        files = pair_files(images, maps, cure=cure)
+        problems += files.problems
+        splits[split] = tuple(
+            MapItem(image, labels, image_id(stem), stem) for stem, image, labels in files.found
+        )
+    if not splits:
+        raise SourceError(f"{source}: --source_dir must hold {layout}")
+    return Plan(splits, tuple(problems), held_out=held_out(splits))
 
 
 def held_out(splits: Mapping[str, Sequence[MapItem]]) -> dict[str, tuple[str, ...]]:

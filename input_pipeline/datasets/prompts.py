@@ -12,6 +12,11 @@ def category(name: str) -> str:
     return f"all {_words(name)}"
 
 
+def name(category_name: str) -> str:
+    """A category by its bare name (GRSer, section 5.2, of CoCA): `"Rolling_pin"` -> `"Rolling pin"`."""
+    return _words(category_name)
+
+
 def part(name: str, of: str) -> str:
     """A part of an object (MRES, data engine): `"wheel", "car"` -> `"wheel of car"`."""
     return f"{_words(name)} of {_words(of)}"

@@ -1,0 +1,99 @@
+"""CoCA: 80 groups of images, and in each image the objects that its group has in common.
+
+    SOURCE/image/<group>/<name>.jpg
+    SOURCE/binary/<group>/<name>.png
+
+The groups are called after their category (`Accordion`), and that name is the expression of all their
+images, as GRSer has it (section 5.2): without "all", since it is one referent for the whole group.
+All images are positive. What is 128 or more in a map (0..255) is of the object. `bbox` and `instance`
+of the release are not read.
+
+The counts (1,295 images in 80 groups) are the paper's (Gradient-Induced Co-Saliency Detection, 2020).
+"""
+
+import os
+from pathlib import Path
+
+from input_pipeline.datasets import prompts
+from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, read_image
+from input_pipeline.datasets.label_maps import MapItem, first_folders, held_out, pair_files
+from input_pipeline.datasets.saliency import read_mask
+from input_pipeline.schema import Expression, Record, Target, encode_mask
+
+LAYOUT = "image/<group>/*.jpg and binary/<group>/*.png (CoCA.zip, unpacked)"
+
+_CURE = "unpack CoCA.zip again"
+
+
+def read_plan(source: Path) -> Plan:
+    """Pairs images and maps, group by group.
+
+    Raises:
+        SourceError: `image` or `binary` is not there.
+    """
+    choices = [("image", "binary"), ("CoCA/image", "CoCA/binary")]
+    images, maps = first_folders(source, choices, layout=LAYOUT)
+    groups = [_folders(images), _folders(maps)]
+    problems: list[str] = []
+    items: list[MapItem] = []
+    for group in sorted(groups[0] | groups[1]):
+        missing = [
+            folder
+            for folder, there in zip((images, maps), groups, strict=True)
+            if group not in there
+        ]
+        if missing:
+            problems.append(f"{missing[0] / group}: not there; {_CURE}")
+            continue
+        files = pair_files(images / group, maps / group, cure=_CURE)
+        problems += files.problems
+        items += [
+            MapItem(image, labels, f"coca/{group}/{stem}", f"{group}/{stem}", (group,))
+            for stem, image, labels in files.found
+        ]
+    splits = {"test": tuple(items)}
+    return Plan(splits, tuple(problems), held_out=held_out(splits))
+
+
+def convert(item: MapItem, source: str) -> Outcome:
+    """An image of a group, whose name is in `item.names`.
+
+    Raises:
+        ItemError: a file is missing, they differ in size, or the map is not of 0..255.
+        ImageError: the image is damaged.
+    """
+    (group,) = item.names
+    mask, notes = read_mask(item.labels, cure=_CURE)
+    image = read_image(item.image, size=mask.shape, cure=_CURE)
+    there = bool(mask.any())
+    text = prompts.name(group)
+    record = Record(
+        image=image.data,
+        image_id=item.image_id,
+        file_name=item.image.name,
+        height=image.height,
+        width=image.width,
+        source=source,
+        targets=(Target(encode_mask(mask), text),) if there else (),
+        expressions=(Expression(item.key, text, (0,) if there else (), "group", 0, group),),
+    )
+    return Outcome(record, notes=notes)
+
+
+def _folders(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
+
+
+CONVERSIONS = (
+    Conversion(
+        name="coca",
+        description="CoCA: groups of images with one kind of object in common.",
+        homepage="http://zhaozhang.net/coca.html",
+        licence="images and annotations: no licence is known; ask its authors",
+        layout=LAYOUT,
+        read_plan=read_plan,
+        convert=convert,
+        published={"test": {"images": 1_295, "expressions": 1_295, "groups": 80}},
+    ),
+)

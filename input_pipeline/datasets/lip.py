@@ -1,0 +1,122 @@
+"""LIP (Look into Person): single persons cut out of COCO, their clothes and parts of their bodies.
+
+    SOURCE/TrainVal_images/{train,val}_images/<77_471474>.jpg
+    SOURCE/TrainVal_parsing_annotations/{train,val}_segmentations/<77_471474>.png
+
+A map's values are 1..19, 0 is the background. They ask "{part} of person", clothes too ("hat of
+person"), and not "all {}": a cut-out may show other people, whose hats and arms are background, so
+that "all hat" would be wrong; what is labelled belongs to one person, who is the union of all labels.
+That person is a target, the parent of all others, which no expression means: of "all person" the
+others would be missing. Left and right are the person's own. Names are those of mmsegmentation's
+`LIPDataset`, in plain words (`UpperClothes` is `upper clothes`); the order agrees with SSSegmentation's.
+
+`<77_471474>` is a cut-out of COCO image 77, around annotation 471474: `image_id` is `77`, so that what
+leaks between LIP and sets of COCO images is found, and cut-outs of one image share it. Other names
+become `lip/<name>`. The counts are those of LIP's site.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.datasets import prompts
+from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, Plan, read_image
+from input_pipeline.datasets.label_maps import (
+    NOTHING,
+    MapItem,
+    encode_labels,
+    plan_pairs,
+    read_labels,
+)
+from input_pipeline.schema import Expression, Record, Target
+
+#: Of the values 1..19.
+_PARTS = (
+    "hat, hair, glove, sunglasses, upper clothes, dress, coat, socks, pants, jumpsuits, scarf, skirt, "
+    "face, left arm, right arm, left leg, right leg, left shoe, right shoe"
+)
+PARTS = tuple(_PARTS.split(", "))
+
+WHOLE = "person"
+
+LAYOUT = (
+    "TrainVal_images/{train,val}_images/*.jpg and "
+    "TrainVal_parsing_annotations/{train,val}_segmentations/*.png (LIP's two archives, unpacked)"
+)
+
+_CURE = "unpack TrainVal_images.zip and TrainVal_parsing_annotations.zip again"
+
+#: Folders of images and of maps; the archives hold a folder of their own name.
+_FOLDERS = (
+    ("TrainVal_images/", "TrainVal_parsing_annotations/"),
+    ("TrainVal_images/TrainVal_images/", "TrainVal_parsing_annotations/" * 2),
+    ("", "TrainVal_parsing_annotations/"),
+    ("", ""),
+)
+
+
+def read_plan(source: Path) -> Plan:
+    """Pairs cut-outs and maps.
+
+    Raises:
+        SourceError: neither split is there.
+    """
+    choices = {
+        split: [(f"{a}{split}_images", f"{b}{split}_segmentations") for a, b in _FOLDERS]
+        for split in ("train", "val")
+    }
+    return plan_pairs(source, choices, image_id=_image_id, layout=LAYOUT, cure=_CURE)
+
+
+def convert(item: MapItem, source: str) -> Outcome:
+    """A cut-out with the person and a target for each of its parts.
+
+    Raises:
+        ItemError: a file is missing, they differ in size, or a value is no part.
+        ImageError: the image is damaged.
+    """
+    labels = read_labels(item.labels, cure=_CURE)
+    if labels.max() > len(PARTS):
+        raise ItemError(f"{item.labels}: {labels.max()} is no part; {_CURE}")
+    image = read_image(item.image, size=labels.shape, cure=_CURE)
+    regions = encode_labels(labels, without=(0,))
+    if not regions:
+        return Outcome(None, notes={NOTHING: 1})
+    (person,) = encode_labels((labels > 0).astype(np.uint8), without=(0,)).values()
+    parts = [Target(c, PARTS[value - 1], 0, "part") for value, c in regions.items()]
+    record = Record(
+        image=image.data,
+        image_id=item.image_id,
+        file_name=item.image.name,
+        height=image.height,
+        width=image.width,
+        source=source,
+        targets=(Target(person, WHOLE), *parts),
+        expressions=tuple(
+            Expression(
+                f"{item.key}-{value}", prompts.part(PARTS[value - 1], WHOLE), (k + 1,), "part", k
+            )
+            for k, value in enumerate(regions)
+        ),
+    )
+    return Outcome(record)
+
+
+def _image_id(stem: str) -> str:
+    of_coco = re.fullmatch(r"(\d+)_\d+", stem, re.ASCII)
+    return str(int(of_coco[1])) if of_coco else f"lip/{stem}"
+
+
+CONVERSIONS = (
+    Conversion(
+        name="lip",
+        description="LIP: persons cut out of COCO images, their clothes and parts of their bodies.",
+        homepage="https://www.sysu-hcp.net/lip/",
+        licence="images: COCO's (Flickr licences, per image); annotations: LIP's terms, research use",
+        layout=LAYOUT,
+        read_plan=read_plan,
+        convert=convert,
+        published={"train": {"images": 30_462}, "val": {"images": 10_000}},
+    ),
+)
