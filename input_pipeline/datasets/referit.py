@@ -1,0 +1,225 @@
+"""ReferIt as text_objseg (Hu et al., 2016) has it: queries by region of SAIAPR TC-12 images.
+
+    SOURCE/data/referit_query_{train,val,test}.json    {"<image>_<region>": [text, ...], ...}
+    SOURCE/data/referit_imsize.json                    {"<image>.jpg": [width, height], ...}
+    SOURCE/referit-dataset/images/<image>.jpg
+    SOURCE/referit-dataset/mask/<image>_<region>.mat   `segimg_t`: 0 where the region is
+
+SOURCE is the folder exp-referit of github.com/ronghanghu/text_objseg with referitdata.tar.gz unpacked
+in it; `referit_query_trainval.json` is train and val together and is not read. Queries are kept as
+they are, repetitions too; the raw game's published 130,525 have more than the 120,081 of these files.
+The masks were not at hand here: that 0 is the region is as text_objseg reads them.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.datasets.conversion import (
+    Conversion,
+    ItemError,
+    Outcome,
+    Plan,
+    SourceError,
+    read_image,
+)
+from input_pipeline.datasets.json_stream import elements
+from input_pipeline.datasets.refcoco.layout import NO_WORD
+from input_pipeline.datasets.refcoco.refs import stored_text
+from input_pipeline.matfile import MatError, load_mat
+from input_pipeline.schema import Expression, Record, Target, encode_mask
+
+#: split -> counts of the released files; a ref is a region.
+PUBLISHED: Mapping[str, Mapping[str, int]] = {
+    "train": {"images": 8_995, "refs": 44_649, "expressions": 54_134},
+    "val": {"images": 1_000, "refs": 4_866, "expressions": 5_842},
+    "test": {"images": 9_994, "refs": 49_730, "expressions": 60_105},
+}
+
+_ARCHIVE = "unpack referitdata.tar.gz again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A region (`"<image>_<number>"`) and pairs of expression id and text."""
+
+    key: str
+    queries: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePlan:
+    """An image of one split and its regions; `masks` is the folder of theirs."""
+
+    image_id: str
+    path: Path
+    masks: Path
+    size: tuple[int, int]
+    regions: tuple[Region, ...]
+
+
+def read_plan(source: Path) -> Plan:
+    """Reads the queries and the sizes.
+
+    Raises:
+        SourceError: a file or a folder is missing, or is not of this form.
+    """
+    data, archive = source / "data", source / "referit-dataset"
+    files = {split: data / f"referit_query_{split}.json" for split in PUBLISHED}
+    files = {split: file for split, file in files.items() if file.is_file()}
+    if not files:
+        raise SourceError(
+            f"{data}: no referit_query_train.json there; --source_dir must be the folder that "
+            "holds data/referit_query_*.json and referit-dataset"
+        )
+    sizes = _sizes(data / "referit_imsize.json")
+    images, masks = archive / "images", archive / "mask"
+    names = {folder: _names(folder) for folder in (images, masks)}
+    problems: dict[str, None] = {}
+    splits: dict[str, tuple[ImagePlan, ...]] = {}
+    held_out: dict[str, tuple[str, ...]] = {}
+    empty = 0
+    for split, file in files.items():
+        found: dict[str, list[Region]] = {}
+        ids: dict[str, None] = {}
+        for region, without in _regions(file):
+            empty += without
+            image = f"{region.key.split('_')[0]}.jpg"
+            ids[_image_id(image)] = None
+            line = ""
+            if image not in names[images]:
+                line = f"{images / image}: not there; {_ARCHIVE}"
+            elif image not in sizes:
+                line = f"{data / 'referit_imsize.json'}: no {image}; use the file of text_objseg"
+            elif f"{region.key}.mat" not in names[masks]:
+                line = f"{masks / region.key}.mat: not there; {_ARCHIVE}"
+            if line:
+                problems[line] = None
+            elif region.queries:
+                found.setdefault(image, []).append(region)
+        splits[split] = tuple(
+            ImagePlan(_image_id(image), images / image, masks, sizes[image], tuple(regions))
+            for image, regions in found.items()
+        )
+        if split != "train":
+            held_out[split] = tuple(ids)
+    return Plan(splits, tuple(problems), {NO_WORD: empty} if empty else {}, held_out)
+
+
+def convert(plan: ImagePlan, source: str) -> Outcome:
+    """Reads an image and the masks of its regions.
+
+    Raises:
+        ItemError: the image is missing or of another size.
+        ImageError: it is damaged.
+    """
+    image = read_image(plan.path, size=plan.size, cure=_ARCHIVE)
+    targets: list[Target] = []
+    expressions: list[Expression] = []
+    problems: list[str] = []
+    keys: list[str] = []
+    for region in plan.regions:
+        try:
+            counts = _counts(plan.masks / f"{region.key}.mat", plan.size)
+        except (ItemError, MatError) as error:
+            problems.append(str(error))
+            continue
+        expressions.extend(
+            Expression(i, text, (len(targets),), "object", len(targets))
+            for i, text in region.queries
+        )
+        targets.append(Target(counts, ""))
+        keys.append(region.key)
+    if not targets:
+        return Outcome(None, tuple(problems))
+    record = Record(
+        image=image.data,
+        image_id=plan.image_id,
+        file_name=plan.path.name,
+        height=image.height,
+        width=image.width,
+        source=source,
+        targets=tuple(targets),
+        expressions=tuple(expressions),
+        metadata=json.dumps({"regions": keys}),
+    )
+    return Outcome(record, tuple(problems))
+
+
+def _counts(path: Path, size: tuple[int, int]) -> bytes:
+    values = load_mat(path).get("segimg_t")
+    shape = getattr(values, "shape", None)
+    if shape != size:
+        found = "no map" if shape is None else f"the shape {list(shape)}"
+        raise ItemError(f"{path}: segimg_t has {found}, its image {list(size)}; {_ARCHIVE}")
+    mask = values == 0
+    if not mask.any():
+        raise ItemError(f"{path}: no pixel is of the region; {_ARCHIVE}")
+    return encode_mask(mask)
+
+
+def _regions(file: Path) -> list[tuple[Region, int]]:
+    """The regions of a split, each with how many of its queries have no word."""
+    regions = []
+    for key, texts in _lists(file).items():
+        if not re.fullmatch(r"\d+_\d+", key, re.ASCII):
+            raise SourceError(
+                f"{file}: {key!r:.40} is no <image>_<region>; use the file of text_objseg"
+            )
+        try:
+            said = [(f"{key}-{n}", stored_text(text)) for n, text in enumerate(texts)]
+        except AttributeError:
+            raise SourceError(
+                f"{file}: {key} has a query that is no text; use the file of text_objseg"
+            ) from None
+        words = tuple((i, text) for i, text in said if text)
+        regions.append((Region(key, words), len(said) - len(words)))
+    return regions
+
+
+def _lists(file: Path) -> dict[str, list[Any]]:
+    """An object of lists."""
+    lists: dict[str, list[Any]] = {}
+    for key, element in elements(file):
+        lists.setdefault(key, []).append(element)
+    return lists
+
+
+def _sizes(file: Path) -> dict[str, tuple[int, int]]:
+    """(height, width) by the name of the image."""
+    sizes = {}
+    for name, size in _lists(file).items():
+        if len(size) != 2 or not all(type(n) is int for n in size):
+            raise SourceError(
+                f"{file}: {name!r:.40} has no [width, height]; use the file of text_objseg"
+            )
+        sizes[name] = (size[1], size[0])
+    return sizes
+
+
+def _names(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: not there; unpack referitdata.tar.gz in {folder.parent}")
+    return {entry.name for entry in os.scandir(folder)}
+
+
+def _image_id(name: str) -> str:
+    return f"saiapr/{Path(name).stem}"
+
+
+CONVERSIONS = (
+    Conversion(
+        name="referit",
+        description="ReferIt: queries for regions of SAIAPR TC-12 images, as text_objseg has them.",
+        homepage="https://github.com/ronghanghu/text_objseg",
+        licence="images: SAIAPR TC-12 (ImageCLEF), for research; queries: none stated",
+        layout="data/referit_query_*.json, data/referit_imsize.json and referit-dataset",
+        read_plan=read_plan,
+        convert=convert,
+        published=PUBLISHED,
+    ),
+)
