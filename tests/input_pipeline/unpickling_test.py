@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from input_pipeline.unpickling import PickleError, load_pickle, loads_pickle
@@ -145,6 +146,79 @@ def test_flipped_bits_never_get_further_than_an_error():
         except PickleError:
             refused += 1
     assert refused > 100
+
+
+ARRAYS = {
+    3: [np.array([1.5, 2, 3, 4]), np.arange(6, dtype=np.uint8).reshape(2, 3)],
+    "fortran": np.asfortranarray(np.arange(6, dtype=">i4").reshape(2, 3)),
+    "empty": np.zeros((0, 4)),
+    "scalar": [np.float32(0.5), np.int64(-7), np.bool_(True), np.array(5)],
+    "plain": {"counts": b"abc", "text": "x"},
+}
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_arrays_of_numbers_become_lists_where_they_are_asked_for(protocol: int, tmp_path: Path):
+    path = tmp_path / "annotations.pkl"
+    path.write_bytes(pickle.dumps(ARRAYS, protocol))
+    assert load_pickle(path, arrays=True) == {
+        3: [[1.5, 2, 3, 4], [[0, 1, 2], [3, 4, 5]]],
+        "fortran": [[0, 1, 2], [3, 4, 5]],
+        "empty": [],
+        "scalar": [0.5, -7, True, [5]],
+        "plain": {"counts": b"abc", "text": "x"},
+    }
+    with pytest.raises(PickleError, match=r"refused, it asks for 'numpy\..*multiarray"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.array([{"a": 1}], object), "an array of 'O8', which are no numbers"),
+        (np.array(["text"]), "an array of 'U4', which are no numbers"),
+        (np.zeros(1, [("a", "f4")]), "an array of 'V4', which are no numbers"),
+        (np.zeros((1,) * 5), "an array of 5 axes"),
+        (np.zeros(3).view(np.recarray), "'numpy.*recarray"),
+        (Hostile("true"), "posix.system"),
+    ],
+)
+def test_arrays_of_anything_else_are_refused(value: object, reason: str):
+    with pytest.raises(PickleError, match=rf"x\.pkl: refused, .*{reason}"):
+        loads_pickle(pickle.dumps(value, 4), name="x.pkl", arrays=True)
+
+
+class Copy:
+    """An array that is pickled as the same bytes as all others."""
+
+    state = np.zeros(100_000, np.uint8).__reduce__()[2]
+
+    def __reduce__(self):
+        reconstruct, arguments, _ = np.zeros(1).__reduce__()
+        return reconstruct, arguments, self.state
+
+
+def test_arrays_that_share_their_bytes_do_not_fill_the_memory():
+    assert len(loads_pickle(pickle.dumps([Copy()], 3), name="x.pkl", arrays=True)[0]) == 100_000
+    bomb = pickle.dumps([Copy() for _ in range(1000)], 3)
+    assert len(bomb) < 200_000
+    with pytest.raises(PickleError, match="refused, its arrays share their bytes"):
+        loads_pickle(bomb, name="x.pkl", arrays=True)
+
+
+def test_arrays_truncated_or_with_flipped_bits_never_get_further_than_an_error():
+    data = pickle.dumps([np.arange(3), np.float32(1)], 4)
+    refused = 0
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        for part in (bytes(damaged), bytes(damaged[: bit // 8])):
+            try:
+                loads_pickle(part, name="x.pkl", arrays=True)
+            except PickleError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > 1000
 
 
 def test_a_missing_file(tmp_path: Path):
