@@ -4,7 +4,9 @@ The public code does something else under the same name: see `decoders.masked_re
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from refseg_jax import naming
+from refseg_jax.decoders.pixel_decoder import PixelFeatures
 from refseg_jax.layers.attention import MultiHeadAttention, attention
 from refseg_jax.layers.linear import Linear, gaussian, packed_xavier_uniform
 from refseg_jax.layers.positions import sine_positions_relative
@@ -104,9 +107,18 @@ class Relationship(nnx.Module):
     of two layers; a region's weight in equation 1 is its probability.
     """
 
-    def __init__(self, config: RelationshipConfig, *, mask_width: int, dtype: Any, rngs: nnx.Rngs):
-        """`mask_width`: channels of the pixel decoder's mask features."""
+    def __init__(
+        self,
+        config: RelationshipConfig,
+        *,
+        text_width: int,
+        mask_width: int,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        """`text_width`: channels of the words; `mask_width`: of the pixel decoder's mask features."""
         width = config.width
+        self.words = Linear(text_width, width, dtype=dtype, rngs=rngs)
         linear = lambda outputs=width: Linear(width, outputs, dtype=dtype, rngs=rngs)  # noqa: E731
         pools = config.regions == "pool"
         shape = (config.side**2, width)
@@ -115,7 +127,7 @@ class Relationship(nnx.Module):
         )
         self.image_key = None if pools else linear()
         self.image_value = linear()
-        self.filter = RegionMlp(width, mask_width, dtype=dtype, rngs=rngs)
+        self.filter = Perceptron((width, width, mask_width), dtype=dtype, rngs=rngs)
         self.region_attention = (
             MultiHeadAttention(
                 width, config.heads, dtype=dtype, rngs=rngs, kernel_init=packed_xavier_uniform
@@ -125,23 +137,23 @@ class Relationship(nnx.Module):
         )
         self.language_query = linear() if config.language_attention else None
         self.language_key = linear() if config.language_attention else None
-        self.fusion = RegionMlp(width, width, dtype=dtype, rngs=rngs)
+        self.fusion = Perceptron((width, width, width), dtype=dtype, rngs=rngs)
         self.minimap = linear(2)
-        self.presence = RegionMlp(width, 2, dtype=dtype, rngs=rngs)
+        self.presence = Perceptron((width, width, 2), dtype=dtype, rngs=rngs)
         self.config = config
 
-    def __call__(self, image: jax.Array, words: jax.Array, valid: jax.Array) -> Regions:
+    def __call__(self, pixels: PixelFeatures, words: jax.Array, valid: jax.Array) -> Regions:
         """Relates regions to each other and to words.
 
         Args:
-            image: `[G, h, w, width]`, a mixed map.
-            words: `[G, L, width]`.
+            pixels: of the pixel decoder, with levels of `width` channels.
+            words: `[G, L, text_width]`.
             valid: bool `[G, L]`, false for padding.
         """
-        collected = self._collect(image)
-        features = self.fusion(self._relate(collected, words, valid))
-        minimap = _difference(self.minimap(features))
-        present = -_difference(self.presence(jnp.mean(features, 1)))
+        collected = self._collect(pixels.levels[-1 - self.config.level])
+        features = self.fusion(self._relate(collected, self.words(words), valid))
+        minimap = difference(self.minimap(features))
+        present = -difference(self.presence(jnp.mean(features, 1)))
         return Regions(self.filter(collected), jax.nn.sigmoid(minimap), minimap, present)
 
     def _collect(self, image: jax.Array) -> jax.Array:
@@ -168,16 +180,31 @@ class Relationship(nnx.Module):
         return total + _attend(queries, keys, words, valid)
 
 
-class RegionMlp(nnx.Module):
-    """`down(relu(up(x)))`, to another width."""
+class Perceptron(nnx.Module):
+    """Linear layers with ReLUs between them."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.up = Linear(inputs, inputs, dtype=dtype, rngs=rngs)
-        self.down = Linear(inputs, outputs, dtype=dtype, rngs=rngs)
+    def __init__(self, widths: Sequence[int], *, dtype: Any, rngs: nnx.Rngs):
+        """`widths`: of the input, of each hidden layer, of the output."""
+        self.layers = nnx.List(
+            [Linear(*pair, dtype=dtype, rngs=rngs) for pair in itertools.pairwise(widths)]
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., inputs]` to `[..., outputs]`."""
-        return self.down(jax.nn.relu(self.up(x)))
+        """`[..., widths[0]]` to `[..., widths[-1]]`."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = jax.nn.relu(layer(x))
+        return last(x)
+
+
+def difference(two_classes: jax.Array) -> jax.Array:
+    """The logit of the second of two classes: `[..., 2]` to f32 `[...]`.
+
+    ReLA's masks, minimaps and "no target" are of two classes each. Their cross entropy and their
+    argmax depend on the difference of the two scores alone.
+    """
+    scores = two_classes.astype(jnp.float32)
+    return scores[..., 1] - scores[..., 0]
 
 
 def _attend(
@@ -187,12 +214,6 @@ def _attend(
     scaled = query * math.sqrt(query.shape[-1])
     one_head = (x[:, :, None] for x in (scaled, key, value))
     return attention(*one_head, key_valid=valid)[:, :, 0]
-
-
-def _difference(two_classes: jax.Array) -> jax.Array:
-    """The logit of the second of two classes: f32 `[..., 2]` to `[...]`."""
-    scores = two_classes.astype(jnp.float32)
-    return scores[..., 1] - scores[..., 0]
 
 
 def _mean_of_words(words: jax.Array, valid: jax.Array) -> jax.Array:

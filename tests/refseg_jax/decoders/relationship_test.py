@@ -10,14 +10,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from refseg_jax.decoders.pixel_decoder import PixelFeatures
 from refseg_jax.decoders.relationship import Regions, Relationship, RelationshipConfig
 
 CONFIG = RelationshipConfig(width=16, side=3, heads=2)
-PAIRS, HEIGHT, WIDTH, LENGTH, MASK_WIDTH = 2, 6, 5, 7, 12
+PAIRS, HEIGHT, WIDTH, LENGTH, TEXT_WIDTH, MASK_WIDTH = 2, 6, 5, 7, 10, 12
+
+#: Of the levels that are not looked at.
+SIZES = ((2, 2), (9, 9))
 
 
 def block(config: RelationshipConfig = CONFIG) -> Relationship:
-    module = Relationship(config, mask_width=MASK_WIDTH, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    module = Relationship(
+        config,
+        text_width=TEXT_WIDTH,
+        mask_width=MASK_WIDTH,
+        dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
     # Fresh biases are zeros, which would hide a wrong place.
     state = nnx.state(module)
     rng = np.random.default_rng(0)
@@ -25,12 +35,14 @@ def block(config: RelationshipConfig = CONFIG) -> Relationship:
     return module
 
 
-def inputs(seed: int = 1) -> tuple[jax.Array, jax.Array, jax.Array]:
+def inputs(seed: int = 1) -> tuple[PixelFeatures, jax.Array, jax.Array]:
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(PAIRS, HEIGHT, WIDTH, CONFIG.width)).astype(np.float32)
-    words = rng.normal(size=(PAIRS, LENGTH, CONFIG.width)).astype(np.float32)
+    words = rng.normal(size=(PAIRS, LENGTH, TEXT_WIDTH)).astype(np.float32)
     valid = np.arange(LENGTH) < np.array([[LENGTH], [3]])
-    return jnp.asarray(image), jnp.asarray(words), jnp.asarray(valid)
+    coarse, fine = (jnp.asarray(rng.normal(size=(PAIRS, *s, CONFIG.width))) for s in SIZES)
+    pixels = PixelFeatures(jnp.zeros(()), (coarse, jnp.asarray(image), fine))
+    return pixels, jnp.asarray(words), jnp.asarray(valid)
 
 
 def linear(layer: Any, x: np.ndarray) -> np.ndarray:
@@ -47,7 +59,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def mlp(module: Any, x: np.ndarray) -> np.ndarray:
-    return linear(module.down, np.maximum(linear(module.up, x), 0))
+    first, second = module.layers
+    return linear(second, np.maximum(linear(first, x), 0))
 
 
 def sines(height: int, width: int, channels: int) -> np.ndarray:
@@ -74,11 +87,12 @@ def self_attention(module: Any, x: np.ndarray, heads: int) -> np.ndarray:
     return linear(module.out, np.concatenate(parts, -1))
 
 
-def written_out(module: Any, image: Any, words: Any, valid: Any) -> list[Regions]:
+def written_out(module: Any, pixels: PixelFeatures, words: Any, valid: Any) -> list[Regions]:
     results = []
+    image = pixels.levels[1]
     for picture, text, real in zip(*(np.asarray(x) for x in (image, words, valid)), strict=True):
         flat = picture.reshape(-1, CONFIG.width).astype(np.float64)
-        text = text[real].astype(np.float64)
+        text = linear(module.words, text[real].astype(np.float64))
         queries = np.asarray(module.queries[...], np.float64)
         keys = gelu(linear(module.image_key, flat + sines(HEIGHT, WIDTH, CONFIG.width)))
         regions = softmax(queries @ keys.T) @ gelu(linear(module.image_value, flat))
@@ -109,9 +123,9 @@ def test_it_is_equations_1_to_3():
 
 
 def test_padding_changes_nothing():
-    module, (image, words, valid) = block(), inputs()
+    module, (pixels, words, valid) = block(), inputs()
     other = jnp.where(valid[..., None], words, 9.0)
-    for a, b in zip(module(image, words, valid), module(image, other, valid), strict=True):
+    for a, b in zip(module(pixels, words, valid), module(pixels, other, valid), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
