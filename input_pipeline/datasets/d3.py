@@ -1,0 +1,320 @@
+"""D3, and in it GRD: groups of images of a scene and descriptions that some of them satisfy.
+
+    SOURCE/d3_images/                         the images
+    SOURCE/d3_pkl/{sentences,annotations,images,groups}.pkl
+    SOURCE/d3_json/d3_{full,pres,abs}_annotations.json
+
+`full` has all 422 descriptions, `abs` the 106 that speak of something absent ("a dog without a
+leash"), `pres` the others: the 316 of GRD, of Wu et al., "Advancing Referring Expression Segmentation
+Beyond Single Image". Every image is asked for every description of its group (D3's intra-group
+evaluation); where no annotation of the image carries it, nothing matches, which the annotators
+guarantee. There is only a `test` split. Counts are the GRSer paper's.
+
+The configs `full_json`, `pres_json` and `abs_json` read the COCO files, which know neither groups nor,
+therefore, which image is asked for what: they give each image the descriptions that it satisfies (the
+GRSer paper's "RES setting"). Those files were not at hand here; that their annotations hold
+`segmentation` is not verified. Of the pickles the fields are as the data's documentation lists them.
+
+Licence: CC BY-NC 4.0, for non-commercial research.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from input_pipeline.datasets.conversion import (
+    Conversion,
+    Outcome,
+    Plan,
+    SourceError,
+    read_image,
+)
+from input_pipeline.datasets.json_stream import elements
+from input_pipeline.datasets.refcoco.refs import stored_text
+from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.segmentation import SegmentationError, encode_segmentation
+from input_pipeline.unpickling import load_pickle
+
+#: A note of a build.
+NOT_SATISFIED = "images without any of the descriptions, left out"
+
+_Kind = Literal["full", "pres", "abs"]
+
+#: How many descriptions the published dataset has.
+_DESCRIPTIONS: Mapping[_Kind, int] = {"full": 422, "pres": 316, "abs": 106}
+
+_PUBLISHED: Mapping[_Kind, Mapping[str, int]] = {
+    "full": {"images": 10_578, "groups": 106},
+    "pres": {"images": 10_578, "groups": 106, "expressions": 31_524},
+    "abs": {},
+}
+
+_CURE = "use the file of D3's archives"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A text, the ids of the annotations that satisfy it, and its group of images or `""`."""
+
+    sent_id: int
+    text: str
+    ann_ids: tuple[int, ...]
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePlan:
+    """An image, its descriptions, and (annotation id, RLE) of what is drawn in it."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    descriptions: tuple[Description, ...]
+    regions: tuple[tuple[int, Any], ...]
+
+
+def convert(plan: ImagePlan, source: str) -> Outcome:
+    """Reads an image and encodes its regions.
+
+    Raises:
+        ItemError: the image is missing or of another size.
+        ImageError: it is damaged.
+    """
+    size = (plan.height, plan.width)
+    image = read_image(plan.path, size=size, cure="unpack d3_images.zip again")
+    targets: dict[int, int] = {}
+    encoded: list[Target] = []
+    problems: list[str] = []
+    for ann_id, segmentation in plan.regions:
+        try:
+            counts = encode_segmentation(segmentation, *size).counts
+        except SegmentationError as error:
+            problems.append(f"{plan.path}: annotation {ann_id}: {error}; {_CURE}")
+            continue
+        targets[ann_id] = len(encoded)
+        encoded.append(Target(counts, ""))
+    expressions = tuple(
+        Expression(
+            f"{plan.id}-{said.sent_id}",
+            said.text,
+            tuple(targets[i] for i in said.ann_ids),
+            "group" if said.group else ("object", "multi")[len(said.ann_ids) > 1],
+            number,
+            said.group,
+        )
+        for number, said in enumerate(plan.descriptions)
+        if all(i in targets for i in said.ann_ids)
+    )
+    if not expressions:
+        return Outcome(None, tuple(problems))
+    record = Record(
+        image=image.data,
+        image_id=f"d3/{plan.id}",
+        file_name=plan.path.name,
+        height=image.height,
+        width=image.width,
+        source=source,
+        targets=tuple(encoded),
+        expressions=expressions,
+        metadata=json.dumps({"ann_ids": list(targets)}),
+    )
+    return Outcome(record, tuple(problems))
+
+
+def _read_pickles(source: Path, *, kind: _Kind) -> Plan:
+    names = ("sentences", "annotations", "images", "groups")
+    files = {name: source / "d3_pkl" / f"{name}.pkl" for name in names}
+    for file in files.values():
+        if not file.is_file():
+            raise SourceError(
+                f"{file}: not there; --source_dir must be the folder that holds d3_pkl (of "
+                "d3_pkl.zip) and d3_images"
+            )
+    stored = {name: load_pickle(file, arrays=True) for name, file in files.items()}
+    for name, file in files.items():
+        if not isinstance(stored[name], dict) or not stored[name]:
+            raise SourceError(f"{file}: holds no dict by id; {_CURE}")
+    reader = _Pickles(source / "d3_images", files, **stored)
+    try:
+        return reader.plan(kind)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise SourceError(
+            f"{source / 'd3_pkl'}: {reader.reading} is not as D3 has it "
+            f"({type(error).__name__}: {error}); use the four files of one d3_pkl.zip"
+        ) from None
+
+
+@dataclasses.dataclass
+class _Pickles:
+    folder: Path
+    files: Mapping[str, Path]
+    sentences: Mapping[int, Any]
+    annotations: Mapping[int, Any]
+    images: Mapping[int, Any]
+    groups: Mapping[int, Any]
+    #: What is looked at, for messages.
+    reading: str = ""
+
+    def plan(self, kind: _Kind) -> Plan:
+        problems: list[str] = []
+        items: list[ImagePlan] = []
+        asked: dict[int, None] = {}
+        for image_id, image in sorted(self.images.items()):
+            self.reading = f"image {image_id}"
+            sentences = self._sentences(image["group_id"], kind)
+            regions = self._regions(image_id, image)
+            path = inside(self.folder, image["file_name"])
+            if path is None or not path.is_file():
+                problems.append(_missing(self.folder, image["file_name"]))
+                continue
+            asked |= dict.fromkeys(sentences)
+            items.append(self._item(image_id, image, path, sentences, regions))
+        notes = {_note(kind): len(asked)}
+        held_out = {"test": tuple(f"d3/{image_id}" for image_id in sorted(self.images))}
+        left = [item for item in items if item.descriptions]
+        if len(left) < len(items):
+            notes[NOT_SATISFIED] = len(items) - len(left)
+        return Plan({"test": tuple(left)}, tuple(problems), notes, held_out)
+
+    def _item(
+        self,
+        image_id: int,
+        image: Mapping[str, Any],
+        path: Path,
+        sentences: Sequence[int],
+        regions: Mapping[int, Any],
+    ) -> ImagePlan:
+        group = self.groups[image["group_id"]]
+        name = f"{image['group_id']}-{stored_text(group['group_name'])}"
+        said = tuple(
+            Description(
+                sent_id,
+                stored_text(self.sentences[sent_id]["raw_sent"]),
+                tuple(i for i in regions if sent_id in self.annotations[i]["sent_id"]),
+                name,
+            )
+            for sent_id in sentences
+        )
+        used = {i for description in said for i in description.ann_ids}
+        return ImagePlan(
+            image_id,
+            path,
+            int(image["height"]),
+            int(image["width"]),
+            said,
+            tuple((i, region) for i, region in regions.items() if i in used),
+        )
+
+    def _sentences(self, group_id: int, kind: _Kind) -> list[int]:
+        """The descriptions of a group."""
+        wanted = {"full": (False, True), "pres": (False,), "abs": (True,)}[kind]
+        inner = self.groups[group_id]["inner_sent_id"]
+        return [i for i in inner if bool(self.sentences[i]["is_negative"]) in wanted]
+
+    def _regions(self, image_id: int, image: Mapping[str, Any]) -> dict[int, Any]:
+        """The annotations of an image."""
+        regions = {}
+        for ann_id in image["anno_id"]:
+            annotation = self.annotations[ann_id]
+            if annotation["image_id"] != image_id:
+                raise ValueError(f"annotation {ann_id} is of image {annotation['image_id']}")
+            regions[ann_id] = annotation["segmentation"]
+        return regions
+
+
+def _read_json(source: Path, *, kind: _Kind) -> Plan:
+    file, folder = source / "d3_json" / f"d3_{kind}_annotations.json", source / "d3_images"
+    images: dict[int, tuple[str, int, int]] = {}
+    texts: dict[int, str] = {}
+    drawn: dict[int, dict[int, tuple[int, Any]]] = {}
+    key, entry = "", ""
+    try:
+        for key, entry in elements(file):
+            if key == "images":
+                size = int(entry["height"]), int(entry["width"])
+                images[entry["id"]] = (entry["file_name"], *size)
+            elif key == "categories":
+                texts[entry["id"]] = stored_text(entry["name"])
+            elif key == "annotations":
+                of_image = drawn.setdefault(entry["image_id"], {})
+                of_image[entry["id"]] = entry["category_id"], entry["segmentation"]
+        items, problems = _satisfied(images, texts, drawn, folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"{file}: {key} {entry!r:.60} is not as D3 has it ({type(error).__name__}: {error}); "
+            f"{_CURE}"
+        ) from None
+    notes = {_note(kind): len(texts)}
+    if len(images) > len(items) + len(problems):
+        notes[NOT_SATISFIED] = len(images) - len(items) - len(problems)
+    return Plan(
+        {"test": tuple(items)},
+        tuple(problems),
+        notes,
+        {"test": tuple(f"d3/{image_id}" for image_id in sorted(images))},
+    )
+
+
+def _satisfied(
+    images: Mapping[int, tuple[str, int, int]],
+    texts: Mapping[int, str],
+    drawn: Mapping[int, Mapping[int, tuple[int, Any]]],
+    folder: Path,
+) -> tuple[list[ImagePlan], list[str]]:
+    items: list[ImagePlan] = []
+    problems: list[str] = []
+    for image_id, regions in sorted(drawn.items()):
+        file_name, height, width = images[image_id]
+        path = inside(folder, file_name)
+        if path is None or not path.is_file():
+            problems.append(_missing(folder, file_name))
+            continue
+        said: dict[int, list[int]] = {}
+        for ann_id, (sent_id, _) in regions.items():
+            said.setdefault(sent_id, []).append(ann_id)
+        descriptions = tuple(Description(s, texts[s], tuple(i), "") for s, i in said.items())
+        shapes = tuple((i, region) for i, (_, region) in regions.items())
+        items.append(ImagePlan(image_id, path, height, width, descriptions, shapes))
+    return items, problems
+
+
+def inside(folder: Path, file_name: str) -> Path | None:
+    """A file of the folder or of one in it; nothing for a name that could lead out of it."""
+    name = PurePosixPath(file_name)
+    if name.is_absolute() or ".." in name.parts or "\\" in file_name or "\0" in file_name:
+        return None
+    return folder / name
+
+
+def _missing(folder: Path, file_name: str) -> str:
+    return f"{folder}: no {file_name!r:.80} there; unpack d3_images.zip again"
+
+
+def _note(kind: _Kind) -> str:
+    return f"descriptions (D3 has {_DESCRIPTIONS[kind]})"
+
+
+def _conversions() -> Iterator[Conversion]:
+    for kind in _DESCRIPTIONS:
+        for suffix, read, files in (
+            ("", _read_pickles, "d3_pkl/*.pkl"),
+            ("_json", _read_json, f"d3_json/d3_{kind}_annotations.json"),
+        ):
+            yield Conversion(
+                name="d3",
+                config=f"{kind}{suffix}",
+                description="D3 (and GRD): descriptions of objects in groups of images of a scene.",
+                homepage="https://github.com/shikras/d-cube",
+                licence="CC BY-NC 4.0, for non-commercial research",
+                layout=f"{files} and d3_images",
+                read_plan=functools.partial(read, kind=kind),
+                convert=convert,
+                published={"test": _PUBLISHED[kind]} if not suffix and _PUBLISHED[kind] else {},
+            )
+
+
+CONVERSIONS = tuple(_conversions())
