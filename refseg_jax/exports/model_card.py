@@ -40,9 +40,10 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         notes: heading -> paragraph of the format.
     """
     dataset = str(config.data.get("dataset") or "")
-    licence = DATA_LICENCES.get(dataset.partition("/")[0])
-    if licence is None:
-        licence = "not known to the exporter; ask whoever made the dataset"
+    licences = {name: _licence(name) for name in dataset.split(", ")}
+    licence = "; ".join(f"{name}: {text}" for name, text in licences.items())
+    if len(licences) == 1:
+        licence = licences[dataset]
     name = config.model["name"]
     parts = [
         f"---\nlibrary_name: refseg_jax\npipeline_tag: image-segmentation\ntags: [{name}]\n---",
@@ -58,6 +59,11 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         *(f"## {heading}\n\n{text}" for heading, text in notes.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _licence(dataset: str) -> str:
+    known = DATA_LICENCES.get(dataset.partition("/")[0])
+    return known or "not known to the exporter; ask whoever made the dataset"
 
 
 def _scores(config: ExportConfig) -> str:

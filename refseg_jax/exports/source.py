@@ -77,7 +77,7 @@ def read_source(path: Path, step: Step = "latest") -> Source:
             model={"name": config["model"]["name"], **dataclasses.asdict(model.config)},
             # Without the paths of the machine that trained it.
             data={
-                "dataset": data.get("dataset", ""),
+                "dataset": ", ".join(_datasets(config)),
                 "resize": data["resize"],
                 "context_length": data["context_length"],
                 "tokenizer": folder.TOKENIZER,
@@ -91,6 +91,13 @@ def read_source(path: Path, step: Step = "latest") -> Source:
             step=step,
             metrics=metrics,
         )
+
+
+def _datasets(config: Mapping[str, Any]) -> list[str]:
+    """What a run was trained on: the members of its mixture, or its only dataset."""
+    own = config["data"].get("dataset", "")
+    members = config.get("mixture", {}).values()
+    return sorted({member.get("dataset", own) for member in members}) or [own]
 
 
 def load_start(

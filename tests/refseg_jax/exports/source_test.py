@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from refseg_jax import sharding
 from refseg_jax.checkpoint_params import OtherParametersError, load_params
 from refseg_jax.errors import UserError
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.model_card import model_card
 from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.models import build_model
 from refseg_jax.predictor import Predictor
 from refseg_jax.train_state import Forward
 from tests.refseg_jax.exports.folders import damaged, one_line, tiny_params, write_all
-from tests.refseg_jax.tiny_run import UNIRES, save_unires
+from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,21 @@ def test_scores_of_a_run_without_evaluations_during_it_are_its_summarys(
     save_unires(tmp_path, tiny_params())
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert read_source(tmp_path).metrics == expected
+
+
+def test_a_card_names_every_dataset_of_a_mixture_and_its_licence(tmp_path):
+    config = unires_run_config()
+    config["data"]["dataset"] = "refcoco/unc"
+    config["mixture"] = {"a": {"weight": 2.0}, "b": {"dataset": "scenes"}, "c": {"pairs": 2}}
+    save_unires(tmp_path / "run", tiny_params(), config=config)
+    source = read_source(tmp_path / "run")
+    assert source.data["dataset"] == "refcoco/unc, scenes"
+    chosen: dict[str, Any] = {"model": source.model, "data": source.data, "eval": source.eval}
+    chosen |= {"step": 1, "metrics": {}}
+    card = model_card(ExportConfig("safetensors", **chosen), "make", {})
+    assert "# unires on refcoco/unc, scenes\n" in card
+    assert "licence of the data: refcoco/unc: COCO's" in card
+    assert "; scenes: Apache-2.0" in card
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
