@@ -14,8 +14,8 @@ from refseg_jax.checkpoint_params import load_params
 from refseg_jax.engines import Engine, ParameterEngine, another_version
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import mask_score
-from refseg_jax.exports import read_engine
 from refseg_jax.exports.folder import is_export
+from refseg_jax.exports.reader import read_engine
 from refseg_jax.metrics import predicted_mask
 from refseg_jax.preprocess import ImageError
 from refseg_jax.resize import logits_on_canvas

@@ -14,7 +14,7 @@ from types import FrameType
 
 from refseg_jax.checkpoint_folder import step_choice
 from refseg_jax.errors import UserError
-from refseg_jax.exports import FORMATS, export
+from refseg_jax.exports.exporter import FORMATS, export
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -41,7 +41,7 @@ class ExportConfig:
     """What `config.json` holds: all that a predictor reads, and where it comes from.
 
     Attributes:
-        format: name out of `refseg_jax.exports.FORMATS`.
+        format: name out of `refseg_jax.exports.exporter.FORMATS`.
         model: the resolved config of the model (`name` and every field).
         data: `dataset`, `resize`, `context_length` and `tokenizer` (a file of the folder).
         eval: `threshold`, and `protocol` as `refseg_jax.protocols.build_protocols` takes it.

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.engines import forward_of
-from refseg_jax.exports import export
+from refseg_jax.exports.exporter import export
 from refseg_jax.tokenizers import build_tokenizer
 from tests.parity.pairs import Params, random_parameters
 from tests.refseg_jax.exports.folders import TEXTS

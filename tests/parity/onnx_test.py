@@ -15,10 +15,12 @@ import pytest
 
 from refseg_jax.engines import ParameterEngine, forward_of
 from refseg_jax.errors import UserError
-from refseg_jax.exports import Source, export, folder
+from refseg_jax.exports import folder
+from refseg_jax.exports.exporter import export
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.onnx_environment import ensure_environment
 from refseg_jax.exports.onnx_graphs import OnnxEngine, write_onnx
+from refseg_jax.exports.source import Source
 from refseg_jax.predictor import Predictor
 from tests.refseg_jax.exports.folders import (
     TEXTS,
@@ -68,7 +70,8 @@ def _inputs(batch: int, count: int, eos: int) -> dict[str, np.ndarray]:
 
 def _logits(engine: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
     seen = engine.encode_image(inputs["image"])
-    return np.asarray(engine.decode(seen, engine.encode_text(inputs["text"], inputs["text_valid"])))
+    words = engine.encode_text(inputs["text"], inputs["text_valid"])
+    return np.asarray(engine.decode(seen, words)["mask_logits"])
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from refseg_jax import sharding
 from refseg_jax.engines import forward_of
-from refseg_jax.exports import export
 from refseg_jax.exports.clip import backwards, towers
+from refseg_jax.exports.exporter import export
 from refseg_jax.weights import clip
 from refseg_jax.weights.clip_files import load_towers
 from refseg_jax.weights.table import Rule, Table, rename, same

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
-from refseg_jax.exports import export, read_source
 from refseg_jax.exports import folder as layout
+from refseg_jax.exports.exporter import export
+from refseg_jax.exports.source import read_source
 from refseg_jax.predictor import Predictor
 from refseg_jax.tokenizers import ClipTokenizer, build_tokenizer
 from refseg_jax.train_state import Params

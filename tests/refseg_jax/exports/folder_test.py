@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.exports import export, onnx_environment
+from refseg_jax.exports import onnx_environment
 from refseg_jax.exports.arrays_file import write_arrays
+from refseg_jax.exports.exporter import export
 from refseg_jax.exports.folder import is_export, new_folder
 from tests.refseg_jax.exports.folders import one_line, tiny_params
 from tests.refseg_jax.tiny_run import save_unires

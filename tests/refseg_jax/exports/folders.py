@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from refseg_jax.exports import export
+from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
 from refseg_jax.train_state import Forward, Params
 from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.exports import FORMATS, export, onnx_environment, read_source
-from refseg_jax.exports.source import load_start
+from refseg_jax.exports import onnx_environment
+from refseg_jax.exports.exporter import FORMATS, export
+from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.predictor import Predictor
 from tests.refseg_jax.exports.folders import damaged, one_line, write_all
 from tools import export as command

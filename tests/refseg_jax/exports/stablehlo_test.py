@@ -17,8 +17,10 @@ from jax import export as jax_export
 
 from refseg_jax.engines import GRAPHS, Graphs, ParameterEngine, forward_of
 from refseg_jax.errors import UserError
-from refseg_jax.exports import FORMATS, Source, export, folder, read_source
+from refseg_jax.exports import folder
+from refseg_jax.exports.exporter import FORMATS, export
 from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.source import Source, read_source
 from refseg_jax.exports.stablehlo import StablehloEngine, read_graph, used_params
 from refseg_jax.predictor import Predictor
 from tests.refseg_jax.exports.folders import TEXTS, damaged, flip, one_line, picture, write_all
@@ -56,7 +58,8 @@ def _inputs(batch: int, count: int, eos: int = EOS, length: int = LENGTH) -> dic
 
 def _logits(engine: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
     seen = engine.encode_image(inputs["image"])
-    return np.asarray(engine.decode(seen, engine.encode_text(inputs["text"], inputs["text_valid"])))
+    words = engine.encode_text(inputs["text"], inputs["text_valid"])
+    return np.asarray(engine.decode(seen, words)["mask_logits"])
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> None:
