@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +129,28 @@ def test_base_has_the_defaults_of_the_pipeline() -> None:
             assert base.data[field.name] == field.default, field.name
 
 
+def _data(config: Any) -> Callable[..., PipelineConfig]:
+    """As main.py reads it."""
+    fields = {**config.data.to_dict(), "image_size": 32, "mask_stride": 4}
+    return lambda **changes: construct(PipelineConfig, {**fields, **changes}, what="config.data")
+
+
+def test_the_mixture_of_the_documentation_is_one() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"```\n(config\.mixture.*?)```", text, re.S)
+    config: Any = common.base_config()
+    names = {"config": config, "member": common.member, "evaluation": common.evaluation}
+    exec(code, names)
+    found = {m.name: m for m in read_members(config.mixture.to_dict(), _data(config))}
+    assert set(found) == {"objects", "parts", "groups"}
+    assert (found["parts"].data.pairs, found["groups"].data.images) == (16, 4)
+    assert found["objects"].weight == 2 * found["parts"].weight
+    assert config.evals.mine.dataset == "mine"
+
+
 def test_datasets_that_are_named_behind_the_size_are_mixed_and_scored_each() -> None:
     config: Any = mres_unires.get_config("tiny,refcocog/umd,mine")
-    sizes = {"image_size": 32, "mask_stride": 4}
-
-    def data(**changes: Any) -> PipelineConfig:
-        return construct(PipelineConfig, {**config.data.to_dict(), **sizes, **changes}, what="data")
-
-    found = read_members(config.mixture.to_dict(), data)
+    found = read_members(config.mixture.to_dict(), _data(config))
     assert {(m.name, m.data.dataset, m.weight) for m in found} == {
         ("refcocog_umd", "refcocog/umd", 1.0),
         ("mine", "mine", 1.0),
