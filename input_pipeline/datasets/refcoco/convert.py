@@ -1,6 +1,7 @@
 """An image of the `refer` layout as a record; runs in worker processes, so it imports no TFDS."""
 
 import json
+from typing import Any
 
 from input_pipeline.datasets.conversion import Outcome, read_image
 from input_pipeline.datasets.refcoco.layout import Annotation, ImagePlan, Referent
@@ -29,7 +30,7 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
     image = read_image(plan.path, size=size, cure=f"copy it from {plan.images}")
     regions = _Regions(plan)
     expressions: list[Expression] = []
-    ref_ids: list[int] = []
+    ref_ids: list[int | None] = []
     for referent in plan.referents:
         targets = regions.of(referent.annotations)
         if targets is None:
@@ -43,6 +44,9 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
     notes = {TINY: regions.tiny} if regions.tiny else {}
     if not expressions:
         return Outcome(None, problems, notes)
+    facts: dict[str, list[Any]] = {"ann_ids": list(regions.index)}
+    if None not in ref_ids:
+        facts["ref_ids"] = ref_ids
     record = Record(
         image=image.data,
         image_id=plan.image_id,
@@ -52,7 +56,7 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         source=source,
         targets=tuple(regions.targets),
         expressions=tuple(expressions),
-        metadata=json.dumps({"ann_ids": list(regions.index), "ref_ids": ref_ids}),
+        metadata=json.dumps(facts),
     )
     return Outcome(record, problems, notes)
 

@@ -78,13 +78,13 @@ class Referent:
     """Something described.
 
     Attributes:
-        ref_id: of the dataset.
+        ref_id: of the dataset; `None` for what is put together of several.
         annotations: the regions that are meant; none where nothing in the image matches.
         sentences: pairs of expression id and text.
         group: name of the group of images that are asked for it, or `""`.
     """
 
-    ref_id: int
+    ref_id: int | None
     annotations: tuple[Annotation, ...]
     sentences: tuple[tuple[str, str], ...]
     group: str = ""
