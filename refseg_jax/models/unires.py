@@ -8,6 +8,7 @@ from flax import nnx
 
 from refseg_jax.batch import Array, Batch, SegOutput
 from refseg_jax.decoders.heads import KERNEL_WIDTH, PixelKernelHead, build_head
+from refseg_jax.decoders.presence import PresenceHead
 from refseg_jax.decoders.region_filter import RegionFilter
 from refseg_jax.decoders.vision_language import VisionLanguageDecoder, repeat_rows
 from refseg_jax.encoders.clip_text import ClipText
@@ -50,8 +51,8 @@ class UniRES(nnx.Module):
     """CLIP towers, region filters, two-stage decoder, head; separable (`SeparableModel`).
 
     The parameters' paths begin with `vision`, `text`, `low_filter`, `high_filter`, `decoder`
-    (stage 1), `group_decoder` (stage 2), `head`, and, where widths differ, `patch_adapter` and
-    `word_adapter`.
+    (stage 1), `group_decoder` (stage 2), `head`, and, where there are any, `presence`,
+    `patch_adapter` and `word_adapter`.
     """
 
     def __init__(self, config: UniRESConfig, *, rngs: nnx.Rngs):
@@ -98,6 +99,8 @@ class UniRES(nnx.Module):
         groups = config.low_tokens + config.high_tokens
         self.group_decoder = self._stage(1, rngs) if groups else None
         self.head = self._head(rngs)
+        # Last, so that the random numbers of the others do not depend on it.
+        self.presence = self._presence(rngs)
 
     @property
     def image_size(self) -> int:
@@ -164,7 +167,7 @@ class UniRES(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SegOutput:
-        """Each of N images with each of K expressions: logits f32 `[B, N, K, h, w]`."""
+        """Each of N images with each of K expressions: logits f32 `[B, N, K, h, w]`, `[B, N, K]`."""
         rows, images, count, width = image_features.patches.shape
         expressions, length = text_features.words.shape[1:3]
         key = None if rngs is None else rngs.dropout()
@@ -183,7 +186,10 @@ class UniRES(nnx.Module):
         pixels = image_features.pixels
         guide = sentence if pixels is None else pixels.reshape(rows * images, *pixels.shape[2:])
         logits = self.head(x, guide)  # pyright: ignore[reportCallIssue]
-        return SegOutput(logits.reshape(rows, images, expressions, *logits.shape[1:]))
+        present = None
+        if self.presence is not None:
+            present = self.presence(x, sentence).reshape(rows, images, expressions)
+        return SegOutput(logits.reshape(rows, images, expressions, *logits.shape[1:]), present)
 
     def group_assignment(self, image: Array) -> dict[str, jax.Array]:
         """Which group token each patch belongs to, as the paper's Figure 5 shows.
@@ -246,6 +252,17 @@ class UniRES(nnx.Module):
             state_width=config.embedding_width,
             factor=config.patch_size // config.mask_stride,
             dtype=dtype,
+            rngs=rngs,
+        )
+
+    def _presence(self, rngs: nnx.Rngs) -> PresenceHead | None:
+        config = self.config
+        if not config.presence_head:
+            return None
+        return PresenceHead(
+            width=config.decoder_width,
+            state_width=config.embedding_width,
+            dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
 

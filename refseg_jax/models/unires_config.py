@@ -42,6 +42,8 @@ class UniRESConfig:
         dropout: in both stages.
         head: `projector` | `pixel_shuffle` | `linear` | `pixel_kernel` (with a convolutional stem).
         mask_stride: network pixels per mask cell; divides `patch_size`.
+        presence_head: also answer whether anything is there at all (not in the paper); trained by
+            `config.objective.presence`.
         dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
         remat: compute the blocks' insides again in the backward pass instead of storing them.
     """
@@ -70,6 +72,7 @@ class UniRESConfig:
     dropout: float = 0.1
     head: str = "projector"
     mask_stride: int = 4
+    presence_head: bool = False
     dtype: str = "float32"
     remat: bool = False
 

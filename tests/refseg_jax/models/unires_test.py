@@ -9,6 +9,8 @@ import pytest
 
 from tests.refseg_jax.models.micro import EOS, micro, micro_batch, micro_params
 
+LEAVES = ("kernel", "bias")
+
 
 def _logits(forward, params, batch, key=None):
     return np.asarray(jax.jit(forward.apply)(params, batch, key).mask_logits)
@@ -107,6 +109,32 @@ def test_group_tokens_can_be_switched_off(low, high):
     image = micro_batch().image
     levels = forward.bind(params).group_assignment(image)
     assert set(levels) == {name for name, count in (("low", low), ("high", high)) if count}
+
+
+def test_a_presence_head_adds_its_parameters_and_changes_nothing_else(forward, params):
+    headed, key = micro(presence_head=True), jax.random.key(0)
+    more = headed.shapes.keys() - forward.shapes.keys()
+    assert more == {f"presence.{name}.{leaf}" for name in ("up", "down") for leaf in LEAVES}
+    fresh, plain = headed.init(key), forward.init(key)
+    for path, value in plain.items():
+        np.testing.assert_array_equal(fresh[path], value, path)
+    batch = micro_batch(rows=2, images=2, expressions=3)
+    assert jax.eval_shape(forward.apply, params, batch).present_logits is None
+    found = jax.jit(headed.apply)({**params, **{p: fresh[p] for p in more}}, batch)
+    expected = _logits(forward, params, batch)
+    np.testing.assert_allclose(found.mask_logits, expected, atol=1e-6)
+    assert found.present_logits.shape == (2, 2, 3)
+    assert found.present_logits.dtype == jnp.float32
+    # Every pair has an answer of its own, which stands in its place.
+    assert len(np.unique(found.present_logits)) == 12
+    one = dataclasses.replace(
+        batch,
+        image=batch.image[:, 1:],
+        text=batch.text[:, 2:],
+        text_valid=batch.text_valid[:, 2:],
+    )
+    alone = jax.jit(headed.apply)({**params, **{p: fresh[p] for p in more}}, one).present_logits
+    np.testing.assert_allclose(alone[:, 0, 0], found.present_logits[:, 1, 2], atol=2e-5)
 
 
 @pytest.mark.parametrize("level", ["low", "high"])
