@@ -6,12 +6,13 @@ that all workers see, e.g. on NFS.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from input_pipeline.datasets import shards
 from input_pipeline.datasets.conversion import Outcome
-from input_pipeline.datasets.shards import Shard
 from refseg_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from input_pipeline.datasets.shards import Shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Runner:
     options: tuple[str, ...] = ()
 
 
-def write_shards(todo: Sequence[Shard], maker: Callable[[Any], Outcome], runner: Runner) -> None:
+def write_shards(todo: "Sequence[Shard]", maker: Callable[[Any], Outcome], runner: Runner) -> None:
     """Runs one pipeline that writes every shard with its summary.
 
     Args:
@@ -51,5 +52,8 @@ def write_shards(todo: Sequence[Shard], maker: Callable[[Any], Outcome], runner:
         _ = spread | apache_beam.Map(_write, maker)
 
 
-def _write(shard: Shard, maker: Callable[[Any], Outcome]) -> None:
+def _write(shard: "Shard", maker: Callable[[Any], Outcome]) -> None:
+    # Late: TFDS is slow to import, and who asks for the name of a runner does not need it.
+    from input_pipeline.datasets import shards
+
     shards.write_shard(shard, map(maker, shard.items))

@@ -11,6 +11,26 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from input_pipeline.datasets import (
+    ade20k_150,
+    ade20k_full,
+    coca,
+    coco_stuff,
+    cris,
+    d3,
+    grefcoco,
+    lip,
+    paco,
+    partimagenet,
+    pascal_context,
+    pascal_part,
+    phrasecut,
+    refclef,
+    refcocom,
+    referit,
+    regrouped,
+    saliency,
+)
 from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.conversion import Conversion
 from input_pipeline.datasets.refcoco import conversions as refcoco
@@ -57,7 +77,11 @@ class Entry:
 
 
 #: The published datasets.
-_MODULES = (refcoco,)
+_MODULES = (
+    refcoco, grefcoco, refcocom, cris, refclef, referit, d3, regrouped, phrasecut,
+    paco, partimagenet, pascal_part, coco_stuff, ade20k_150, ade20k_full, pascal_context, lip,
+    saliency, coca,
+)  # fmt: skip
 CONVERSIONS: Mapping[str, Conversion] = {
     conversion.source: conversion
     for conversion in itertools.chain.from_iterable(module.CONVERSIONS for module in _MODULES)

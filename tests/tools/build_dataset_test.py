@@ -119,7 +119,7 @@ def test_papers_write_a_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["--dataset=refcoco/umc"], "unknown dataset 'refcoco/umc': did you mean 'refcoco/unc'?"),
         (["--dataset=refcog/umd"], "did you mean 'refcocog/umd'?"),
-        (["--dataset=xyz"], "there are: jsonl, refcoco/google"),
+        (["--dataset=xyz"], "there are: ade20k/150, ade20k/full"),
         (["--datset=scenes"], "--dataset"),
     ],
 )
