@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from clu import parameter_overview
 from ml_collections import config_flags
 
 from input_pipeline import leakage, mixtures, oracle, pipeline
 from input_pipeline.mixtures import Mixture
 from input_pipeline.sources import DatasetError, RecordSource
-from refseg_jax import checkpoint_folder, pictures, report, sharding
+from refseg_jax import checkpoint_folder, parameter_table, pictures, report, sharding, workdir
 from refseg_jax.checkpoint_params import OtherParametersError
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
@@ -74,7 +73,10 @@ class Experiment:
         mixture = self._mixture()
         rows = mixture.rows_per_epoch
         if bool(config.steps) == bool(config.epochs):
-            raise UserError("set either config.steps or config.epochs, and leave the other at 0")
+            raise UserError(
+                f"config.steps={config.steps} and config.epochs={config.epochs:g}: set one and leave "
+                "the other at 0, e.g. --config.steps=1000 --config.epochs=0.0"
+            )
         self.check_evaluations()
         trainer = Trainer(
             forward=self.forward,
@@ -84,7 +86,7 @@ class Experiment:
             mesh=self.mesh,
             seed=config.seed,
         )
-        logging.info("parameters:\n%s", _parameter_table(self.forward))
+        logging.info("parameters:\n%s", parameter_table.summary(self.forward.shapes))
         logging.info("%d steps of %d of %d rows", trainer.steps, config.batch_size, rows)
         trained = self._run(trainer, mixture)
         if trained.speed["preempted"]:
@@ -141,6 +143,7 @@ class Experiment:
             if jax.process_index() == 0:
                 # Not before: a command that cannot go on says nothing of the run that is there.
                 (self.workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
+                parameter_table.write_table(self.forward.shapes, self.workdir / "parameters.txt")
                 if mixture.exclusions:
                     leakage.write_report(self._left_out, mixture.exclusions)
             trained = run.train(state, seconds)
@@ -340,11 +343,10 @@ def main(_: list[str]) -> None:
             _join()
         first = jax.process_index() == 0
         logging.set_verbosity(logging.INFO if first else logging.WARNING)
-        workdir = Path(FLAGS.workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        experiment = Experiment(FLAGS.config, workdir)
-        experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
-        experiment.writer.close()
+        with workdir.opened(Path(FLAGS.workdir), first=first):
+            experiment = Experiment(FLAGS.config, Path(FLAGS.workdir))
+            experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
+            experiment.writer.close()
     except (UserError, ValueError, OSError) as error:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
             raise
@@ -383,11 +385,6 @@ def _join() -> None:
 
 def _process() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
-def _parameter_table(forward: Forward) -> str:
-    shapes: Any = forward.shapes
-    return str(parameter_overview.get_parameter_overview(shapes, include_stats=False))
 
 
 if __name__ == "__main__":

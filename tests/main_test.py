@@ -176,6 +176,8 @@ def test_run_leaves_metrics_config_and_pictures(
     lines = [line for line in _lines(place.workdir / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
+    assert "vision.blocks" in first.stderr and "vision.blocks.0" not in first.stderr
+    assert "vision.blocks.0" in (place.workdir / "parameters.txt").read_text()
     config = json.loads((place.workdir / "config.json").read_text())
     assert config["steps"] == STEPS
     assert config["model"]["head"] == "linear"
@@ -276,7 +278,7 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.optm.lr=1e-3", '"optim"'),
         ("--config.model.head=projecter", "'projector'"),
         ("--config.data.dataset=nothing", "tools.build_dataset"),
-        ("--config.epochs=2", "config.steps"),
+        ("--config.epochs=2", "config.steps=3 and config.epochs=2: set one and leave"),
         # Absl joins this to the tuple that is given already.
         ("--config.eval.canvas=(16,)", "config.eval.canvas=(32, 32, 16): give a height"),
         ("--config=configs/refcoco_unires.py:tinny", "did you mean 'tiny'?"),
@@ -289,12 +291,12 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
 def test_a_mistake_is_one_line_that_names_the_cure(
     place: Place, tmp_path: Path, flag: str, named: str
 ) -> None:
-    done = place.run(*_command(tmp_path, place.data, *flag.split()))
+    done = place.run(*_command(tmp_path / "run", place.data, *flag.split()))
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if named in line]
     assert len(errors) == 1, done.stderr[-3000:]
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "run").exists(), "what was not begun leaves nothing"
 
 
 def test_a_canvas_that_is_too_small_is_told_before_the_training(place: Place, tmp_path: Path):
