@@ -30,8 +30,15 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.datasets import prompts
-from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, Plan, read_image
-from input_pipeline.datasets.label_maps import NOTHING, encode_labels, first_folders, read_colours
+from input_pipeline.datasets.conversion import (
+    Conversion,
+    ItemError,
+    Outcome,
+    Plan,
+    SourceError,
+    read_image,
+)
+from input_pipeline.datasets.label_maps import NOTHING, encode_labels, read_colours
 from input_pipeline.schema import Expression, Record, Target
 
 #: Notes of a build.
@@ -83,7 +90,7 @@ def read_plan(source: Path) -> Plan:
         if (root / folder).is_dir()
     ]
     if not there:
-        first_folders(source, [("images/ADE/training",)], layout=LAYOUT)
+        raise SourceError(f"{source}: --source_dir must hold {LAYOUT}")
     splits: dict[str, tuple[FullItem, ...]] = {}
     problems: list[str] = []
     for split, folder in there:

@@ -18,13 +18,12 @@ import functools
 import re
 from pathlib import Path
 
-from input_pipeline.datasets.conversion import Conversion, Plan
+from input_pipeline.datasets.conversion import Conversion, Plan, SourceError
 from input_pipeline.datasets.label_maps import (
     Classes,
     MapItem,
     convert_categories,
     first_folders,
-    held_out,
     list_files,
 )
 
@@ -87,24 +86,28 @@ def read_plan(source: Path) -> Plan:
         SourceError: neither split is there.
     """
     splits: dict[str, tuple[MapItem, ...]] = {}
+    held_out: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
     for split in ("train", "val"):
         year = f"{split}2017"
         choices = [(f"{images}/{year}", f"{maps}/{year}") for images, maps in _FOLDERS]
-        if any((source / maps).is_dir() for _, maps in choices):
-            images, maps = first_folders(source, choices, layout=LAYOUT)
-            splits[split] = _items(images, maps, problems)
+        if not any((source / maps).is_dir() for _, maps in choices):
+            continue
+        images, maps = first_folders(source, choices, layout=LAYOUT)
+        of_map = list_files(maps, (".png",), problems, cure=_CURE)
+        drawn = {s: path for s, path in of_map.items() if re.fullmatch(r"\d{12}", s, re.ASCII)}
+        splits[split] = _items(images, drawn, problems)
+        if split == "val":
+            held_out[split] = tuple(str(int(stem)) for stem in drawn)
     if not splits:
-        first_folders(source, [_FOLDERS[0]], layout=LAYOUT)
-    return Plan(splits, tuple(problems), held_out=held_out(splits))
+        raise SourceError(f"{source}: --source_dir must hold {LAYOUT}")
+    return Plan(splits, tuple(problems), held_out=held_out)
 
 
-def _items(images: Path, maps: Path, problems: list[str]) -> tuple[MapItem, ...]:
+def _items(images: Path, maps: dict[str, Path], problems: list[str]) -> tuple[MapItem, ...]:
     of_image = list_files(images, (".jpg",), problems, cure=_CURE)
     items = []
-    for stem, path in list_files(maps, (".png",), problems, cure=_CURE).items():
-        if not re.fullmatch(r"\d{12}", stem, re.ASCII):
-            continue
+    for stem, path in maps.items():
         if stem in of_image:
             items.append(MapItem(of_image[stem], path, str(int(stem)), str(int(stem))))
         else:

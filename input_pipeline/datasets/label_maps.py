@@ -141,9 +141,9 @@ def read_labels(path: Path, *, cure: str) -> np.ndarray:
 
 def read_colours(path: Path, *, cure: str) -> np.ndarray:
     """The numbers of a PNG in colour, u8 `[H, W, 3]`; raises as `read_labels` does."""
-    image, _ = _read_png(path, cure)
-    if image.mode != "RGB":
-        raise ItemError(f"{path}: is not in colour ({image.mode}); {cure}")
+    image, bits = _read_png(path, cure)
+    if image.mode != "RGB" or bits != 8:
+        raise ItemError(f"{path}: is not in colour of 8 bits ({image.mode}, {bits} bits); {cure}")
     return np.asarray(image)
 
 
@@ -237,16 +237,15 @@ def list_files(
         raise SourceError(f"{folder}: {error.strerror}; {cure}") from None
     found: dict[str, Path] = {}
     for name in names:
-        path = folder / name
-        stem = path.stem
-        if name.startswith(".") or path.suffix.lower() not in suffixes:
+        stem, dot, suffix = name.rpartition(".")
+        if name.startswith(".") or (dot + suffix).lower() not in suffixes:
             continue
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             problems.append(f"{folder}: the name {name!a} is not UTF-8; {cure}")
         elif stem in found:
-            problems.append(f"{path}: {found[stem].name} has the same name; {cure}")
+            problems.append(f"{folder / name}: {found[stem].name} has the same name; {cure}")
         else:
-            found[stem] = path
+            found[stem] = folder / name
     return found
 
 

@@ -4,14 +4,17 @@
     SOURCE/TrainVal_parsing_annotations/{train,val}_segmentations/<77_471474>.png
 
 A map's values are 1..19, 0 is the background. They ask "{part} of person", clothes too ("hat of
-person"), and not "all {}": a cut-out may show other people, whose hats and arms are background, so
-that "all hat" would be wrong; what is labelled belongs to one person, who is the union of all labels.
-That person is a target, the parent of all others, which no expression means: of "all person" the
-others would be missing. Left and right are the person's own. Names are those of mmsegmentation's
-`LIPDataset`, in plain words (`UpperClothes` is `upper clothes`); the order agrees with SSSegmentation's.
+person"), and not "all {}", as UniLSeg's Table 1 has it for parts: a cut-out may show other people,
+whose hats and arms are background, so that "all hat" would be wrong. What is labelled belongs to one
+person, who is the union of all labels. That person is a target, the parent of all others, which no
+expression means: of "all person" the others would be missing. Left and right are the person's own.
+Names are those of mmsegmentation's `LIPDataset`, in plain words (`UpperClothes` is `upper clothes`);
+SSSegmentation has the same in the same order.
 
-`<77_471474>` is a cut-out of COCO image 77, around annotation 471474: `image_id` is `77`, so that what
-leaks between LIP and sets of COCO images is found, and cut-outs of one image share it. Other names
+LIP's site says that its images are cut out of COCO's, and their names are of the form
+`<COCO's image id>_<annotation id>` (which is not written down anywhere, and was not compared with
+COCO's pictures). `image_id` of `77_471474` is therefore `77`: what leaks between LIP and sets of COCO
+images is found by it, and cut-outs of one image share it, in LIP's own train and val too. Other names
 become `lip/<name>`. The counts are those of LIP's site.
 """
 

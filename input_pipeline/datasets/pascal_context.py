@@ -24,7 +24,6 @@ from input_pipeline.datasets.label_maps import (
     MapItem,
     convert_categories,
     first_folders,
-    held_out,
     list_files,
 )
 
@@ -59,19 +58,23 @@ def read_plan(source: Path) -> Plan:
     problems: list[str] = []
     of_image = list_files(images, (".jpg",), problems, cure=_CURE)
     of_map = list_files(maps, (".png",), problems, cure=_CURE)
-    splits: dict[str, tuple[MapItem, ...]] = {}
-    for split in ("train", "val"):
-        items = []
-        for name in _read_list(images.parent, split):
-            for there, path in ((of_image, images / f"{name}.jpg"), (of_map, maps / f"{name}.png")):
-                if name not in there:
-                    problems.append(f"{path}: not there; {_CURE}")
-            if name in of_image and name in of_map:
-                items.append(MapItem(of_image[name], of_map[name], f"voc/{name}", name))
-        splits[split] = tuple(items)
-    if not any(splits.values()) and not problems:
-        raise SourceError(f"{source}: no list of images; it must hold {LAYOUT}")
-    return Plan(splits, tuple(problems), held_out=held_out(splits))
+    listed = {split: _read_list(images.parent, split) for split in ("train", "val")}
+    if not any(listed.values()):
+        raise SourceError(f"{source}: no list of images; --source_dir must hold {LAYOUT}")
+    for name in dict.fromkeys(listed["train"] + listed["val"]):
+        for there, path in ((of_image, images / f"{name}.jpg"), (of_map, maps / f"{name}.png")):
+            if name not in there:
+                problems.append(f"{path}: not there; {_CURE}")
+    splits = {
+        split: tuple(
+            MapItem(of_image[name], of_map[name], f"voc/{name}", name)
+            for name in names
+            if name in of_image and name in of_map
+        )
+        for split, names in listed.items()
+    }
+    held_out = {"val": tuple(f"voc/{name}" for name in listed["val"])} if listed["val"] else {}
+    return Plan(splits, tuple(problems), held_out=held_out)
 
 
 def _read_list(folder: Path, split: str) -> list[str]:

@@ -217,52 +217,80 @@ def test_objects_parts_and_parts_of_parts(tmp_path: Path):
     assert "parts outside of every object that may own them, left out: 2" in lines
 
 
-def real_full(shared_data: Path, tmp_path: Path) -> list[Record]:
-    sample = shared_data / "ade20k_full_sample"
-    street = tmp_path / "source" / "images" / "ADE" / "training" / "urban" / "street"
-    shutil.copytree(sample, street)
-    return read_records(build(FULL, tmp_path / "source", tmp_path / "data"), "train")
+@pytest.mark.parametrize("split_at, parent", [(4, 0), (2, 1)])
+def test_a_part_belongs_to_what_it_shares_most_pixels_with(
+    tmp_path: Path, split_at: int, parent: int
+):
+    """A wheel over both cars, whose border is now left, now right of its middle."""
+    image = write_full(tmp_path / "source")
+    seg = np.where((np.arange(24) < split_at)[None, :, None], SEG[:, :1], SEG[:, 3:4])
+    write_map(image.with_name(f"{image.stem}_seg.png"), seg)
+    wheel = np.where((np.arange(24) < 6)[None, :, None], PARTS[:, :1], 0).repeat(6, 0)[:6]
+    write_map(image.with_name(f"{image.stem}_parts_1.png"), wheel)
+    write_map(image.with_name(f"{image.stem}_parts_2.png"), np.zeros_like(SEG))
+    (record,) = read_records(build(FULL, tmp_path / "source", tmp_path / "data"), "train")
+    assert [(t.category, t.parent) for t in record.targets] == [
+        ("car", -1),
+        ("car", -1),
+        ("wheel", parent),
+    ]
+
+
+@pytest.fixture(scope="module")
+def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """The three real images, built."""
+    folder = tmp_path_factory.mktemp("ade20k")
+    street = folder / "source" / "images" / "ADE" / "training" / "urban" / "street"
+    shutil.copytree(shared_data / "ade20k_full_sample", street)
+    return read_records(build(FULL, folder / "source", folder / "data"), "train")
 
 
 def region_maps(record: Record) -> list[np.ndarray]:
     """By level (objects, parts, parts of parts), the number of the target at each pixel, from 1 on."""
     levels: list[int] = []
-    maps = [np.zeros((record.height, record.width), np.int64) for _ in range(3)]
+    maps = [np.zeros((record.height, record.width), np.uint8) for _ in range(3)]
     for k, target in enumerate(record.targets):
         levels.append(0 if target.parent < 0 else levels[target.parent] + 1)
         maps[levels[k]][record.mask([k]) > 0] = k + 1
     return maps
 
 
-def test_real_objects_and_the_parents_of_their_parts(shared_data: Path, tmp_path: Path):
-    """The release's masks of single objects say independently what is what, and whose part."""
-    sample = shared_data / "ade20k_full_sample"
-    records = real_full(shared_data, tmp_path)
-    assert [len(record.targets) for record in records] == [70, 37, 32]
-    for record in records:
-        stored = (sample / record.file_name).with_suffix(".json").read_text("latin-1")
-        objects = json.loads(stored)["annotation"]["object"]
-        regions = region_maps(record)
-        target_of: dict[int, int] = {}
-        for one in objects:
-            with Image.open(sample / one["instance_mask"]) as image:
-                seen = np.asarray(image) == 255
-            found = np.bincount(regions[one["parts"]["part_level"]][seen])
-            k = int(found[1:].argmax())
-            assert record.targets[k].category == one["name"].split(",")[0]
-            # A region and its mask differ at a few pixels of the border.
-            assert found[k + 1] > 0.95 * max(seen.sum(), record.mask([k]).sum(dtype=np.int64))
-            target_of[one["id"]] = k
-        assert sorted(target_of.values()) == list(range(len(record.targets)))
-        for one in objects:
-            owner = one["parts"]["ispartof"]
-            parent = record.targets[target_of[one["id"]]].parent
-            assert parent == (target_of[owner] if isinstance(owner, int) else -1)
+@pytest.mark.parametrize("image, whole", [(0, False), (1, False), (2, True)])
+def test_real_objects_and_the_parents_of_their_parts(
+    shared_data: Path, real: list[Record], image: int, whole: bool
+):
+    """The release's masks of single objects say independently what is what, and whose part.
+
+    All objects of one image, and of the others (it takes long) parts and what has some.
+    """
+    record, sample = real[image], shared_data / "ade20k_full_sample"
+    stored = (sample / record.file_name).with_suffix(".json").read_text("latin-1")
+    objects = json.loads(stored)["annotation"]["object"]
+    owner_of = {o["id"]: o["parts"]["ispartof"] for o in objects if o["parts"]["part_level"]}
+    regions = region_maps(record)
+    target_of: dict[int, int] = {}
+    for one in objects:
+        if not (whole or one["id"] in owner_of or one["id"] in owner_of.values()):
+            continue
+        with Image.open(sample / one["instance_mask"]) as mask:
+            seen = np.asarray(mask) == 255
+        region = regions[one["parts"]["part_level"]]
+        found = np.bincount(region[seen], minlength=2)
+        k = int(found[1:].argmax())
+        assert record.targets[k].category == one["name"].split(",")[0]
+        # A region and its mask differ at a few pixels of the border.
+        assert found[k + 1] > 0.95 * max(seen.sum(), (region == k + 1).sum())
+        target_of[one["id"]] = k
+    for part, owner in owner_of.items():
+        assert record.targets[target_of[part]].parent == target_of[owner]
+    parts = [k for k, target in enumerate(record.targets) if target.parent >= 0]
+    assert sorted(target_of[part] for part in owner_of) == parts
+    assert len(record.targets) == len(objects) == (70, 37, 32)[image]
+    assert not whole or sorted(target_of.values()) == list(range(len(objects)))
 
 
-def test_real_texts(shared_data: Path, tmp_path: Path):
-    records = real_full(shared_data, tmp_path)
-    texts = {e.text: e for e in records[0].expressions}
+def test_real_texts(real: list[Record]):
+    texts = {e.text: e for e in real[0].expressions}
     assert texts["all traffic light"].granularity == "category"
     assert len(texts["wheel of car"].targets) == 2
     assert len(texts["rim of wheel"].targets) == 2
@@ -293,7 +321,7 @@ def other_json(image: Path) -> str:
 
 def grey_map(image: Path) -> str:
     write_map(image.with_name(f"{image.stem}_seg.png"), SEG[..., 0])
-    return f"{image.stem}_seg.png: is not in colour (L)"
+    return f"{image.stem}_seg.png: is not in colour of 8 bits (L, 8 bits)"
 
 
 def small_part(image: Path) -> str:

@@ -141,9 +141,20 @@ def test_what_is_wrong_is_named_and_the_rest_can_be_built(tmp_path: Path, harm):
     assert any(found.startswith(line) for found in report(folder))
 
 
+def test_what_has_a_map_for_evaluation_is_held_out_without_its_image_too(tmp_path: Path):
+    write_source(tmp_path)
+    (tmp_path / "images" / "val2017" / "000000000139.jpg").unlink()
+    plan = CONVERSION.read_plan(tmp_path)
+    assert (plan.splits["val"], plan.held_out) == ((), {"val": ("139",)})
+
+
 def test_a_folder_without_the_dataset(tmp_path: Path):
     with pytest.raises(SourceError, match=r"--source_dir must hold images/train2017/\*\.jpg and"):
         build(CONVERSION, tmp_path, tmp_path / "data")
-    (tmp_path / "annotations" / "val2017").mkdir(parents=True)
+    for name in ("images/train2017", "annotations"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(SourceError, match="--source_dir must hold"):
+        CONVERSION.read_plan(tmp_path)
+    (tmp_path / "annotations" / "val2017").mkdir()
     with pytest.raises(SourceError, match="--source_dir must hold"):
         build(CONVERSION, tmp_path, tmp_path / "data")

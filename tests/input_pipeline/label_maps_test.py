@@ -1,3 +1,4 @@
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -6,7 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets.conversion import ItemError, SourceError
+from input_pipeline.datasets import (
+    ade20k_150,
+    ade20k_full,
+    coca,
+    coco_stuff,
+    lip,
+    pascal_context,
+    saliency,
+)
+from input_pipeline.datasets.conversion import Conversion, ItemError, SourceError
 from input_pipeline.datasets.label_maps import (
     encode_labels,
     first_folders,
@@ -20,14 +30,16 @@ from input_pipeline.schema import encode_mask
 from tests.input_pipeline.map_files import write_image, write_map
 
 
-def grey_png(path: Path, values: np.ndarray, bits: int) -> None:
-    """A grey PNG of a few bits a sample, which Pillow cannot write."""
-    height, width = values.shape
+def write_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """A PNG `[H, W]` or `[H, W, 3]` of so many bits a sample, which Pillow cannot write."""
+    height, width = values.shape[:2]
+    colour = {2: 0, 3: 2}[values.ndim]
+    values = values.reshape(height, -1)
     bit = (values[..., None] >> np.arange(bits)[::-1]) & 1
-    rows = np.packbits(bit.reshape(height, width * bits).astype(np.uint8), axis=1)
+    rows = np.packbits(bit.reshape(height, -1).astype(np.uint8), axis=1)
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)),
         (b"IDAT", zlib.compress(raw)),
         (b"IEND", b""),
     ]
@@ -38,6 +50,20 @@ def grey_png(path: Path, values: np.ndarray, bits: int) -> None:
             for kind, data in chunks
         )
     )
+
+
+@pytest.mark.parametrize(
+    "conversion",
+    [
+        conversion
+        for module in (coco_stuff, ade20k_150, ade20k_full, pascal_context, lip, saliency, coca)
+        for conversion in module.CONVERSIONS
+    ],
+    ids=lambda conversion: conversion.source,
+)
+def test_other_processes_can_be_sent_the_conversion_of_an_image(conversion: Conversion):
+    assert callable(pickle.loads(pickle.dumps(conversion.convert)))
+    assert "\n" not in conversion.layout and conversion.licence
 
 
 def test_every_region_of_a_map_is_encoded_as_pycocotools_encodes_it():
@@ -60,7 +86,7 @@ def test_the_stored_numbers_count_and_not_the_palette(tmp_path: Path, palette: b
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_grey_of_few_bits_is_not_stretched(tmp_path: Path, bits: int):
     values = np.random.default_rng(0).integers(0, 2**bits, (8, 16))
-    grey_png(tmp_path / "a.png", values, bits)
+    write_png(tmp_path / "a.png", values, bits)
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png", cure="c"), values)
     levels = read_levels(tmp_path / "a.png", cure="c")
     np.testing.assert_array_equal(levels, values * (255 // (2**bits - 1)))
@@ -88,8 +114,14 @@ def test_a_map_of_the_wrong_kind(tmp_path: Path):
     write_map(tmp_path / "grey.png", np.zeros((2, 2)))
     with pytest.raises(ItemError, match=r"colour\.png: is in colour \(RGB\)"):
         read_labels(tmp_path / "colour.png", cure="c")
-    with pytest.raises(ItemError, match=r"grey\.png: is not in colour \(L\)"):
+    with pytest.raises(ItemError, match=r"grey\.png: is not in colour of 8 bits \(L, 8 bits\)"):
         read_colours(tmp_path / "grey.png", cure="c")
+
+
+def test_colours_of_sixteen_bits_are_not_cut_to_eight(tmp_path: Path):
+    write_png(tmp_path / "deep.png", np.full((2, 3, 3), 300), 16)
+    with pytest.raises(ItemError, match=r"deep\.png: is not in colour of 8 bits \(RGB, 16 bits\)"):
+        read_colours(tmp_path / "deep.png", cure="c")
 
 
 def test_damage_is_one_line_with_the_file_and_the_cure(tmp_path: Path):
@@ -118,7 +150,7 @@ def test_a_jpeg_is_no_map(tmp_path: Path):
 
 
 def test_a_huge_map_is_refused_before_it_is_decoded(tmp_path: Path):
-    grey_png(tmp_path / "a.png", np.zeros((1, 1), int), 8)
+    write_png(tmp_path / "a.png", np.zeros((1, 1), int), 8)
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[16:24] = struct.pack(">II", 8000, 8000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))

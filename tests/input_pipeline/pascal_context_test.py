@@ -71,6 +71,12 @@ def test_what_a_list_names_and_is_not_there(tmp_path: Path):
     assert {split: len(items) for split, items in plan.splits.items()} == {"train": 0, "val": 1}
 
 
+def test_what_is_listed_for_evaluation_is_held_out_without_its_image_too(tmp_path: Path):
+    write_source(tmp_path)
+    (tmp_path / "JPEGImages" / "2008_000010.jpg").unlink()
+    assert CONVERSION.read_plan(tmp_path).held_out == {"val": ("voc/2008_000010",)}
+
+
 def test_bad_lists(tmp_path: Path):
     write_source(tmp_path)
     path = tmp_path / "ImageSets" / "SegmentationContext" / "train.txt"
@@ -82,7 +88,7 @@ def test_bad_lists(tmp_path: Path):
         CONVERSION.read_plan(tmp_path)
     for split in NAMES:
         path.with_name(f"{split}.txt").unlink()
-    with pytest.raises(SourceError, match="no list of images; it must hold"):
+    with pytest.raises(SourceError, match="no list of images; --source_dir must hold"):
         CONVERSION.read_plan(tmp_path)
     with pytest.raises(SourceError, match="--source_dir must hold VOC2010's JPEGImages"):
         CONVERSION.read_plan(tmp_path / "ImageSets")
