@@ -1,4 +1,4 @@
-"""One's own pictures and words: a folder of images and a file of JSON lines for each split.
+"""One's own pictures and words: a folder of images and files of JSON lines for each split.
 
     DIR/train.jsonl    {"image": "a.jpg", "expression": "the red car", "mask": "a-0.png"}
     DIR/val.jsonl      {"image": "b/c.png", "expression": "a dog", "mask": null}
@@ -10,17 +10,30 @@ A line is one expression of one image. What it means is one of
 - `segmentation`: COCO polygons or RLE, as in the `predictions.jsonl` that `tools.predict` writes, whose
   lines are therefore lines of this format;
 
-and `null`, or an RLE without a pixel, says that nothing matches. Optional are `granularity` (else
-`object`, `multi` for several masks; `none` exactly where nothing matches), `category` (of the region
-where it comes first) and `id`. Paths count from `DIR`. Pictures are taken as their pixels are stored:
-one that an EXIF flag turns is refused, because masks drawn on the turned picture would lie elsewhere.
+and `null`, or an RLE without a pixel, says that nothing matches. Optional are
+
+- `granularity` (else `object`, `multi` for several masks, `part` with a parent; `none` exactly where
+  nothing matches) and `category` (of the region where it comes first);
+- `id` of the expression, and for a part `parent`: the id of the expression of its object, of the same
+  image and of one region;
+- `image_id`: what the image is called wherever it occurs, by which evaluation images of one dataset
+  are kept out of the training on another: COCO's id for COCO's images, else a name with its pool in
+  front (`sa1b/223750`);
+- `box`: `[x, y, width, height]` in pixels. A mask that lies outside of it is an error. It is a region
+  itself only by `"segmentation": "box"`, since a rectangle teaches a model to draw rectangles; these
+  regions are listed in the record's metadata (`{"boxes": [0, 2]}`).
+
+Paths count from `DIR`. Pictures are taken as their pixels are stored: one that an EXIF flag turns is
+refused, because masks drawn on the turned picture would lie elsewhere.
+
+For more than a million lines a split may be `train-00000-of-00010.jsonl` and so on, or plain tars
+`train-00000.tar` as WebDataset has them: samples of `KEY.jpg` (or `.png`), `KEY.json` (an object as in a
+line, or a list of them, without `image`) and masks `KEY.NAME.png`, which lines name in full.
 """
 
-import dataclasses
 import functools
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,11 +42,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
+from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.jsonl_files import ImageLines, find_splits, read_images
+from input_pipeline.datasets.jsonl_lines import BOX, Line
 from input_pipeline.datasets.own import build_records
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from input_pipeline.segmentation import SegmentationError, checked_rle, encode_segmentation
-from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
 from refseg_jax.preprocess import MAX_PIXELS, ImageError, decode_image
 
@@ -43,34 +58,6 @@ _MASKS = ("PNG", "BMP", "GIF", "TIFF")
 #: The EXIF field of a picture's orientation; 1 is as stored.
 _ORIENTATION = 0x0112
 
-_FIELDS = frozenset(
-    {"image", "expression", "mask", "segmentation", "granularity", "category", "id"}
-    # What `predictions.jsonl` has beside.
-    | {"score", "present"}
-)
-_TEXTS = frozenset({"image", "expression", "granularity", "category", "id"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One expression, with where it stands (`train.jsonl:7`) for errors."""
-
-    where: str
-    id: str
-    text: str
-    masks: tuple[str, ...]
-    segmentation: Any
-    granularity: str
-    category: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageLines:
-    """An image of a split and its expressions, in their order."""
-
-    image: str
-    lines: tuple[Line, ...]
-
 
 def build(
     name: str,
@@ -79,99 +66,138 @@ def build(
     data_dir: Path,
     splits: Sequence[str] = (),
     num_workers: int = 0,
+    runner: Runner | None = None,
 ) -> Path:
     """Builds the dataset `name` of a folder; `splits` (default: all) are names of its files.
 
     Raises:
         BuildError: the first thing that is wrong: file, line, reason and cure.
+        ArchiveError: a tar is damaged or refused.
         ImageError: a damaged image.
     """
-    files = {path.stem: path for path in sorted(source_dir.glob("*.jsonl"))}
-    for split, path in files.items():
-        # TFDS reads `train+val` and `train[0]` as expressions over splits, `all` as all of them.
-        if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII) or split == "all":
-            raise BuildError(f"{path}: a split cannot be called {split!r}; use letters, digits, _")
-    if not files:
-        raise BuildError(f"{source_dir}: no *.jsonl there; write one for each split (train.jsonl)")
+    files = find_splits(source_dir)
     for split in splits:
         if split not in files:
             raise BuildError(f"{source_dir}: {unknown('split', split, files)}")
-    plan = {split: read_lines(path) for split, path in files.items() if split in (splits or files)}
+    plan = {split: read_images(files[split]) for split in files if split in (splits or files)}
     make = functools.partial(make_record, folder=source_dir, source=name)
-    return build_records(name, plan, make, data_dir=data_dir, num_workers=num_workers)
-
-
-def read_lines(path: Path) -> list[ImageLines]:
-    """The lines of a file by image, images in the order of their first line.
-
-    Raises:
-        BuildError: a line that is no expression, or a file that is not UTF-8.
-    """
-    try:
-        # Some editors begin a file with a mark.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BuildError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except OSError as error:
-        raise BuildError(f"{path}: {error.strerror}; it must be a file") from None
-    images: dict[str, list[Line]] = {}
-    # Not `splitlines`: JSON may hold its other line ends within a text.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            image, read = _read_line(line, f"{path}:{number}", f"{path.stem}-{number}")
-            images.setdefault(image, []).append(read)
-    return [ImageLines(image, tuple(lines)) for image, lines in images.items()]
+    return build_records(
+        name, plan, make, data_dir=data_dir, num_workers=num_workers, runner=runner
+    )
 
 
 def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
-    """Reads an image and its masks; runs in worker processes.
+    """Reads an image, its lines and its masks; runs in worker processes.
 
     Raises:
         BuildError: a file is missing, or a region does not fit the image.
         ImageError: an image is damaged.
     """
-    path = folder / item.image
-    data = _read(path, item.lines[0].where)
+    lines = item.lines()
+    path = folder / item.key
+    data = item.read(item.name, folder, lines[0].where)
     height, width, _ = decode_image(data, name=str(path)).shape
     with Image.open(io.BytesIO(data)) as image:
         if image.getexif().get(_ORIENTATION, 1) != 1:
             raise BuildError(f"{path}: an EXIF flag turns it; save it as it is to be seen")
-    targets: dict[bytes, int] = {}
-    categories: list[str] = []
+    regions = _Regions()
+    means: dict[str, tuple[int, ...]] = {}
+    for line in lines:
+        means[line.id] = regions.add(line, _regions(line, item, folder, (height, width)))
+    for line in lines:
+        if line.parent:
+            regions.set_parent(line, means)
     referents: dict[Any, int] = {}
-    expressions = []
-    for line in item.lines:
-        chosen: set[int] = set()
-        for counts in _regions(line, folder, (height, width)):
-            number = targets.setdefault(counts, len(targets))
-            categories += [""] * (len(targets) - len(categories))
-            categories[number] = categories[number] or line.category
-            chosen.add(number)
-        means = tuple(sorted(chosen))
-        if (line.granularity == "none") != (not means) and line.granularity:
-            raise BuildError(
-                f"{line.where}: granularity {line.granularity!r} with {len(means)} targets; it is "
-                "'none' exactly where nothing matches"
-            )
-        expression = Expression(
+    expressions = tuple(
+        Expression(
             id=line.id,
             text=line.text,
-            targets=means,
-            granularity=line.granularity or ("none", "object", "multi")[min(len(means), 2)],
+            targets=means[line.id],
+            granularity=_granularity(line, len(means[line.id])),
             # Two texts that match nothing are not about the same thing.
-            referent=referents.setdefault(means or line.text, len(referents)),
+            referent=referents.setdefault(means[line.id] or line.text, len(referents)),
         )
-        expressions.append(expression)
+        for line in lines
+    )
     return Record(
         image=data,
-        image_id=f"{source}/{item.image}",
-        file_name=item.image,
+        image_id=_image_id(lines) or f"{source}/{item.key}",
+        file_name=item.key,
         height=height,
         width=width,
         source=source,
-        targets=tuple(map(Target, targets, categories)),
-        expressions=tuple(expressions),
+        targets=regions.targets(),
+        expressions=expressions,
+        metadata=regions.metadata(),
     )
+
+
+class _Regions:
+    """The targets of an image; lines with equal regions share them."""
+
+    def __init__(self) -> None:
+        self._number: dict[bytes, int] = {}
+        self._category: list[str] = []
+        self._kind: list[str] = []
+        self._parent: list[int] = []
+        self._box: list[bool] = []
+
+    def add(self, line: Line, found: Sequence[bytes]) -> tuple[int, ...]:
+        """The numbers of a line's targets."""
+        chosen: set[int] = set()
+        for counts in found:
+            number = self._number.setdefault(counts, len(self._number))
+            if number == len(self._kind):
+                self._category.append("")
+                self._kind.append("part" if line.granularity == "part" else "object")
+                self._parent.append(-1)
+                self._box.append(True)
+            self._category[number] = self._category[number] or line.category
+            self._box[number] &= line.segmentation == BOX
+            chosen.add(number)
+        return tuple(sorted(chosen))
+
+    def set_parent(self, line: Line, means: Mapping[str, tuple[int, ...]]) -> None:
+        whole = means.get(line.parent)
+        if whole is None or len(whole) != 1:
+            what = "no expression" if whole is None else f"{len(whole)} regions"
+            raise BuildError(
+                f"{line.where}: its parent {line.parent!r:.40} is {what} of this image; name the "
+                "expression of one region"
+            )
+        for number in means[line.id]:
+            if number == whole[0] or self._parent[number] not in (-1, whole[0]):
+                raise BuildError(
+                    f"{line.where}: a region that is its own parent, or has two; give the part a "
+                    "region of its own"
+                )
+            self._parent[number] = whole[0]
+
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(map(Target, self._number, self._category, self._parent, self._kind))
+
+    def metadata(self) -> str:
+        boxes = [number for number, box in enumerate(self._box) if box]
+        return json.dumps({"boxes": boxes}) if boxes else ""
+
+
+def _granularity(line: Line, number: int) -> str:
+    if (line.granularity == "none") != (number == 0) and line.granularity:
+        raise BuildError(
+            f"{line.where}: granularity {line.granularity!r} with {number} targets; it is "
+            "'none' exactly where nothing matches"
+        )
+    return line.granularity or ("none", "object", "multi")[min(number, 2)]
+
+
+def _image_id(lines: Sequence[Line]) -> str:
+    """What the lines of an image call it, or `""`."""
+    given = {line.image_id: line for line in lines if line.image_id}
+    if len(given) > 1:
+        raise BuildError(
+            f"{lines[-1].where}: the image has the ids {' and '.join(map(repr, given))}; give one"
+        )
+    return next(iter(given), "")
 
 
 def read_mask(data: bytes, *, name: str) -> np.ndarray:
@@ -201,59 +227,16 @@ def read_mask(data: bytes, *, name: str) -> np.ndarray:
     return np.asarray(values.any(-1) if values.ndim == 3 else values != 0)
 
 
-def _read_line(text: str, where: str, default_id: str) -> tuple[str, Line]:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BuildError(f"{where}: no JSON ({error}); one object a line") from None
-    if not isinstance(line, dict):
-        raise BuildError(f"{where}: a {type(line).__name__}; write one JSON object a line")
-    for field, value in line.items():
-        if field not in _FIELDS:
-            raise BuildError(f"{where}: {unknown('field', field, _FIELDS)}")
-        if field in _TEXTS and not _is_text(value):
-            raise BuildError(f"{where}: {field!r} is {value!r:.40}, no text; correct or leave out")
-    for field in ("image", "expression"):
-        if field not in line:
-            raise BuildError(f"{where}: {field!r} is missing; each line needs it")
-    if ("mask" in line) == ("segmentation" in line):
-        raise BuildError(f"{where}: give either 'mask' or 'segmentation' (null: nothing matches)")
-    granularity = line.get("granularity", "")
-    if granularity not in ("", *GRANULARITIES):
-        raise BuildError(f"{where}: {unknown('granularity', granularity, GRANULARITIES)}")
-    read = Line(
-        where=where,
-        id=line.get("id", default_id),
-        text=line["expression"],
-        masks=_mask_names(line.get("mask"), where),
-        segmentation=line.get("segmentation"),
-        granularity=granularity,
-        category=line.get("category", ""),
-    )
-    return line["image"], read
-
-
-def _is_text(value: Any) -> bool:
-    """Some words, which a file can hold: neither a zero byte nor half a character."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        return False
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _mask_names(masks: Any, where: str) -> tuple[str, ...]:
-    if masks is None:
-        return ()
-    names = [masks] if isinstance(masks, str) else masks
-    if not isinstance(names, list) or not names or not all(_is_text(name) for name in names):
-        raise BuildError(f"{where}: 'mask' is {masks!r:.40}; name a file, a list of files, or null")
-    return tuple(names)
-
-
-def _regions(line: Line, folder: Path, size: tuple[int, int]) -> list[bytes]:
+def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) -> list[bytes]:
     """RLE counts of what the line means."""
-    counts = [_file_counts(folder / name, size, line.where) for name in line.masks]
+    counts = [
+        _file_counts(item.read(name, folder, line.where), name, size, line.where)
+        for name in line.masks
+    ]
     region = line.segmentation
     try:
+        if region == BOX:
+            return [encode_segmentation([_corners(line.box)], *size).counts]
         empty = isinstance(region, Mapping) and not coco_mask.area(
             cast(Any, checked_rle(region, *size))
         )
@@ -261,23 +244,38 @@ def _regions(line: Line, folder: Path, size: tuple[int, int]) -> list[bytes]:
             counts.append(encode_segmentation(region, *size).counts)
     except SegmentationError as error:
         raise BuildError(f"{line.where}: {error}; correct the segmentation") from None
+    if line.box:
+        _check_box(line, counts, size)
     return counts
 
 
-def _file_counts(path: Path, size: tuple[int, int], where: str) -> bytes:
-    mask = read_mask(_read(path, where), name=str(path))
+def _corners(box: Sequence[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> None:
+    """A box that has no pixel in common with its masks is in other units, or of another image."""
+    rles: Any = [{"size": list(size), "counts": c} for c in counts]
+    for rle in rles:
+        x, y, width, height = coco_mask.toBbox(rle)
+        left, top, wide, high = line.box
+        if not (left < x + width and x < left + wide and top < y + height and y < top + high):
+            raise BuildError(
+                f"{line.where}: a mask lies outside of its 'box' {list(line.box)}; that is [x, y, "
+                "width, height] in pixels"
+            )
+    if not rles:
+        raise BuildError(f"{line.where}: a 'box', and nothing matches; leave one of them out")
+
+
+def _file_counts(data: bytes, name: str, size: tuple[int, int], where: str) -> bytes:
+    mask = read_mask(data, name=f"{where}: {name}")
     if mask.shape != size:
         raise BuildError(
-            f"{where}: {path.name} is {mask.shape[1]} x {mask.shape[0]}, its image "
+            f"{where}: {name} is {mask.shape[1]} x {mask.shape[0]}, its image "
             f"{size[1]} x {size[0]}; draw it at the image's size"
         )
     if not mask.any():
-        raise BuildError(f"{where}: {path.name} has no pixel; write null where nothing matches")
+        raise BuildError(f"{where}: {name} has no pixel; write null where nothing matches")
     return encode_mask(mask)
-
-
-def _read(path: Path, where: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BuildError(f"{where}: {path}: {error.strerror}; correct the name") from None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 
+from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.building import BuildError, RecordBuilder
 from input_pipeline.datasets.conversion import Outcome, Plan
 from input_pipeline.datasets.shards import Summary
@@ -25,6 +26,7 @@ def build_records(
     *,
     data_dir: str | Path,
     num_workers: int = 0,
+    runner: Runner | None = None,
 ) -> Path:
     """Builds a dataset of one's own.
 
@@ -34,6 +36,7 @@ def build_records(
         make: an item to its record. With worker processes it must be a function of a module.
         data_dir: where datasets lie.
         num_workers: processes that make records; at most 1 makes them in this one.
+        runner: makes whole shards by Apache Beam instead.
 
     Returns:
         The folder of the dataset.
@@ -49,7 +52,7 @@ def build_records(
             raise BuildError(f"{name}: split {split!r} is empty; leave it out")
     if folder.exists():
         raise BuildError(f"{folder}: is built already; remove it, or take another name")
-    builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers)
+    builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers, runner=runner)
     return builder.build()
 
 
@@ -109,10 +112,11 @@ class _OwnBuilder(RecordBuilder, skip_registration=True):
         *,
         data_dir: str | Path,
         num_workers: int,
+        runner: Runner | None,
     ) -> None:
         self._own_splits = splits
         self._make = make
-        super().__init__(data_dir=data_dir, num_workers=num_workers)
+        super().__init__(data_dir=data_dir, num_workers=num_workers, runner=runner)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, description=self.name, features=features())
