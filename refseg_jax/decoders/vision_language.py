@@ -3,21 +3,14 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from refseg_jax.layers.attention import MultiHeadAttention
 from refseg_jax.layers.dropout import dropout, split_key
 from refseg_jax.layers.linear import Linear, packed_xavier_uniform
 from refseg_jax.layers.norm import LayerNorm
+from refseg_jax.layers.rows import repeat_rows
 from refseg_jax.layers.transformer import run_block
-
-
-def repeat_rows(x: jax.Array, count: int) -> jax.Array:
-    """`[G, ...]` to `[G * count, ...]`, each row `count` times in a row."""
-    if count == 1:
-        return x
-    return jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
 
 class DecoderMlp(nnx.Module):

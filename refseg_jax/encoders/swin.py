@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,8 @@ class SwinConfig:
         return tuple(self.width << stage for stage in range(len(self.depths)))
 
 
+C = TypeVar("C", bound=SwinConfig)
+
 #: Fields that differ from Swin-B with windows of 12, by the name of the size.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "B": {},
@@ -91,8 +93,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def swin_config(fields: Mapping[str, Any]) -> SwinConfig:
+def swin_config(fields: Mapping[str, Any], kind: type[C] = SwinConfig) -> C:
     """A config from a mapping; `preset` (default `B`) gives the fields that the rest overrides.
+
+    Args:
+        fields: of `kind`, and `preset`.
+        kind: the config's class.
 
     Raises:
         ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
@@ -101,7 +107,7 @@ def swin_config(fields: Mapping[str, Any]) -> SwinConfig:
     preset = given.pop("preset", "B")
     if preset not in PRESETS:
         raise ValueError(naming.unknown("preset of backbone 'swin'", preset, PRESETS))
-    return naming.construct(SwinConfig, {**PRESETS[preset], **given}, what="backbone 'swin'")
+    return naming.construct(kind, {**PRESETS[preset], **given}, what="backbone 'swin'")
 
 
 class Swin(nnx.Module):
@@ -115,7 +121,7 @@ class Swin(nnx.Module):
     map. Swin's classifier (transformers' `SwinModel`) instead shrinks the window, and does not
     shift, where the map's shorter side is at most one window.
 
-    A model that fuses language in between drives the stages by itself:
+    What fuses language in between (`LanguageSwin`) drives the stages by itself:
 
         x = swin.embed(image)
         for stage, key in zip(swin.stages, keys):

@@ -54,3 +54,18 @@ class GroupNorm(nnx.Module):
         )
         y = _standardise(grouped, (1, 3), EPSILON).reshape(x.shape)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+def instance_norm(x: jax.Array, *, dtype: Any) -> jax.Array:
+    """Normalises each channel of each row over all tokens; nothing is learned.
+
+    torch's InstanceNorm without affine parameters and running statistics.
+
+    Args:
+        x: `[B, T, C]`, of any float type.
+        dtype: of the result.
+
+    Returns:
+        `[B, T, C]`.
+    """
+    return _standardise(x.astype(jnp.float32), (1,), EPSILON).astype(dtype)

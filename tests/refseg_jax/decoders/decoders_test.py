@@ -10,7 +10,8 @@ from flax import nnx
 
 from refseg_jax.decoders.heads import FOREGROUND_PRIOR, PixelKernelHead, build_head
 from refseg_jax.decoders.region_filter import RegionFilter
-from refseg_jax.decoders.vision_language import VisionLanguageDecoder, repeat_rows
+from refseg_jax.decoders.vision_language import VisionLanguageDecoder
+from refseg_jax.layers.rows import repeat_rows
 
 
 def _normal(*shape, seed=0):
