@@ -28,17 +28,16 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.processes import cores
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
+from tools.command_line import unwound_by_sigterm
 
 _REPORT = "build_report.txt"
 
@@ -161,28 +160,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, like Ctrl-C, lets the builders remove what they have begun."""
-    del frame
-    sys.exit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
     beam_options = tuple(options.pop("beam_options"))
     options["runner"] = Runner(options["runner"], beam_options) if options["runner"] else None
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        run(name, DATASETS[name], Request(**options), overwrite=overwrite)
+        with unwound_by_sigterm():
+            run(name, DATASETS[name], Request(**options), overwrite=overwrite)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -1,26 +1,19 @@
 """Writes a checkpoint as a folder that runs elsewhere.
 
-    python -m tools.export --checkpoint=runs/scenes_unires --format=safetensors --output=export
+    python -m tools.export --checkpoint=runs/scenes_unires --format=safetensors --output=exported
 
 `docs/export.md` tells what is in the folder, and how to load it with and without this code.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from refseg_jax.checkpoint_folder import step_choice
 from refseg_jax.errors import UserError
 from refseg_jax.exports.exporter import FORMATS, export
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, like Ctrl-C, lets what has been begun be removed, and the converter be killed."""
-    del frame
-    sys.exit(128 + number)
+from tools.command_line import unwound_by_sigterm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,23 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        export(
-            options.checkpoint,
-            options.format,
-            options.output,
-            step=step_choice(options.step),
-            environment=options.env,
-            command=["python", "-m", "tools.export", *given],
-        )
+        with unwound_by_sigterm():
+            export(
+                options.checkpoint,
+                options.format,
+                options.output,
+                step=step_choice(options.step),
+                environment=options.env,
+                command=["python", "-m", "tools.export", *given],
+            )
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     print(f"{options.output}: {options.format}")
     return 0
 
