@@ -11,7 +11,7 @@ prints their number beside the paper's. What is made, of each split of refer's f
 - As many negatives are drawn from the images of other groups, without those that have the sentence:
   all that is known of them. That no other image shows what the sentence means ("man") is not known;
   RefCOCO's annotators described one object at a time. Where there are too few images, all are taken.
-- The draw depends on the dataset, the split and the sentence alone.
+- The draw is seeded by the dataset, the split and the sentence: every build makes the same groups.
 
 A record is an image with an expression of each group that it is in; groups are `<split>-<number>`.
 """

@@ -44,15 +44,18 @@ def read_refs(file: Path, text: str) -> list[Ref]:
         SourceError: it is damaged or not of this layout, or a sent_id occurs twice.
         PickleError: it is damaged, or is more than plain data.
     """
-    if file.suffix == ".json":
-        entries: Any = [entry for key, entry in elements(file) if not key]
-    else:
-        entries = load_pickle(file)
-    if not isinstance(entries, list) or not entries:
+    refs = [_ref(entry, text, number, file) for number, entry in enumerate(_entries(file))]
+    if not refs:
         raise SourceError(f"{file}: holds no list of refs; {_CURE}")
-    refs = [_ref(entry, text, number, file) for number, entry in enumerate(entries)]
     _check_unique(refs, file)
     return refs
+
+
+def _entries(file: Path) -> Iterable[Any]:
+    if file.suffix == ".json":
+        return (entry for key, entry in elements(file) if not key)
+    entries = load_pickle(file)
+    return entries if isinstance(entries, list) else ()
 
 
 def stored_text(text: Any) -> str:
