@@ -6,6 +6,9 @@ N of `refseg_jax.batch` is left out), K expressions for it.
     encode_image  image u8 [b, S, S, 3]                       -> patches, groups.0, ... [b, ...]
     encode_text   text i32 [b, k, L], text_valid bool alike   -> words, sentence, valid [b, k, ...]
     decode        both                                        -> mask_logits f32 [b, k, h, w]
+                                                                 (present_logits f32 [b, k])
+
+`present_logits` are those of a presence head; a model without one does not have the name.
 """
 
 import contextlib
@@ -50,8 +53,8 @@ class Engine(Protocol):
         """i32 and bool `[b, k, L]` to features."""
         ...
 
-    def decode(self, image_features: Any, text_features: Any) -> Array:
-        """Logits f32 `[b, k, h, w]`."""
+    def decode(self, image_features: Any, text_features: Any) -> Features:
+        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` `[b, k]` of models that have them."""
         ...
 
 
@@ -146,9 +149,9 @@ class ParameterEngine:
         """See `Engine`."""
         return self._encode_text(self.params, text, text_valid)
 
-    def decode(self, image_features: Features, text_features: Features) -> Array:
+    def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""
-        return self._decode(self.params, image_features, text_features)["mask_logits"]
+        return self._decode(self.params, image_features, text_features)
 
     def group_assignment(self, image: Array) -> dict[str, np.ndarray]:
         """Of one image u8 `[S, S, 3]`: f32 `[T, grid, grid]` by level; see `UniRES.group_assignment`."""

@@ -34,14 +34,18 @@ class Prediction:
     """The answer to one expression.
 
     Attributes:
-        mask: bool `[H, W]`, at the image's own size.
-        score: mean probability inside the mask, 0 for an empty one.
-        present: something matches: the mask is not empty.
+        mask: bool `[H, W]`, at the image's own size; empty where nothing is `present`.
+        score: mean probability inside `uncleared`, 0 for an empty one.
+        present: something matches, as the model's presence head says; without one, whether the mask
+            is not empty.
+        uncleared: bool `[H, W]`, what the model segments whether or not something is `present`: what
+            ReLA's evaluator scores (`refseg_jax.protocols.gres`).
     """
 
     mask: np.ndarray
     score: float
     present: bool
+    uncleared: np.ndarray
 
 
 class Predictor:
@@ -181,18 +185,21 @@ class Predictor:
         words = self._engine.encode_text(
             np.pad(ids, padding, mode="edge")[None], np.pad(valid, padding, mode="edge")[None]
         )
+        logits = self._engine.decode(features, words)
         answer = self._paint(
-            self._engine.decode(features, words),
+            logits["mask_logits"],
             affine[None, None],
             np.array([[[height, width]]], np.int32),
             (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
         )
         # Cut on the host: on the device, every size would be a function to compile.
-        masks, logits = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
+        masks, values = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
+        head = logits.get("present_logits")
+        said = [None] * count if head is None else (np.asarray(head)[0] > 0).tolist()
         return [
             # Copied, so that the canvas's memory is given back.
-            Prediction(mask.copy(), mask_score(values, mask), bool(mask.any()))
-            for mask, values in zip(masks, logits, strict=True)
+            _prediction(mask.copy(), value, present)
+            for mask, value, present in zip(masks, values, said[: len(ids)], strict=True)
         ]
 
     def _masks(
@@ -225,6 +232,13 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
             )
         return image
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
+
+
+def _prediction(uncleared: np.ndarray, logits: np.ndarray, said: bool | None) -> Prediction:
+    """`said`: by the presence head, if there is one."""
+    present = bool(uncleared.any()) if said is None else said
+    mask = uncleared if present else np.zeros_like(uncleared)
+    return Prediction(mask, mask_score(logits, uncleared), present, uncleared)
 
 
 def _round_up(number: int, step: int) -> int:

@@ -122,9 +122,9 @@ class OnnxEngine:
         """See `Engine`."""
         return self._run("encode_text", {"text": text, "text_valid": text_valid})
 
-    def decode(self, image_features: Features, text_features: Features) -> Array:
+    def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""
-        return self._run("decode", {**image_features, **text_features})["mask_logits"]
+        return self._run("decode", {**image_features, **text_features})
 
     def _run(self, name: str, inputs: Mapping[str, Array]) -> Features:
         session = self._sessions[name]

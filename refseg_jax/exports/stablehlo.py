@@ -117,9 +117,9 @@ class StablehloEngine:
         """See `Engine`."""
         return self._run("encode_text", text, text_valid)
 
-    def decode(self, image_features: Features, text_features: Features) -> Array:
+    def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""
-        return self._run("decode", image_features, text_features)["mask_logits"]
+        return self._run("decode", image_features, text_features)
 
     def _run(self, name: str, *inputs: Any) -> Features:
         params = {path: self._params[path] for path in self._names[name]}
