@@ -24,6 +24,7 @@ from input_pipeline.sources import (
     ExpressionTable,
     RecordSource,
     built_datasets,
+    has_records,
     keep_beside,
     split_names,
 )
@@ -84,7 +85,8 @@ class Exclusion:
 def evaluation_images(data_dir: str) -> dict[str, frozenset[str]]:
     """Image ids of every evaluation split of every dataset in a folder, by `"<dataset>/<split>"`.
 
-    They are read from a dataset's `held_out.json`, else from its records.
+    They are read from a dataset's `held_out.json`, else from its records. Datasets of other programs
+    that lie there have neither.
 
     Raises:
         DatasetError: a dataset is not whole, so that its images cannot be told.
@@ -170,6 +172,8 @@ def read_report(path: Path) -> dict[str, Exclusion]:
 def _held_out(data_dir: str, dataset: str, folder: Path) -> dict[str, frozenset[str]]:
     path = folder / HELD_OUT
     if not path.exists():
+        if not has_records(folder):
+            return {}
         splits = [split for split in split_names(folder) if not split.startswith("train")]
         return {split: _image_ids(RecordSource(data_dir, dataset, split)) for split in splits}
     try:

@@ -61,6 +61,11 @@ def built_datasets(data_dir: str) -> dict[str, Path]:
     return {name: dataset_folder(data_dir, name) for name in names}
 
 
+def has_records(folder: Path) -> bool:
+    """Whether a built dataset is of the one record, and not another program's."""
+    return '"expression/id"' in (folder / _INFO).read_text(encoding="utf-8")
+
+
 def split_names(folder: Path) -> list[str]:
     """The splits of a built dataset.
 

@@ -27,11 +27,9 @@ from input_pipeline.datasets import beam, shards
 from input_pipeline.datasets.conversion import Outcome, Plan
 from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.shards import Shard, Summary
+from input_pipeline.leakage import HELD_OUT
 from input_pipeline.schema import features
 from refseg_jax.errors import UserError
-
-#: Image ids of the evaluation splits, beside the records: what training on other datasets leaves out.
-HELD_OUT = "held_out.json"
 
 #: Fewer images than this are read before processes have started.
 _FEW = 256

@@ -63,6 +63,15 @@ def test_without_that_file_the_records_tell_and_are_read_once(tmp_path: Path) ->
     assert evaluation_images(str(tmp_path)) == {"one/val": {"1", "2"}}
 
 
+def test_a_dataset_of_another_program_in_the_folder_is_passed_over(tmp_path: Path) -> None:
+    build_pool(tmp_path, "one", train=[0], val=[1])
+    other = tmp_path / "mnist" / "3.0.1"
+    other.mkdir(parents=True)
+    (other / "features.json").write_text('{"featuresDict": {"features": {"image": {}}}}')
+    (other / "dataset_info.json").write_text('{"splits": [{"name": "test"}]}')
+    assert evaluation_images(str(tmp_path)) == {"one/val": {"1"}}
+
+
 @pytest.mark.parametrize("stored", ["", "[]", '{"val": "12"}', '{"val": [[]]}', '{"val": 3}'])
 def test_a_damaged_list_is_one_line_that_names_it(tmp_path: Path, stored: str) -> None:
     folder = build_pool(tmp_path, "one", train=[0])

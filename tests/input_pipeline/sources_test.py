@@ -151,7 +151,7 @@ def test_all_that_is_built_is_found_by_the_name_that_opens_it(tmp_path: Path):
         ("refcoco", r"unknown dataset 'refcoco': did you mean 'refcoco/unc'\?"),
         ("refcoco+/unc", r"its name is refcoco_plus/unc; build it: .* --dataset=refcoco_plus/unc "),
         ("refcoco+", r"unknown dataset 'refcoco_plus': did you mean 'refcoco_plus/unc'\?"),
-        ("qwerty", r"there are: .*scenes \(one of your own: .*--dataset=jsonl --name=NAME"),
+        ("qwerty", r"there are: .*scenes.* \(one of your own: .*--dataset=jsonl --name=NAME"),
         # Names that are built.
         ("mine+", "its name is mine_plus$"),
         ("tinny", r"unknown dataset 'tinny': did you mean 'tiny'\?$"),
