@@ -39,7 +39,7 @@ def _conversion(text: str, config: str) -> Conversion:
         description="gRefCOCO: expressions of any number of objects in COCO images.",
         homepage="https://github.com/henghuiding/gRefCOCO",
         licence=(
-            "images: Flickr licences, per image; COCO annotations: CC BY 4.0; gRefCOCO: for research"
+            "images: Flickr licences, per image; COCO annotations: CC BY 4.0; gRefCOCO: none found"
         ),
         layout=layout.files,
         read_plan=functools.partial(read_plan, layout=layout),

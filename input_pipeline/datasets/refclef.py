@@ -38,7 +38,7 @@ def _conversions() -> Iterator[Conversion]:
                 config=f"{by}{suffix}",
                 description="RefClef: expressions that refer to regions of SAIAPR TC-12 images.",
                 homepage="https://github.com/lichengunc/refer",
-                licence="images: SAIAPR TC-12 (ImageCLEF), for research; expressions: none stated",
+                licence="images: SAIAPR TC-12 (ImageCLEF), as stated there; expressions: none stated",
                 layout=layout.files,
                 read_plan=functools.partial(read_plan, layout=layout),
                 convert=convert,
