@@ -1,0 +1,194 @@
+"""SA-1B: images and a hundred masks each, without a word.
+
+    SOURCE/sa_<n>.jpg, SOURCE/sa_<n>.json      or both in folders (SOURCE/sa_000000/...)
+    SOURCE/sa_000000.tar                       or in the tars of the download, read in place
+
+Its records have targets and no expressions: nothing can be asked of them, so that training and
+evaluation have no row of them. They are what an engine that writes expressions starts from. A target
+has no category; it may be an object, a part or stuff, which SA-1B does not tell, and counts as an
+`object`. `metadata` has, for the targets in their order, `ids`, `predicted_iou` and `stability_score`.
+
+Source: the features of TensorFlow Datasets' `segment_anything`.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.archives import tar_members
+from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, Plan, SourceError
+from input_pipeline.schema import Record, Target
+from input_pipeline.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+from refseg_jax.preprocess import decode_image
+
+#: A note of a build.
+EMPTY = "masks without a pixel, left out"
+
+_CURE = "download it again"
+_NAME = re.compile(r"sa_(\d+)\.(jpg|json)", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Bytes of a file: a member of a tar, or the whole file (`size` -1)."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            ItemError: they cannot be read.
+        """
+        try:
+            with Path(self.path).open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise ItemError(f"{self.path}: {error.strerror}; {_CURE}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class SamImage:
+    """An image and its masks."""
+
+    number: int
+    image: Span
+    masks: Span
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        inner = "" if self.image.size < 0 else f"/sa_{self.number}.jpg"
+        return f"{self.image.path}{inner}"
+
+
+def read_plan(source: Path) -> Plan:
+    """Finds the pairs of images and JSON.
+
+    Raises:
+        SourceError: there are none.
+        ArchiveError: a tar is damaged or refused.
+    """
+    found: dict[int, dict[str, Span]] = {}
+    for number, kind, span in _files(source):
+        found.setdefault(number, {}).setdefault(kind, span)
+    items, problems = [], []
+    for number, spans in sorted(found.items()):
+        if spans.keys() == {"jpg", "json"}:
+            items.append(SamImage(number, spans["jpg"], spans["json"]))
+        else:
+            ((kind, span),) = spans.items()
+            lacks = {"jpg": "json", "json": "jpg"}[kind]
+            problems.append(f"{span.path}: sa_{number}.{lacks} is missing beside it; {_CURE}")
+    if not found:
+        raise SourceError(
+            f"{source}: no sa_*.jpg with sa_*.json there, in a folder there, or in a sa_*.tar there"
+        )
+    return Plan({"train": tuple(items)}, tuple(problems))
+
+
+def _files(source: Path) -> Iterator[tuple[int, str, Span]]:
+    """(number, `jpg` or `json`, where it is) of everything that is there."""
+    for path in sorted([*source.glob("sa_*"), *source.glob("*/sa_*")]):
+        if path.suffix == ".tar":
+            for member in tar_members(path):
+                name = _NAME.fullmatch(member.name.rpartition("/")[2])
+                if name:
+                    yield int(name[1]), name[2], Span(str(path), member.offset, member.size)
+        elif name := _NAME.fullmatch(path.name):
+            yield int(name[1]), name[2], Span(str(path))
+
+
+def convert(item: SamImage, source: str) -> Outcome:
+    """An image with its masks.
+
+    Raises:
+        ItemError: a file cannot be read, or they do not belong together.
+        ImageError: the image is damaged.
+    """
+    data = item.image.read()
+    height, width, _ = decode_image(data, name=item.where).shape
+    stated, annotations = _stored(item)
+    if stated != (item.number, height, width):
+        raise ItemError(
+            f"{item.where}: is image {item.number} of {width} x {height}, its JSON says image "
+            f"{stated[0]} of {stated[2]} x {stated[1]}; {_CURE}"
+        )
+    targets: list[Target] = []
+    kept: list[tuple[int, float, float]] = []
+    problems, empty = [], 0
+    for segmentation, facts in annotations:
+        try:
+            region = encode_segmentation(segmentation, height, width)
+        except EmptyRegion:
+            empty += 1
+        except SegmentationError as error:
+            problems.append(f"{item.where}: mask {facts[0]}: {error}; {_CURE}")
+        else:
+            targets.append(Target(region.counts, ""))
+            kept.append(facts)
+    names = ("ids", "predicted_iou", "stability_score")
+    record = Record(
+        image=data,
+        image_id=f"sa1b/{item.number}",
+        file_name=f"sa_{item.number}.jpg",
+        height=height,
+        width=width,
+        source=source,
+        targets=tuple(targets),
+        expressions=(),
+        metadata=json.dumps({name: [f[k] for f in kept] for k, name in enumerate(names)}),
+    )
+    return Outcome(record, tuple(problems), {EMPTY: empty} if empty else {})
+
+
+_Facts = tuple[int, float, float]
+
+
+def _stored(item: SamImage) -> tuple[tuple[int, int, int], list[tuple[Any, _Facts]]]:
+    """(number, height, width), and (segmentation, (id, predicted IoU, stability)) of each mask."""
+    try:
+        stored = json.loads(item.masks.read().decode("utf-8"))
+        image = stored["image"]
+        size = (int(image["image_id"]), int(image["height"]), int(image["width"]))
+        annotations = [
+            (a["segmentation"], (int(a["id"]), _finite(a, "predicted_iou"), _finite(a, _STABLE)))
+            for a in stored["annotations"]
+        ]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise ItemError(
+            f"{item.where}: its JSON is damaged or not SA-1B's ({reason}); {_CURE}"
+        ) from None
+    return size, annotations
+
+
+_STABLE = "stability_score"
+
+
+def _finite(annotation: Any, name: str) -> float:
+    value = float(annotation[name])
+    if not math.isfinite(value):
+        raise ValueError(f"{name} {value}")
+    return value
+
+
+CONVERSIONS = (
+    Conversion(
+        name="sa1b",
+        description="SA-1B: images and masks without words, for engines that write expressions.",
+        homepage="https://ai.meta.com/datasets/segment-anything",
+        licence="SA-1B Dataset Research License: for research, not commercial",
+        layout="sa_*.jpg with sa_*.json, in folders or tars",
+        read_plan=read_plan,
+        convert=convert,
+        published={"train": {"images": 11_185_362}},
+    ),
+)
