@@ -42,7 +42,8 @@ def prediction_line(
         pair_id: unique in the file.
         image: file name or image id.
         expression: the words.
-        mask: bool `[H, W]`.
+        mask: bool `[H, W]`, as it was before a presence head cleared it: whoever scores the line
+            decides by `present` (`gres` counts these pixels, `gres_paper` does not).
         score: mean probability inside the mask.
         present: what the presence head says; `None` takes whether the mask is not empty.
         soft_map: u8 `[H, W]`, the probability as 0..255, for what scores maps; `None` leaves it out.

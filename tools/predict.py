@@ -4,15 +4,21 @@
         --text="the red car" --text="the wheels of the red car" --output_dir=out
 
 Writes for each pair of an image and a text a mask (PNG, 0 or 255, the image's own size) and an
-overlay, and one line of `predictions.jsonl`. An image that cannot be used is named and left out; the
-exit code is then 1. The checkpoint may also be a folder that `tools.export` wrote. With `--group_maps`
-the group tokens' maps are written too (UniRES's Figure 5).
+overlay, and one line of `predictions.jsonl`. Where the text matches nothing, the mask is empty. Of a
+folder, `matches.jsonl` lists for each text the images that contain what it means, by score. An image
+that cannot be used is named and left out; the exit code is then 1. The checkpoint may also be a folder
+that `tools.export` wrote. With `--group_maps` the group tokens' maps are written too (UniRES's
+Figure 5).
+
+A line of `predictions.jsonl` is what an evaluation dumps: where a presence head says that nothing is
+there, it has `"present": false` and the mask that was cleared, because ReLA's evaluator scores that one.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,6 +30,9 @@ from refseg_jax.pictures import PREDICTED_COLOUR, assignment_map, overlay
 from refseg_jax.predictions import jsonl_writer, prediction_line
 from refseg_jax.predictor import Prediction, Predictor, to_rgb
 from refseg_jax.preprocess import ImageError
+
+#: Matches of a text that are printed; the file has all of them.
+_PRINTED = 10
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -42,6 +51,43 @@ def find_images(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{path}: no images ({', '.join(_ENDINGS)}) in this folder")
     return found
+
+
+class Match(NamedTuple):
+    """An image that contains what a text means.
+
+    Attributes:
+        image: file name. score: see `Prediction`. pixels: of the mask.
+    """
+
+    image: str
+    score: float
+    pixels: int
+
+
+def write_matches(
+    folder: Path, images: int, texts: Sequence[str], matches: Sequence[list[Match]]
+) -> None:
+    """`matches.jsonl`, a line a text: the images that contain what it means, the surest first.
+
+    The first few are printed too.
+
+    Args:
+        folder: where to write.
+        images: how many were asked.
+        texts: the expressions.
+        matches: of each text.
+    """
+    path = folder / "matches.jsonl"
+    with jsonl_writer(path) as write:
+        for text, unsorted in zip(texts, matches, strict=True):
+            found = sorted(unsorted, key=lambda match: (-match.score, match.image))
+            write({"expression": text, "matches": [match._asdict() for match in found]})
+            print(f"{text}: {f'in {len(found)} of {images} images' if found else 'no match'}")
+            for match in found[:_PRINTED]:
+                print(f"  {match.score:.2f}  {match.image}")
+            if len(found) > _PRINTED:
+                print(f"  and {len(found) - _PRINTED} more, see {path}")
 
 
 def write_pictures(
@@ -72,12 +118,17 @@ def _save(path: Path, pixels: np.ndarray) -> None:
     partial.replace(path)
 
 
+def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
+    return prediction_line(pair, image, text, one.uncleared, one.score, present=one.present)
+
+
 def run(options: argparse.Namespace) -> int:
     """Predicts everything; the number of images that could not be used."""
-    images = find_images(options.image)
+    images, folder = find_images(options.image), options.image.is_dir()
     predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     bad = 0
+    matches: list[list[Match]] = [[] for _ in options.text]
     with jsonl_writer(options.output_dir / "predictions.jsonl") as write:
         for image in tqdm(images, unit="image", disable=len(images) == 1):
             try:
@@ -94,11 +145,14 @@ def run(options: argparse.Namespace) -> int:
             if groups is not None:
                 write_group_maps(options.output_dir, image, *groups)
             for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
-                pair = f"{image.name}#{k}"
-                write(prediction_line(pair, image.name, text, one.mask, one.score))
-                if len(images) == 1:
-                    found = f"score {one.score:.2f}" if one.present else "nothing found"
-                    print(f"{text}: {found}, {int(one.mask.sum())} pixels")
+                write(_line(f"{image.name}#{k}", image.name, text, one))
+                if one.present:
+                    matches[k].append(Match(image.name, one.score, int(one.mask.sum())))
+                if not folder:
+                    pixels = f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
+                    print(f"{text}: {pixels if one.present else 'no match'}")
+    if folder:
+        write_matches(options.output_dir, len(images) - bad, options.text, matches)
     print(f"{options.output_dir}: {len(images) - bad} images, {len(options.text)} texts each")
     return bad
 

@@ -14,6 +14,7 @@ from refseg_jax import sharding
 from refseg_jax.batch import Batch, SegOutput
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.evaluators import Evaluator
+from refseg_jax.models import build_model
 from refseg_jax.tokenizers import build_tokenizer
 from refseg_jax.train_state import Forward
 from tests.input_pipeline.tiny_dataset import COLOURS, build_tiny_dataset, make_record
@@ -28,6 +29,7 @@ UNIRES: dict[str, Any] = {
     "decoder_layers": 1,
     "head": "linear",
 }
+WITH_PRESENCE: dict[str, Any] = {**UNIRES, "presence_head": True}
 IMAGE_SIZE, MASK_STRIDE = 32, 2
 CANVAS = (64, 64)
 #: Height and width of the images of `val`: no two alike.
@@ -65,6 +67,12 @@ def random_params(forward: Forward, seed: int = 0) -> dict[str, jax.Array]:
 
     drawn = {path: draw(path, leaf.shape) for path, leaf in forward.shapes.items()}
     return jax.tree.map(jnp.asarray, drawn)
+
+
+def presence_params() -> dict[str, jax.Array]:
+    """Of `WITH_PRESENCE`, such that the head says yes to some pairs and no to others."""
+    params = random_params(Forward(lambda rngs: build_model(WITH_PRESENCE, rngs=rngs)))
+    return {**params, "presence.down.bias": params["presence.down.bias"] - 0.625}
 
 
 def colour_params(forward: Forward[ColourModel]) -> dict[str, jax.Array]:
@@ -119,10 +127,10 @@ def one_device() -> jax.sharding.Mesh:
     return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
 
 
-def unires_run_config(threshold: float = 0.35) -> dict[str, Any]:
+def unires_run_config(threshold: float = 0.35, model: dict[str, Any] = UNIRES) -> dict[str, Any]:
     """What a predictor reads of a run's config."""
     return {
-        "model": dict(UNIRES),
+        "model": dict(model),
         "data": {"resize": "letterbox", "context_length": 10, "tokenizer": "clip"},
         "eval": {"threshold": threshold},
     }

@@ -15,7 +15,14 @@ from pycocotools import mask as coco_mask
 from refseg_jax.models import build_model
 from refseg_jax.predictor import Predictor
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires, unires_run_config
+from tests.refseg_jax.tiny_run import (
+    UNIRES,
+    WITH_PRESENCE,
+    presence_params,
+    random_params,
+    save_unires,
+    unires_run_config,
+)
 from tools import predict
 
 TEXTS = ("the red box", "both boxes")
@@ -25,9 +32,8 @@ FIELDS = {"id", "image", "expression", "segmentation", "score", "present"}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
     folder = tmp_path_factory.mktemp("run")
-    save_unires(folder, random_params(forward), 0.6)
+    save_unires(folder, presence_params(), config=unires_run_config(0.6, WITH_PRESENCE))
     return folder
 
 
@@ -75,8 +81,8 @@ def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path
         (name, text) for name in SIZES for text in TEXTS
     ]
     assert len({line["id"] for line in lines}) == 4
-    expected_files = {"predictions.jsonl"}
-    some = 0
+    expected_files = {"predictions.jsonl", "matches.jsonl"}
+    cleared = some = 0
     for number, line in enumerate(lines):
         assert set(line) == FIELDS
         name, k = line["image"], number % 2
@@ -87,13 +93,73 @@ def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path
         assert set(np.unique(mask)) <= {0, 255}
         assert line["segmentation"]["size"] == [height, width]
         decoded = coco_mask.decode(line["segmentation"])
-        np.testing.assert_array_equal(decoded * 255, mask)
-        assert line["present"] is bool(mask.any())
-        assert (0.6 < line["score"] <= 1.0) if mask.any() else line["score"] == 0.0
+        assert (0.6 < line["score"] <= 1.0) if decoded.any() else line["score"] == 0.0
+        # What the evaluator of `gres` counts, which a person is not shown.
+        np.testing.assert_array_equal(decoded * 255 * line["present"], mask)
+        cleared += not line["present"] and decoded.any()
         some += 0 < mask.mean() < 255
         expected_files |= {f"{name}-{k}-mask.png", f"{name}-{k}-overlay.png"}
-    assert some
+    assert some and cleared
     assert {path.name for path in out.iterdir()} == expected_files
+
+
+def test_of_a_folder_the_images_that_contain_the_thing_are_listed_by_score(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _call(run, images, out, *TEXTS) == 0
+    lines = _lines(out)
+    told = [json.loads(line) for line in (out / "matches.jsonl").read_text().splitlines()]
+    assert [row["expression"] for row in told] == list(TEXTS)
+    counts = [len(row["matches"]) for row in told]
+    # The head rejects one of the texts in both images.
+    assert counts == [2, 0]
+    printed = capsys.readouterr().out.splitlines()
+    for row in told:
+        there = [x for x in lines if x["expression"] == row["expression"] and x["present"]]
+        there.sort(key=lambda line: -line["score"])
+        assert row["matches"] == [
+            {
+                "image": line["image"],
+                "score": line["score"],
+                "pixels": int(coco_mask.area(line["segmentation"])),
+            }
+            for line in there
+        ]
+        heading = f"in {len(there)} of 2 images" if there else "no match"
+        place = printed.index(f"{row['expression']}: {heading}")
+        table = [f"  {line['score']:.2f}  {line['image']}" for line in there]
+        assert printed[place + 1 : place + 1 + len(there)] == table
+
+
+def test_an_image_alone_is_told_text_by_text(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _call(run, images / "a.png", out, *TEXTS) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    pixels = np.count_nonzero(_read(out / "a.png-0-mask.png"))
+    assert first == f"{TEXTS[0]}: score {_lines(out)[0]['score']:.2f}, {pixels} pixels"
+    assert second == f"{TEXTS[1]}: no match"
+    assert not _read(out / "a.png-1-mask.png").any()
+    assert not (out / "matches.jsonl").exists()
+
+
+def test_of_many_matches_the_first_are_printed_and_all_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = np.random.default_rng(0).permutation(13) / 13
+    found = [predict.Match(f"{n}.jpg", float(score), 5) for n, score in enumerate(scores)]
+    predict.write_matches(tmp_path, 20, ["a", "b"], [found, []])
+    assert len(found) == 13
+    first, second = (tmp_path / "matches.jsonl").read_text().splitlines()
+    order = [int(n) for n in np.argsort(-scores)]
+    assert [match["image"] for match in json.loads(first)["matches"]] == [f"{n}.jpg" for n in order]
+    assert json.loads(second) == {"expression": "b", "matches": []}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "a: in 13 of 20 images"
+    assert [line.split()[1] for line in printed[1:11]] == [f"{n}.jpg" for n in order[:10]]
+    assert printed[11:] == [f"  and 3 more, see {tmp_path / 'matches.jsonl'}", "b: no match"]
 
 
 def test_overlay_colours_the_mask_and_nothing_far_from_it(
@@ -122,6 +188,7 @@ def test_masks_are_the_predictors(run: Path, images: Path, tmp_path: Path) -> No
     for k, prediction in enumerate(predictions):
         mask = _read(out / f"b.jpg-{k}-mask.png") > 0
         np.testing.assert_array_equal(mask, prediction.mask)
+        assert _lines(out)[k]["present"] is prediction.present
         assert _lines(out)[k]["score"] == pytest.approx(prediction.score, abs=1e-6)
 
 
