@@ -13,7 +13,7 @@ _CHUNK = 1 << 20
 _LONGEST = 1 << 28
 
 #: What may follow a value.
-_ENDS = frozenset(" \t\r\n,]}")
+_ENDS = frozenset(" \t\r\n,:]}")
 
 _DECODER = json.JSONDecoder()
 

@@ -92,3 +92,11 @@ def test_one_element_cannot_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(json_stream, "_LONGEST", 1000)
     with pytest.raises(SourceError, match="more than 1,000 characters"):
         list(elements(write(tmp_path, '["' + "a" * 5000)))
+
+
+def test_a_part_of_the_file_is_held_at_a_time(tmp_path, monkeypatch):
+    """However long the list, and whatever stands before it."""
+    monkeypatch.setattr(json_stream, "_CHUNK", 1000)
+    monkeypatch.setattr(json_stream, "_LONGEST", 3000)
+    stored = {"info": {}, "text": "x", "number": 5, "images": [{"id": n} for n in range(5000)]}
+    assert len(list(elements(write(tmp_path, json.dumps(stored))))) == 5003
