@@ -116,18 +116,12 @@ def find_leaks(
             of one, or a pattern with `*`.
 
     Raises:
-        UserError: `keep` names a set that is not there, or nothing remains.
+        UserError: `keep` names a set that is not there.
     """
     kept = {name for entry in keep for name in _named(entry, sets)}
     own = {name.decode() for name in table.image[np.unique(table.record)]}
     by = {name: own.intersection(ids) for name, ids in sets.items() if name not in kept}
     out = tuple(sorted(frozenset().union(*by.values())))
-    if own and len(out) == len(own):
-        held = ", ".join(name for name, ids in by.items() if ids)
-        raise UserError(
-            f"{dataset} {split}: all {len(own)} images are in evaluation sets ({held}); leave the "
-            "member out, or set its keep_held_out to the sets that it may train on"
-        )
     touched = np.isin(table.image, _encoded(out))[table.record]
     return Exclusion(
         dataset=dataset,
@@ -139,6 +133,16 @@ def find_leaks(
         by={name: len(ids) for name, ids in by.items() if ids},
         kept=tuple(sorted(name for name in kept if own.intersection(sets[name]))),
     )
+
+
+def check_remains(found: Exclusion) -> None:
+    """Raises a `UserError` if all images are left out."""
+    if found.image_ids and len(found.image_ids) == found.images:
+        raise UserError(
+            f"{found.dataset} {found.split}: all {found.images} images are in evaluation sets "
+            f"({', '.join(found.by)}); leave the member out, or set its keep_held_out to the sets "
+            "that it may train on"
+        )
 
 
 def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:

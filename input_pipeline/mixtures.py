@@ -104,7 +104,7 @@ class Mixture:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Of all members together: after so many rows a member has been seen once *on average*."""
+        """Of all members together."""
         return sum(len(rows.rows) for rows in self.rows)
 
     def batches(
@@ -156,7 +156,7 @@ def open_mixture(
 
     Raises:
         UserError: a member's split, expressions, tokenizer ... are not there, or none of its images
-            may be trained on.
+            may be trained on; the message names the member.
     """
     if not members[0].name:
         rows = pipeline.open_train(members[0].data)
@@ -170,7 +170,7 @@ def open_mixture(
             found = _exclusion(member, whole, sets, (known or {}).get(member.name))
             rows = whole.without(found.records(whole.table))
             logging.info("%s: %s; %d rows an epoch", field, found, len(rows.rows))
-        except UserError as error:
+        except (UserError, ValueError) as error:
             raise UserError(f"{field}: {error}") from error
         found.keep(whole.source.folder)
         opened.append(rows)
@@ -202,6 +202,7 @@ def _exclusion(
         rows.table, sets, dataset=data.dataset, split=data.split, keep=member.keep_held_out
     )
     if known is None:
+        leakage.check_remains(found)
         return found
     since = set(found.image_ids) - set(known.image_ids)
     if since:

@@ -12,6 +12,7 @@ import pytest
 from input_pipeline import leakage
 from input_pipeline.leakage import (
     HELD_OUT,
+    check_remains,
     evaluation_images,
     find_leaks,
     read_report,
@@ -94,6 +95,7 @@ def test_images_of_any_evaluation_set_are_left_out_and_counted(data_dir: Path) -
     sets = evaluation_images(str(data_dir))
     found = find_leaks(whole, sets, dataset="one", split="train")
     assert found.image_ids == ("2", "3", "4")
+    check_remains(found)
     assert found.by == {"one/val": 2, "two/test": 2}
     assert (found.images, found.expressions, found.expressions_left_out) == (8, 56, 21)
     kept = whole.select(~found.records(whole)[whole.record])
@@ -142,8 +144,10 @@ def test_keeping_a_set_that_is_not_there_names_the_nearest(data_dir: Path) -> No
 
 def test_a_split_of_which_nothing_remains_names_the_sets_and_the_way_out(data_dir: Path) -> None:
     val = ExpressionTable.of(RecordSource(str(data_dir), "one", "val"))
+    sets = evaluation_images(str(data_dir))
+    found = find_leaks(val, sets, dataset="one", split="val")
     with pytest.raises(UserError, match=r"one val: all 2 images .*one/val.*keep_held_out") as e:
-        find_leaks(val, evaluation_images(str(data_dir)), dataset="one", split="val")
+        check_remains(found)
     assert "\n" not in str(e.value)
 
 

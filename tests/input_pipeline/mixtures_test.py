@@ -268,6 +268,11 @@ def test_a_run_that_resumes_leaves_out_what_it_did_when_it_began(
     assert_same(take(batches(again), 5), expected)
     assert "evaluation sets were built that hold 2 of the images" in caplog.text
     assert [len(rows.rows) for rows in open_mixture(read(tmp_path, {"a": {}})).rows] == [3]
+    # Also where nothing would remain for a run that begins now.
+    build_pool(tmp_path, "three", val=range(6))
+    assert open_mixture(read(tmp_path, {"a": {}}), stored).rows_per_epoch == 5
+    with pytest.raises(UserError, match="all 6 images are in evaluation sets"):
+        open_mixture(read(tmp_path, {"a": {}}))
 
 
 # Mistakes
@@ -297,6 +302,11 @@ def test_a_member_that_makes_no_sense_is_one_line(
     [
         ({"dataset": "three"}, r"config.mixture.a: .*three.*no built dataset"),
         ({"split": "trian"}, r"config.mixture.a: .*no split 'trian'; there are test, train"),
+        ({"granularities": ("objects",)}, r"config.mixture.a: unknown granularity 'objects': did"),
+        (
+            {"sampling": "imgae"},
+            r"config.mixture.a: unknown sampling 'imgae': did you mean 'image'",
+        ),
         ({"granularities": ("salient",)}, r"config.mixture.a: one train: no expression of salient"),
         ({"split": "test"}, r"config.mixture.a: one test: all 2 images .*one/test.*keep_held_out"),
         ({"keep_held_out": ("two/vla",)}, r"config.mixture.a: .*'two/vla': did you mean 'two/val'"),
