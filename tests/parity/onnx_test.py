@@ -26,7 +26,9 @@ from tests.refseg_jax.exports.folders import (
     TEXTS,
     compiling_in_a_hurry,
     damaged,
+    engine_logits,
     flip,
+    graph_inputs,
     one_line,
     picture,
     write_all,
@@ -53,25 +55,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     write_all(folder, "onnx")
     return folder
-
-
-def _inputs(batch: int, count: int, eos: int) -> dict[str, np.ndarray]:
-    """Images, and texts of different lengths."""
-    rng = np.random.default_rng(batch)
-    ends = rng.integers(2, LENGTH, (batch, count, 1))
-    place = np.arange(LENGTH)
-    text = rng.integers(1, eos, (batch, count, LENGTH))
-    return {
-        "image": rng.integers(0, 256, (batch, 32, 32, 3), np.uint8),
-        "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
-        "text_valid": place <= ends,
-    }
-
-
-def _logits(engine: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    seen = engine.encode_image(inputs["image"])
-    words = engine.encode_text(inputs["text"], inputs["text_valid"])
-    return np.asarray(engine.decode(seen, words)["mask_logits"])
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> None:
@@ -101,8 +84,8 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     expected = ParameterEngine(params, {**model, "dtype": "float32"})
     assert (found.image_size, found.mask_stride) == (expected.image_size, expected.mask_stride)
     for batch, count in ((2, 3), (1, 1)):
-        inputs = _inputs(batch, count, EOS)
-        _agree(_logits(found, inputs), _logits(expected, inputs))
+        inputs = graph_inputs(batch, count, eos=EOS, length=LENGTH)
+        _agree(engine_logits(found, inputs), engine_logits(expected, inputs))
     # No parameter lies in two graphs.
     size = sum(path.stat().st_size for path in tmp_path.glob("*.onnx"))
     stored = sum(value.nbytes for value in params.values())
@@ -141,7 +124,7 @@ def test_the_text_of_the_docs_runs_without_jax(exported: Path, tmp_path: Path) -
         "import sys\nsys.modules.update(dict.fromkeys(('jax', 'flax', 'refseg_jax', 'torch')))"
     )
     for batch, count in ((1, 4), (3, 2)):
-        inputs = _inputs(batch, count, UNIRES["eos_id"])
+        inputs = graph_inputs(batch, count, eos=UNIRES["eos_id"], length=LENGTH)
         for name, value in inputs.items():
             np.save(tmp_path / f"{name}.npy", value)
         script = f"{blocked}\n{snippet}\nnp.save('logits.npy', logits)"
@@ -149,7 +132,7 @@ def test_the_text_of_the_docs_runs_without_jax(exported: Path, tmp_path: Path) -
             [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        _agree(np.load(tmp_path / "logits.npy"), _logits(run, inputs))
+        _agree(np.load(tmp_path / "logits.npy"), engine_logits(run, inputs))
 
 
 def test_config_json_describes_what_the_graphs_take_and_give(exported: Path) -> None:
@@ -230,9 +213,9 @@ except ValueError as error:
     assert {path.name for path in out.glob("*.data")} == {f"{name}.onnx.data" for name in graphs}
     folder.write_config(out, folder.read_config(exported / "onnx"))
     config = folder.read_config(out)
-    inputs = _inputs(2, 3, UNIRES["eos_id"])
-    expected = _logits(Predictor.from_checkpoint(exported / "run")._engine, inputs)
-    _agree(_logits(OnnxEngine(out, config), inputs), expected)
+    inputs = graph_inputs(2, 3, eos=UNIRES["eos_id"], length=LENGTH)
+    expected = engine_logits(Predictor.from_checkpoint(exported / "run")._engine, inputs)
+    _agree(engine_logits(OnnxEngine(out, config), inputs), expected)
     data = out / "encode_text.onnx.data"
     data.write_bytes(flip(data.read_bytes()))
     with pytest.raises(UserError) as caught:

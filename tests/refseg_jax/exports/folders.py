@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from refseg_jax.engines import Engine
 from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
 from refseg_jax.train_state import Forward, Params
@@ -76,6 +77,26 @@ def flip(content: bytes) -> bytes:
 
 def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (40, 33, 3), np.uint8)
+
+
+def graph_inputs(batch: int, count: int, *, eos: int, length: int) -> dict[str, np.ndarray]:
+    """Images of 32 pixels, and texts of different lengths."""
+    rng = np.random.default_rng(batch)
+    ends = rng.integers(2, length, (batch, count, 1))
+    place = np.arange(length)
+    text = rng.integers(1, eos, (batch, count, length))
+    return {
+        "image": rng.integers(0, 256, (batch, 32, 32, 3), np.uint8),
+        "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
+        "text_valid": place <= ends,
+    }
+
+
+def engine_logits(engine: Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """`mask_logits` of all three functions of an engine."""
+    seen = engine.encode_image(inputs["image"])
+    words = engine.encode_text(inputs["text"], inputs["text_valid"])
+    return np.asarray(engine.decode(seen, words)["mask_logits"])
 
 
 def one_line(error: Any, *words: str) -> None:

@@ -23,7 +23,16 @@ from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.source import Source, read_source
 from refseg_jax.exports.stablehlo import StablehloEngine, read_graph, used_params
 from refseg_jax.predictor import Predictor
-from tests.refseg_jax.exports.folders import TEXTS, damaged, flip, one_line, picture, write_all
+from tests.refseg_jax.exports.folders import (
+    TEXTS,
+    damaged,
+    engine_logits,
+    flip,
+    graph_inputs,
+    one_line,
+    picture,
+    write_all,
+)
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.tiny_run import UNIRES, random_params
 
@@ -41,25 +50,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(exported: Path) -> Predictor:
     return Predictor.from_checkpoint(exported / "run")
-
-
-def _inputs(batch: int, count: int, eos: int = EOS, length: int = LENGTH) -> dict[str, np.ndarray]:
-    """Images, and texts of different lengths."""
-    rng = np.random.default_rng(batch)
-    ends = rng.integers(2, length, (batch, count, 1))
-    place = np.arange(length)
-    text = rng.integers(1, eos, (batch, count, length))
-    return {
-        "image": rng.integers(0, 256, (batch, 32, 32, 3), np.uint8),
-        "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
-        "text_valid": place <= ends,
-    }
-
-
-def _logits(engine: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    seen = engine.encode_image(inputs["image"])
-    words = engine.encode_text(inputs["text"], inputs["text_valid"])
-    return np.asarray(engine.decode(seen, words)["mask_logits"])
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> None:
@@ -89,8 +79,8 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     graphs = StablehloEngine(tmp_path, folder.read_config(tmp_path))
     engine = ParameterEngine(params, model)
     assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
-    inputs = _inputs(2, 3)
-    _agree(_logits(graphs, inputs), _logits(engine, inputs))
+    inputs = graph_inputs(2, 3, eos=EOS, length=LENGTH)
+    _agree(engine_logits(graphs, inputs), engine_logits(engine, inputs))
 
 
 def test_a_graph_takes_just_the_parameters_that_it_uses() -> None:
@@ -145,7 +135,7 @@ def test_the_text_of_the_docs_runs_where_this_code_is_not(
     work.mkdir()
     for path in (exported / "stablehlo").iterdir():
         (work / path.name).symlink_to(path)
-    inputs = _inputs(2, 4, UNIRES["eos_id"], 10)
+    inputs = graph_inputs(2, 4, eos=UNIRES["eos_id"], length=10)
     for name, value in inputs.items():
         np.save(work / f"{name}.npy", value)
     script = f"""{snippet}
@@ -162,7 +152,7 @@ for name in ("refseg_jax", "input_pipeline", "flax", "orbax", "transformers"):
     config = folder.read_config(exported / "stablehlo")
     # Image by image, so that a row is seen to depend on none of the others.
     rows = [{name: x[b : b + 1] for name, x in inputs.items()} for b in range(2)]
-    expected = np.concatenate([_logits(run._engine, row) for row in rows])
+    expected = np.concatenate([engine_logits(run._engine, row) for row in rows])
     found = np.load(work / "logits.npy")
     _, (batch, count, *grid) = config.graphs["decode"]["outputs"]["mask_logits"]
     assert (batch, count) == ("b", "k")
