@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax import export as jax_export
+from PIL import Image
 
 from refseg_jax.engines import GRAPHS, Graphs, ParameterEngine, forward_of
 from refseg_jax.errors import UserError
@@ -22,9 +23,12 @@ from refseg_jax.exports.exporter import FORMATS, export
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.source import Source, read_source
 from refseg_jax.exports.stablehlo import StablehloEngine, read_graph, used_params
+from refseg_jax.metrics import predicted_mask
 from refseg_jax.predictor import Predictor
+from refseg_jax.resize import logits_on_canvas
 from tests.refseg_jax.exports.folders import (
     TEXTS,
+    THRESHOLD,
     damaged,
     engine_logits,
     flip,
@@ -108,6 +112,33 @@ def test_a_parameter_whose_result_is_dropped_is_not_used() -> None:
     assert used_params(function, params, params["used"]) == ["used"]
 
 
+def _snippet(start: str) -> str:
+    """The program of the docs that begins so."""
+    programs = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (found,) = [program for program in programs if program.startswith(start)]
+    return found
+
+
+def test_the_inputs_of_the_docs_are_those_of_the_predictor(
+    exported: Path, run: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(exported / "stablehlo" / name)
+    Image.fromarray(picture()).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(_snippet("import json\nfrom pathlib"), made)
+    inputs = {name: np.load(f"{name}.npy") for name in ("image", "text", "text_valid")}
+    wide = logits_on_canvas(
+        engine_logits(run._engine, inputs)[:, None], made["affine"][None, None], 2, (40, 33)
+    )
+    masks = predicted_mask(wide, np.array([[[40, 33]]]), THRESHOLD)
+    answers = run.predict("picture.jpg", ["the red box", "both boxes"])
+    assert any(0.02 < answer.mask.mean() < 0.98 for answer in answers)
+    for mask, answer in zip(masks[0, 0], answers, strict=True):
+        assert (np.asarray(mask) != answer.mask).mean() < 1e-3, "but for rounding"
+
+
 def _bare_python(target: Path) -> dict[str, str]:
     """An environment in which JAX, numpy and safetensors can be imported, and nothing else."""
     packages = target / "packages"
@@ -130,7 +161,7 @@ def _bare_python(target: Path) -> dict[str, str]:
 def test_the_text_of_the_docs_runs_where_this_code_is_not(
     exported: Path, run: Predictor, tmp_path: Path
 ) -> None:
-    (snippet,) = re.findall(r"```python\n(import json\n.*?)```", DOCS.read_text(), re.DOTALL)
+    snippet = _snippet("import json\nimport numpy as np\n")
     work = tmp_path / "work"
     work.mkdir()
     for path in (exported / "stablehlo").iterdir():
