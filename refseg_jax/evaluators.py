@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,17 @@ from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
 from refseg_jax.metrics import pair_counts
 from refseg_jax.pictures import Picture
-from refseg_jax.protocols import Counts, Pair, Protocol, Reads, State, build_protocol, square
+from refseg_jax.protocols import (
+    Counts,
+    Pair,
+    Protocol,
+    Reads,
+    State,
+    build_protocol,
+    keyed_counts,
+    keyed_scores,
+    square,
+)
 from refseg_jax.protocols.regions import CountedRegions
 from refseg_jax.resize import logits_on_canvas
 from refseg_jax.train_state import Forward
@@ -125,7 +135,8 @@ class Evaluator:
                     shown += self._pictures(host, seen, self.pictures - len(shown))
         for reason in quarantined:
             logging.warning("%s: left out: %s", self.name, reason)
-        scores = _keyed(_from_all(states))
+        states = _from_all(states)
+        scores = keyed_scores(states) | keyed_counts(states)
         scores["quarantined"] = float(_sum_over_processes(len(quarantined)))
         if self.show is not None and shown and jax.process_index() == 0:
             self.show(step, shown)
@@ -223,6 +234,7 @@ class Evaluator:
         found = []
         for one in itertools.islice(_worth_showing(seen), most):
             b, n, k = one.place
+            mask = one.regions.prediction()
             found.append(
                 Picture(
                     image=np.asarray(host.batch.image[b, n]),
@@ -230,8 +242,9 @@ class Evaluator:
                     expression=one.meta.expressions[k],
                     granularity=one.meta.granularities[k],
                     target=one.regions.target(),
-                    predicted=one.regions.prediction(),
-                    iou=one.regions.counts().iou,
+                    # What a predictor shows: empty where nothing is present.
+                    predicted=mask if one.pair.present else np.zeros_like(mask),
+                    iou=one.regions.counts().iou if one.pair.present else 0.0,
                 )
             )
         return found
@@ -304,15 +317,6 @@ def _worth_showing(seen: list[Seen]) -> Iterator[Seen]:
     for _, same in itertools.groupby(seen, key=lambda one: one.meta.image_ids[one.place[1]]):
         found = list(same)
         yield from found[:: -(-len(found) // _SHOWN_OF_AN_IMAGE)]
-
-
-def _keyed(states: Sequence[State]) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    for number, state in enumerate(states):
-        prefix = f"{state.protocol.name}/" if number else ""
-        found = state.compute() | state.counts()
-        scores |= {prefix + key: value for key, value in found.items()}
-    return scores
 
 
 def _from_all(states: list[State]) -> list[State]:

@@ -1,6 +1,7 @@
 """Masks out of logits, and integer counts per pair from `jit`; `refseg_jax.protocols` sums them."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,5 +58,11 @@ def pair_counts(
     else:
         rows, columns = map(jnp.asarray, weights)
         often = (rows[..., :, None] * columns[..., None, :])[:, :, None]
-    parts = (predicted * target, predicted, target)
-    return jnp.stack([(p * often).sum((-2, -1), dtype=jnp.int32) for p in parts], -1)
+    parts = tuple(p * often for p in (predicted * target, predicted, target))
+    # One reduction of three numbers: XLA's CPU backend takes 20 times as long for three of one.
+    sums = jax.lax.reduce(parts, (jnp.int32(0),) * 3, _add_each, (3, 4))
+    return jnp.stack(sums, -1)
+
+
+def _add_each(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))

@@ -1,6 +1,6 @@
 """The published evaluations by name: see docs/protocols.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refseg_jax import naming
@@ -29,6 +29,8 @@ __all__ = [
     "State",
     "build_protocol",
     "build_protocols",
+    "keyed_counts",
+    "keyed_scores",
 ]
 
 
@@ -62,6 +64,8 @@ def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
     if len(set(chosen)) < len(chosen):
         raise UserError(f"protocol {names!r} names one twice")
     protocols = [build_protocol(name) for name in chosen]
+    if min_pixels < 0:
+        raise UserError(f"min_pixels={min_pixels}: give a number of pixels, or 0 for none")
     if min_pixels:
         counting = [isinstance(protocol, Gres) for protocol in protocols]
         if not any(counting):
@@ -71,3 +75,21 @@ def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
             for p, counts in zip(protocols, counting, strict=True)
         ]
     return tuple(protocols)
+
+
+def keyed_scores(states: Sequence[State]) -> dict[str, float]:
+    """The scores of several protocols; the keys of all but the first begin with its name."""
+    return _keyed([(state.protocol, state.compute()) for state in states])
+
+
+def keyed_counts(states: Sequence[State]) -> dict[str, float]:
+    """The numbers of pairs that were scored, with keys as of `keyed_scores`."""
+    return _keyed([(state.protocol, state.counts()) for state in states])
+
+
+def _keyed(found: Sequence[tuple[Protocol, Mapping[str, float]]]) -> dict[str, float]:
+    return {
+        f"{protocol.name}/{key}" if number else key: value
+        for number, (protocol, values) in enumerate(found)
+        for key, value in values.items()
+    }

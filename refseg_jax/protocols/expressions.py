@@ -1,13 +1,15 @@
 """Protocols whose unit is the expression: `cris`, `refcocom` and `lavt`."""
 
 import dataclasses
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from refseg_jax.protocols.base import Counts, Pair, Protocol, Reads, Sums, exact, mean, required
 
 #: Overlaps whose share of pairs is reported, `Pr@X`.
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+_PRECISIONS = tuple((f"Pr@{x}", x) for x in PRECISION_AT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,7 @@ class Cris(Protocol):
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """IoU, intersection, union, and for each X whether IoU > X."""
-        counts = pair.regions.counts()
-        return _measure(counts, [counts.iou > x for x in PRECISION_AT])
+        return _measure(pair.regions.counts(), operator.gt)
 
     def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """`mIoU`, `oIoU`, `Pr@X`."""
@@ -79,20 +80,20 @@ class Lavt(Protocol):
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """IoU, intersection, union, and for each X whether IoU >= X."""
-        counts = pair.regions.square_counts()
-        return _measure(counts, [counts.iou >= x for x in PRECISION_AT])
+        return _measure(pair.regions.square_counts(), operator.ge)
 
     def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """`mIoU`, `oIoU`, `Pr@X`."""
         return _scores(sums[""])
 
 
-def _measure(counts: Counts, precise: list[bool]) -> dict[str, int]:
+def _measure(counts: Counts, reaches: Callable[[float, float], bool]) -> dict[str, int]:
+    iou = counts.iou
     return {
-        "iou": exact(counts.iou),
+        "iou": exact(iou),
         "intersection": counts.intersection,
         "union": counts.union,
-        **{f"Pr@{x}": int(yes) for x, yes in zip(PRECISION_AT, precise, strict=True)},
+        **{name: int(reaches(iou, x)) for name, x in _PRECISIONS},
     }
 
 
@@ -101,5 +102,5 @@ def _scores(sums: Sums) -> dict[str, float]:
     return {
         "mIoU": mean(sums["iou"], number),
         "oIoU": sums["intersection"] / sums["union"] if sums["union"] else 0.0,
-        **{f"Pr@{x}": sums[f"Pr@{x}"] / number for x in PRECISION_AT},
+        **{name: sums[name] / number for name, _ in _PRECISIONS},
     }

@@ -1,6 +1,7 @@
 """The masks of a pair: as arrays in an evaluation, as RLE in the scorer."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,10 @@ class RleRegions(Regions):
 
     def counts(self) -> Counts:
         """See `Regions`."""
+        return self._counts
+
+    @functools.cached_property
+    def _counts(self) -> Counts:
         both: Any = [self.predicted, self.reference]
         prediction, target = map(int, coco_mask.area(both))  # pyright: ignore[reportArgumentType]
         if not prediction or not target:
