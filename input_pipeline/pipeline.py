@@ -100,15 +100,6 @@ def open_train(config: PipelineConfig, name: str = "") -> TrainRows:
     )
 
 
-def rows_per_epoch(config: PipelineConfig) -> int:
-    """Rows of a split.
-
-    Raises:
-        UserError: there are none.
-    """
-    return len(_rows(config, ExpressionTable.of(_open(config))))
-
-
 def train_batches(
     config: PipelineConfig, *, batch_size: int, seed: int, process_index: int = 0,
     process_count: int = 1,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import PipelineConfig
+from input_pipeline.pipeline import PipelineConfig, open_train
 from input_pipeline.schema import Record
 from input_pipeline.sources import RecordSource
 from refseg_jax.batch import HostBatch, RowMeta
@@ -35,6 +35,10 @@ def make_config(data_dir: Path, split: str = "val", **changes: Any) -> PipelineC
         **changes,
     }
     return PipelineConfig(str(data_dir), "tiny", split, **fields)
+
+
+def rows_per_epoch(config: PipelineConfig) -> int:
+    return len(open_train(config).rows)
 
 
 def rows_of(batches: list[HostBatch]) -> list[tuple[dict[str, Any], RowMeta]]:

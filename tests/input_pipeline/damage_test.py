@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import eval_batches, rows_per_epoch, train_batches
+from input_pipeline.pipeline import eval_batches, train_batches
 from input_pipeline.schema import Record, Target, encode_mask
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
@@ -19,6 +19,7 @@ from tests.input_pipeline.batches import (
     built,
     make_config,
     rows_of,
+    rows_per_epoch,
     take,
 )
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset, flip_a_bit

@@ -11,7 +11,6 @@ from input_pipeline.pipeline import (
     PipelineConfig,
     check_eval,
     eval_batches,
-    rows_per_epoch,
     train_batches,
 )
 from input_pipeline.schema import Expression, Record
@@ -24,6 +23,7 @@ from tests.input_pipeline.batches import (
     pair_ids,
     records,
     rows_of,
+    rows_per_epoch,
     take,
     weave,
 )
