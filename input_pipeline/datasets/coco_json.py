@@ -119,13 +119,13 @@ def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
     for key, entry in elements(file):
         try:
             if key == "images":
-                images[entry["id"]] = _image(entry)
+                images[int(entry["id"])] = _image(entry)
                 lacking = entry.get("not_exhaustive_category_ids") or ()
-                incomplete[entry["id"]] = tuple(map(int, lacking))
+                incomplete[int(entry["id"])] = tuple(map(int, lacking))
             elif key == "categories":
-                names[entry["id"]] = spoken(words(entry["name"]))
+                names[int(entry["id"])] = spoken(words(entry["name"]))
             elif key == "annotations":
-                annotations.setdefault(entry["image_id"], []).append(_entry(entry))
+                annotations.setdefault(int(entry["image_id"]), []).append(_entry(entry))
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise SourceError(
@@ -184,7 +184,7 @@ def convert(item: PlannedImage, source: str) -> Outcome:
             continue
         if counts is not None:
             index[annotation.id] = len(regions)
-            parent = index.get(annotation.parent, -1)
+            parent = index.get(annotation.parent, -1) if annotation.parent >= 0 else -1
             regions.append(NamedRegion(counts, annotation.whole, annotation.part, parent))
     if not regions:
         return Outcome(None, tuple(problems), notes)

@@ -132,12 +132,12 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     if not splits:
         raise BuildError(f"{folder}: no *.jsonl there; write one for each split (train.jsonl)")
     for (split, of, suffix), there in numbered.items():
-        missing = set(range(int(of))) - there
-        if missing or len(there) != int(of):
-            number = f"{min(missing, default=0):0{len(of)}d}"
+        missing = int(of) - len(there)
+        if missing or max(there) >= int(of):
+            first = next(number for number in itertools.count() if number not in there)
             raise BuildError(
-                f"{folder}: {split}-{number}-of-{of}{suffix} and {len(missing)} of {int(of)} files "
-                "are missing; copy all of them"
+                f"{folder}: {split}-*-of-{of}{suffix} are {len(there)} files, number {first} is "
+                "missing or one is too many; copy all of them"
             )
     return splits
 

@@ -75,7 +75,7 @@ def _imagenet_id(name: str) -> str:
 
 
 def _synset(name: str) -> str:
-    if not re.fullmatch(r"n\d{8}_\w+\.JPEG", name, re.ASCII):
+    if not re.fullmatch(r"n\d{8}_\w{1,64}\.JPEG", name, re.ASCII):
         raise ValueError(f"image {name!r:.40} is none of ImageNet")
     return name[:9]
 

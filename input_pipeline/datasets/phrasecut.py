@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,9 @@ def _instances(phrase: Phrase, item: PhraseImage, notes: dict[str, int]) -> list
     return found
 
 
-def _flat(polygon: Sequence[Any]) -> list[Any]:
-    if not all(isinstance(point, list) and len(point) == 2 for point in polygon):
+def _flat(polygon: Any) -> list[Any]:
+    points = isinstance(polygon, list) and all(isinstance(point, list) for point in polygon)
+    if not points or not all(len(point) == 2 for point in polygon):
         raise SegmentationError("a polygon is no list of points [x, y]")
     return list(itertools.chain.from_iterable(polygon))
 
@@ -178,7 +179,7 @@ def _listed(source: Path) -> dict[int, _Listed]:
             coco_id, vg_id = entry["coco_id"], int(entry["image_id"])
             name = f"vg/{vg_id}" if coco_id is None else str(int(coco_id))
             size = (int(entry["height"]), int(entry["width"]))
-            images[vg_id] = _Listed(name, str(entry["split"]), *size)
+            images[vg_id] = _Listed(name, words(entry["split"]), *size)
         except (KeyError, TypeError, ValueError) as error:
             raise _other_layout(file, len(images), error) from None
     return images
@@ -236,10 +237,10 @@ def _phrase(task: Any) -> Phrase:
     if not all(isinstance(instance, list) for instance in task["Polygons"]):
         raise TypeError("Polygons is no list of lists")
     return Phrase(
-        id=str(task["task_id"]),
+        id=words(task["task_id"]),
         text=words(task["phrase"]),
         name=words(structure.get("name") or ""),
-        type=str(structure.get("type") or ""),
+        type=words(structure.get("type") or ""),
         polygons=packed(task["Polygons"]),
     )
 

@@ -201,7 +201,7 @@ def _kinds(file: Path) -> dict[str, tuple[tuple[int, str], ...]]:
 
 def _name(name: Any) -> str:
     """A name that leads nowhere else."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name, re.ASCII):
         raise ValueError(f"the name {name!r:.40}")
     return name
 

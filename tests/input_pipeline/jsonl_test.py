@@ -329,12 +329,14 @@ def test_the_lines_of_an_image_in_several_files_are_one_record(folder, tmp_path)
     assert len(RecordSource(str(tmp_path / "data"), "mine", "train")) == 2
 
 
-def test_a_missing_file_of_a_split_is_named(folder, tmp_path):
-    for number in (0, 2):
+@pytest.mark.parametrize(
+    ("there", "first"), [((0, 2), 1), ((0, 1), 2), ((0, 1, 2, 3), 4), ((1, 2, 3), 0)]
+)
+def test_a_missing_file_of_a_split_is_named(folder, tmp_path, there, first):
+    for number in there:
         write(folder, line(), split=f"train-{number:05d}-of-00003")
-    with pytest.raises(
-        BuildError, match=r"train-00001-of-00003\.jsonl and 1 of 3 files are missing"
-    ):
+    said = rf"train-\*-of-00003\.jsonl are {len(there)} files, number {first} is missing or one is"
+    with pytest.raises(BuildError, match=said):
         record_of(folder, tmp_path)
 
 

@@ -183,6 +183,14 @@ def test_a_file_that_is_not_cocos_is_one_line(tmp_path, change, reason):
     assert "\n" not in str(caught.value)
 
 
+def test_an_id_that_is_no_id_makes_no_parent(tmp_path):
+    source = write_partimagenet(tmp_path / "source")
+    path = source / "train.json"
+    path.write_text(path.read_text().replace('{"id": 0, "image_id": 0', '{"id": -1, "image_id": 0'))
+    folder = build("partimagenet/ood", source, tmp_path / "data")
+    assert [t.parent for t in read_records(folder, "train")[0].targets] == [-1, -1]
+
+
 def test_a_damaged_rle_is_a_problem_of_its_annotation(tmp_path):
     source = write_paco(tmp_path / "source")
     path = source / "annotations/paco_lvis_v1_train.json"

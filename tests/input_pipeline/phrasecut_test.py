@@ -179,8 +179,14 @@ def no_points(source: Path) -> str:
     return f"{source}/images/2.jpg: phrase 2__9: a polygon is no list of points"
 
 
+def no_polygon(source: Path) -> str:
+    tasks = [*REFER["train"], task(2, [9], "x", [[7]])]
+    (source / "refer_train.json").write_text(json.dumps(tasks))
+    return f"{source}/images/2.jpg: phrase 2__9: a polygon is no list of points"
+
+
 @pytest.mark.parametrize(
-    "damage", [unknown_image, no_image, damaged_image, other_image, far_away, no_points]
+    "damage", [unknown_image, no_image, damaged_image, other_image, far_away, no_points, no_polygon]
 )
 def test_a_problem_fails_the_build_or_is_skipped(tmp_path, damage):
     source = write_source(tmp_path / "source")
