@@ -192,9 +192,9 @@ def _backward(residuals, gradient: jax.Array):
     def step(total: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         entries, weights, gradient = piece
         total = jax.vmap(_add)(total, entries, weights[..., None] * gradient[:, :, None])
-        return total, jnp.einsum(
-            "bmkd,bmd->bmk", _take(table, entries), gradient, preferred_element_type=jnp.float32
-        )
+        # Traced apart from the layer, hence without the precision that it asked for.
+        read = _take(table, entries).astype(jnp.float32)
+        return total, jnp.einsum("bmkd,bmd->bmk", read, gradient, precision="high")
 
     start = jnp.zeros(table.shape, jnp.float32)
     if pieces == 1:

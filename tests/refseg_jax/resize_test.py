@@ -1,19 +1,20 @@
 """Resizes against independent formulas."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refseg_jax.resize import resize_position_embedding, upsample_bilinear
+from refseg_jax.resize import resize_bilinear, resize_position_embedding, upsample_bilinear
 
 
-def _bilinear(x, factor):
+def _bilinear(x, size):
     """Half-pixel bilinear, one output cell after the other."""
     batch, height, width, channels = x.shape
-    out = np.zeros((batch, height * factor, width * factor, channels), np.float64)
-    for i in range(height * factor):
-        for j in range(width * factor):
-            y = min(max((i + 0.5) / factor - 0.5, 0), height - 1)
-            z = min(max((j + 0.5) / factor - 0.5, 0), width - 1)
+    out = np.zeros((batch, *size, channels), np.float64)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y = min(max((i + 0.5) * height / size[0] - 0.5, 0), height - 1)
+            z = min(max((j + 0.5) * width / size[1] - 0.5, 0), width - 1)
             y0, z0 = int(y), int(z)
             y1, z1 = min(y0 + 1, height - 1), min(z0 + 1, width - 1)
             fy, fz = y - y0, z - z0
@@ -26,7 +27,15 @@ def _bilinear(x, factor):
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 7])
 def test_upsampling_is_half_pixel_bilinear(factor):
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
-    np.testing.assert_allclose(upsample_bilinear(x, factor), _bilinear(x, factor), atol=1e-6)
+    size = (3 * factor, 5 * factor)
+    np.testing.assert_allclose(upsample_bilinear(x, factor), _bilinear(x, size), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (16, 6), (9, 13), (2, 3), (5, 2), (4, 6), (1, 1)])
+def test_any_size_is_half_pixel_bilinear_without_antialiasing(size):
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3)).astype(np.float32)
+    resized = resize_bilinear(jnp.asarray(x), size)
+    np.testing.assert_allclose(resized, _bilinear(x, size), atol=1e-6)
 
 
 def _cubic(distance, a=-0.75):

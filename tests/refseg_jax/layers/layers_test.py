@@ -11,8 +11,12 @@ from flax import nnx
 from refseg_jax.layers.convolution import Conv3x3, UpsampleConv3x3, dynamic_conv3x3
 from refseg_jax.layers.dropout import drop_path, dropout
 from refseg_jax.layers.linear import Linear, contract
-from refseg_jax.layers.norm import GroupNorm, LayerNorm
-from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
+from refseg_jax.layers.norm import GroupNorm, LayerNorm, instance_norm
+from refseg_jax.layers.positions import (
+    sine_positions_1d,
+    sine_positions_2d,
+    sine_positions_relative,
+)
 from refseg_jax.resize import upsample_bilinear
 
 
@@ -78,6 +82,16 @@ def test_group_norm_refuses_groups_that_do_not_divide():
         GroupNorm(6, groups=4, dtype=jnp.float32)
 
 
+def test_instance_norm_normalises_each_channel_of_each_row():
+    x = 3.0 + 2.0 * _normal(2, 7, 5)
+    y = np.asarray(instance_norm(jnp.asarray(x), dtype=jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    for row, channel in np.ndindex(2, 5):
+        values = x[row, :, channel].astype(np.float64)
+        expected = (values - values.mean()) / np.sqrt(values.var() + 1e-5)
+        np.testing.assert_allclose(y[row, :, channel].astype(np.float64), expected, rtol=1e-2)
+
+
 def test_convolution_and_its_gradient_equal_the_plain_one():
     layer = Conv3x3(5, 7, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x, weight = jnp.asarray(_normal(2, 4, 6, 5)), _normal(2, 4, 6, 7, seed=1)
@@ -135,11 +149,22 @@ def test_positions_in_two_dimensions_have_x_before_y():
     np.testing.assert_array_equal(table[:, 2, 4:], sine_positions_1d(3, 4))
 
 
+def test_relative_positions_have_y_before_x_and_end_after_one_turn():
+    table = sine_positions_relative(3, 5, 8).reshape(3, 5, 8)
+    for row, column, pair in np.ndindex(3, 5, 2):
+        for part, place in ((0, (row + 1) / 3), (4, (column + 1) / 5)):
+            angle = 2 * math.pi * place / 10000 ** (2 * pair / 4)
+            cell = table[row, column, part + 2 * pair :]
+            assert cell[0] == pytest.approx(math.sin(angle), abs=1e-5)
+            assert cell[1] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
 def test_positions_refuse_widths_that_do_not_split():
     with pytest.raises(ValueError, match="even width"):
         sine_positions_1d(3, 5)
-    with pytest.raises(ValueError, match="divisible by 4"):
-        sine_positions_2d(3, 3, 6)
+    for make in (sine_positions_2d, sine_positions_relative):
+        with pytest.raises(ValueError, match="divisible by 4"):
+            make(3, 3, 6)
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
