@@ -13,12 +13,15 @@ import pytest
 from input_pipeline import pipeline
 from refseg_jax import sharding
 from refseg_jax.evaluators import Evaluator
+from refseg_jax.metrics import pair_counts
 from refseg_jax.models import build_model
+from refseg_jax.protocols import State, build_protocol
 from refseg_jax.train_state import Forward
-from tests.benchmarks.turns import clocked, ratios, spread, take_turns
+from tests.benchmarks.turns import clocked, cpu_seconds, ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset, make_record
 
-ROUNDS, IMAGES, BATCH_SIZE, CANVAS = 5, 32, 8, (256, 256)
+ROUNDS, IMAGES, BATCH_SIZE = 5, 32, 8
+CANVAS, SCENES = (256, 256), (128, 128)
 MODEL = {"name": "unires", "preset": "tiny"}
 
 
@@ -65,6 +68,44 @@ def test_one_compilation_for_images_of_many_sizes(tmp_path):
     print(f"ratio       {spread(ratios(rates['all'], rates['model']), '.2f')}")
 
 
+@pytest.mark.bench
+def test_the_metrics_share_of_an_evaluation(tmp_path):
+    """Of UniRES at its smallest on the canvas of Scenes; of a larger model it is less."""
+    build_many_sizes(tmp_path, SCENES)
+    forward = Forward(lambda rngs: build_model(MODEL, rngs=rngs))
+    params = jax.jit(forward.init)(jax.random.key(0))
+    config = data_config(tmp_path, forward, SCENES)
+    make_batches = partial(pipeline.eval_batches, config, batch_size=BATCH_SIZE)
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    stride: int = forward.model.mask_stride  # pyright: ignore
+    evaluator = Evaluator("val", forward, make_batches, mesh, stride, SCENES, threshold=0.35)
+    scores = evaluator.evaluate(params, 0)
+    kept = []
+    for host in make_batches():
+        batch = sharding.put_batch(host.batch, mesh)
+        kept.append((host, batch, evaluator._compiled(params, batch, True, None)))
+    count = jax.jit(pair_counts, static_argnums=3)
+
+    def metric() -> None:
+        """Counts on the device, of logits that in an evaluation never reach the memory, and
+        everything that the host does with them."""
+        state = State(build_protocol("cris"))
+        for host, batch, outputs in kept:
+            count(outputs.logits, batch.native, batch.size, 0.35).block_until_ready()
+            for one in evaluator._seen(host, outputs._replace(logits=None)):
+                state.add(one.pair)
+        assert state.compute()["mIoU"] == scores["mIoU"]
+
+    metric()
+    work = {
+        "all": lambda: cpu_seconds(lambda: evaluator.evaluate(params, 0)),
+        "metric": lambda: cpu_seconds(metric),
+    }
+    seconds = take_turns(work, ROUNDS)
+    share = ratios(seconds["metric"], seconds["all"])
+    print(f"\nthe metric is {spread([100 * s for s in share], '.2f')} % of the evaluation")
+
+
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
     """What XLA compiles meanwhile, eager operations included."""
@@ -82,9 +123,9 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(note)
 
 
-def build_many_sizes(data_dir: Path) -> None:
+def build_many_sizes(data_dir: Path, canvas: tuple[int, int] = CANVAS) -> None:
     """A split `val` whose images are no two alike in size, as far as chance has it."""
-    drawn = np.random.default_rng(0).integers(64, CANVAS[0] + 1, (IMAGES, 2))
+    drawn = np.random.default_rng(0).integers(64, canvas[0] + 1, (IMAGES, 2))
     sizes = [(int(height), int(width)) for height, width in drawn]
     build_tiny_dataset(
         data_dir,
@@ -95,9 +136,11 @@ def build_many_sizes(data_dir: Path) -> None:
     )
 
 
-def data_config(data_dir: Path, forward: Forward) -> pipeline.PipelineConfig:
+def data_config(
+    data_dir: Path, forward: Forward, canvas: tuple[int, int] = CANVAS
+) -> pipeline.PipelineConfig:
     model: Any = forward.model
     return pipeline.PipelineConfig(
         str(data_dir), "tiny", "val", model.image_size, model.mask_stride,
-        granularities=("object", "part", "multi", "none"), canvas=CANVAS,
+        granularities=("object", "part", "multi", "none"), canvas=canvas,
     )  # fmt: skip

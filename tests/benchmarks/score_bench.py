@@ -1,0 +1,126 @@
+"""20,000 predictions of 480 x 640: the peak of memory, and the speed beside a scorer of arrays.
+
+The scorer of arrays decodes every mask, keeps them all, and counts with boolean operations, as
+evaluators of published code do. It would need 12 GB for 20,000 pairs, so that the two are compared
+on fewer, in turns.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from refseg_jax import predictions
+from tests.benchmarks.turns import clocked, cpu_seconds, ratios, spread, take_turns
+from tools.score import score
+
+PAIRS, COMPARED, ROUNDS = 20_000, 1_000, 5
+HEIGHT, WIDTH = 480, 640
+
+#: In a process of its own, so that the peak is the scorer's alone.
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from tools.score import main
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+assert main(["--protocol=cris", "--predictions=" + sys.argv[1], "--references=" + sys.argv[2]]) == 0
+print(before, peak())
+"""
+
+
+@pytest.mark.bench
+def test_many_predictions_in_constant_memory(tmp_path: Path) -> None:
+    peaks = {}
+    for number in (PAIRS // 10, PAIRS):
+        files = write_files(tmp_path, number)
+        seconds, (before, after) = measured(*files)
+        peaks[number] = after
+        size = sum(file.stat().st_size for file in files) / 2**20
+        print(
+            f"\n{number} pairs ({size:.0f} MiB of lines) in {seconds:.1f} s with the start of the "
+            f"process: peak {after:.0f} MiB, of which {before:.0f} are imports"
+        )
+    print(f"ten times the pairs: {peaks[PAIRS] - peaks[PAIRS // 10]:.1f} MiB more, their ids")
+
+
+@pytest.mark.bench
+def test_speed_beside_a_scorer_of_arrays(tmp_path: Path) -> None:
+    files = write_files(tmp_path, COMPARED)
+    assert abs(score(*files, "cris")[0].compute()["mIoU"] - with_arrays(*files)) < 1e-12
+    works = {
+        "ours": lambda: cpu_seconds(lambda: score(*files, "cris")),
+        "arrays": lambda: cpu_seconds(lambda: with_arrays(*files)),
+    }
+    seconds = take_turns(works, ROUNDS)
+    print(f"\n{COMPARED} pairs of {HEIGHT} x {WIDTH}, CPU microseconds a pair")
+    for name, each in seconds.items():
+        print(f"{name:<7} {spread([1e6 * s / COMPARED for s in each], '.0f')}")
+    print(f"ratio   {spread(ratios(seconds['arrays'], seconds['ours']), '.1f')}")
+
+
+def with_arrays(predicted: Path, references: Path) -> float:
+    """The mean IoU: all masks are decoded and kept, then counted."""
+    masks: dict[str, dict[str, np.ndarray]] = {}
+    for kind, path in (("prediction", predicted), ("reference", references)):
+        with path.open() as file:
+            for text in file:
+                line = json.loads(text)
+                mask = coco_mask.decode(line["segmentation"]).astype(bool)
+                masks.setdefault(line["id"], {})[kind] = mask
+    ious = []
+    for pair in masks.values():
+        union = np.logical_or(pair["prediction"], pair["reference"]).sum()
+        both = np.logical_and(pair["prediction"], pair["reference"]).sum()
+        ious.append(both / union if union else 0.0)
+    return float(np.mean(ious))
+
+
+def write_files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Predictions and references in different orders; masks are unions of one to three ellipses."""
+    rng = np.random.default_rng(0)
+    drawn = [predictions.encode(_ellipses(rng)) for _ in range(200)]
+    order = rng.permutation(number)
+    paths = folder / f"predictions-{number}.jsonl", folder / f"references-{number}.jsonl"
+    for path, ids, step in ((paths[0], range(number), 1), (paths[1], order, 7)):
+        with path.open("w") as file:
+            for i in ids:
+                line = {"id": f"{i:012d}-{i % 5}", "segmentation": drawn[int(i) * step % 200]}
+                file.write(json.dumps({**line, "granularity": "object"}) + "\n")
+    return paths
+
+
+def _ellipses(rng: np.random.Generator) -> np.ndarray:
+    y, x = np.ogrid[:HEIGHT, :WIDTH]
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    for _ in range(rng.integers(1, 4)):
+        centre = rng.integers(0, HEIGHT), rng.integers(0, WIDTH)
+        radii = rng.integers(20, 150, 2)
+        mask |= ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1
+    return mask
+
+
+def measured(predicted: Path, references: Path) -> tuple[float, tuple[float, float]]:
+    """Seconds of a scorer's process, and its memory in MiB before and after."""
+    found: list[str] = []
+
+    def run() -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(predicted), str(references)],
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(done.stdout.splitlines()[-1])
+
+    seconds = clocked(run)
+    before, after = map(float, found[0].split())
+    return seconds, (before, after)
