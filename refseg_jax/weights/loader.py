@@ -124,11 +124,11 @@ def load(
         parameter -> array of the model's dtype, laid out.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or an entry holds what is no number.
     """
     params: dict[str, jax.Array] = {}
     for entry, writes in plan.reads.items():
-        value = weights.read(entry).astype(np.float32, copy=False)
+        value = _finite(weights.read(entry), f"{weights.name}: entry {entry!r}")
         for path, change in writes:
             leaf = plan.targets[path]
             changed = np.asarray(change(value, leaf.shape), leaf.dtype)
@@ -136,6 +136,19 @@ def load(
                 leaf.shape, layouts[path], functools.partial(_cut, changed)
             )
     return params
+
+
+def _finite(value: np.ndarray, name: str) -> np.ndarray:
+    """As f32; NaN and infinity (also of what f32 cannot hold) would spoil all that is computed."""
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32, copy=False)
+    odd = value.size - np.count_nonzero(np.isfinite(value))
+    if odd:
+        raise UserError(
+            f"{name}: {odd} of {value.size} numbers are NaN, infinite or too large for float32; "
+            "take other weights, or download the file again"
+        )
+    return value
 
 
 def _cut(whole: np.ndarray, index: Any) -> np.ndarray:

@@ -208,3 +208,24 @@ def test_one_line_tells_all_troubles_at_once():
     del arrays["ln.bias"]
     message = refusal(arrays)
     assert all(name in message for name in ("odd", "final_norm.scale", "final_norm.bias"))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+def test_an_entry_with_what_is_no_number_is_refused_by_name(odd: float, dtype: type):
+    arrays = toy()
+    with np.errstate(over="ignore"):
+        arrays["layers.1.fc.weight"] = arrays["layers.1.fc.weight"].astype(dtype)
+        arrays["layers.1.fc.weight"][2, 1] = odd
+    weights = InMemory(arrays)
+    with pytest.raises(UserError) as caught:
+        read(weights)
+    message = str(caught.value)
+    assert message.startswith("toy.bin: entry 'layers.1.fc.weight': 1 of 32 numbers are NaN, inf")
+    assert "\n" not in message
+    assert "layers.2.fc.weight" not in weights.reads, "what comes after it is not read any more"
+
+
+def test_what_is_not_read_may_hold_anything():
+    arrays = toy() | {"logit_scale": np.full((), np.nan, np.float32)}
+    assert read(InMemory(arrays)).keys() == model().keys() - {"head.kernel"}
