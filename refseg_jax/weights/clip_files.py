@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.errors import UserError
 from refseg_jax.layers.transformer import ACTIVATIONS
 from refseg_jax.naming import unknown
-from refseg_jax.weights import clip, hub
+from refseg_jax.weights import clip, clip_settings, hub
 from refseg_jax.weights.folder import read_json, weight_file
 from refseg_jax.weights.loader import Weights, load
 from refseg_jax.weights.readers import open_weights
@@ -31,52 +31,6 @@ _SETTINGS = (_HF_CONFIG, _HF_IMAGES, _OPENCLIP_CONFIG)
 
 #: Of OpenAI's CLIPs: a head is this wide in both towers.
 _HEAD_WIDTH = 64
-
-#: OpenCLIP's fields that are read, that the arrays tell, or that matter to training alone.
-_OPENCLIP_FIELDS: Mapping[str, Sequence[str]] = {
-    "model_cfg": [
-        "embed_dim",
-        "vision_cfg",
-        "text_cfg",
-        "quick_gelu",
-        "custom_text",
-        "cast_dtype",
-        "init_logit_scale",
-        "nonscalar_logit_scale",
-        "output_dict",
-    ],
-    "vision_cfg": [
-        "layers",
-        "width",
-        "head_width",
-        "mlp_ratio",
-        "patch_size",
-        "image_size",
-        "patch_dropout",
-        "output_tokens",
-        "attn_pooler_queries",
-        "attn_pooler_heads",
-    ],
-    # `pad_id` and `eos_id` are for `embed_cls` and another `pool_type`.
-    "text_cfg": [
-        "context_length",
-        "vocab_size",
-        "width",
-        "heads",
-        "layers",
-        "mlp_ratio",
-        "output_tokens",
-        "pad_id",
-        "eos_id",
-    ],
-}
-#: Values besides none and false that change nothing: OpenCLIP's defaults.
-_OPENCLIP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "model_cfg": {},
-    "vision_cfg": {"pool_type": "tok", "pos_embed_type": "learnable", "block_type": "default"},
-    "text_cfg": {"pool_type": "argmax", "proj_type": "linear", "block_type": "default"},
-}
-
 
 #: What a JSON file of other fields than were thought raises.
 _STRANGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
@@ -228,15 +182,9 @@ def _openclip_facts(weights: Weights, folder: Path) -> clip.Facts:
     stored = read_json(file)
     model, images = stored["model_cfg"], stored.get("preprocess_cfg", {})
     vision, text = model["vision_cfg"], model["text_cfg"]
-    for section, fields in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
-        for field, value in fields.items():
-            known = field in _OPENCLIP_FIELDS[section]
-            # None, false, {} and 0 switch off whatever it is.
-            if value and not known and _OPENCLIP_DEFAULTS[section].get(field) != value:
-                raise UserError(
-                    f"{file}: {section}.{field}={str(value)[:80]!r}, which the towers do not have; "
-                    "take other weights"
-                )
+    clip_settings.check(
+        file, clip_settings.OPENCLIP, {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}
+    )
     found = clip.sizes(clip.OPENAI, weights.shapes)
     return clip.Facts(
         activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
@@ -249,8 +197,12 @@ def _openclip_facts(weights: Weights, folder: Path) -> clip.Facts:
 
 
 def _hf_facts(weights: Weights, folder: Path) -> clip.Facts:
-    stored = read_json(folder / _HF_CONFIG)
+    file = folder / _HF_CONFIG
+    stored = read_json(file)
     vision, text = _hf_section(stored, "vision"), _hf_section(stored, "text")
+    clip_settings.check(
+        file, clip_settings.HF, {"": stored, "vision_config": vision, "text_config": text}
+    )
     for field, default in (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-5)):
         if vision.get(field, default) != text.get(field, default):
             raise ValueError(f"{field} differs between the towers")
