@@ -14,6 +14,7 @@ import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -132,7 +133,7 @@ class _RefusedError(Exception):
 def _one_line(archive: Path) -> Iterator[None]:
     damage = (
         *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError),
-        *(OverflowError, RecursionError, NotImplementedError, RuntimeError, OSError),
+        *(OverflowError, RecursionError, NotImplementedError, RuntimeError, OSError, struct.error),
     )
     try:
         yield
@@ -232,7 +233,7 @@ def _zip_content(file: IO[bytes], size: int) -> Iterator[tuple[str, IO[bytes] | 
                 raise _RefusedError(f"{name!r:.80} is encrypted")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise _RefusedError(f"{name!r:.80} is compressed by method {info.compress_type}")
-            if info.is_dir():
+            if name.endswith("/"):
                 yield name, None
             else:
                 with stored.open(info) as data:

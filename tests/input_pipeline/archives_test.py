@@ -141,6 +141,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "twice.tar": (tar_bytes((info("a", 1), b"x"), (info("./a", 1), b"y")), "occurs twice"),
     "both.tar": (tar_bytes((info("a", 1), b"x"), (info("a/b", 1), b"y")), "is a file and a folder"),
     "over.tar": (tar_bytes((info("a/b", 1), b"x"), (info("a", 1), b"y")), "occurs twice"),
+    "no_name.zip": (zip_bytes(("a", b"x")).replace(b"a", b"."), "is no name of a file"),
     "no_name.tar": (tar_bytes((info("./", 1), b"x")), "is no name of a file"),
     "line.tar": (tar_bytes((info("a\nb", 1), b"x")), "is no name of a file"),
     "bomb.zip": (zip_bytes(("a", bytes(90 << 20))), "more than 200 times"),
