@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.datasets import prompts
 from input_pipeline.rows import RowTable, Sampling
-from input_pipeline.schema import Record
+from input_pipeline.schema import Expression, Record
 from input_pipeline.sources import DAMAGED, DatasetError, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax import preprocess
@@ -129,6 +130,10 @@ class MakeRow:
             pair_ids=tuple("" if e is None else e.id for e in first),
             expressions=example.texts,
             granularities=tuple("" if e is None else e.granularity for e in first),
+            groups=tuple("" if e is None else e.group for e in first),
+            categories=tuple(
+                "" if e is None else category_of(example.frames[0].record, e) for e in first
+            ),
         )
         return HostBatch(batch, (meta,), self.name)
 
@@ -185,6 +190,22 @@ class MakeRow:
         empty = ("",) * k
         meta = RowMeta(key, ("",) * n, empty, empty, empty, error)
         return HostBatch(batch, (meta,), self.name)
+
+
+def category_of(record: Record, expression: Expression) -> str:
+    """The kind that an expression asks for, `""` where it is of none or of several.
+
+    That is the words where they are made of a category's name ("all car", "wheel of bus"; an image
+    without a car is asked in the same words), else the category of all its targets.
+    """
+    if expression.granularity == "category":
+        return expression.text
+    names = {record.targets[target].category for target in expression.targets}
+    if len(names) != 1:
+        return ""
+    (name,) = names
+    # The wheel of a bus is another kind than that of a bicycle.
+    return expression.text if expression.text.startswith(prompts.part(name, of="")) else name
 
 
 def collate(rows: Sequence[HostBatch]) -> HostBatch:
