@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from refseg_jax.checkpoint_params import load_params
+from tests.input_pipeline.pools import build_pool
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.main_test import OVERRIDES, ROOT
 
 pytestmark = pytest.mark.slow
 
 STEPS = 40
+SINGLE, MIXTURE = "scenes_unires.py", "mres_unires.py:tiny,one,two"
 #: Seconds after which a run that gets nowhere counts as hung.
 PATIENCE = 300
 
@@ -30,8 +32,13 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         build_tiny_dataset(folder / "data", {"train": 30, "val": 3, "test": 4})
+        # A val image of `two` that `one` must not train on.
+        build_pool(folder / "data", "one", train=range(13), val=[40])
+        build_pool(folder / "data", "two", train=range(20, 29), val=[3])
 
-    def start(self, workdir: Path, *more: str, **variables: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, workdir: Path, *more: str, config: str = SINGLE, **variables: str
+    ) -> subprocess.Popen[bytes]:
         fields: dict[str, Any] = {
             **OVERRIDES,
             "steps": STEPS,
@@ -51,7 +58,7 @@ class Runs:
         with (workdir / "output.txt").open("ab") as output:
             return subprocess.Popen(
                 [
-                    *(sys.executable, "main.py", "--config=configs/scenes_unires.py"),
+                    *(sys.executable, "main.py", f"--config=configs/{config}"),
                     *(f"--workdir={workdir}", *arguments, *more),
                 ],
                 cwd=ROOT,
@@ -111,12 +118,29 @@ def assert_same_params(workdir: Path, expected: Path) -> None:
 def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(
     runs: Runs, alone: Path, workers: int
 ) -> None:
-    workdir = runs.folder / f"killed-{workers}"
-    rng = np.random.default_rng(workers)
+    assert_killed_ends_as(runs, alone, f"--config.data.num_workers={workers}", seed=workers)
+
+
+def test_a_mixture_that_is_killed_three_times_ends_as_if_it_had_not_been(runs: Runs) -> None:
+    fields = ("--config.epochs=0", "--config.mixture.one.weight=2", "--config.data.num_workers=2")
+    alone = runs.folder / "mixture"
+    finish(runs.start(alone, *fields, config=MIXTURE), alone)
+    members = [keys[0][0].split("/")[0] for _, keys in batches(alone)]
+    assert members[:6] == ["one", "one", "two"] * 2
+    assert json.loads((alone / "leakage.json").read_text())["one"]["image_ids"] == ["3"]
+    assert_killed_ends_as(runs, alone, *fields, config=MIXTURE, seed=7)
+
+
+def assert_killed_ends_as(
+    runs: Runs, alone: Path, *more: str, config: str = SINGLE, seed: int
+) -> None:
+    """A run that is killed at three steps has the rows and the parameters of `alone`."""
+    workdir = runs.folder / f"killed-{seed}"
+    rng = np.random.default_rng(seed)
     for step in sorted(rng.choice(np.arange(5, STEPS - 1), 3, replace=False)):
-        process = runs.start(workdir, f"--config.data.num_workers={workers}")
+        process = runs.start(workdir, *more, config=config)
         kill_at(process, workdir, int(step))
-    finish(runs.start(workdir, f"--config.data.num_workers={workers}"), workdir)
+    finish(runs.start(workdir, *more, config=config), workdir)
 
     expected = dict(batches(alone))
     seen = batches(workdir)
