@@ -8,6 +8,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from input_pipeline.datasets.scenes.config import ScenesConfig
 from input_pipeline.datasets.scenes.scenes import build
@@ -18,6 +19,16 @@ NOTEBOOK = ROOT / "notebooks" / "refseg_jax.ipynb"
 
 def printed(cell: Any) -> str:
     return "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_without_the_code_the_first_cell_asks_where_it_is(tmp_path):
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:1]
+    client = NotebookClient(notebook, timeout=60, resources={"metadata": {"path": tmp_path}})
+    with pytest.raises(CellExecutionError, match="set REPOSITORY in this cell to the address"):
+        client.execute()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
