@@ -20,9 +20,11 @@ from main import Experiment
 from refseg_jax import sharding
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
+from refseg_jax.protocols import keyed_counts, keyed_scores
 from refseg_jax.tokenizers import CLIP_EOS, CLIP_VOCAB
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.refseg_jax.weights.clip_sources import SMALL, SMALL_MODEL, arrays, hf_folder, hf_shapes
+from tools.score import score
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
@@ -39,6 +41,7 @@ OVERRIDES = {
     "eval.batch_size": 4,
     "eval.pictures": 99,
     "eval.canvas": (32, 32),
+    "eval.protocol": "cris,gres,lavt,part",
     "loop.log_every": 1,
     "loop.eval_every": 0,
     "loop.log_batches": True,
@@ -168,6 +171,23 @@ def test_summary_is_what_the_dumped_masks_say(place: Place) -> None:
     assert predicted.keys() == targets.keys()
     ious = [(predicted[k] & t).sum() / (predicted[k] | t).sum() for k, t in targets.items()]
     assert place.summary()["mIoU"] == pytest.approx(np.mean(ious), abs=1e-12)
+
+
+def test_summary_is_what_the_scorer_says_of_the_dump_to_the_last_digit(
+    place: Place, first: subprocess.CompletedProcess[str]
+) -> None:
+    dump, summary = place.workdir / "dump" / "test", place.summary()
+    protocols = OVERRIDES["eval.protocol"]
+    states = score(dump / "predictions.jsonl", dump / "references.jsonl", protocols)
+    scores = keyed_scores(states) | keyed_counts(states)
+    assert {"gres/gIoU", "lavt/part/mIoU", "part/IoU/lid", "gres/count"} <= scores.keys()
+    known = ("val/", "shuffled/", "oracle/")
+    assert scores.items() <= summary.items()
+    told = {name for name in summary if not name.startswith(known)}
+    speed = {"train_seconds", "images_per_second", "data_wait_share", "steps", "step", "preempted"}
+    assert told - speed - {"quarantined"} == scores.keys()
+    for state in states:
+        assert f"{state.protocol.name}: comparable with " in first.stdout
 
 
 def test_run_leaves_metrics_config_and_pictures(
