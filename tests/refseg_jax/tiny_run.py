@@ -69,10 +69,13 @@ def random_params(forward: Forward, seed: int = 0) -> dict[str, jax.Array]:
     return jax.tree.map(jnp.asarray, drawn)
 
 
-def presence_params() -> dict[str, jax.Array]:
-    """Of `WITH_PRESENCE`, such that the head says yes to some pairs and no to others."""
-    params = random_params(Forward(lambda rngs: build_model(WITH_PRESENCE, rngs=rngs)))
-    return {**params, "presence.down.bias": params["presence.down.bias"] - 0.625}
+def presence_params(bias: float) -> dict[str, jax.Array]:
+    """Of `WITH_PRESENCE`: those of `UNIRES`, and a random head whose logits `bias` moves around 0."""
+    plain, headed = (
+        random_params(Forward(lambda rngs, model=model: build_model(model, rngs=rngs)))
+        for model in (UNIRES, WITH_PRESENCE)
+    )
+    return {**headed, **plain, "presence.down.bias": jnp.full(1, bias)}
 
 
 def colour_params(forward: Forward[ColourModel]) -> dict[str, jax.Array]:

@@ -13,8 +13,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from refseg_jax.engines import Engine
 from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
+from refseg_jax.predictor import Prediction
 from refseg_jax.train_state import Forward, Params
-from tests.refseg_jax.tiny_run import UNIRES, random_params, save_unires
+from tests.refseg_jax.tiny_run import (
+    UNIRES,
+    WITH_PRESENCE,
+    presence_params,
+    random_params,
+    save_unires,
+    unires_run_config,
+)
 
 THRESHOLD = 0.6
 TEXTS = ["the red box", "both boxes", "the lid"]
@@ -24,10 +32,12 @@ def tiny_params() -> Params:
     return random_params(Forward(lambda rngs: build_model(UNIRES, rngs=rngs)))
 
 
-def write_all(folder: Path, *formats: str) -> Params:
-    """`run` with a checkpoint, and an export of each format under its name."""
-    params = tiny_params()
-    save_unires(folder / "run", params, THRESHOLD)
+def write_all(folder: Path, *formats: str, presence: bool = False) -> Params:
+    """`run` with a checkpoint (of a model with a presence head or not), and an export of each format
+    under its name."""
+    params = presence_params(-0.32) if presence else tiny_params()
+    model = WITH_PRESENCE if presence else UNIRES
+    save_unires(folder / "run", params, config=unires_run_config(THRESHOLD, model))
     for name in formats:
         export(folder / "run", name, folder / name, command=["make", "it"])
     return params
@@ -92,11 +102,28 @@ def graph_inputs(batch: int, count: int, *, eos: int, length: int) -> dict[str, 
     }
 
 
-def engine_logits(engine: Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """`mask_logits` of all three functions of an engine."""
+def engine_outputs(engine: Engine, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What all three functions of an engine give."""
     seen = engine.encode_image(inputs["image"])
     words = engine.encode_text(inputs["text"], inputs["text_valid"])
-    return np.asarray(engine.decode(seen, words)["mask_logits"])
+    return {name: np.asarray(logits) for name, logits in engine.decode(seen, words).items()}
+
+
+def engine_logits(engine: Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """`mask_logits` of `engine_outputs`."""
+    return engine_outputs(engine, inputs)["mask_logits"]
+
+
+def same_answers(found: list[Prediction], expected: list[Prediction]) -> None:
+    """Equal but for rounding, of a head that says yes to some and no to others."""
+    assert {one.present for one in expected} == {True, False}
+    assert any(0.02 < one.mask.mean() < 0.98 for one in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.present is other.present
+        # Only a logit within rounding of the threshold may fall on the other side.
+        assert (one.mask != other.mask).mean() < 1e-3
+        assert (one.uncleared != other.uncleared).mean() < 1e-3
+        assert abs(one.score - other.score) < 1e-4
 
 
 def one_line(error: Any, *words: str) -> None:

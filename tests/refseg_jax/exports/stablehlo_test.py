@@ -31,10 +31,12 @@ from tests.refseg_jax.exports.folders import (
     THRESHOLD,
     damaged,
     engine_logits,
+    engine_outputs,
     flip,
     graph_inputs,
     one_line,
     picture,
+    same_answers,
     write_all,
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
@@ -47,7 +49,7 @@ LENGTH = 7
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
-    write_all(folder, "stablehlo")
+    write_all(folder, "stablehlo", presence=True)
     return folder
 
 
@@ -66,7 +68,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"head": "projector"},
+        {"head": "projector", "presence_head": True},
         # More keys than FLASH_MIN_KEYS, where the CPU has a kernel of its own.
         {"head": "pixel_shuffle", "patch_size": 2, "low_tokens": 0, "remat": True},
         {"head": "pixel_kernel", "stem_width": 8, "low_tokens": 0, "high_tokens": 0},
@@ -84,7 +86,13 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     engine = ParameterEngine(params, model)
     assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
     inputs = graph_inputs(2, 3, eos=EOS, length=LENGTH)
-    _agree(engine_logits(graphs, inputs), engine_logits(engine, inputs))
+    found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
+    _agree(found.pop("mask_logits"), expected.pop("mask_logits"))
+    more = {"present_logits"} if "presence_head" in changes else set()
+    assert found.keys() == expected.keys() == more
+    for name, logits in expected.items():
+        assert np.ptp(logits) > 0.01
+        np.testing.assert_allclose(found[name], logits, rtol=0, atol=1e-5)
 
 
 def test_a_graph_takes_just_the_parameters_that_it_uses() -> None:
@@ -134,9 +142,9 @@ def test_the_inputs_of_the_docs_are_those_of_the_predictor(
     )
     masks = predicted_mask(wide, np.array([[[40, 33]]]), THRESHOLD)
     answers = run.predict("picture.jpg", ["the red box", "both boxes"])
-    assert any(0.02 < answer.mask.mean() < 0.98 for answer in answers)
+    assert any(0.02 < answer.uncleared.mean() < 0.98 for answer in answers)
     for mask, answer in zip(masks[0, 0], answers, strict=True):
-        assert (np.asarray(mask) != answer.mask).mean() < 1e-3, "but for rounding"
+        assert (np.asarray(mask) != answer.uncleared).mean() < 1e-3, "but for rounding"
 
 
 def _bare_python(target: Path) -> dict[str, str]:
@@ -196,15 +204,7 @@ def test_a_predictor_answers_from_graphs_as_from_the_checkpoint(
 ) -> None:
     graphs = Predictor.from_checkpoint(exported / "stablehlo")
     assert isinstance(graphs._engine, StablehloEngine)
-    mixed = 0
-    for one, other in zip(
-        graphs.predict(picture(), TEXTS), run.predict(picture(), TEXTS), strict=True
-    ):
-        # Only a logit within rounding of the threshold may fall on the other side.
-        assert (one.mask != other.mask).mean() < 1e-3
-        assert one.score == pytest.approx(other.score, abs=1e-4)
-        mixed += 0.02 < other.mask.mean() < 0.98
-    assert mixed
+    same_answers(graphs.predict(picture(), TEXTS), run.predict(picture(), TEXTS))
     with pytest.raises(UserError) as caught:
         graphs.group_assignment(picture())
     one_line(caught, "maps of group tokens", "--format=safetensors")
