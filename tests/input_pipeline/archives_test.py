@@ -182,6 +182,8 @@ def test_a_tar_that_goes_backwards_does_not_go_on_for_ever(tmp_path):
     with pytest.raises(ArchiveError):
         extract(write(tmp_path, "a.tar", negative()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ArchiveError, match="a member before the end of another"):
+        list(tar_members(tmp_path / "a.tar"))
 
 
 @pytest.mark.parametrize("name", SOUND)

@@ -207,10 +207,12 @@ def test_a_split_that_tfds_could_not_open_is_refused(folder, tmp_path, split):
 
 def test_files_of_editors_that_mark_them_are_read(folder, tmp_path):
     text = "\n".join(json.dumps(line(expression=text)) for text in ("one", "two"))
+    (folder / "val.jsonl").write_text("\n" + text, encoding="utf-8-sig")
     (folder / "train.jsonl").write_text(text, encoding="utf-8-sig")
     jsonl.build("mine", folder, data_dir=tmp_path / "data")
-    record = RecordSource(str(tmp_path / "data"), "mine", "train")[0]
-    assert [e.text for e in record.expressions] == ["one", "two"]
+    for split in ("train", "val"):
+        record = RecordSource(str(tmp_path / "data"), "mine", split)[0]
+        assert [e.text for e in record.expressions] == ["one", "two"]
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(folder, tmp_path):
