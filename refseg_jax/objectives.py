@@ -32,7 +32,11 @@ class MaskObjective:
     presence: float = 0.0
 
     def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
-        """Sums over valid pairs; see `refseg_jax.batch.Objective`."""
+        """Sums over valid pairs; see `refseg_jax.batch.Objective`.
+
+        Raises:
+            ValueError: `presence` is set for a model without the head, or not set for one with it.
+        """
         del progress
         logits = jnp.asarray(output.mask_logits, jnp.float32)
         targets = jnp.asarray(batch.mask, jnp.float32) / 255.0
@@ -47,6 +51,12 @@ class MaskObjective:
             terms["dice"] = Term((overlaps * valid).sum(), pairs, self.dice)
         if self.presence:
             terms["presence"] = presence_term(output, batch, self.presence)
+        elif output.present_logits is not None:
+            # Its answers would clear masks at random.
+            raise ValueError(
+                "config.model.presence_head is set, but nothing trains it; set "
+                "config.objective.presence (e.g. 0.5), or config.model.presence_head=False"
+            )
         return terms
 
 

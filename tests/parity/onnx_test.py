@@ -27,10 +27,12 @@ from tests.refseg_jax.exports.folders import (
     compiling_in_a_hurry,
     damaged,
     engine_logits,
+    engine_outputs,
     flip,
     graph_inputs,
     one_line,
     picture,
+    same_answers,
     write_all,
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
@@ -53,7 +55,7 @@ def in_a_hurry() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
-    write_all(folder, "onnx")
+    write_all(folder, "onnx", presence=True)
     return folder
 
 
@@ -66,7 +68,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"head": "projector"},
+        {"head": "projector", "presence_head": True},
         # Computed in f32 all the same: the model of the comparison is f32.
         {"head": "pixel_shuffle", "patch_size": 4, "remat": True, "dtype": "bfloat16"},
         {"head": "pixel_kernel", "stem_width": 8, "low_tokens": 0, "high_tokens": 0},
@@ -85,7 +87,12 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     assert (found.image_size, found.mask_stride) == (expected.image_size, expected.mask_stride)
     for batch, count in ((2, 3), (1, 1)):
         inputs = graph_inputs(batch, count, eos=EOS, length=LENGTH)
-        _agree(engine_logits(found, inputs), engine_logits(expected, inputs))
+        ours, theirs = (engine_outputs(each, inputs) for each in (expected, found))
+        _agree(theirs.pop("mask_logits"), ours.pop("mask_logits"))
+        more = {"present_logits"} if "presence_head" in changes else set()
+        assert ours.keys() == theirs.keys() == more
+        for name, logits in ours.items():
+            np.testing.assert_allclose(theirs[name], logits, rtol=0, atol=1e-4)
     # No parameter lies in two graphs.
     size = sum(path.stat().st_size for path in tmp_path.glob("*.onnx"))
     stored = sum(value.nbytes for value in params.values())
@@ -102,15 +109,7 @@ def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path
 def test_a_predictor_answers_from_graphs_as_from_the_checkpoint(exported: Path) -> None:
     run, graphs = (Predictor.from_checkpoint(exported / kind) for kind in ("run", "onnx"))
     assert isinstance(graphs._engine, OnnxEngine)
-    mixed = 0
-    for one, other in zip(
-        graphs.predict(picture(), TEXTS), run.predict(picture(), TEXTS), strict=True
-    ):
-        # Only a logit within rounding of the threshold may fall on the other side.
-        assert (one.mask != other.mask).mean() < 1e-3
-        assert one.score == pytest.approx(other.score, abs=1e-4)
-        mixed += 0.02 < other.mask.mean() < 0.98
-    assert mixed
+    same_answers(graphs.predict(picture(), TEXTS), run.predict(picture(), TEXTS))
 
 
 def test_the_text_of_the_docs_runs_without_jax(exported: Path, tmp_path: Path) -> None:
@@ -147,7 +146,10 @@ def test_config_json_describes_what_the_graphs_take_and_give(exported: Path) -> 
                 for key, (dtype, shape) in graph[kind].items()
             }
             assert found == described, (name, kind)
-    assert config["graphs"]["decode"]["outputs"]["mask_logits"] == ["float32", ["b", "k", 16, 16]]
+    assert config["graphs"]["decode"]["outputs"] == {
+        "mask_logits": ["float32", ["b", "k", 16, 16]],
+        "present_logits": ["float32", ["b", "k"]],
+    }
 
 
 @pytest.mark.parametrize("change", [flip, lambda content: b"", lambda content: content[:1000]])

@@ -103,6 +103,8 @@ def test_any_model_with_the_head_can_be_trained_by_the_presence_term():
     assert (float(alone.sum), alone.coefficient) == (float(of_rela.sum), of_rela.coefficient)
     with pytest.raises(ValueError, match=r"no presence head; set config\.model\.presence_head"):
         MaskObjective(presence=0.5)(SegOutput(output.mask_logits), batch, jnp.float32(0))
+    with pytest.raises(ValueError, match=r"nothing trains it; set config\.objective\.presence"):
+        MaskObjective()(output, batch, jnp.float32(0))
 
 
 def test_terms_can_be_left_out():
