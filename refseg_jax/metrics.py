@@ -33,6 +33,11 @@ def mask_of_logits(logits: np.ndarray, threshold: float) -> np.ndarray:
     return logits > np.float32(np.log(threshold / (1.0 - threshold)))
 
 
+def map_of_logits(logits: np.ndarray) -> np.ndarray:
+    """Probabilities as the nearest of 256 grey values, on the host: f32 `[H, W]` to u8 `[H, W]`."""
+    return np.rint(255.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.uint8)
+
+
 def pair_counts(
     logits: Array,
     native: Array,

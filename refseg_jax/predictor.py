@@ -16,7 +16,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.evaluators import mask_score
 from refseg_jax.exports.folder import is_export
 from refseg_jax.exports.reader import read_engine
-from refseg_jax.metrics import predicted_mask
+from refseg_jax.metrics import map_of_logits, predicted_mask
 from refseg_jax.preprocess import ImageError
 from refseg_jax.resize import logits_on_canvas
 from refseg_jax.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
@@ -40,12 +40,15 @@ class Prediction:
             is not empty.
         uncleared: bool `[H, W]`, what the model segments whether or not something is `present`: what
             ReLA's evaluator scores (`refseg_jax.protocols.gres`).
+        soft_map: u8 `[H, W]`, the probability as 0..255, whether or not something is `present`; `None`
+            where it was not asked for.
     """
 
     mask: np.ndarray
     score: float
     present: bool
     uncleared: np.ndarray
+    soft_map: np.ndarray | None = None
 
 
 class Predictor:
@@ -115,13 +118,18 @@ class Predictor:
             return cls(model, config, expressions_at_once=expressions_at_once)
 
     def predict(
-        self, image: str | Path | bytes | np.ndarray | Image.Image, expressions: Sequence[str]
+        self,
+        image: str | Path | bytes | np.ndarray | Image.Image,
+        expressions: Sequence[str],
+        *,
+        maps: bool = False,
     ) -> list[Prediction]:
         """One prediction for each expression; the image is encoded once for all of them.
 
         Args:
             image: a file, encoded bytes, u8 RGB `[H, W, 3]`, or a Pillow image.
             expressions: at least one.
+            maps: give `Prediction.soft_map` too.
 
         Raises:
             ImageError: no usable image.
@@ -138,7 +146,9 @@ class Predictor:
         predictions = []
         for start in range(0, len(ids), self._at_once):
             part = slice(start, start + self._at_once)
-            predictions += self._predict(features, ids[part], valid[part], affine, rgb.shape[:2])
+            predictions += self._predict(
+                features, ids[part], valid[part], affine, rgb.shape[:2], maps
+            )
         return predictions
 
     def group_assignment(
@@ -177,6 +187,7 @@ class Predictor:
         valid: np.ndarray,
         affine: np.ndarray,
         size: tuple[int, ...],
+        maps: bool = False,
     ) -> list[Prediction]:
         """Of a few expressions; i32 and bool `[K, L]`."""
         height, width = size
@@ -198,7 +209,7 @@ class Predictor:
         said = [None] * count if head is None else (np.asarray(head)[0] > 0).tolist()
         return [
             # Copied, so that the canvas's memory is given back.
-            _prediction(mask.copy(), value, present)
+            _prediction(mask.copy(), value, present, maps)
             for mask, value, present in zip(masks, values, said[: len(ids)], strict=True)
         ]
 
@@ -234,11 +245,14 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
 
 
-def _prediction(uncleared: np.ndarray, logits: np.ndarray, said: bool | None) -> Prediction:
+def _prediction(
+    uncleared: np.ndarray, logits: np.ndarray, said: bool | None, maps: bool
+) -> Prediction:
     """`said`: by the presence head, if there is one."""
     present = bool(uncleared.any()) if said is None else said
     mask = uncleared if present else np.zeros_like(uncleared)
-    return Prediction(mask, mask_score(logits, uncleared), present, uncleared)
+    score, soft_map = mask_score(logits, uncleared), map_of_logits(logits) if maps else None
+    return Prediction(mask, score, present, uncleared, soft_map)
 
 
 def _round_up(number: int, step: int) -> int:

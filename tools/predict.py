@@ -12,6 +12,7 @@ Figure 5).
 
 A line of `predictions.jsonl` is what an evaluation dumps: where a presence head says that nothing is
 there, it has `"present": false` and the mask that was cleared, because ReLA's evaluator scores that one.
+With `--maps` it has a `"map"` as well, the probabilities as a grey PNG in base64 (docs/protocols.md).
 """
 
 import argparse
@@ -119,7 +120,9 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 
 def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
-    return prediction_line(pair, image, text, one.uncleared, one.score, present=one.present)
+    return prediction_line(
+        pair, image, text, one.uncleared, one.score, present=one.present, soft_map=one.soft_map
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -140,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
                 continue
             # Before anything is written, because not every model has them.
             groups = predictor.group_assignment(rgb) if options.group_maps else None
-            predictions = predictor.predict(rgb, options.text)
+            predictions = predictor.predict(rgb, options.text, maps=options.maps)
             write_pictures(options.output_dir, image, rgb, predictions)
             if groups is not None:
                 write_group_maps(options.output_dir, image, *groups)
@@ -168,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="append", required=True, help="may be given several times")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--group_maps", action="store_true", help="draw the group tokens too")
+    parser.add_argument(
+        "--maps", action="store_true", help="a line has its soft map too, for tools.score's sod"
+    )
     options = parser.parse_args(arguments)
     try:
         return 1 if run(options) else 0

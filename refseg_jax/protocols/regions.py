@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg_jax.metrics import mask_of_logits
+from refseg_jax.metrics import map_of_logits, mask_of_logits
 from refseg_jax.protocols import square
 from refseg_jax.protocols.base import Counts, Regions
 
@@ -51,10 +51,9 @@ class CountedRegions(Regions):
         return self.reference.astype(bool)
 
     def soft_map(self) -> np.ndarray:
-        """See `Regions`; the nearest of 256 grey values."""
+        """See `Regions`."""
         assert self.logits is not None
-        probability = 1.0 / (1.0 + np.exp(-self.logits.astype(np.float64)))
-        return np.rint(probability * 255).astype(np.uint8)
+        return map_of_logits(self.logits)
 
 
 @dataclasses.dataclass(frozen=True)

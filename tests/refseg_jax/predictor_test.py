@@ -102,6 +102,25 @@ def test_masks_are_the_evaluators_bit_by_bit(
     assert mixed > 2 * len(SIZES)
 
 
+def test_a_map_is_the_probability_in_256_steps(folder: Path, predictor: Predictor) -> None:
+    record = RecordSource(str(folder / "data"), "tiny", "val")[0]
+    texts = [expression.text for expression in record.expressions]
+    levels = set()
+    asked, plain = (predictor.predict(record.image, texts, maps=maps) for maps in (True, False))
+    for one, other in zip(asked, plain, strict=True):
+        _same(one, other)
+        assert other.soft_map is None
+        assert one.soft_map is not None
+        assert one.soft_map.dtype == np.uint8
+        assert one.soft_map.shape == one.mask.shape
+        levels.update(np.unique(one.soft_map).tolist())
+        assert one.uncleared[one.soft_map > 255 * THRESHOLD].all()
+        assert not one.uncleared[one.soft_map < 255 * THRESHOLD].any()
+        inside = one.soft_map[one.uncleared]
+        assert inside.size == 0 or abs(inside.mean() / 255 - one.score) < 0.5 / 255 + 1e-6
+    assert len(levels) > 20
+
+
 def test_file_bytes_pillow_and_array_give_the_same(tmp_path: Path, predictor: Predictor) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
     buffer = io.BytesIO()

@@ -1,6 +1,8 @@
 """`tools.predict`: files that anybody can read, and what happens to bad input."""
 
+import base64
 import functools
+import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -188,6 +190,19 @@ def test_masks_are_the_predictors(run: Path, images: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(mask, prediction.mask)
         assert _lines(out)[k]["present"] is prediction.present
         assert _lines(out)[k]["score"] == pytest.approx(prediction.score, abs=1e-6)
+
+
+def test_maps_stand_in_the_lines_where_they_are_asked_for(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    flags = [f"--checkpoint={run}", f"--image={images / 'b.jpg'}", f"--output_dir={tmp_path}"]
+    assert predict.main([*flags, *(f"--text={text}" for text in TEXTS), "--maps"]) == 0
+    asked = Predictor.from_checkpoint(str(run)).predict(images / "b.jpg", TEXTS, maps=True)
+    for line, prediction in zip(_lines(tmp_path), asked, strict=True):
+        assert set(line) == FIELDS | {"map"}
+        with Image.open(io.BytesIO(base64.b64decode(line["map"]))) as image:
+            assert image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), prediction.soft_map)
 
 
 def test_a_damaged_image_is_named_and_the_others_are_done(
