@@ -10,6 +10,9 @@ COCO train2014 at `images/train2014` (docs/data.md). `refcoco_plus/unc`, `refcoc
 `refcocog/google` and `refcoco/google` are built alike; `_raw` behind a name keeps sentences as they
 were typed.
 
+`DIR` may be an archive as well (zip, tar, tar.gz, tar.xz), or a folder within one
+(`FILE.zip/inner/folder`): it is unpacked below `data_dir` for the time of the build.
+
 The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
 that a build that fails or is stopped leaves nothing that could be taken for a dataset. A build that
 was stopped goes on from its last whole file (a thousand images) when the command is given again. What
@@ -32,9 +35,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from input_pipeline.archives import source_folder
 from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.processes import cores
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
+from input_pipeline.workers import usable_cores
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 from tools.command_line import unwound_by_sigterm
@@ -65,7 +69,7 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
         if overwrite:
             shutil.rmtree(folder.with_name(f"unfinished-{folder.name}"), ignore_errors=True)
         with _set_aside(folder), _full_disk(request.data_dir):
-            entry.build(request)
+            _build(entry, request)
         print(f"{folder}: built")
     report = folder / _REPORT
     if report.is_file():
@@ -79,8 +83,21 @@ def _check(name: str, entry: Entry, request: Request) -> None:
             raise UserError(f"{name}: no {flag}; {_MISSING[field.name]}")
         if field.name in _OPTIONAL - entry.needs - entry.takes and given:
             raise UserError(f"{name}: {flag} does not apply to it; leave it out")
-    if request.source_dir is not None and not request.source_dir.is_dir():
-        raise UserError(f"{request.source_dir}: no such folder; check --source_dir")
+    source = request.source_dir
+    if source is not None and not (source.is_dir() or _in_archive(source)):
+        raise UserError(f"{source}: no such folder or archive; check --source_dir")
+
+
+def _in_archive(source: Path) -> bool:
+    return any(path.is_file() for path in (source, *source.parents))
+
+
+def _build(entry: Entry, request: Request) -> None:
+    if request.source_dir is None:
+        entry.build(request)
+        return
+    with source_folder(request.source_dir, request.data_dir) as folder:
+        entry.build(dataclasses.replace(request, source_dir=folder))
 
 
 @contextlib.contextmanager
@@ -150,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=cores(),
+        default=usable_cores(),
         help="processes; default: one a core",
     )
     parser.add_argument("--skip_missing", action="store_true", help="build what there is")

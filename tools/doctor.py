@@ -34,10 +34,11 @@ from input_pipeline.checks import (
 )
 from input_pipeline.datasets.conversion import Conversion, Outcome, converted
 from input_pipeline.datasets.counts import Tally, compare
-from input_pipeline.datasets.processes import cores, ordered_map
+from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.schema import Record
 from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
+from input_pipeline.workers import usable_cores
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 from tools.doctor_page import Example, picture, write_page
@@ -234,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--source_dir", type=Path, help="the downloaded files")
     parser.add_argument("--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val")
     parser.add_argument("--page", type=Path, default=Path("doctor.html"), help="the file to write")
-    parser.add_argument("--num_workers", type=int, default=cores(), help="default: one a core")
+    parser.add_argument(
+        "--num_workers", type=int, default=usable_cores(), help="default: one a core"
+    )
     return parser
 
 

@@ -4,17 +4,13 @@ import collections
 import concurrent.futures
 import itertools
 import multiprocessing
-import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
+from input_pipeline.workers import end_with_parent
+
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-def cores() -> int:
-    """Of this machine, as far as this process may use them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
@@ -38,7 +34,9 @@ def ordered_map(
         return
     # Spawned: forking a process that has threads (JAX's) may deadlock.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=end_with_parent
+    ) as pool:
         rest = iter(items)
         pending = collections.deque(
             pool.submit(function, item) for item in itertools.islice(rest, 4 * workers)

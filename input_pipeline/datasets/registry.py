@@ -25,10 +25,12 @@ from input_pipeline.datasets import (
     pascal_context,
     pascal_part,
     phrasecut,
+    ref_youtube_vos,
     refclef,
     refcocom,
     referit,
     regrouped,
+    sa1b,
     saliency,
 )
 from input_pipeline.datasets.beam import Runner
@@ -80,7 +82,7 @@ class Entry:
 _MODULES = (
     refcoco, grefcoco, refcocom, cris, refclef, referit, d3, regrouped, phrasecut,
     paco, partimagenet, pascal_part, coco_stuff, ade20k_150, ade20k_full, pascal_context, lip,
-    saliency, coca,
+    saliency, coca, ref_youtube_vos, sa1b,
 )  # fmt: skip
 CONVERSIONS: Mapping[str, Conversion] = {
     conversion.source: conversion
@@ -137,6 +139,7 @@ def _build_jsonl(request: Request) -> None:
         data_dir=request.data_dir,
         splits=request.splits,
         num_workers=request.num_workers,
+        runner=request.runner,
     )
 
 
@@ -144,7 +147,9 @@ def _entries() -> dict[str, Entry]:
     none, source = frozenset[str](), frozenset({"source_dir"})
     entries = {
         "scenes": Entry(none, none, _scenes_folder, _build_scenes),
-        "jsonl": Entry(source | {"name"}, frozenset({"splits"}), _jsonl_folder, _build_jsonl),
+        "jsonl": Entry(
+            source | {"name"}, frozenset({"splits", "runner"}), _jsonl_folder, _build_jsonl
+        ),
     }
     for name, conversion in CONVERSIONS.items():
         entries[name] = Entry(

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_splits(arguments: list[str], folder: Path, capsys: pytest.CaptureFixtur
     assert "train:" not in capsys.readouterr().out
 
 
+def test_a_folder_in_an_archive(arguments: list[str], source: Path, folder: Path, tmp_path: Path):
+    archive = shutil.make_archive(str(tmp_path / "refer"), "zip", source.parent, source.name)
+    assert build_dataset.main(arguments) == 0
+    other = [a for a in arguments if "_dir=" not in a]
+    inner = f"--source_dir={archive}/{source.name}"
+    assert build_dataset.main([*other, inner, f"--data_dir={tmp_path / 'zip'}"]) == 0
+    built = tmp_path / "zip" / folder.relative_to(folder.parents[2])
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in built.iterdir()}
+    for path in folder.glob("*array_record*"):
+        assert (built / path.name).read_bytes() == path.read_bytes()
+    assert not list((tmp_path / "zip").glob("unpacked*"))
+
+
 def test_papers_write_a_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--dataset=refcoco+/unc", f"--source_dir={tmp_path}", f"--data_dir={tmp_path}"]
     assert build_dataset.main(flags) == 1
@@ -134,7 +149,7 @@ def test_mistyped_names(flags: list[str], message: str, capsys: pytest.CaptureFi
     ("flags", "message"),
     [
         (["--dataset=refcoco/unc"], "refcoco/unc: no --source_dir; give the folder"),
-        (["--dataset=refcoco/unc", "--source_dir=nowhere"], "nowhere: no such folder; check"),
+        (["--dataset=refcoco/unc", "--source_dir=nowhere"], "nowhere: no such folder or archive; check"),
         (["--dataset=scenes", "--source_dir=x"], "scenes: --source_dir does not apply"),
         (["--dataset=scenes", "--splits=val"], "scenes: --splits does not apply"),
         (["--dataset=scenes", "--skip_missing"], "scenes: --skip_missing does not apply"),
