@@ -27,10 +27,49 @@ class Conv3x3(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, h, w, I]` to `[B, h, w, O]` of the module's dtype."""
-        kernel = self.kernel[...].astype(self.dtype)
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        run = _convolve_on_cpu if jax.default_backend() == "cpu" else _convolve
+        return run(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_vjp
+def _convolve_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same; XLA:CPU's own gradient of the kernel takes 2.6 times as long as nine products.
+
+    Measured at 120 x 120 and 256 channels in f32: 0.59 and 0.23 CPU seconds, the other two passes
+    0.12 each.
+    """
+    return _convolve(x, kernel)
+
+
+def _forward(x: jax.Array, kernel: jax.Array):
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _backward(residuals, gradient: jax.Array):
+    x, kernel = residuals
+    height, width, inputs = x.shape[1:]
+    (d_x,) = jax.vjp(lambda x: _convolve(x, kernel), x)[1](gradient)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    taps = [
+        jnp.matmul(
+            padded[:, dy : dy + height, dx : dx + width].reshape(-1, inputs).T,
+            flat,
+            preferred_element_type=jnp.float32,
         )
+        for dy in range(3)
+        for dx in range(3)
+    ]
+    return d_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_convolve_on_cpu.defvjp(_forward, _backward)
 
 
 class UpsampleConv3x3(nnx.Module):

@@ -60,8 +60,9 @@ def test_it_computes_in_f32_whatever_the_towers_do():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_no_product_is_left_to_a_chips_own_precision():
+def test_no_product_is_left_to_a_chips_own_precision(monkeypatch):
     """TPUs multiply f32 in bf16 unless told otherwise."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     products, seen = ("dot_general", "conv_general_dilated"), []
 
     def visit(jaxpr):
