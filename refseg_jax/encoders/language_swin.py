@@ -1,6 +1,7 @@
 """LAVT's backbone (Yang et al. 2022): a Swin whose stages look at the words of an expression."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -90,8 +91,51 @@ class LanguageSwin(nnx.Module):
         Returns:
             For each stage s: `[G * K, h, w, width * 2^s]` at stride `4 * 2^s` (h and w rounded up).
         """
-        remat = self.config.remat
+        return self.fuse(self.look(image, key), words, valid, key)
+
+    def look(self, image: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        """What does not depend on words, for `fuse`: all stages, or with a live gate the patches.
+
+        Args:
+            image: u8 `[G, H, W, 3]`.
+            key: as in `__call__`.
+
+        Returns:
+            `[G, h, w, C]` each.
+        """
         x = self.swin.embed(image)
+        if self.gates:
+            return (x,)
+        maps = []
+        for stage, own in zip(self.swin.stages, split_key(key, len(self.fusions)), strict=True):
+            x = stage(x, own)
+            maps.append(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return tuple(maps)
+
+    def fuse(
+        self,
+        seen: Sequence[jax.Array],
+        words: jax.Array,
+        valid: jax.Array,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, ...]:
+        """Features out of what `look` gave; the other arguments and the result as in `__call__`."""
+        if self.gates:
+            return self._fuse_between(seen[0], words, valid, key)
+        remat = self.config.remat
+        fused = (
+            run_block(fusion, x, words, valid, remat=remat)
+            for x, fusion in zip(seen, self.fusions, strict=True)
+        )
+        return tuple(norm(x) for norm, x in zip(self.swin.norms, fused, strict=True))
+
+    def _fuse_between(
+        self, x: jax.Array, words: jax.Array, valid: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, ...]:
+        """The stages, with what each fused let into the next."""
+        remat = self.config.remat
         keys = split_key(key, len(self.fusions))
         features = []
         for number, (stage, fusion) in enumerate(zip(self.swin.stages, self.fusions, strict=True)):
@@ -100,10 +144,8 @@ class LanguageSwin(nnx.Module):
             features.append(self.swin.norms[number](fused))
             if stage.downsample is None:
                 break
-            if self.gates:
-                x = repeat_rows(x, fused.shape[0] // x.shape[0])
-                x = x + run_block(self.gates[number], fused, remat=remat)
-            x = stage.downsample(x)
+            x = repeat_rows(x, fused.shape[0] // x.shape[0])
+            x = stage.downsample(x + run_block(self.gates[number], fused, remat=remat))
         return tuple(features)
 
 

@@ -7,11 +7,16 @@ from typing import Any
 from flax import nnx
 
 from refseg_jax import naming
+from refseg_jax.models.rela import ReLA
+from refseg_jax.models.rela_config import PRESETS as RELA_PRESETS
+from refseg_jax.models.rela_config import ReLAConfig, rela_config
 from refseg_jax.models.unires import UniRES
-from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
+from refseg_jax.models.unires_config import PRESETS as UNIRES_PRESETS
+from refseg_jax.models.unires_config import UniRESConfig, unires_config
 
 #: Model class and reader of its config, by the name that configs use.
 MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
+    "rela": (ReLA, rela_config),
     "unires": (UniRES, unires_config),
 }
 
@@ -19,9 +24,18 @@ MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
 _FEW = 5
 
 #: The names of each model's sizes.
-_PRESETS: Mapping[str, Iterable[str]] = {"unires": PRESETS}
+_PRESETS: Mapping[str, Iterable[str]] = {"rela": RELA_PRESETS, "unires": UNIRES_PRESETS}
 
-__all__ = ["MODELS", "UniRES", "UniRESConfig", "build_model", "difference", "model_config"]
+__all__ = [
+    "MODELS",
+    "ReLA",
+    "ReLAConfig",
+    "UniRES",
+    "UniRESConfig",
+    "build_model",
+    "difference",
+    "model_config",
+]
 
 
 def model_config(config: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from refseg_jax.encoders.clip_vision import ClipVision, VisionFeatures, assign_g
 from refseg_jax.encoders.stem import FINE
 from refseg_jax.layers.linear import Linear
 from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
+from refseg_jax.layers.rows import over_images
 from refseg_jax.models.unires_config import UniRESConfig
 
 
@@ -173,8 +174,7 @@ class UniRES(nnx.Module):
         key = None if rngs is None else rngs.dropout()
         stage_1_key, stage_2_key = (None, None) if key is None else jax.random.split(key)
         # Rows run over (B, N) for what has not met the text, and over (B, N, K) for what has.
-        over_images = lambda x: _repeat_over_images(x, images)  # noqa: E731
-        words, sentence, valid = (over_images(x) for x in text_features)
+        words, sentence, valid = (over_images(x, images) for x in text_features)
         positions = jnp.asarray(sine_positions_2d(self.config.grid, self.config.grid, width))
         word_key = words + jnp.asarray(sine_positions_1d(length, width)).astype(words.dtype)
 
@@ -290,9 +290,3 @@ class UniRES(nnx.Module):
             repeats = words.shape[0] // flat.shape[0]
             levels.append(level(repeat_rows(flat, repeats), words, valid))
         return jnp.concatenate(levels, 1)
-
-
-def _repeat_over_images(x: jax.Array, images: int) -> jax.Array:
-    """`[B, K, ...]` to `[B * images * K, ...]`."""
-    shape = (x.shape[0], images, *x.shape[1:])
-    return jnp.broadcast_to(x[:, None], shape).reshape(-1, *x.shape[2:])

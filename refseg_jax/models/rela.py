@@ -1,0 +1,181 @@
+"""ReLA (Liu, Ding and Jiang, "GRES: Generalized Referring Expression Segmentation", CVPR 2023)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from refseg_jax.batch import Array, Batch, SegOutput
+from refseg_jax.decoders.masked_relationship import MaskedRelationship, MaskedRelationshipConfig
+from refseg_jax.decoders.pixel_decoder import PixelDecoder, PixelFeatures
+from refseg_jax.decoders.relationship import Regions, Relationship
+from refseg_jax.encoders.bert import Bert
+from refseg_jax.encoders.language_swin import LanguageSwin
+from refseg_jax.layers.rows import over_images
+from refseg_jax.models.rela_config import ReLAConfig
+from refseg_jax.resize import resize_bilinear
+
+
+class ImageFeatures(NamedTuple):
+    """Of `encode_image`: what does not depend on words.
+
+    Attributes:
+        maps: `[B, N, h, w, C]` each; all stages of the backbone where its gate is closed, else the
+            patches alone.
+    """
+
+    maps: tuple[jax.Array, ...]
+
+
+class TextFeatures(NamedTuple):
+    """Of `encode_text`.
+
+    Attributes:
+        words: `[B, K, L, text_width]`.
+        valid: bool `[B, K, L]`.
+    """
+
+    words: jax.Array
+    valid: jax.Array
+
+
+class RegionMaps(NamedTuple):
+    """What the paper's Figure 7 shows.
+
+    Attributes:
+        minimap: f32 `[B, N, K, side, side]` in [0, 1], the probability that a region holds targets.
+        region_masks: f32 `[B, N, K, side * side, h, w]` in [0, 1], at stride 4.
+        present: f32 `[B, N, K]` in [0, 1], the probability that anything matches.
+    """
+
+    minimap: jax.Array
+    region_masks: jax.Array
+    present: jax.Array
+
+
+class ReLA(nnx.Module):
+    """Swin with words, BERT, pixel decoder, relationship block; separable (`SeparableModel`).
+
+    The parameters' paths begin with `vision`, `text`, `pixels` and `regions`.
+    """
+
+    def __init__(self, config: ReLAConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.vision = LanguageSwin(config.image_tower, rngs=rngs)
+        self.text = Bert(config.text_tower, rngs=rngs)
+        self.pixels = PixelDecoder(config.pixel_decoder, config.image_tower.widths, rngs=rngs)
+        self.regions = self._block(rngs)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square network input in pixels."""
+        return self.config.image_size
+
+    @property
+    def mask_stride(self) -> int:
+        """Network pixels per mask cell."""
+        return self.config.mask_stride
+
+    def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> SegOutput:
+        """Masks of every image and expression of a batch; without `rngs` nothing is dropped."""
+        image_features = self.encode_image(batch.image, rngs=rngs)
+        text_features = self.encode_text(batch.text, batch.text_valid, rngs=rngs)
+        return self.decode(image_features, text_features, rngs=rngs)
+
+    def encode_image(self, image: Array, *, rngs: nnx.Rngs | None = None) -> ImageFeatures:
+        """u8 `[B, N, image_size, image_size, 3]` to features.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        size = self.config.image_size
+        if image.shape[2:] != (size, size, 3):
+            raise ValueError(f"images are {image.shape[2:]}, the model takes ({size}, {size}, 3)")
+        leading = image.shape[:2]
+        seen = self.vision.look(jnp.asarray(image).reshape(-1, size, size, 3), _key(rngs))
+        return ImageFeatures(tuple(x.reshape(*leading, *x.shape[1:]) for x in seen))
+
+    def encode_text(
+        self, text: Array, text_valid: Array, *, rngs: nnx.Rngs | None = None
+    ) -> TextFeatures:
+        """i32 `[B, K, L]` and bool `[B, K, L]` to features."""
+        ids, valid = jnp.asarray(text), jnp.asarray(text_valid)
+        length = ids.shape[2]
+        words = self.text(ids.reshape(-1, length), valid.reshape(-1, length), key=_key(rngs))
+        return TextFeatures(words.reshape(*ids.shape, -1), valid)
+
+    def decode(
+        self,
+        image_features: ImageFeatures,
+        text_features: TextFeatures,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> SegOutput:
+        """Each of N images with each of K expressions: logits f32 `[B, N, K, h, w]`.
+
+        `present_logits` are f32 `[B, N, K]`, `aux["minimap_logits"]` f32 `[B, N, K, side, side]`.
+        """
+        pixels, regions = self._relate(image_features, text_features, rngs)
+        pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
+        masks = jnp.einsum(
+            "ghwc,gc->ghw",
+            pixels.masks,
+            regions.target_filter(),
+            preferred_element_type=jnp.float32,
+        )
+        side, cells = self.config.side, self.config.image_size // self.config.mask_stride
+        masks = resize_bilinear(masks[..., None], (cells, cells))[..., 0]
+        return SegOutput(
+            masks.reshape(*pairs, cells, cells),
+            regions.present_logits.reshape(pairs),
+            {"minimap_logits": regions.minimap_logits.reshape(*pairs, side, side)},
+        )
+
+    def region_maps(self, batch: Batch) -> RegionMaps:
+        """The minimap, and which area each region stands for, at inference.
+
+        Region masks are those of equation 1 before they are weighted; they take `side * side` times the
+        memory of a mask.
+        """
+        image_features = self.encode_image(batch.image)
+        text_features = self.encode_text(batch.text, batch.text_valid)
+        pixels, regions = self._relate(image_features, text_features, None)
+        pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
+        masks = jnp.einsum("ghwc,grc->grhw", pixels.masks, regions.filters.astype(jnp.float32))
+        side = self.config.side
+        return RegionMaps(
+            jax.nn.sigmoid(regions.minimap_logits).reshape(*pairs, side, side),
+            jax.nn.sigmoid(masks).reshape(*pairs, *masks.shape[1:]),
+            jax.nn.sigmoid(regions.present_logits).reshape(pairs),
+        )
+
+    def _relate(
+        self,
+        image_features: ImageFeatures,
+        text_features: TextFeatures,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[PixelFeatures, Regions]:
+        """Of every pair, B times N times K rows."""
+        images = image_features.maps[0].shape[1]
+        maps = tuple(x.reshape(-1, *x.shape[2:]) for x in image_features.maps)
+        words, valid = (over_images(x, images) for x in text_features)
+        fused = self.vision.fuse(maps, words, valid, _key(rngs))
+        pixels = self.pixels(fused)
+        return pixels, self.regions(pixels, words, valid)
+
+    def _block(self, rngs: nnx.Rngs) -> MaskedRelationship | Relationship:
+        config, sizes = self.config, self.config.block
+        shared = {
+            "text_width": config.text_width,
+            "mask_width": config.width,
+            "dtype": jnp.dtype(config.dtype),
+            "rngs": rngs,
+        }
+        if isinstance(sizes, MaskedRelationshipConfig):
+            return MaskedRelationship(sizes, levels=len(config.swin_depths) - 1, **shared)
+        return Relationship(sizes, **shared)
+
+
+def _key(rngs: nnx.Rngs | None) -> jax.Array | None:
+    return None if rngs is None else rngs.dropout()

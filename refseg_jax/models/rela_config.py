@@ -1,0 +1,211 @@
+"""Every choice of ReLA as a field, and the sizes that have a name."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from refseg_jax import naming
+from refseg_jax.decoders.masked_relationship import MaskedRelationshipConfig
+from refseg_jax.decoders.pixel_decoder import PixelDecoderConfig
+from refseg_jax.decoders.relationship import RegionSource, RelationshipConfig
+from refseg_jax.encoders.bert import BertConfig
+from refseg_jax.encoders.language_swin import LanguageSwinConfig
+
+#: The two blocks that are called ReLAtionship modelling: the public code's and the paper's.
+RELATIONSHIPS = ("official", "paper")
+
+#: Network pixels per cell of the pixel decoder's finest map.
+STRIDE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLAConfig:
+    """ReLA with Swin-B at 480, as the public code trains it.
+
+    Attributes:
+        image_size: side of the square network input in pixels.
+        mask_stride: network pixels per cell of the masks that are given out (1, 2 or 4): the masks at
+            stride 4 are resized bilinearly. The public code's loss is at stride 1.
+        swin_width, swin_depths, swin_heads, window, pixels, drop_path, gate: of the backbone, see
+            `LanguageSwinConfig`.
+        vocab_size, text_positions, text_width, text_layers, text_heads, text_hidden, text_dropout:
+            of BERT, see `BertConfig`.
+        eos_id: BERT's [SEP], or whatever ends a text of another vocabulary.
+        width: of the pixel decoder and of the relationship block.
+        heads: of both.
+        pixel_layers, pixel_points, pixel_hidden: of the pixel decoder, see `PixelDecoderConfig`.
+        relationship: `official`: as the public code runs it (`MaskedRelationship`), or `paper`
+            (`Relationship`).
+        side: regions along a side of the minimap.
+        region_layers, region_hidden, mask_padding: of `official` alone.
+        region_level, regions, region_attention, language_attention: of `paper` alone.
+        dtype: compute type of the towers and of the block, `float32` or `bfloat16`; the pixel
+            decoder is in f32, as in the public code.
+        remat: compute the blocks' insides again in the backward pass instead of storing them.
+    """
+
+    image_size: int = 480
+    mask_stride: int = 1
+    swin_width: int = 128
+    swin_depths: tuple[int, ...] = (2, 2, 18, 2)
+    swin_heads: tuple[int, ...] = (4, 8, 16, 32)
+    window: int = 12
+    pixels: str = "imagenet"
+    drop_path: float = 0.3
+    gate: str = "closed"
+    vocab_size: int = 30522
+    eos_id: int = 102
+    text_positions: int = 512
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_hidden: int = 3072
+    text_dropout: float = 0.1
+    width: int = 256
+    heads: int = 8
+    pixel_layers: int = 6
+    pixel_points: int = 4
+    pixel_hidden: int = 1024
+    relationship: str = "official"
+    side: int = 10
+    region_layers: int = 9
+    region_hidden: int = 2048
+    mask_padding: bool = False
+    region_level: int = 1
+    regions: RegionSource = "attention"
+    region_attention: bool = True
+    language_attention: bool = True
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what would else fail late.
+
+        Raises:
+            ValueError: sizes that do not fit together, or an unknown name.
+        """
+        if self.relationship not in RELATIONSHIPS:
+            raise ValueError(naming.unknown("relationship block", self.relationship, RELATIONSHIPS))
+        if self.mask_stride not in (1, 2, STRIDE):
+            raise ValueError(f"mask_stride={self.mask_stride} is not 1, 2 or {STRIDE}")
+        if self.image_size < 1 or self.image_size % STRIDE:
+            raise ValueError(f"image_size={self.image_size} is not divisible by {STRIDE}")
+        levels = len(self.swin_depths) - 1
+        if self.relationship == "paper" and self.region_level >= levels:
+            raise ValueError(
+                f"region_level={self.region_level}: the pixel decoder has levels 0 to {levels - 1}"
+            )
+        # Each checks its own fields.
+        _ = self.image_tower, self.text_tower, self.pixel_decoder, self.block
+
+    @property
+    def image_tower(self) -> LanguageSwinConfig:
+        """Of the backbone."""
+        return LanguageSwinConfig(
+            width=self.swin_width,
+            depths=self.swin_depths,
+            heads=self.swin_heads,
+            window=self.window,
+            pixels=self.pixels,
+            drop_path=self.drop_path,
+            dtype=self.dtype,
+            remat=self.remat,
+            word_width=self.text_width,
+            gate=self.gate,
+        )
+
+    @property
+    def text_tower(self) -> BertConfig:
+        """Of BERT."""
+        return BertConfig(
+            vocab_size=self.vocab_size,
+            positions=self.text_positions,
+            width=self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads,
+            hidden=self.text_hidden,
+            dropout=self.text_dropout,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+
+    @property
+    def pixel_decoder(self) -> PixelDecoderConfig:
+        """Of the pixel decoder."""
+        return PixelDecoderConfig(
+            width=self.width,
+            mask_width=self.width,
+            layers=self.pixel_layers,
+            heads=self.heads,
+            points=self.pixel_points,
+            hidden=self.pixel_hidden,
+            remat=self.remat,
+        )
+
+    @property
+    def block(self) -> MaskedRelationshipConfig | RelationshipConfig:
+        """Of the relationship block."""
+        if self.relationship == "official":
+            return MaskedRelationshipConfig(
+                width=self.width,
+                side=self.side,
+                heads=self.heads,
+                hidden=self.region_hidden,
+                layers=self.region_layers,
+                mask_padding=self.mask_padding,
+                remat=self.remat,
+            )
+        return RelationshipConfig(
+            width=self.width,
+            side=self.side,
+            heads=self.heads,
+            level=self.region_level,
+            regions=self.regions,
+            region_attention=self.region_attention,
+            language_attention=self.language_attention,
+        )
+
+
+#: Fields that differ from the public code's Swin-B, by the name of the size.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "B": {},
+    # For Scenes; reads CLIP's vocabulary, which needs no download.
+    "tiny": {
+        "image_size": 128,
+        "mask_stride": 2,
+        "swin_width": 32,
+        "swin_depths": (1, 1, 2),
+        "swin_heads": (1, 2, 4),
+        "window": 8,
+        "drop_path": 0.0,
+        "vocab_size": 49408,
+        "eos_id": 49407,
+        "text_positions": 24,
+        "text_width": 96,
+        "text_layers": 2,
+        "text_heads": 4,
+        "text_hidden": 192,
+        "text_dropout": 0.0,
+        "width": 64,
+        "heads": 4,
+        "pixel_layers": 2,
+        "pixel_hidden": 128,
+        "side": 8,
+        "region_layers": 3,
+        "region_hidden": 128,
+        "mask_padding": True,
+    },
+}
+
+
+def rela_config(fields: Mapping[str, Any]) -> ReLAConfig:
+    """A config from a mapping; `preset` (default `B`) gives the fields that the rest overrides.
+
+    Raises:
+        ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
+    """
+    given = dict(fields)
+    preset = given.pop("preset", "B")
+    if preset not in PRESETS:
+        raise ValueError(naming.unknown("preset of model 'rela'", preset, PRESETS))
+    return naming.construct(ReLAConfig, {**PRESETS[preset], **given}, what="model 'rela'")
