@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from configs import scenes_unires
 from input_pipeline.sources import RecordSource
@@ -140,12 +139,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _masks(path: Path) -> dict[str, np.ndarray]:
-    return {
-        line["id"]: coco_mask.decode(line["segmentation"]).astype(bool) for line in _lines(path)
-    }
-
-
 @pytest.mark.usefixtures("first")
 def test_summary_has_flat_keys_of_all_evaluations_and_of_speed(place: Place) -> None:
     summary = place.summary()
@@ -164,30 +157,15 @@ def test_summary_has_flat_keys_of_all_evaluations_and_of_speed(place: Place) -> 
         assert summary[name] >= 0
 
 
-@pytest.mark.usefixtures("first")
-def test_summary_is_what_the_dumped_masks_say(place: Place) -> None:
-    predicted = _masks(place.workdir / "dump" / "test" / "predictions.jsonl")
-    targets = _masks(place.workdir / "dump" / "test" / "references.jsonl")
-    assert predicted.keys() == targets.keys()
-    ious = [(predicted[k] & t).sum() / (predicted[k] | t).sum() for k, t in targets.items()]
-    assert place.summary()["mIoU"] == pytest.approx(np.mean(ious), abs=1e-12)
-
-
 def test_summary_is_what_the_scorer_says_of_the_dump_to_the_last_digit(
     place: Place, first: subprocess.CompletedProcess[str]
 ) -> None:
-    dump, summary = place.workdir / "dump" / "test", place.summary()
-    protocols = OVERRIDES["eval.protocol"]
-    states = score(dump / "predictions.jsonl", dump / "references.jsonl", protocols)
+    files = (place.workdir / "dump/test" / f"{name}s.jsonl" for name in ("prediction", "reference"))
+    states = score(*files, OVERRIDES["eval.protocol"])
     scores = keyed_scores(states) | keyed_counts(states)
     assert {"gres/gIoU", "lavt/part/mIoU", "part/IoU/lid", "gres/count"} <= scores.keys()
-    known = ("val/", "shuffled/", "oracle/")
-    assert scores.items() <= summary.items()
-    told = {name for name in summary if not name.startswith(known)}
-    speed = {"train_seconds", "images_per_second", "data_wait_share", "steps", "step", "preempted"}
-    assert told - speed - {"quarantined"} == scores.keys()
-    for state in states:
-        assert f"{state.protocol.name}: comparable with " in first.stdout
+    assert scores.items() <= place.summary().items()
+    assert all(f"{one.protocol.name}: comparable with " in first.stdout for one in states)
 
 
 def test_run_leaves_metrics_config_and_pictures(
@@ -298,6 +276,7 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.optm.lr=1e-3", '"optim"'),
         ("--config.model.head=projecter", "'projector'"),
         ("--config.data.dataset=nothing", "tools.build_dataset"),
+        ("--config.eval.protocol=criss", "unknown protocol 'criss': did you mean 'cris'?"),
         ("--config.epochs=2", "config.steps=3 and config.epochs=2: set one and leave"),
         # Absl joins this to the tuple that is given already.
         ("--config.eval.canvas=(16,)", "config.eval.canvas=(32, 32, 16): give a height"),
