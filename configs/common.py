@@ -5,8 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from refseg_jax.models.rela_config import rela_config
 from refseg_jax.models.unires_config import unires_config
-from refseg_jax.objectives import MaskObjective
+from refseg_jax.objectives import MaskObjective, RelationObjective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preprocess import MAX_PIXELS
 from refseg_jax.sharding import MeshConfig
@@ -90,6 +91,17 @@ def unires(preset: str, **fields: Any) -> ConfigDict:
     """All fields of a UniRES of some preset, so that each can be overridden on the command line."""
     model = dataclasses.asdict(unires_config({"preset": preset, **fields}))
     return ConfigDict({"name": "unires", **model})
+
+
+def rela(preset: str, **fields: Any) -> ConfigDict:
+    """All fields of a ReLA of some preset."""
+    model = dataclasses.asdict(rela_config({"preset": preset, **fields}))
+    return ConfigDict({"name": "rela", **model})
+
+
+def relation_objective() -> ConfigDict:
+    """ReLA's objective."""
+    return ConfigDict({"name": "relation", **dataclasses.asdict(RelationObjective())})
 
 
 def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: Any) -> ConfigDict:

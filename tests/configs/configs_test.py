@@ -21,6 +21,7 @@ from refseg_jax.models import build_model, model_config
 from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig, make_optimizer, trainable
+from refseg_jax.protocols import PROTOCOLS
 from refseg_jax.tokenizers import CLIP_EOS, CLIP_VOCAB
 from refseg_jax.train_loop import LoopConfig
 from refseg_jax.train_state import Forward
@@ -67,13 +68,15 @@ def test_fields_fit_together(config: Any) -> None:
     assert config.data.dataset in {*DATASETS, "mine"}
     assert set(config.data.granularities) <= set(GRANULARITIES)
     assert config.data.context_length <= config.model.text_positions
-    assert (config.model.vocab_size, config.model.eos_id) == (CLIP_VOCAB, CLIP_EOS)
+    known = {"clip": (CLIP_VOCAB, CLIP_EOS), "bert-base-uncased": (30522, 102)}
+    assert (config.model.vocab_size, config.model.eos_id) == known[config.data.tokenizer]
     assert 0 < config.eval.threshold < 1
 
 
 def test_best_checkpoint_is_chosen_by_a_score_that_training_has(config: Any) -> None:
-    during = [entry.prefix + "mIoU" for entry in config.evals.values() if entry.when == "during"]
-    assert config.checkpoint.best_metric in during
+    keys = PROTOCOLS[config.eval.protocol.split(",")[0]].columns
+    during = [entry.prefix for entry in config.evals.values() if entry.when == "during"]
+    assert config.checkpoint.best_metric in [prefix + key for prefix in during for key in keys]
 
 
 def test_evaluations_do_not_overwrite_one_another(config: Any) -> None:
