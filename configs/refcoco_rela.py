@@ -5,7 +5,8 @@ r"""ReLA on RefCOCO, RefCOCO+ or RefCOCOg, where every expression has one target
 
 As `configs/grefcoco_rela.py`, which has the rest to say, but for the data and the protocol (`lavt`:
 oIoU and precision on 480 x 480 pixels). For RefCOCO+: `--config.data.dataset=refcoco_plus/unc_raw`; for
-RefCOCOg: `--config.data.dataset=refcocog/umd_raw` with `--config.evals.testA.split=test --config.evals.testB.when=never`.
+RefCOCOg: `--config.data.dataset=refcocog/umd_raw` with
+`--config.evals.testA.split=test --config.evals.testB.when=never`.
 
 The paper reports oIoU of 73.82 / 76.48 / 70.18 on val / testA / testB. Not run here at full size.
 """
