@@ -3,5 +3,7 @@
 import importlib.util
 
 collect_ignore = (
-    [] if importlib.util.find_spec("torch") else ["model_step_bench.py", "vit_bench.py"]
+    []
+    if importlib.util.find_spec("torch")
+    else ["model_step_bench.py", "pixel_decoder_bench.py", "vit_bench.py"]
 )
