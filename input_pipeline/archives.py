@@ -6,7 +6,6 @@ believed of a size before its bytes have come, and nothing but plain files and f
 """
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import io
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from input_pipeline.locks import exclusive
 from refseg_jax.errors import UserError
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
@@ -71,7 +71,8 @@ def source_folder(source: Path, data_dir: Path) -> Iterator[Path]:
     facts = f"{archive.resolve()} {state.st_size} {state.st_mtime_ns}"
     name = f"unpacked-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
     folder = data_dir / name
-    with _locked(folder, archive):
+    busy = ArchiveError(f"{archive}: another process builds from it; wait for it")
+    with exclusive(folder.with_name(f"{name}.lock"), busy):
         if not folder.is_dir():
             extract(archive, folder)
         try:
@@ -146,22 +147,6 @@ def _one_line(archive: Path) -> Iterator[None]:
         reason = system or " ".join(str(error).split())[:120] or type(error).__name__
         cure = "look after the disk" if system else "download it again"
         raise ArchiveError(f"{archive}: cannot be unpacked ({reason}); {cure}") from None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, archive: Path) -> Iterator[None]:
-    """One process at a time unpacks an archive, reads and removes its content."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f"{folder.name}.lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArchiveError(f"{archive}: another process builds from it; wait for it") from None
-        try:
-            yield
-        finally:
-            path.unlink()
 
 
 def _inner(folder: Path, within: Path, archive: Path) -> Path:

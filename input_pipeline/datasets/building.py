@@ -6,7 +6,6 @@ command goes on from there; nothing has the dataset's name before every split is
 
 import abc
 import contextlib
-import fcntl
 import functools
 import itertools
 import json
@@ -24,19 +23,16 @@ from tensorflow_datasets.core.splits import SplitDict
 from tqdm import tqdm
 
 from input_pipeline.datasets import beam, shards
-from input_pipeline.datasets.conversion import Outcome, Plan
+from input_pipeline.datasets.conversion import BuildError, Outcome, Plan
 from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.shards import Shard, Summary
 from input_pipeline.leakage import HELD_OUT
+from input_pipeline.locks import exclusive
 from input_pipeline.schema import features
 from refseg_jax.errors import UserError
 
 #: Fewer images than this are read before processes have started.
 _FEW = 256
-
-
-class BuildError(UserError):
-    """A dataset cannot be built."""
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -98,7 +94,9 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         Raises:
             BuildError: what is wrong with the items; nothing of the build is kept.
         """
-        with _locked(self.unfinished):
+        lock = self.unfinished.with_name(f"{self.unfinished.name}.lock")
+        busy = BuildError(f"{lock.parent}: another process is building it; wait for it")
+        with exclusive(lock, busy):
             for stale in self.unfinished.parent.glob(f"incomplete.*{self.VERSION}"):
                 shutil.rmtree(stale)
             try:
@@ -169,13 +167,18 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _write(self, every: Sequence[Shard]) -> list[tuple[Shard, Summary]]:
         """Writes the shards that are missing; the summaries of all, in order."""
-        missing = [shard for shard in every if not shard.summary_path.is_file()]
+        missing = [shard for shard in every if not shard.is_whole()]
         if self._runner is not None:
             beam.write_shards(missing, self._maker(), self._runner)
         else:
             self._write_here(missing, whole=sum(len(s.items) for s in every))
-        summaries = [(shard, shards.read_summary(shard)) for shard in every]
-        return [(shard, summary) for shard, summary in summaries if summary is not None]
+        for shard in missing:
+            if not shard.is_whole():
+                raise BuildError(
+                    f"{shard.path}: was not written; the data folder must be one that all workers of "
+                    "the runner see"
+                )
+        return [(shard, shards.read_summary(shard)) for shard in every]
 
     def _write_here(self, missing: Sequence[Shard], whole: int) -> None:
         """By one pool of processes for all shards; this process writes."""
@@ -232,24 +235,6 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _log_download_done(self) -> None:
         """The caller says it."""
-
-
-@contextlib.contextmanager
-def _locked(unfinished: Path) -> Iterator[None]:
-    """One build of a dataset at a time."""
-    path = unfinished.with_name(f"{unfinished.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BuildError(
-                f"{unfinished.parent}: another process is building it; wait for it"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink()
 
 
 def _ids_of(shard: Shard) -> Iterator[tuple[str, str]]:

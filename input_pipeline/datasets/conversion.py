@@ -16,6 +16,10 @@ from refseg_jax.errors import UserError
 from refseg_jax.preprocess import ImageError, decode_image
 
 
+class BuildError(UserError):
+    """A dataset cannot be built."""
+
+
 class SourceError(UserError):
     """The downloaded files are not there, or not what they should be."""
 

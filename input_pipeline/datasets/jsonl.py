@@ -43,7 +43,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.conversion import BuildError
 from input_pipeline.datasets.jsonl_files import ImageLines, find_splits, read_images
 from input_pipeline.datasets.jsonl_lines import BOX, Line
 from input_pipeline.datasets.own import build_records

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from input_pipeline.archives import Member, tar_members
-from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.conversion import BuildError
 from input_pipeline.datasets.jsonl_lines import Line, parse_line, parse_lines
 
 _BOM = b"\xef\xbb\xbf"

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.conversion import BuildError
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.building import BuildError, RecordBuilder
-from input_pipeline.datasets.conversion import Outcome, Plan
+from input_pipeline.datasets.building import RecordBuilder
+from input_pipeline.datasets.conversion import BuildError, Outcome, Plan
 from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import Record, features
 from input_pipeline.segmentation import SegmentationError, encode_segmentation

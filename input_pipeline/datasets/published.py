@@ -8,8 +8,15 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.building import BuildError, RecordBuilder
-from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, converted
+from input_pipeline.datasets.building import RecordBuilder
+from input_pipeline.datasets.conversion import (
+    BuildError,
+    Conversion,
+    Outcome,
+    Plan,
+    SourceError,
+    converted,
+)
 from input_pipeline.datasets.counts import compare
 from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import features

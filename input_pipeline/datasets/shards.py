@@ -40,8 +40,12 @@ class Shard:
 
     @property
     def summary_path(self) -> Path:
-        """Exists exactly when the file is whole."""
+        """Written when the file is whole."""
         return self.path.with_name(f"{self.path.name}.done.npz")
+
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do; a build killed at its end has moved files away."""
+        return self.path.is_file() and self.summary_path.is_file()
 
 
 @dataclasses.dataclass
@@ -123,10 +127,8 @@ def write_shard(shard: Shard, outcomes: Iterable[Outcome]) -> Summary:
     return summary
 
 
-def read_summary(shard: Shard) -> Summary | None:
-    """The summary of a shard that an earlier run finished."""
-    if not shard.summary_path.is_file():
-        return None
+def read_summary(shard: Shard) -> Summary:
+    """The summary of a shard that is whole."""
     with np.load(shard.summary_path) as stored:
         ids, fields = stored["expression_ids"], json.loads(bytes(stored["fields"]))
     tally = Tally(Counter(fields.pop("counts")), set(fields.pop("groups")))

@@ -109,6 +109,37 @@ def test_a_build_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
     assert files(folder) == files(whole)
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL, after which nothing runs."""
+
+
+def test_a_build_that_was_killed_while_it_moved_its_files_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shards, "IMAGES_OF_A_SHARD", 4)
+    splits = {"train": list(range(10)), "val": [20]}
+    whole = build_records("mine", splits, make, data_dir=tmp_path / "a")
+    rename, moved = Path.rename, []
+
+    def rename_two(path: Path, target: Path) -> Path:
+        if ".array_record" in path.name and "incomplete" in str(target):
+            if len(moved) == 2:
+                raise Killed
+            moved.append(rename(path, target).rename(tmp_path / path.name))
+            return target
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_two)
+    with pytest.raises(Killed):
+        build_records("mine", splits, make, data_dir=tmp_path / "b")
+    monkeypatch.setattr(Path, "rename", rename)
+    (unfinished,) = (tmp_path / "b" / "mine").iterdir()
+    assert len(list(unfinished.glob("*.done.npz"))) == 4
+    assert len(moved) == 2
+    folder = build_records("mine", splits, make, data_dir=tmp_path / "b")
+    assert files(folder) == files(whole)
+
+
 def test_another_plan_starts_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shards, "IMAGES_OF_A_SHARD", 4)
     with pytest.raises(KeyboardInterrupt):

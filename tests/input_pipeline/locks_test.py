@@ -1,0 +1,43 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.locks import exclusive
+from refseg_jax.errors import UserError
+
+
+def test_it_is_held_once_and_leaves_no_file(tmp_path: Path):
+    path = tmp_path / "folder" / "a.lock"
+    with exclusive(path, UserError("busy")):
+        with pytest.raises(UserError, match="busy"), exclusive(path, UserError("busy")):
+            raise AssertionError
+        with exclusive(tmp_path / "folder" / "b.lock", UserError("busy")):
+            assert path.exists()
+    assert not list(path.parent.iterdir())
+    path.touch()  # Of a killed process.
+    with exclusive(path, UserError("busy")):
+        pass
+
+
+def test_never_two_hold_it_while_others_come_and_go(tmp_path: Path):
+    inside, most, times = [0], [0], [0]
+
+    def come_and_go():
+        for _ in range(400):
+            try:
+                with exclusive(tmp_path / "a.lock", UserError("busy")):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    times[0] += 1
+                    inside[0] -= 1
+            except UserError:
+                pass
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert times[0] >= 400
+    assert most[0] == 1
