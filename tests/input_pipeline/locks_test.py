@@ -1,4 +1,5 @@
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_never_two_hold_it_while_others_come_and_go(tmp_path: Path):
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     times[0] += 1
+                    time.sleep(1e-4)
                     inside[0] -= 1
             except UserError:
                 pass
