@@ -12,10 +12,12 @@ import jax
 import numpy as np
 
 from refseg_jax import sharding
-from refseg_jax.batch import Batch
+from refseg_jax.batch import Batch, HostBatch, RowMeta
+from refseg_jax.evaluators import Evaluator
 from refseg_jax.models import build_model
 from refseg_jax.objectives import MaskObjective
 from refseg_jax.optim import OptimConfig
+from refseg_jax.protocols import build_protocols
 from refseg_jax.train_state import Forward, Trainer
 
 STEPS = 4
@@ -91,18 +93,33 @@ def main() -> None:
         state, metrics = step(state, sharding.put_batch(rows, mesh))
         losses.append(float(metrics["loss"]))
 
-    from refseg_jax import metrics as scores
+    from refseg_jax.metrics import pair_counts
     from refseg_jax.resize import logits_on_canvas
 
     @jax.jit
     def count(params, batch: Batch) -> jax.Array:
         logits = trainer.forward.apply(params, batch).mask_logits
         canvas = logits_on_canvas(logits, batch.affine, 4, (32, 32))
-        return scores.pair_counts(canvas, batch.native, batch.size, 0.35)
+        return pair_counts(canvas, batch.native, batch.size, 0.35)
 
     rows = jax.tree.map(lambda x: x[mine], global_batch(99))
     counts = sharding.local_rows(count(state.params, sharding.put_batch(rows, mesh)))
-    print(json.dumps({"losses": losses, "held": held, "counts": counts.tolist()}))
+    metas = [
+        RowMeta(str(i), ("",), (f"{i}-0", f"{i}-1"), ("a", "b"), ("object", "part"))
+        for i in range(ROWS)[mine]
+    ]
+    evaluator = Evaluator(
+        "val",
+        trainer.forward,
+        lambda: [HostBatch(rows, tuple(metas))],
+        mesh,
+        mask_stride=4,
+        canvas=(32, 32),
+        threshold=0.35,
+        protocols=build_protocols("cris,gres,lavt"),
+    )
+    scores = evaluator.evaluate(state.params, 0)
+    print(json.dumps({"losses": losses, "held": held, "counts": counts.tolist(), "scores": scores}))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def test_layout_equals_one_device(mesh):
     cut = mesh[1] * (mesh[2] if mesh[1] == 1 else 1)
     assert got["held"] <= alone["held"] / cut * 1.25
     assert got["counts"] == alone["counts"]
+    assert got["scores"] == alone["scores"]
 
 
 def test_two_processes_equal_one():
@@ -66,3 +67,5 @@ def test_two_processes_equal_one():
     assert first["losses"] == second["losses"]
     np.testing.assert_allclose(first["losses"], one_device()["losses"], atol=1e-6)
     assert first["counts"] + second["counts"] == one_device()["counts"]
+    assert first["scores"] == second["scores"] == one_device()["scores"]
+    assert {"mIoU", "part/count", "gres/gIoU", "lavt/object/Pr@0.5"} <= first["scores"].keys()
