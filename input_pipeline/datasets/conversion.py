@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from input_pipeline.schema import Record
-from input_pipeline.segmentation import SegmentationError
+from input_pipeline.segmentation import SegmentationError, encode_segmentation
 from refseg_jax.errors import UserError
 from refseg_jax.preprocess import ImageError, decode_image
 
@@ -102,6 +102,41 @@ def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) ->
         return convert(item, source)
     except (ItemError, ImageError, SegmentationError) as error:
         return Outcome(None, (str(error),))
+
+
+def made(make: Callable[[Any], Record], item: Any) -> Outcome:
+    """`make(item)`, for datasets of one's own; raises as `check_record` does."""
+    return Outcome(check_record(make(item)))
+
+
+def check_record(record: Record) -> Record:
+    """The record, if it does not contradict itself.
+
+    Raises:
+        BuildError: the image's size is not the record's, a mask is empty or of another size, or an
+            expression has no word.
+        ImageError: the image is damaged.
+    """
+    size = (record.height, record.width)
+    found = decode_image(record.image, name=record.file_name).shape[:2]
+    if found != size:
+        raise BuildError(
+            f"{record.file_name}: is {found[1]} x {found[0]}, its record says {record.width} x "
+            f"{record.height}; correct one of them"
+        )
+    for number, target in enumerate(record.targets):
+        try:
+            encode_segmentation({"size": list(size), "counts": target.counts}, *size)
+        except SegmentationError as error:
+            raise BuildError(
+                f"{record.file_name}: target {number}: {error}; make counts by schema.encode_mask"
+            ) from None
+    for expression in record.expressions:
+        if not expression.text.strip():
+            raise BuildError(
+                f"{record.file_name}: expression {expression.id} has no word; leave it out"
+            )
+    return record
 
 
 class ImageFile(NamedTuple):

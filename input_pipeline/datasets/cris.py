@@ -29,7 +29,7 @@ from input_pipeline.datasets.conversion import (
     read_image,
 )
 from input_pipeline.datasets.json_stream import elements
-from input_pipeline.datasets.jsonl import read_mask
+from input_pipeline.datasets.mask_files import read_mask
 from input_pipeline.datasets.refcoco.conversions import PUBLISHED
 from input_pipeline.datasets.refcoco.layout import IMAGE_FOLDERS, NO_WORD, image_folder
 from input_pipeline.datasets.refcoco.refs import stored_text

@@ -10,11 +10,9 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.building import RecordBuilder
-from input_pipeline.datasets.conversion import BuildError, Outcome, Plan
+from input_pipeline.datasets.conversion import BuildError, Outcome, Plan, made
 from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import Record, features
-from input_pipeline.segmentation import SegmentationError, encode_segmentation
-from refseg_jax.preprocess import decode_image
 
 A = TypeVar("A")
 
@@ -67,36 +65,6 @@ def own_folder(name: str, data_dir: str | Path) -> Path:
     return Path(data_dir) / name / str(RecordBuilder.VERSION)
 
 
-def check_record(record: Record) -> Record:
-    """The record, if it does not contradict itself.
-
-    Raises:
-        BuildError: the image's size is not the record's, a mask is empty or of another size, or an
-            expression has no word.
-        ImageError: the image is damaged.
-    """
-    size = (record.height, record.width)
-    found = decode_image(record.image, name=record.file_name).shape[:2]
-    if found != size:
-        raise BuildError(
-            f"{record.file_name}: is {found[1]} x {found[0]}, its record says {record.width} x "
-            f"{record.height}; correct one of them"
-        )
-    for number, target in enumerate(record.targets):
-        try:
-            encode_segmentation({"size": list(size), "counts": target.counts}, *size)
-        except SegmentationError as error:
-            raise BuildError(
-                f"{record.file_name}: target {number}: {error}; make counts by schema.encode_mask"
-            ) from None
-    for expression in record.expressions:
-        if not expression.text.strip():
-            raise BuildError(
-                f"{record.file_name}: expression {expression.id} has no word; leave it out"
-            )
-    return record
-
-
 def _own(name: str) -> type["_OwnBuilder"]:
     """TFDS takes the name of a dataset from its class."""
     return type(name, (_OwnBuilder,), {"name": name}, skip_registration=True)
@@ -125,11 +93,7 @@ class _OwnBuilder(RecordBuilder, skip_registration=True):
         return Plan(self._own_splits)
 
     def _maker(self) -> Callable[[Any], Outcome]:
-        return functools.partial(_make_checked, self._make)
+        return functools.partial(made, self._make)
 
     def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
         del folder, plan, built
-
-
-def _make_checked(make: Callable[[Any], Record], item: Any) -> Outcome:
-    return Outcome(check_record(make(item)))

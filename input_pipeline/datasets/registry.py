@@ -1,8 +1,8 @@
 """The datasets that `tools.build_dataset` can build, by name.
 
 A name is the dataset's folder under `data_dir` and what `config.data.dataset` takes (for `jsonl` it
-is the one that its owner gives). Builders are
-imported when they are used: TFDS is slow to import.
+is the one that its owner gives). Builders are imported when they are used: TFDS is slow to import,
+and worker processes, which import this module with the command that started them, do without it.
 """
 
 import dataclasses

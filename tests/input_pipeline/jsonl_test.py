@@ -12,8 +12,8 @@ from PIL import Image
 from input_pipeline.archives import ArchiveError
 from input_pipeline.datasets import jsonl
 from input_pipeline.datasets.building import BuildError
-from input_pipeline.datasets.jsonl import make_record
 from input_pipeline.datasets.jsonl_files import find_splits, read_images
+from input_pipeline.datasets.jsonl_records import make_record
 from input_pipeline.datasets.shards import plan_digest
 from input_pipeline.schema import Record
 from input_pipeline.sources import RecordSource

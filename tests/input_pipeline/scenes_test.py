@@ -16,7 +16,8 @@ from input_pipeline.datasets.scenes.expressions import describe
 from input_pipeline.datasets.scenes.graph import ObjectNode, PartNode, SceneGraph, from_json
 from input_pipeline.datasets.scenes.kinds import COLOURS, KINDS
 from input_pipeline.datasets.scenes.layout import Placed
-from input_pipeline.datasets.scenes.scenes import build, make_record
+from input_pipeline.datasets.scenes.records import make_record
+from input_pipeline.datasets.scenes.scenes import build
 from input_pipeline.schema import Expression, Record
 from input_pipeline.sources import RecordSource
 from refseg_jax.preprocess import decode_image

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.datasets.scenes.config import ScenesConfig
 from input_pipeline.datasets.scenes.graph import from_json
-from input_pipeline.datasets.scenes.scenes import make_record
+from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
 from refseg_jax.pictures import overlay
 from refseg_jax.preprocess import decode_image
