@@ -38,7 +38,7 @@ from refseg_jax.protocols import Protocol, build_protocols
 from refseg_jax.tokenizers import check_tokenizer
 from refseg_jax.train_loop import LoopConfig, Run, Trained
 from refseg_jax.train_state import Forward, Params, Trainer, TrainState
-from refseg_jax.weights.clip_files import load_towers
+from refseg_jax.weights.start import published_towers
 from refseg_jax.writers import ProgressLine, make_writer
 
 FLAGS = flags.FLAGS
@@ -304,19 +304,8 @@ class Experiment:
 
     def _fresh(self, trainer: Trainer) -> TrainState:
         init = self.config.init
-        if init.checkpoint and init.clip:
-            raise UserError(
-                "config.init.checkpoint and config.init.clip are both set: the checkpoint has towers "
-                "of its own; leave one of the two empty"
-            )
-        if init.clip_sha256 and not init.clip:
-            raise UserError("config.init.clip_sha256 is set and config.init.clip is not: set both")
-        if init.clip:
-            model: Any = self.forward.model
-            towers = load_towers(
-                init.clip, self._abstract_params(), model.config, sha256=init.clip_sha256
-            )
-            logging.info("%d parameters are CLIP's, from %s", len(towers), init.clip)
+        towers = published_towers(init, self.forward.model, self._abstract_params())
+        if towers is not None:
             return trainer.create_from(towers)
         if init.checkpoint:
             return trainer.create_from(self._load(init.checkpoint)[0])

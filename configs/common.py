@@ -31,10 +31,13 @@ def base_config() -> ConfigDict:
     config.batch_size = 32
 
     # Where a new run begins: with the parameters of another one (its workdir, one checkpoint, or what
-    # tools.export made of it), or with CLIP's towers (a weight file, its folder, a name on the hub, a
-    # folder that tools.import_weights wrote; the SHA-256 of the file is checked where it is given)
-    # and random weights around them; "" is random weights alone. A run that resumes looks at none.
-    config.init = ConfigDict({"checkpoint": "", "clip": "", "clip_sha256": ""})
+    # tools.export made of it), or with published towers and random weights around them: CLIP's (a
+    # weight file, its folder, a name on the hub, a folder that tools.import_weights wrote; the SHA-256
+    # of the file is checked where it is given), or a Swin and a BERT (file, folder or name). "" is
+    # random weights alone. A run that resumes looks at none.
+    config.init = ConfigDict(
+        {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": ""}
+    )
 
     config.data = ConfigDict(
         {

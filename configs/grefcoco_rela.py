@@ -1,15 +1,17 @@
 r"""ReLA on gRefCOCO: several targets, one, or none, with the schedule of its public code.
 
     python -m tools.build_dataset --dataset=grefcoco/unc_raw --source_dir=DIR --data_dir=data
-    python main.py --config=configs/grefcoco_rela.py --workdir=runs/grefcoco_rela
+    python main.py --config=configs/grefcoco_rela.py --workdir=runs/grefcoco_rela \
+        --config.init.swin=microsoft/swin-base-patch4-window12-384-in22k \
+        --config.init.bert=google-bert/bert-base-uncased
 
 Swin-B and BERT-base at 480, 150,000 steps of 48 expressions, AdamW 1e-5 that falls to a tenth at 110,000
 and at 140,000 steps, weight decay 0.05 but for norms, embeddings and position tables, gradients clipped
 at 0.01; BERT's embeddings and its last two layers stay as they are. `relationship` is the public code's;
 `--config.model.relationship=paper` is the paper's own block.
 
-BERT's vocabulary comes from the hub; where there is no network, name a downloaded tokenizer.json:
-`--config.data.tokenizer=FILE`.
+BERT's vocabulary comes from the hub as well. Where there is no network, a downloaded file or folder takes
+the place of each name, and `--config.data.tokenizer=FILE` that of the vocabulary (tokenizer.json).
 
 The paper reports cIoU / gIoU of 62.42 / 63.60 on val, 69.26 / 70.03 on testA and 59.88 / 61.02 on testB;
 the released weights score 63.10 / 66.34 on val by the public code's evaluator (`gres`). Not run here at

@@ -1,6 +1,7 @@
 """ReLA (Liu, Ding and Jiang, "GRES: Generalized Referring Expression Segmentation", CVPR 2023)."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,9 @@ class ReLA(nnx.Module):
 
     The parameters' paths begin with `vision`, `text`, `pixels` and `regions`.
     """
+
+    #: Published towers that it can start from, and where their parameters lie.
+    TOWERS: ClassVar[Mapping[str, str]] = {"swin": "vision.swin.", "bert": "text."}
 
     def __init__(self, config: ReLAConfig, *, rngs: nnx.Rngs):
         self.config = config

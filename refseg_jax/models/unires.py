@@ -1,6 +1,7 @@
 """UniRES (Wang et al., "Unveiling Parts Beyond Objects", CVPR 2024, section 5)."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,10 @@ class UniRES(nnx.Module):
     (stage 1), `group_decoder` (stage 2), `head`, and, where there are any, `presence`,
     `patch_adapter` and `word_adapter`.
     """
+
+    #: Published towers that it can start from, and where their parameters lie: CLIP's are a part of
+    #: several of its modules.
+    TOWERS: ClassVar[Mapping[str, str]] = {"clip": ""}
 
     def __init__(self, config: UniRESConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,50 @@ class Tower:
         return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
 
 
+def load_tower(
+    source: str, *, kind: str, prefix: str, target: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """A Swin's or a BERT's part of a model's parameters.
+
+    Args:
+        source: as of `open_tower`.
+        kind: `swin` or `bert`.
+        prefix: of the tower's parameters in the model, with its dot.
+        target: path -> shape, dtype and `sharding` of every parameter of the model.
+
+    Returns:
+        Path -> array, laid out, of all parameters that the file has.
+
+    Raises:
+        UserError: as `open_tower`, or the weights do not fit the model.
+    """
+    path = hub.locate(source, weights=_FILES, settings=(_CONFIG,))
+    formats = [name for name in FORMATS if name.endswith(kind)]
+    format = _recognise(open_weights(_weight_file(path)).shapes, formats, str(path))
+    tower = open_tower(str(path), format=format)
+    own = {p: leaf for p, leaf in target.items() if p.startswith(prefix)}
+    table = FORMATS[format](tower.weights.shapes, prefix)
+    plan = loader.plan(table, tower.weights.shapes, own, name=tower.weights.name)
+    return loader.load(plan, tower.weights, {p: target[p].sharding for p in plan.targets})
+
+
+def _recognise(entries: Iterable[str], formats: Sequence[str], name: str) -> str:
+    """The format whose patches or words are among the entries."""
+    marks = {
+        "hf_swin": r"(swin\.)?embeddings\.patch_embeddings\.projection\.weight",
+        "ms_swin": r"patch_embed\.proj\.weight",
+        "hf_bert": r"(bert\.)?embeddings\.word_embeddings\.weight",
+    }
+    for format in formats:
+        if any(re.fullmatch(marks[format], entry) for entry in entries):
+            return format
+    raise UserError(f"{name}: not the weights of any of {', '.join(formats)}; name another file")
+
+
+def _weight_file(path: Path) -> Path:
+    return weight_file(path, _FILES) if path.is_dir() else path
+
+
 def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
     """Opens a Swin or a BERT without reading its arrays.
 
@@ -81,7 +125,7 @@ def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
     if format not in FORMATS:
         raise UserError(unknown("format", format, FORMATS))
     path = hub.locate(source, weights=_FILES, settings=(_CONFIG,))
-    file = weight_file(path, _FILES) if path.is_dir() else path
+    file = _weight_file(path)
     weights = open_weights(file, sha256=sha256)
     table = FORMATS[format](weights.shapes)
     beside = file.with_name(_CONFIG)

@@ -149,7 +149,10 @@ def test_mistyped_names(flags: list[str], message: str, capsys: pytest.CaptureFi
     ("flags", "message"),
     [
         (["--dataset=refcoco/unc"], "refcoco/unc: no --source_dir; give the folder"),
-        (["--dataset=refcoco/unc", "--source_dir=nowhere"], "nowhere: no such folder or archive; check"),
+        (
+            ["--dataset=refcoco/unc", "--source_dir=nowhere"],
+            "nowhere: no such folder or archive; check",
+        ),
         (["--dataset=scenes", "--source_dir=x"], "scenes: --source_dir does not apply"),
         (["--dataset=scenes", "--splits=val"], "scenes: --splits does not apply"),
         (["--dataset=scenes", "--skip_missing"], "scenes: --skip_missing does not apply"),
