@@ -7,6 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
+#: Notes of a conversion.
+LEAVES = "polygons that leave the image, cut at its border"
+AWAY = "masks away from their box"
+
+#: Two boxes of the same thing have at least this intersection over union.
+_SAME_BOX = 0.5
+
 
 class SegmentationError(ValueError):
     """A segmentation that describes no region of the image."""
@@ -65,6 +72,50 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
     if not coco_mask.area(merged):
         raise EmptyRegion("the region covers no pixel")
     return Encoded(merged["counts"], tiny)
+
+
+def misplaced(
+    segmentation: Any, counts: bytes, box: Sequence[float], height: int, width: int
+) -> dict[str, int]:
+    """What is odd about where a region lies, as notes of a conversion.
+
+    A polygon leaves the image by more than a pixel. A region is away from its box where their
+    intersection over union, with `B` the region's own bounding box and `S` the stated one, is small:
+    `|B & S| / |B | S| < 0.5`.
+
+    Args:
+        segmentation: as `encode_segmentation` took it.
+        counts: what it made of it.
+        box: (x, y, width, height) as the dataset states it; empty where it does not.
+        height, width: size of the image in pixels.
+
+    Returns:
+        `{LEAVES: polygons}`, `{AWAY: 1}`, both or nothing.
+    """
+    notes = {}
+    polygons = [] if isinstance(segmentation, Mapping) else segmentation
+    leaving = sum(_leaves(p, height, width) for p in polygons if not isinstance(p, Mapping))
+    if leaving:
+        notes[LEAVES] = leaving
+    if box:
+        rle: Any = {"size": [height, width], "counts": counts}
+        own: Any = coco_mask.toBbox(rle)[None]
+        if coco_mask.iou(own, np.array([box], np.float64), [0]).item() < _SAME_BOX:
+            notes[AWAY] = 1
+    return notes
+
+
+def stated_box(box: Any) -> tuple[float, ...]:
+    """A `bbox` of COCO's form, as (x, y, width, height); empty for anything else."""
+    sound = isinstance(box, Sequence) and len(box) == 4
+    sound = sound and all(type(v) in (int, float) and abs(v) < 1e9 for v in box)
+    return tuple(float(v) for v in box) if sound and min(box[2:]) >= 0 else ()
+
+
+def _leaves(polygon: Sequence[float], height: int, width: int) -> bool:
+    across, down = polygon[::2], polygon[1::2]
+    outside = bool(polygon) and (min(across) < -1 or max(across) > width + 1)
+    return outside or (bool(polygon) and (min(down) < -1 or max(down) > height + 1))
 
 
 def _compress(objects: Any, height: int, width: int) -> Any:

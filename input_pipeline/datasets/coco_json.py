@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -10,7 +11,13 @@ from input_pipeline.datasets.conversion import Outcome, Plan, SourceError, read_
 from input_pipeline.datasets.json_stream import elements, packed, words
 from input_pipeline.datasets.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.schema import Record
-from input_pipeline.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+from input_pipeline.segmentation import (
+    EmptyRegion,
+    SegmentationError,
+    encode_segmentation,
+    misplaced,
+    stated_box,
+)
 
 #: Notes of a build.
 TINY = "polygons of fewer than three points, left out of masks"
@@ -24,13 +31,21 @@ Spoken = Callable[[str], tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """A region; `segmentation` is JSON, `parent` the id of its object's annotation or -1."""
+    """A region.
+
+    Attributes:
+        whole, part: kind of object, and part of it or `""`.
+        parent: id of its object's annotation, or -1.
+        segmentation: JSON.
+        box: (x, y, width, height), empty where none is stated.
+    """
 
     id: int
     whole: str
     part: str
     parent: int
     segmentation: bytes
+    box: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +123,7 @@ class _Entry(NamedTuple):
     category: int
     parent: int
     segmentation: bytes
+    box: tuple[float, ...]
 
 
 def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
@@ -141,7 +157,9 @@ def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
             image,
             incomplete=tuple(names[c] for c in incomplete[number] if c in names),
             annotations=tuple(
-                Annotation(entry.id, *names[entry.category], entry.parent, entry.segmentation)
+                Annotation(
+                    entry.id, *names[entry.category], entry.parent, entry.segmentation, entry.box
+                )
                 for entry in annotations.get(number, ())
             ),
         )
@@ -159,7 +177,8 @@ def _image(entry: Mapping[str, Any]) -> CocoImage:
 def _entry(entry: Mapping[str, Any]) -> _Entry:
     number, whole = int(entry["id"]), int(entry.get("obj_ann_id", entry["id"]))
     parent = -1 if whole == number else whole
-    return _Entry(number, int(entry["category_id"]), parent, packed(entry["segmentation"]))
+    region, box = packed(entry["segmentation"]), stated_box(entry.get("bbox"))
+    return _Entry(number, int(entry["category_id"]), parent, region, box)
 
 
 def convert(item: PlannedImage, source: str) -> Outcome:
@@ -172,8 +191,9 @@ def convert(item: PlannedImage, source: str) -> Outcome:
     image = item.image
     data = read_image(item.path, size=(image.height, image.width), cure=item.cure).data
     problems: list[str] = []
-    notes: dict[str, int] = {}
+    notes: Counter[str] = Counter()
     regions: list[NamedRegion] = []
+    incomplete = set(image.incomplete)
     index: dict[int, int] = {}
     # Objects first, so that their parts can name them.
     for annotation in sorted(image.annotations, key=lambda a: a.parent >= 0):
@@ -181,6 +201,7 @@ def convert(item: PlannedImage, source: str) -> Outcome:
             counts = _counts(annotation, image, notes)
         except SegmentationError as error:
             problems.append(f"{item.path}: annotation {annotation.id}: {error}; download its file")
+            incomplete.add((annotation.whole, annotation.part))
             continue
         if counts is not None:
             index[annotation.id] = len(regions)
@@ -188,7 +209,10 @@ def convert(item: PlannedImage, source: str) -> Outcome:
             regions.append(NamedRegion(counts, annotation.whole, annotation.part, parent))
     if not regions:
         return Outcome(None, tuple(problems), notes)
-    missing = {(r.whole, r.part) for r in regions} & set(image.incomplete)
+    # Where an object was not annotated, its parts were not.
+    missing = {
+        (r.whole, r.part) for r in regions if incomplete & {(r.whole, r.part), (r.whole, "")}
+    }
     if missing:
         notes[INCOMPLETE] = len(missing)
     record = Record(
@@ -205,18 +229,20 @@ def convert(item: PlannedImage, source: str) -> Outcome:
     return Outcome(record, tuple(problems), notes)
 
 
-def _counts(annotation: Annotation, image: CocoImage, notes: dict[str, int]) -> bytes | None:
+def _counts(annotation: Annotation, image: CocoImage, notes: Counter[str]) -> bytes | None:
     """The region's RLE counts, or `None` where nothing of it is left."""
-    segmentation = json.loads(annotation.segmentation)
+    segmentation, size = json.loads(annotation.segmentation), (image.height, image.width)
     if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
         whole = [polygon for polygon in segmentation if len(polygon) >= 6]
         if len(whole) < len(segmentation):
-            notes[TINY] = notes.get(TINY, 0) + len(segmentation) - len(whole)
+            notes[TINY] += len(segmentation) - len(whole)
         segmentation = whole
     try:
         if segmentation:
-            return encode_segmentation(segmentation, image.height, image.width).counts
+            counts = encode_segmentation(segmentation, *size).counts
+            notes.update(misplaced(segmentation, counts, annotation.box, *size))
+            return counts
     except EmptyRegion:
         pass
-    notes[EMPTY] = notes.get(EMPTY, 0) + 1
+    notes[EMPTY] += 1
     return None

@@ -6,8 +6,8 @@
 What is asked of an image: each kind of object that it shows ("all mug"), which means all its objects
 of that kind, and each part of a kind ("handle of mug"), which means this part of all of them. Nothing
 is asked where LVIS says that a kind was not annotated everywhere in the image
-(`not_exhaustive_category_ids`). What a name has in brackets (`glass_(drink_container)`) tells
-annotators which sense is meant, and is not spoken.
+(`not_exhaustive_category_ids`), neither of it nor of its parts. What a name has in brackets
+(`glass_(drink_container)`) tells annotators which sense is meant, and is not spoken.
 
 Images are COCO's, so that their ids are RefCOCO's, whose test images are among the training images.
 Source: docs/PACO_DATASET.md of github.com/facebookresearch/paco.

@@ -6,11 +6,15 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import encode_mask
 from input_pipeline.segmentation import (
+    AWAY,
+    LEAVES,
     EmptyRegion,
     SegmentationError,
     are_plain,
     decode_counts,
     encode_segmentation,
+    misplaced,
+    stated_box,
 )
 
 HEIGHT, WIDTH = 20, 30
@@ -172,3 +176,43 @@ def _plain(counts: bytes, pixels: int) -> bool:
 def _run_lengths(counts: bytes) -> list[int]:
     """How many runs there are: characters from 80 on are followed by others of the same number."""
     return [letter for letter in counts if letter < 80]
+
+
+@pytest.mark.parametrize(
+    ("polygons", "box", "notes"),
+    [
+        ([rectangle(2, 2, 12, 12)], (), {}),
+        ([rectangle(2, 2, 12, 12)], (2, 2, 10, 10), {}),
+        ([rectangle(2, 2, 12, 12)], (2, 2, 10, 19.9), {}),
+        ([rectangle(2, 2, 12, 12)], (2, 2, 10, 20.1), {AWAY: 1}),
+        ([rectangle(2, 2, 12, 12)], (20, 12, 10, 10), {AWAY: 1}),
+        ([rectangle(2, 2, 12, 12)], (2, 2, 0, 0), {AWAY: 1}),
+        ([rectangle(-1, 0, 31, 21), []], (), {}),
+        ([rectangle(-1.5, 0, 9, 9), rectangle(0, 0, 9, 21.5), [1, 1]], (0, 0, 9, 20), {LEAVES: 2}),
+    ],
+)
+def test_regions_outside_of_the_image_or_away_from_their_box(
+    polygons: list[list[float]], box: tuple[float, ...], notes: dict[str, int]
+):
+    counts = encode_segmentation(polygons, HEIGHT, WIDTH).counts
+    assert misplaced(polygons, counts, box, HEIGHT, WIDTH) == notes
+
+
+def test_an_rle_leaves_no_image():
+    counts = encode_mask(np.eye(HEIGHT, WIDTH))
+    rle = {"size": [HEIGHT, WIDTH], "counts": counts}
+    for segmentation in (rle, [rle]):
+        assert misplaced(segmentation, counts, (0, 0, 20, 20), HEIGHT, WIDTH) == {}
+        assert misplaced(segmentation, counts, (9, 0, 20, 20), HEIGHT, WIDTH) == {AWAY: 1}
+
+
+@pytest.mark.parametrize(
+    ("stored", "box"),
+    [
+        ([1, 2.5, 3, 4], (1.0, 2.5, 3.0, 4.0)),
+        *((bad, ()) for bad in (None, "1234", [1, 2, 3], [1, 2, -3, 4], [1, 2, True, 4])),
+        *((bad, ()) for bad in ([1, 2, math.nan, 4], [1, 2, math.inf, 4], {}, [[1], 2, 3, 4])),
+    ],
+)
+def test_boxes_as_annotations_state_them(stored: object, box: tuple[float, ...]):
+    assert stated_box(stored) == box

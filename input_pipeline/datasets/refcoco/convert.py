@@ -1,12 +1,13 @@
 """An image of the `refer` layout as a record; runs in worker processes, so it imports no TFDS."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from input_pipeline.datasets.conversion import Outcome, read_image
 from input_pipeline.datasets.refcoco.layout import Annotation, ImagePlan, Referent
 from input_pipeline.schema import Expression, Record, Target
-from input_pipeline.segmentation import SegmentationError, encode_segmentation
+from input_pipeline.segmentation import SegmentationError, encode_segmentation, misplaced
 
 #: A note of a build.
 TINY = "polygons of fewer than three points, left out of masks"
@@ -41,7 +42,7 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         )
         ref_ids.append(referent.ref_id)
     problems = tuple(regions.problems)
-    notes = {TINY: regions.tiny} if regions.tiny else {}
+    notes = dict(regions.notes)
     if not expressions:
         return Outcome(None, problems, notes)
     facts: dict[str, list[Any]] = {"ann_ids": list(regions.index)}
@@ -76,7 +77,7 @@ class _Regions:
         self.targets: list[Target] = []
         self.index: dict[int, int] = {}
         self.problems: dict[str, None] = {}
-        self.tiny = 0
+        self.notes: Counter[str] = Counter()
 
     def of(self, annotations: tuple[Annotation, ...]) -> tuple[int, ...] | None:
         """Numbers of the targets, or nothing where one of them has no mask."""
@@ -96,7 +97,9 @@ class _Regions:
             line = f"{plan.path}: annotation {annotation.id}: {error}; use its authors' annotations"
             self.problems[line] = None
             return False
-        self.tiny += region.tiny
+        self.notes.update(misplaced(stored, region.counts, annotation.box, plan.height, plan.width))
+        if region.tiny:
+            self.notes[TINY] += region.tiny
         self.index[annotation.id] = len(self.targets)
         self.targets.append(Target(region.counts, annotation.category))
         return True

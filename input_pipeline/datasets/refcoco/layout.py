@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from input_pipeline.datasets.conversion import Plan, SourceError
 from input_pipeline.datasets.json_stream import elements
 from input_pipeline.datasets.refcoco.refs import Ref, read_refs
+from input_pipeline.segmentation import stated_box
 
 #: Where refer, and the people who shortened its paths, keep the images of COCO train2014.
 IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")
@@ -66,11 +67,12 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """A region, as COCO has it; `segmentation` is JSON, which is small."""
+    """A region, as COCO has it; `segmentation` is JSON, which is small, `box` may be empty."""
 
     id: int
     category: str
     segmentation: bytes
+    box: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +151,7 @@ class _Instances:
         wanted_images = {r.image_id for r in refs}
         wanted = {i for r in refs for i in r.ann_ids}
         images: dict[int, tuple[str, int, int]] = {}
-        found: dict[int, tuple[int, int, bytes]] = {}
+        found: dict[int, tuple[int, int, bytes, tuple[float, ...]]] = {}
         names: dict[int, str] = {}
         crowds: set[int] = set()
         try:
@@ -161,14 +163,15 @@ class _Instances:
                     images[entry["id"]] = (str(entry["file_name"]), *size)
                 elif key == "annotations" and entry["id"] in wanted:
                     region = json.dumps(entry["segmentation"]).encode()
-                    found[entry["id"]] = entry["image_id"], entry["category_id"], region
+                    box = stated_box(entry.get("bbox"))
+                    found[entry["id"]] = entry["image_id"], entry["category_id"], region, box
                     if entry.get("iscrowd"):
                         crowds.add(entry["id"])
             if not names:
                 raise KeyError("categories")
             annotations = {
-                i: (image_id, Annotation(i, names[category_id], region))
-                for i, (image_id, category_id, region) in found.items()
+                i: (image_id, Annotation(i, names[category_id], region, box))
+                for i, (image_id, category_id, region, box) in found.items()
             }
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
