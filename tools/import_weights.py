@@ -7,6 +7,13 @@ has digests, and needs neither the source nor the network again. Sizes are the s
 `--preset=B/16` they must be that preset's, and the table of positions is resized to its image. The
 formats: openai_clip, hf_clip, openclip, and of single towers hf_swin, ms_swin, hf_bert (see
 docs/weights.md).
+
+    python -m tools.import_weights --format=rela --source=FILE --output=CKPT
+
+writes the released ReLA as a whole model: `main.py --mode=eval` takes it by
+`--config.init.checkpoint=CKPT`, tools.predict and tools.export by `--checkpoint=CKPT`. Its words are
+BERT's: `--tokenizer=FILE` names a downloaded tokenizer.json, without which the hub is asked for
+bert-base-uncased whenever the model is used.
 """
 
 import argparse
@@ -25,8 +32,9 @@ from refseg_jax.errors import UserError
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
+from refseg_jax.tokenizers import check_tokenizer
 from refseg_jax.train_state import Forward
-from refseg_jax.weights import clip, towers
+from refseg_jax.weights import clip, rela, towers
 from refseg_jax.weights.clip_files import open_clip
 from refseg_jax.weights.loader import Plan, load
 
@@ -37,7 +45,8 @@ class Request(NamedTuple):
     format: str
     source: str
     sha256: str
-    preset: str
+    preset: str = ""
+    tokenizer: str = ""
 
 
 class Imported(NamedTuple):
@@ -55,6 +64,7 @@ class Imported(NamedTuple):
 
 
 def _import_clip(request: Request) -> Imported:
+    _only_of("rela", tokenizer=request.tokenizer)
     found = open_clip(request.source, format=request.format, sha256=request.sha256)
     name = found.weights.name
     known = {"activation": found.facts.activation, "eos_id": found.facts.eos_id}
@@ -80,8 +90,8 @@ def _import_clip(request: Request) -> Imported:
 
 
 def _import_tower(request: Request) -> Imported:
-    if request.preset:
-        raise UserError(f"--preset={request.preset}: only of CLIP's formats; leave it away")
+    _only_of("rela", tokenizer=request.tokenizer)
+    _only_of("CLIP's formats", preset=request.preset)
     found = towers.open_tower(request.source, format=request.format, sha256=request.sha256)
     target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
     plan = found.plan(target)
@@ -91,12 +101,36 @@ def _import_tower(request: Request) -> Imported:
     return Imported(params, plan, {"tower": {**origin, "config": config}})
 
 
+def _import_rela(request: Request) -> Imported:
+    _only_of("CLIP's formats", preset=request.preset)
+    found = rela.open_rela(request.source, sha256=request.sha256)
+    tokenizer = request.tokenizer or rela.TOKENIZER
+    if request.tokenizer:
+        here = Path(tokenizer).expanduser()
+        # The folder may be used from elsewhere.
+        tokenizer = str(here.resolve()) if here.exists() else tokenizer
+        check_tokenizer(tokenizer, rela.CONTEXT_LENGTH, found.config)
+    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
+    plan = found.plan(target)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
+    return Imported(params, plan, {**found.run_config(tokenizer), "rela": origin})
+
+
+def _only_of(formats: str, **flag: str) -> None:
+    """Refuses a flag that another format has."""
+    for name, value in flag.items():
+        if value:
+            raise UserError(f"--{name}={value}: only of {formats}; leave it away")
+
+
 #: What imports each format.
 FORMATS: Mapping[str, Callable[[Request], Imported]] = {
     "openai_clip": _import_clip,
     "hf_clip": _import_clip,
     "openclip": _import_clip,
     **dict.fromkeys(towers.FORMATS, _import_tower),
+    "rela": _import_rela,
 }
 
 
@@ -152,10 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--sha256", default="", help="of the weight file; checked where given")
     parser.add_argument("--preset", default="", choices=["", *PRESETS], help="sizes to insist on")
-    options = parser.parse_args(arguments)
-    request = Request(options.format, options.source, options.sha256, options.preset)
+    parser.add_argument("--tokenizer", default="", help="of rela: BERT's tokenizer.json, or a name")
+    options = vars(parser.parse_args(arguments))
+    output = options.pop("output")
+    request = Request(**options)
     try:
-        print(summary(run(request, options.output).plan))
+        print(summary(run(request, output).plan))
     except (UserError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -164,8 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = " ".join(f"{type(error).__name__} {error}".split())[:300]
         print(f"error: {request.source}: cannot be imported ({line}); try another", file=sys.stderr)
         return 1
-    start = f" (a run starts from it by --config.init.clip={options.output})"
-    print(f"written: {options.output}{start if options.format in clip.FORMATS else ''}")
+    field = "checkpoint" if request.format == "rela" else "clip"
+    start = f" (a run starts from it by --config.init.{field}={output})"
+    print(f"written: {output}{'' if request.format in towers.FORMATS else start}")
     return 0
 
 

@@ -29,7 +29,8 @@ _CLASSIFIER_NORM = (
     "the norm before a classifier; Swin's object detection and LAVT start each stage's norm afresh"
 )
 _STAGE_NORM = "norms of the stages' outputs: fresh, because a classifier has none"
-_INDEX = "which row of the table belongs to which pair, which the tower makes itself"
+#: Why the pairs' index of relative positions is not read.
+INDEX = "which row of the table belongs to which pair, which the tower makes itself"
 
 
 def hf_swin(entries: Iterable[str], prefix: str = "") -> Table:
@@ -64,7 +65,7 @@ def hf_swin(entries: Iterable[str], prefix: str = "") -> Table:
         *_stage_norms(r"hidden_states_norms\.stage{}", 1, prefix),
     )
     unread = {
-        r".*\.relative_position_index": _INDEX,
+        r".*\.relative_position_index": INDEX,
         rf"{tower}layernorm\.(weight|bias)": _CLASSIFIER_NORM,
         r"classifier\.(weight|bias)": "the classifier of ImageNet's classes",
     }
@@ -100,7 +101,7 @@ def ms_swin(entries: Iterable[str], prefix: str = "") -> Table:
         *_stage_norms(rf"{tower}norm{{}}", 0, prefix),
     )
     unread = {
-        r".*\.relative_position_index": _INDEX,
+        r".*\.relative_position_index": INDEX,
         r".*\.attn_mask": "the mask of shifted windows, which the tower makes for any size of image",
         rf"{tower}norm\.(weight|bias)": _CLASSIFIER_NORM,
         rf"{tower}head\.(weight|bias)": "the classifier of ImageNet's classes",
@@ -119,7 +120,7 @@ def relative_positions(value: Any, shape: tuple[int, ...]) -> Any:
 
 def _patches(source: str, prefix: str) -> tuple[Rule, Rule]:
     """A convolution of 4 x 4 pixels to a product of flat patches (row, column, colour)."""
-    flat = lambda value, shape: convolution(value, shape).reshape(shape)  # noqa: E731
+    flat = lambda value, shape: convolution(value, shape).reshape(-1, value.shape[0])  # noqa: E731
     return (
         rename(rf"{source}\.weight", f"{prefix}patch_embedding.kernel", flat),
         rename(rf"{source}\.bias", f"{prefix}patch_embedding.bias"),

@@ -33,8 +33,14 @@ def convolution(value: Any, shape: tuple[int, ...]) -> Any:
     return value.transpose(2, 3, 1, 0)
 
 
+def pointwise(value: Any, shape: tuple[int, ...]) -> Any:
+    """A Conv1d or Conv2d of one place `[outputs, inputs, 1(, 1)]` to a kernel `[inputs, outputs]`."""
+    del shape
+    return value.reshape(value.shape[:2]).transpose(1, 0)
+
+
 def row(value: Any, shape: tuple[int, ...]) -> Any:
-    """A vector `[width]` to a table of one row `[1, width]`."""
+    """A vector `[width]` to a table of one row `[1, width]`, a number `[]` to `[1]`."""
     del shape
     return value[None]
 

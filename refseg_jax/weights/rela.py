@@ -1,0 +1,323 @@
+"""The released ReLA (henghuiding/ReLA): its table, its sizes, and the config that it runs with.
+
+Names and layouts: `gres_model/GRES.py`, `modeling/backbone/swin.py`, `modeling/pixel_decoder/
+msdeformattn.py` and `modeling/transformer_decoder/referring_transformer_decoder.py` of that repository;
+those of deformable attention's four products: `ops/modules/ms_deform_attn.py` of Mask2Former, which it
+took over; those below `text_encoder`: transformers' `BertModel`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from refseg_jax.colours import IMAGENET_MEAN, IMAGENET_STD
+from refseg_jax.errors import UserError
+from refseg_jax.models.rela import ReLA
+from refseg_jax.models.rela_config import ReLAConfig
+from refseg_jax.train_state import Forward
+from refseg_jax.weights import bert, hub, loader, swin, towers
+from refseg_jax.weights.folder import weight_file
+from refseg_jax.weights.loader import Plan, Weights
+from refseg_jax.weights.readers import open_weights
+from refseg_jax.weights.table import (
+    Rule,
+    Table,
+    convolution,
+    linear,
+    norm,
+    packed,
+    pointwise,
+    rename,
+    row,
+    transposed,
+)
+
+#: What the public code sets and no array tells: heads of all attention but the towers', tokens of an
+#: expression, and where its probabilities are cut.
+HEADS, CONTEXT_LENGTH, THRESHOLD = 8, 20, 0.5
+
+#: Whose vocabulary the words are of.
+TOKENIZER = "bert-base-uncased"
+
+_SWIN, _BERT = "backbone.", "text_encoder."
+_PIXELS, _REGIONS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+
+#: Where the public code's gate is closed, see `LanguageSwinConfig.gate`.
+_DEAD = "a gate whose kernels are all zero: closed, and no gradient ever opens it"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedReLA:
+    """A released ReLA, opened.
+
+    Attributes:
+        weights: its arrays.
+        table: of its gate.
+        config: with the sizes of the file.
+    """
+
+    weights: Weights
+    table: Table
+    config: ReLAConfig
+
+    @property
+    def forward(self) -> Forward[ReLA]:
+        """The model as functions of its parameters."""
+        config = self.config
+        return Forward(lambda rngs: ReLA(config, rngs=rngs))
+
+    def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
+        """`loader.plan` of the whole model.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
+
+    def run_config(self, tokenizer: str = TOKENIZER) -> dict[str, Any]:
+        """What a predictor, an evaluation or an export reads of a run's config.
+
+        Args:
+            tokenizer: as `refseg_jax.tokenizers.build_tokenizer` takes it.
+        """
+        return {
+            "model": {"name": "rela", **dataclasses.asdict(self.config)},
+            "data": {
+                "dataset": "grefcoco/unc_raw",
+                "resize": "stretch",
+                "context_length": CONTEXT_LENGTH,
+                "tokenizer": tokenizer,
+            },
+            "eval": {"threshold": THRESHOLD, "protocol": "gres"},
+        }
+
+
+def open_rela(source: str, *, sha256: str = "") -> OpenedReLA:
+    """Opens a released ReLA; of its arrays only the gates' are read.
+
+    Args:
+        source: the file, or a folder that holds it alone.
+        sha256: of the file, see `open_weights`.
+
+    Raises:
+        UserError: nothing is there, it is damaged, or is another model.
+    """
+    path = hub.local_path(source)
+    file = weight_file(path, ()) if path.is_dir() else path
+    weights = open_weights(file, sha256=sha256)
+    if any(entry.startswith(f"{_SWIN}stem.") for entry in weights.shapes):
+        raise UserError(f"{file}: a ReLA with a ResNet; take the one with a Swin")
+    try:
+        config = sizes(weights.shapes)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{file}: not the weights of a released ReLA ({type(error).__name__}: "
+            f"{str(error)[:100]}); name another file or another format"
+        ) from None
+    _check_pixels(weights)
+    live = _gate_is_live(weights, config)
+    config = dataclasses.replace(config, gate="live" if live else "closed")
+    return OpenedReLA(weights, rela(live=live), config)
+
+
+def rela(*, live: bool) -> Table:
+    """The table of the public code's state dict.
+
+    Args:
+        live: whether the gates are read; closed ones have no parameters.
+    """
+    ours = "vision.swin."
+    stage = r"backbone\.layers\.(\d+)"
+    positions = rf"{stage}\.blocks\.(\d+)\.attn\.relative_position_bias_table"
+    gates = (
+        rename(rf"{stage}\.res_gate\.0\.weight", r"vision.gates.\1.up.kernel", transposed),
+        rename(rf"{stage}\.res_gate\.2\.weight", r"vision.gates.\1.down.kernel", transposed),
+    )
+    rules = (
+        # Before the tower's own rule, which resizes the table: here the window is the file's.
+        rename(positions, rf"{ours}stages.\1.blocks.\2.relative_positions"),
+        *_below(_SWIN, swin.ms_swin((), ours).rules),
+        *_fusion(rf"{stage}\.fusion", r"vision.fusions.\1"),
+        *(gates if live else ()),
+        *_below(_BERT, bert.hf_bert((), "text.").rules),
+        *_pixel_decoder(re.escape(_PIXELS), "pixels"),
+        *_relationship(re.escape(_REGIONS), "regions"),
+    )
+    unread = {
+        rf"{stage}\.blocks\.\d+\.attn\.relative_position_index": swin.INDEX,
+        r"text_encoder\.embeddings\.position_ids": "0, 1, 2, ..., which older versions stored",
+        "pixel_mean|pixel_std": "ImageNet's mean and deviation, which were compared",
+        r"criterion\.empty_weight": "the weights of the loss's classes",
+        **({} if live else {rf"{stage}\.res_gate\.[02]\.weight": _DEAD}),
+    }
+    return Table(rules, unread, {})
+
+
+def sizes(source: Mapping[str, jax.ShapeDtypeStruct]) -> ReLAConfig:
+    """The sizes of a released ReLA, all of which but the heads its arrays tell; the gate is closed.
+
+    Raises:
+        KeyError, ValueError: it is no ReLA, or its sizes do not fit together.
+    """
+    image = towers.swin_sizes(swin.ms_swin(()), _part(_SWIN, source), {})
+    text = towers.bert_sizes(bert.hf_bert(()), _part(_BERT, source), {})
+    shape = lambda name: source[name].shape  # noqa: E731
+    encoder = f"{_PIXELS}transformer.encoder.layers"
+    levels, width = shape(f"{_PIXELS}transformer.level_embed")
+    regions = shape(f"{_REGIONS}query_feat.weight")[0]
+    return ReLAConfig(
+        swin_width=image.width,
+        swin_depths=image.depths,
+        swin_heads=image.heads,
+        window=image.window,
+        vocab_size=text.vocab_size,
+        text_positions=text.positions,
+        text_width=text.width,
+        text_layers=text.layers,
+        text_heads=text.heads,
+        text_hidden=text.hidden,
+        width=width,
+        heads=HEADS,
+        pixel_layers=_count(source, rf"{re.escape(encoder)}\.\d+\.norm1\.weight"),
+        pixel_points=shape(f"{encoder}.0.self_attn.attention_weights.bias")[0] // (HEADS * levels),
+        pixel_hidden=shape(f"{encoder}.0.linear1.bias")[0],
+        side=math.isqrt(regions),
+        region_layers=_count(source, rf"{re.escape(_REGIONS)}RIA_layers\.\d+\.norm\.weight"),
+        region_hidden=shape(f"{_REGIONS}transformer_ffn_layers.0.linear1.bias")[0],
+    )
+
+
+def _count(source: Iterable[str], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, entry) is not None for entry in source)
+
+
+def _part(
+    prefix: str, source: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A tower's entries by their own names."""
+    return {e.removeprefix(prefix): leaf for e, leaf in source.items() if e.startswith(prefix)}
+
+
+def _below(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """A tower's rules for entries whose names begin with a prefix."""
+    return tuple(Rule(re.escape(prefix) + rule.pattern, rule.writes) for rule in rules)
+
+
+def _pointwise(source: str, target: str) -> tuple[Rule, Rule]:
+    """A convolution of one place to a Linear."""
+    return (
+        rename(rf"{source}\.weight", f"{target}.kernel", pointwise),
+        rename(rf"{source}\.bias", f"{target}.bias"),
+    )
+
+
+def _fusion(source: str, target: str) -> tuple[Rule, ...]:
+    attention = rf"{source}\.image_lang_att"
+    return (
+        *_pointwise(rf"{source}\.vis_project\.0", f"{target}.vision"),
+        *_pointwise(rf"{attention}\.f_query\.0", f"{target}.query"),
+        *_pointwise(rf"{attention}\.f_key\.0", f"{target}.key"),
+        *_pointwise(rf"{attention}\.f_value\.0", f"{target}.value"),
+        *_pointwise(rf"{attention}\.W\.0", f"{target}.out"),
+        *_pointwise(rf"{source}\.project_mm\.0", f"{target}.join"),
+    )
+
+
+def _pixel_decoder(source: str, target: str) -> tuple[Rule, ...]:
+    """Levels stand the coarsest first in both; the pyramid's convolutions have norms and no bias."""
+    layer, ours = rf"{source}transformer\.encoder\.layers\.(\d+)", rf"{target}.layers.\1"
+    attention = rf"{layer}\.self_attn"
+    return (
+        *_pointwise(rf"{source}input_proj\.(\d+)\.0", rf"{target}.projections.\1.linear"),
+        *norm(rf"{source}input_proj\.(\d+)\.1", rf"{target}.projections.\1.norm"),
+        rename(rf"{source}transformer\.level_embed", f"{target}.level_embedding"),
+        *linear(rf"{attention}\.sampling_offsets", f"{ours}.attention.offsets"),
+        *linear(rf"{attention}\.attention_weights", f"{ours}.attention.shares"),
+        *linear(rf"{attention}\.value_proj", f"{ours}.attention.value"),
+        *linear(rf"{attention}\.output_proj", f"{ours}.attention.out"),
+        *norm(rf"{layer}\.norm1", f"{ours}.attention_norm"),
+        *linear(rf"{layer}\.linear1", f"{ours}.mlp.up"),
+        *linear(rf"{layer}\.linear2", f"{ours}.mlp.down"),
+        *norm(rf"{layer}\.norm2", f"{ours}.mlp_norm"),
+        rename(rf"{source}adapter_1\.weight", f"{target}.lateral.linear.kernel", pointwise),
+        *norm(rf"{source}adapter_1\.norm", f"{target}.lateral.norm"),
+        rename(rf"{source}layer_1\.weight", f"{target}.convolution.kernel", convolution),
+        *norm(rf"{source}layer_1\.norm", f"{target}.convolution_norm"),
+        *_pointwise(rf"{source}mask_features", f"{target}.mask_projection"),
+    )
+
+
+def _relationship(source: str, target: str) -> tuple[Rule, ...]:
+    memory, queries = rf"{source}RIA_layers\.(\d+)", rf"{source}RLA_vision\.(\d+)"
+    mlp, words = rf"{source}transformer_ffn_layers\.(\d+)", rf"{source}RLA_lang_att"
+    ours = rf"{target}.layers.\1"
+    return (
+        rename(rf"{source}query_feat\.weight", f"{target}.queries"),
+        rename(rf"{source}query_embed\.weight", f"{target}.places"),
+        rename(rf"{source}level_embed\.weight", f"{target}.level_embedding"),
+        *_attention(rf"{memory}\.multihead_attn", f"{ours}.cross_attention"),
+        *norm(rf"{memory}\.norm", f"{ours}.cross_attention_norm"),
+        *_attention(rf"{queries}\.self_attn", f"{ours}.self_attention"),
+        *norm(rf"{queries}\.norm", f"{ours}.self_attention_norm"),
+        *linear(rf"{mlp}\.linear1", f"{ours}.mlp.up"),
+        *linear(rf"{mlp}\.linear2", f"{ours}.mlp.down"),
+        *norm(rf"{mlp}\.norm", f"{ours}.mlp_norm"),
+        rename(rf"{source}lang_proj\.weight", f"{target}.words.kernel", transposed),
+        rename(rf"{source}lang_weight", f"{target}.words_gate", row),
+        *_attention(rf"{words}\.multihead_attn", f"{target}.words_attention"),
+        *norm(rf"{words}\.norm", f"{target}.words_norm"),
+        *norm(rf"{source}decoder_norm", f"{target}.norm"),
+        *linear(rf"{source}mask_embed\.layers\.(\d+)", rf"{target}.filter.layers.\1"),
+        *linear(rf"{source}minimap_embed", f"{target}.minimap"),
+        *linear(rf"{source}nt_embed\.layers\.(\d+)", rf"{target}.presence.layers.\1"),
+    )
+
+
+def _attention(source: str, target: str) -> tuple[Rule, ...]:
+    """torch's MultiheadAttention."""
+    three = (f"{target}.query", f"{target}.key", f"{target}.value")
+    return (
+        *packed(source, three, "in_proj_weight", "in_proj_bias"),
+        *linear(rf"{source}\.out_proj", f"{target}.out"),
+    )
+
+
+def _check_pixels(weights: Weights) -> None:
+    """Compares what images are normalised with, where the file tells it, with what our Swin does.
+
+    Raises:
+        UserError: they differ.
+    """
+    for entry, ours in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
+        if entry not in weights.shapes:
+            continue
+        found = np.ravel(weights.read(entry))
+        if found.shape != (3,) or not np.allclose(found, 255 * np.array(ours), atol=1e-2):
+            raise UserError(
+                f"{weights.name}: {entry} is {found[:4].tolist()}, the model has ImageNet's "
+                f"{[round(255 * x, 3) for x in ours]}: take other weights"
+            )
+
+
+def _gate_is_live(weights: Weights, config: ReLAConfig) -> bool:
+    """Whether any number of any gate is not zero.
+
+    Raises:
+        UserError: a gate is missing or of another shape: a closed one has no parameter of the model
+            to be compared with.
+    """
+    live = False
+    for number, width in enumerate(config.image_tower.widths[:-1]):
+        for part in (0, 2):
+            entry = f"{_SWIN}layers.{number}.res_gate.{part}.weight"
+            leaf = weights.shapes.get(entry)
+            if leaf is None or leaf.shape != (width, width):
+                found = "missing" if leaf is None else f"{leaf.shape}, not {(width, width)}"
+                raise UserError(f"{weights.name}: entry {entry!r} is {found}; take another file")
+            live = live or bool(np.any(weights.read(entry)))
+    return live

@@ -1,0 +1,157 @@
+"""The released ReLA: its plan at full size by shapes alone, a small file through all that reads it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_jax.checkpoint_params import load_params
+from refseg_jax.exports.source import load_start
+from refseg_jax.models import ReLA, build_model
+from refseg_jax.models.rela_config import ReLAConfig
+from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
+from refseg_jax.train_state import Forward
+from refseg_jax.weights import rela
+from refseg_jax.weights.loader import plan
+from tests.refseg_jax.weights import rela_sources
+from tests.refseg_jax.weights.rela_sources import BASE, PIXELS, REGIONS, SMALL, TINY
+from tools import predict
+from tools.import_weights import main
+
+Values = dict[str, np.ndarray]
+
+
+def structs(shapes: rela_sources.Shapes) -> dict[str, jax.ShapeDtypeStruct]:
+    kind = lambda name: jnp.int32 if rela_sources.is_index(name) else jnp.float32  # noqa: E731
+    return {name: jax.ShapeDtypeStruct(shape, kind(name)) for name, shape in shapes.items()}
+
+
+def test_the_sizes_are_those_of_the_public_configs():
+    assert rela.sizes(structs(rela_sources.rela(BASE))) == ReLAConfig()
+    tiny: Any = {"swin_width": 96, "swin_depths": (2, 2, 6, 2), "swin_heads": (3, 6, 12, 24)}
+    assert rela.sizes(structs(rela_sources.rela(TINY))) == ReLAConfig(**tiny, window=7)
+
+
+@pytest.mark.parametrize(("size", "live"), [(BASE, False), (SMALL, False), (SMALL, True)])
+def test_every_entry_is_read_and_every_parameter_written(size: rela_sources.Sizes, live: bool):
+    source = structs(rela_sources.rela(size))
+    config = dataclasses.replace(rela.sizes(source), gate="live" if live else "closed")
+    target = Forward(lambda rngs: ReLA(config, rngs=rngs)).shapes
+    found = plan(rela.rela(live=live), source, target, name="rela")
+    assert found.targets.keys() == target.keys() and not found.unwritten
+    assert found.reads.keys() | found.unread.keys() == source.keys()
+    gates = {name for name in source if "res_gate" in name}
+    assert len(gates) == 2 * (len(size.depths) - 1)
+    indices = {name for name in source if rela_sources.is_index(name)}
+    assert found.unread.keys() == indices | (set() if live else gates)
+
+
+def vocabulary(path: Path) -> Path:
+    """A tokenizer.json of words, whose special tokens have BERT's ids."""
+    words = ["[PAD]", *(f"[unused{n}]" for n in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += ["the", "red", "car", "left", "two", "men"]
+    model = {
+        "type": "WordLevel",
+        "vocab": {w: n for n, w in enumerate(words)},
+        "unk_token": "[UNK]",
+    }
+    special = [
+        {"id": n, "content": words[n], "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for n in (0, 100, 101, 102, 103)
+    ]
+    shape = {"version": "1.0", "model": model, "added_tokens": special}
+    path.write_text(json.dumps(shape | {"pre_tokenizer": {"type": "Whitespace"}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def values() -> Values:
+    return rela_sources.arrays(rela_sources.rela(SMALL), live=False)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory, values: Values) -> Path:
+    """The folder that the command line makes of a small checkpoint."""
+    folder = tmp_path_factory.mktemp("rela")
+    source = rela_sources.checkpoint(folder / "gres_swin_base.pth", values)
+    words = vocabulary(folder / "tokenizer.json")
+    flags = [f"--source={source}", f"--output={folder / 'out'}", f"--tokenizer={words}"]
+    assert main(["--format=rela", *flags]) == 0
+    return folder / "out"
+
+
+def test_every_number_of_the_file_is_in_the_model(imported: Path, values: Values):
+    """Kernels are compared by what is in them: how they are laid out is the parity test's."""
+    params, record = load_params(imported)
+    left = [name for name in values if rela_sources.is_index(name) or "res_gate" in name]
+    numbers = np.concatenate([x.ravel() for name, x in values.items() if name not in left])
+    ours = np.concatenate([np.ravel(x) for x in params.values()])
+    np.testing.assert_array_equal(np.sort(ours), np.sort(numbers))
+    assert len(np.unique(numbers)) > 0.99 * numbers.size
+    assert record["model"]["gate"] == "closed" and record["model"]["swin_depths"] == [1, 2, 1, 1]
+
+
+def test_where_what_looks_alike_belongs(imported: Path, values: Values):
+    params, _ = load_params(imported)
+    same = {
+        "regions.queries": f"{REGIONS}.query_feat.weight",
+        "regions.places": f"{REGIONS}.query_embed.weight",
+        "regions.level_embedding": f"{REGIONS}.level_embed.weight",
+        "pixels.level_embedding": f"{PIXELS}.transformer.level_embed",
+        "regions.layers.1.cross_attention_norm.scale": f"{REGIONS}.RIA_layers.1.norm.weight",
+        "regions.layers.1.self_attention_norm.bias": f"{REGIONS}.RLA_vision.1.norm.bias",
+        "regions.words_norm.bias": f"{REGIONS}.RLA_lang_att.norm.bias",
+        "vision.swin.norms.2.scale": "backbone.norm2.weight",
+        "pixels.layers.1.attention_norm.scale": f"{PIXELS}.transformer.encoder.layers.1.norm1.weight",
+    }
+    for ours, theirs in same.items():
+        np.testing.assert_array_equal(params[ours], values[theirs], err_msg=ours)
+    turned = {
+        "vision.fusions.1.query": "backbone.layers.1.fusion.image_lang_att.f_query.0",
+        "vision.fusions.1.out": "backbone.layers.1.fusion.image_lang_att.W.0",
+        "vision.fusions.1.vision": "backbone.layers.1.fusion.vis_project.0",
+        "vision.fusions.1.join": "backbone.layers.1.fusion.project_mm.0",
+        "vision.fusions.1.key": "backbone.layers.1.fusion.image_lang_att.f_key.0",
+        "vision.fusions.1.value": "backbone.layers.1.fusion.image_lang_att.f_value.0",
+        "pixels.layers.1.attention.value": f"{PIXELS}.transformer.encoder.layers.1.self_attn.value_proj",
+        "pixels.projections.0.linear": f"{PIXELS}.input_proj.0.0",
+        "regions.filter.layers.1": f"{REGIONS}.mask_embed.layers.1",
+    }
+    for ours, theirs in turned.items():
+        weight = values[f"{theirs}.weight"]
+        matrix = weight.reshape(weight.shape[:2]).T
+        np.testing.assert_array_equal(params[f"{ours}.kernel"], matrix, err_msg=ours)
+        np.testing.assert_array_equal(params[f"{ours}.bias"], values[f"{theirs}.bias"])
+    key = values[f"{REGIONS}.RIA_layers.0.multihead_attn.in_proj_weight"][32:64]
+    np.testing.assert_array_equal(params["regions.layers.0.cross_attention.key.kernel"], key.T)
+
+
+def test_the_folder_runs_as_it_is(imported: Path, tmp_path: Path, capsys: Any):
+    """As `tools.predict` takes it, and as `main.py` does by `config.init.checkpoint`."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    flags = [f"--checkpoint={imported}", f"--image={tmp_path / 'image.png'}", "--text=the red car"]
+    assert predict.main([*flags, f"--output_dir={tmp_path / 'out'}"]) == 0, capsys.readouterr().err
+    (line,) = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert isinstance(json.loads(line)["present"], bool)
+    _, record = load_params(imported)
+    assert record["eval"]["threshold"] == 0.5 and record["data"]["resize"] == "stretch"
+    assert record["data"]["context_length"] == 20 and record["model"]["image_size"] == 480
+    target = Forward(lambda rngs: build_model(record["model"], rngs=rngs)).shapes
+    params, step = load_start(imported, abstract_params(target, make_mesh(MeshConfig())))
+    assert params.keys() == target.keys() and step == 0
+
+
+def test_a_gate_that_is_not_zero_is_live(tmp_path: Path, values: Values):
+    values = {name: value.copy() for name, value in values.items()}
+    values["backbone.layers.2.res_gate.2.weight"][1, 0] = 0.5
+    found = rela.open_rela(str(rela_sources.checkpoint(tmp_path / "x.pth", values)))
+    assert found.config.gate == "live"
+    assert not any("res_gate" in name for name in found.plan(found.forward.shapes).unread)
