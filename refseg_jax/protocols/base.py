@@ -220,7 +220,7 @@ class State:
                 yield f"{scope}/" if scope else "", buckets
 
 
-def required(pair: Pair, field: Literal["granularity", "group", "category"], name: str) -> str:
+def required(pair: Pair, field: Literal["granularity", "category"], name: str) -> str:
     """A field of the pair that a protocol cannot do without.
 
     Raises:
@@ -229,6 +229,7 @@ def required(pair: Pair, field: Literal["granularity", "group", "category"], nam
     value = getattr(pair, field)
     if not value:
         raise UserError(
-            f"pair {pair.id!r} has no {field}, which {name} needs: add it to its reference"
+            f"pair {pair.id!r} has no {field}, which {name} needs: its reference has to say it, or "
+            "the pair stays out (in an evaluation: of config.data.granularities)"
         )
     return value
