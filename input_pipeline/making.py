@@ -1,7 +1,7 @@
 """A row of a split as a batch of one row, and rows as a batch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,20 +122,29 @@ class MakeRow:
             )
         for n, frame in enumerate(example.frames):
             self._pack_frame(batch, n, frame)
-        first = example.frames[0].expressions
         missing = ("",) * (config.images - len(example.frames))
         meta = RowMeta(
             key=example.key,
             image_ids=tuple(f.record.image_id for f in example.frames) + missing,
-            pair_ids=tuple("" if e is None else e.id for e in first),
+            pair_ids=self._of_each(example, lambda record, e: e.id),
             expressions=example.texts,
-            granularities=tuple("" if e is None else e.granularity for e in first),
-            groups=tuple("" if e is None else e.group for e in first),
-            categories=tuple(
-                "" if e is None else category_of(example.frames[0].record, e) for e in first
-            ),
+            granularities=self._of_each(example, lambda record, e: e.granularity),
+            groups=self._of_each(example, lambda record, e: e.group),
+            categories=self._of_each(example, category_of),
         )
         return HostBatch(batch, (meta,), self.name)
+
+    def _of_each(
+        self, example: Example, tell: Callable[[Record, Expression], str]
+    ) -> tuple[str, ...]:
+        """What is told of each pair, image by image; `""` for padding."""
+        count = self.config.pairs
+        told = [""] * (self.config.images * count)
+        for n, frame in enumerate(example.frames):
+            for k, expression in enumerate(frame.expressions):
+                if expression is not None:
+                    told[n * count + k] = tell(frame.record, expression)
+        return tuple(told)
 
     def _tokenize(
         self, tokenizer: Tokenizer, record: Record, texts: list[str]
@@ -187,8 +196,8 @@ class MakeRow:
             affine=np.tile(np.eye(2, 3, dtype=np.float32), (1, n, 1, 1)),
             native=np.zeros((1, n, k, *c.canvas), np.uint8) if self.native else None,
         )
-        empty = ("",) * k
-        meta = RowMeta(key, ("",) * n, empty, empty, empty, error)
+        empty = ("",) * (n * k)
+        meta = RowMeta(key, ("",) * n, empty, ("",) * k, empty, error)
         return HostBatch(batch, (meta,), self.name)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -99,8 +99,9 @@ def misplaced(
         notes[LEAVES] = leaving
     if box:
         rle: Any = {"size": [height, width], "counts": counts}
-        own: Any = coco_mask.toBbox(rle)[None]
-        if coco_mask.iou(own, np.array([box], np.float64), [0]).item() < _SAME_BOX:
+        own, stated = coco_mask.toBbox(rle)[None], np.array([box], np.float64)
+        overlap: Any = coco_mask.iou(cast(Any, own), cast(Any, stated), [0])
+        if overlap.item() < _SAME_BOX:
             notes[AWAY] = 1
     return notes
 

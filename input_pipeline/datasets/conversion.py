@@ -35,8 +35,8 @@ class Outcome:
     Attributes:
         record: `None` where nothing of it is of use.
         problems: one line (file, reason, cure) for each thing that had to be left out.
-        notes: how many things of a kind were left out, or mended, without being a fault of the
-            copy at hand, e.g. `{"polygons of fewer than three points, left out of masks": 2}`.
+        notes: how many things of a kind were left out, mended, or are odd, without being a fault
+            of the copy at hand, e.g. `{"polygons of fewer than three points, left out of masks": 2}`.
     """
 
     record: Record | None
@@ -54,12 +54,14 @@ class Plan:
         held_out: image ids by evaluation split, of every one that the source knows, built or not;
             by them, training on another dataset leaves those images out. Where a split is missing
             here, those of its records are taken.
+        facts: figures of the source that are no defect, e.g. its number of groups.
     """
 
     splits: Mapping[str, Sequence[Any]]
     problems: tuple[str, ...] = ()
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     held_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,12 +173,11 @@ class _Pickles:
                 continue
             asked |= dict.fromkeys(sentences)
             items.append(self._item(image_id, image, path, sentences, regions))
-        notes = {_note(kind): len(asked)}
         held_out = {"test": tuple(f"d3/{image_id}" for image_id in sorted(self.images))}
         left = [item for item in items if item.descriptions]
-        if len(left) < len(items):
-            notes[NOT_SATISFIED] = len(items) - len(left)
-        return Plan({"test": tuple(left)}, tuple(problems), notes, held_out)
+        notes = {NOT_SATISFIED: len(items) - len(left)} if len(left) < len(items) else {}
+        facts = {_fact(kind): len(asked)}
+        return Plan({"test": tuple(left)}, tuple(problems), notes, held_out, facts)
 
     def _item(
         self,
@@ -248,14 +247,13 @@ def _read_json(source: Path, *, kind: _Kind) -> Plan:
             f"{file}: {key} {entry!r:.60} is not as D3 has it ({type(error).__name__}: {error}); "
             f"{_CURE}"
         ) from None
-    notes = {_note(kind): len(texts)}
-    if len(images) > len(items) + len(problems):
-        notes[NOT_SATISFIED] = len(images) - len(items) - len(problems)
+    without = len(images) - len(items) - len(problems)
     return Plan(
         {"test": tuple(items)},
         tuple(problems),
-        notes,
+        {NOT_SATISFIED: without} if without else {},
         {"test": tuple(f"d3/{image_id}" for image_id in sorted(images))},
+        {_fact(kind): len(texts)},
     )
 
 
@@ -294,7 +292,7 @@ def _missing(folder: Path, file_name: str) -> str:
     return f"{folder}: no {file_name!r:.80} there; unpack d3_images.zip again"
 
 
-def _note(kind: _Kind) -> str:
+def _fact(kind: _Kind) -> str:
     return f"descriptions (D3 has {_DESCRIPTIONS[kind]})"
 
 

@@ -5,12 +5,16 @@ import concurrent.futures
 import itertools
 import multiprocessing
 from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from input_pipeline.workers import end_with_parent
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+#: What a worker process computes.
+_function: Callable[[Any], Any] | None = None
 
 
 def ordered_map(
@@ -32,20 +36,32 @@ def ordered_map(
     if not workers:
         yield from map(function, items)
         return
+    # The function travels once to each worker, which keeps what it opens, and not with each item.
     # Spawned: forking a process that has threads (JAX's) may deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=end_with_parent
+        workers, mp_context=context, initializer=_begin, initargs=(function,)
     ) as pool:
         rest = iter(items)
         pending = collections.deque(
-            pool.submit(function, item) for item in itertools.islice(rest, 4 * workers)
+            pool.submit(_run, item) for item in itertools.islice(rest, 4 * workers)
         )
         try:
             while pending:
                 result = pending.popleft().result()
-                pending.extend(pool.submit(function, i) for i in itertools.islice(rest, 1))
+                pending.extend(pool.submit(_run, i) for i in itertools.islice(rest, 1))
                 yield result
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _function
+    end_with_parent()
+    _function = function
+
+
+def _run(item: Any) -> Any:
+    assert _function is not None
+    return _function(item)

@@ -1,5 +1,6 @@
 """Builds a published dataset out of its conversion."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,9 +113,7 @@ class _Builder(RecordBuilder, skip_registration=True):
                 f"{self._source_dir}: nothing of {self.source} is there; it must hold "
                 f"{self._conversion.layout}"
             )
-        return Plan(
-            {split: there[split] for split in chosen}, plan.problems, plan.notes, plan.held_out
-        )
+        return dataclasses.replace(plan, splits={split: there[split] for split in chosen})
 
     def _maker(self) -> Callable[[Any], Outcome]:
         return functools.partial(converted, self._conversion.convert, self.source)
@@ -132,7 +131,7 @@ class _Builder(RecordBuilder, skip_registration=True):
             if not counted["images"]:
                 raise SourceError(f"{self.source}: no image of {split} could be built")
         lines = compare(counts, self._conversion.published)
-        lines += [f"{note}: {number}" for note, number in notes.items()]
+        lines += [f"{name}: {number}" for name, number in [*plan.facts.items(), *notes.items()]]
         if problems:
             lines += [f"left out: {len(problems)} problems", *problems]
         (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ from input_pipeline.schema import Expression, Record, Target
 SPLITS = ("train", "valid", "test")
 _CURE = "unpack the dataset again"
 
-#: Notes of a build.
+#: A note and a fact of a build.
 NO_WORD = "expressions without a word, left out"
 UNBUILT = "{0}: {1} without published masks, held out and not built"
 
@@ -104,14 +104,15 @@ def read_plan(source: Path) -> Plan:
                 frame = Frame(video.name, name, image, labels, said, kinds.get(video.name, ()))
                 frames.append(frame)
     held_out: dict[str, tuple[str, ...]] = {}
+    facts: dict[str, int] = {}
     for split in SPLITS[1:]:
         if _expressions(source, split).is_file():
             unbuilt = videos(source, split)
             questions = sum(len(video.questions) for video in unbuilt)
-            notes[UNBUILT.format(split, "videos")] = len(unbuilt)
-            notes[UNBUILT.format(split, "expressions")] = questions
+            facts[UNBUILT.format(split, "videos")] = len(unbuilt)
+            facts[UNBUILT.format(split, "expressions")] = questions
             held_out[split] = tuple(f"ytvos/{v.name}/{f}" for v in unbuilt for f in v.frames)
-    return Plan({"train": tuple(frames)}, tuple(problems), notes, held_out)
+    return Plan({"train": tuple(frames)}, tuple(problems), notes, held_out, facts)
 
 
 def convert(item: Frame, source: str) -> Outcome:

@@ -31,7 +31,7 @@ from input_pipeline.datasets.refcoco.layout import IMAGE_FOLDERS
 
 SPLITS = ("val", "testA", "testB")
 
-#: Notes of a build.
+#: Facts of a build.
 REFERENCES = "expressions of parts in all splits (the paper has 70k)"
 MASKS = "masks of parts in all splits (the paper has 26k)"
 
@@ -52,11 +52,11 @@ def _read_plan(source: Path, *, files: str) -> Plan:
         empty += without
     plan = plan_of(source, splits, source / "masks", empty)
     parts = [s for found in splits.values() for s in found if s.granularity == "part"]
-    notes = {
+    facts = {
         REFERENCES: sum(len(s.sentences) for s in parts),
         MASKS: len({s.segment_id for s in parts}),
     }
-    return dataclasses.replace(plan, notes={**plan.notes, **notes})
+    return dataclasses.replace(plan, facts=facts)
 
 
 def _with_granularity(

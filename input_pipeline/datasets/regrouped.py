@@ -42,7 +42,7 @@ _SETS = {
     "g_refcg": ("refcocog", "umd", 2_451),
 }
 
-#: Notes of a build.
+#: Facts of a build.
 ALONE = "images without a sentence of another one and not drawn as negatives, left out"
 SHORT = "negatives that groups lack for want of other images"
 
@@ -107,14 +107,12 @@ def _read_plan(source: Path, *, name: str) -> Plan:
         splits[split], found, short = regroup(plans, split, name)
         groups, lacking, images = groups + found, lacking + short, images + len(plans)
     left_out = images - sum(map(len, splits.values()))
-    notes: Mapping[str, int] = {
+    facts: Mapping[str, int] = {
         f"groups in all splits (the GRSer paper has {published:,}, by a rule not published)": groups,
         SHORT: lacking,
         ALONE: left_out,
     }
-    return dataclasses.replace(
-        plan, splits=splits, notes={**plan.notes, **{n: k for n, k in notes.items() if k}}
-    )
+    return dataclasses.replace(plan, splits=splits, facts=facts)
 
 
 def _conversions() -> Iterator[Conversion]:
