@@ -159,11 +159,12 @@ def weighted_rows(table: jax.Array, entries: jax.Array, weights: jax.Array) -> j
     and adds to them (for the table's); on a CPU it does so in pieces that stay in the cache, on
     other backends in one piece, because a loop there leaves them idle.
 
-    Measured on a CPU of 2 cores, f32, forward / with backward, at 4725 tokens of 60 x 60, 30 x 30
-    and 15 x 15, 8 heads of 32 channels and 4 points: this 0.01 / 0.08 s; one gather of all corners,
-    stored, 0.20 / 0.25; `take_along_axis` on heads apart 0.14 / 0.35; gathers of 2 x 2 windows
-    0.40 / 0.40; dense products with hat functions, recomputed in pieces, 0.42 / 0.82; torch's
-    `grid_sample` a level 0.17 / 0.57.
+    Measured on a CPU of 2 cores, f32, corners included, forward / forward and backward, at 4725
+    tokens of 60 x 60, 30 x 30 and 15 x 15, 8 heads of 32 channels and 4 points: this 0.02 / 0.11 s;
+    written out, but with XLA's own gradient, 0.02 / 0.57; one gather of all corners, stored, 0.20 /
+    0.25; `take_along_axis` on heads apart 0.14 / 0.35; gathers of 2 x 2 windows 0.40 / 0.40; dense
+    products with hat functions, recomputed in pieces, 0.42 / 0.82; torch's `grid_sample` a level
+    0.17 / 0.57.
 
     Args:
         table: `[B, R, D]`.
