@@ -61,15 +61,16 @@ class RowMeta:
     Attributes:
         key: position of the row in its epoch-free source, `"<split>/<row index>"`, with the name of
             the member and a `/` before it in a mixture.
-        image_ids: `N` image ids.
-        pair_ids: `K` expression ids, unique in the dataset; `""` for padding.
+        image_ids: `N` image ids; `""` for padding.
+        pair_ids: `N * K` expression ids, unique in the dataset, image by image: those of image `n`
+            begin at `n * K`; `""` for padding.
         expressions: `K` texts; `""` for padding.
-        granularities: `K` names out of `GRANULARITIES`; `""` for padding.
+        granularities: `N * K` names out of `GRANULARITIES`, image by image; `""` for padding.
         error: why the row was quarantined (its pairs are then all invalid), or `""`.
-        groups: `K` names of the group of images (or frames) that share the expression, `""` where
-            there is none; or nothing at all.
-        categories: `K` names of the kind that is asked for, `""` where it is not known; or nothing
-            at all.
+        groups: `N * K` names of the group of images (or frames) that share the expression, image by
+            image, `""` where there is none; or nothing at all.
+        categories: `N * K` names of the kind that is asked for, image by image, `""` where it is not
+            known; or nothing at all.
     """
 
     key: str

@@ -219,13 +219,14 @@ class Evaluator:
                 None if logits is None else logits[b, n, k, :height, :width],
                 self.threshold,
             )
+            place = n * counts.shape[2] + k
             pair = Pair(
-                pair_id(meta, n, k),
+                meta.pair_ids[place],
                 regions,
                 bool(present[b, n, k]),
-                meta.granularities[k],
-                meta.groups[k] if meta.groups else "",
-                meta.categories[k] if meta.categories else "",
+                meta.granularities[place],
+                meta.groups[place] if meta.groups else "",
+                meta.categories[place] if meta.categories else "",
             )
             found.append(Seen(pair, regions, (b, n, k), meta))
         return found
@@ -240,7 +241,7 @@ class Evaluator:
                     image=np.asarray(host.batch.image[b, n]),
                     affine=np.asarray(host.batch.affine[b, n]),
                     expression=one.meta.expressions[k],
-                    granularity=one.meta.granularities[k],
+                    granularity=one.pair.granularity,
                     target=one.regions.target(),
                     # What a predictor shows: empty where nothing is present.
                     predicted=mask if one.pair.present else np.zeros_like(mask),
@@ -291,13 +292,6 @@ def _reference_line(pair: Pair) -> dict[str, Any]:
         "segmentation": predictions.encode(pair.regions.target()),
         **{name: value for name, value in known.items() if value},
     }
-
-
-def pair_id(meta: RowMeta, n: int, k: int) -> str:
-    """The id of a pair: the expression's, with the image's before it where there are several."""
-    return (
-        meta.pair_ids[k] if len(meta.image_ids) == 1 else f"{meta.image_ids[n]}/{meta.pair_ids[k]}"
-    )
 
 
 def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:

@@ -284,6 +284,7 @@ def test_images_of_a_group_share_their_words(group_dir: Path, images: int, rows:
     for values, meta in rows_of(list(eval_batches(config, batch_size=rows))):
         assert meta.error == "" and len(meta.image_ids) == images
         there = [bool(name) for name in meta.image_ids]
+        assert [bool(name) for name in meta.pair_ids] == there
         assert values["valid"][:, 0].tolist() == there, (
             "where images are missing, pairs are invalid"
         )
@@ -292,6 +293,9 @@ def test_images_of_a_group_share_their_words(group_dir: Path, images: int, rows:
             record = found[name]
             shared = record.expressions[-1]
             assert meta.expressions == (shared.text,)
+            said = (meta.pair_ids[n], meta.granularities[n], meta.groups[n], meta.categories[n])
+            kind = {(1,): "box", (2,): "lid", (): ""}[shared.targets]
+            assert said == (shared.id, "group", "g", kind), "of this image, not of the row's first"
             assert values["size"][n].tolist() == [record.height, record.width]
             assert values["present"][n, 0] == bool(shared.targets) == (name != "val2")
             native = values["native"][n, 0, : record.height, : record.width]

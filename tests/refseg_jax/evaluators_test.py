@@ -14,10 +14,11 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from input_pipeline import pipeline
-from input_pipeline.schema import Record
+from input_pipeline.schema import Expression, Record
 from refseg_jax.batch import HostBatch
 from refseg_jax.evaluators import mask_score
 from refseg_jax.pictures import Picture
+from refseg_jax.protocols import build_protocols
 from refseg_jax.train_state import Forward
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.refseg_jax.tiny_run import (
@@ -154,6 +155,48 @@ def test_scores_do_not_depend_on_the_order(
         return [pipeline.collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
 
     assert make_evaluator(data_dir, forward, batches=mixed).evaluate(params, 0) == dumped[0]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames that share an expression; in the first one nothing matches it."""
+
+    def shared(record: Record) -> Record:
+        there = record.image_id != "val0"
+        words, said = "the red box", ((0,), "object") if there else ((), "none")
+        one = Expression(f"{record.image_id}/red", words, *said, group="video")
+        return dataclasses.replace(record, expressions=(one,))
+
+    folder = tmp_path_factory.mktemp("videos")
+    build_tiny_dataset(folder, {"val": 5}, change=shared)
+    return folder
+
+
+@pytest.mark.parametrize("images", [2, 3, 8])
+def test_images_of_a_row_are_scored_and_named_as_they_are_alone(
+    videos: Path, forward: Forward, params: Any, images: int, tmp_path: Path
+) -> None:
+    """Else a dump of groups could not be compared with anybody's, nor with that of another N."""
+    found = {}
+    for n in (1, images):
+        config = data_config(
+            videos, sampling="group", granularities=("object", "none"), images=n, pairs=2
+        )
+        evaluator = make_evaluator(
+            videos,
+            forward,
+            batches=lambda config=config: pipeline.eval_batches(config, batch_size=2),
+            dump=tmp_path / str(n),
+            protocols=build_protocols("cris,gres,rvos"),
+        )
+        scores = evaluator.evaluate(params, 0)
+        found[n] = scores, _lines(tmp_path / str(n) / "references.jsonl")
+    assert found[1] == found[images]
+    scores, references = found[1]
+    said = {name: (line["granularity"], line["group"]) for name, line in references.items()}
+    kinds = ("none", "object", "object", "object", "object")
+    assert said == {f"val{n}/red": (kind, "video") for n, kind in enumerate(kinds)}
+    assert scores["object/count"] == 4 and scores["none/count"] == 1
 
 
 def test_images_of_many_sizes_take_one_compilation(
