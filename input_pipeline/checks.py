@@ -7,7 +7,8 @@ know, and that published datasets have too.
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pycocotools import mask as coco_mask
@@ -35,6 +36,8 @@ CHECKS: Mapping[str, Literal["fault", "remark"]] = {
     "expression id that occurs twice": "fault",
     "image of a training split that is also in an evaluation split": "fault",
     "same picture under two image ids, in training and evaluation": "fault",
+    "image of a training split that an evaluation set of another dataset has": "remark",
+    "image of two evaluation splits": "remark",
     "image that occurs twice in a split": "remark",
     "expression said twice of the same thing": "remark",
     "expression said of different things in one image": "remark",
@@ -53,12 +56,14 @@ class Finding(NamedTuple):
         split: where.
         text: one line: whose it is, and what it is.
         targets: indices of the record's targets that a picture should show.
+        number: how many things of a kind it is about.
     """
 
     check: str
     split: str
     text: str
     targets: tuple[int, ...] = ()
+    number: int = 1
 
     @property
     def is_fault(self) -> bool:
@@ -154,34 +159,74 @@ class Identity:
         return cls(record.image_id, digest, tuple(e.id for e in record.expressions))
 
 
-def split_findings(splits: Mapping[str, Iterable[Identity]]) -> list[Finding]:
-    """What is wrong between records: ids that occur twice, images in training and evaluation."""
-    found: list[Finding] = []
+def split_findings(splits: Mapping[str, Sequence[Identity]]) -> list[Finding]:
+    """What is wrong between records: what occurs twice, images in training and evaluation."""
     expressions: set[str] = set()
-    trained: dict[str, str] = {}
-    pictures: dict[bytes, tuple[str, str]] = {}
     # Training splits first, so that an evaluation split is what a finding names.
-    for split in sorted(splits, key=lambda s: not s.startswith("train")):
-        seen: set[str] = set()
-        training = split.startswith("train")
+    ordered = {split: splits[split] for split in sorted(splits, key=_is_evaluation)}
+    repeated = [f for split, of in ordered.items() for f in _repeated(split, of, expressions)]
+    return [*repeated, *_shared(ordered)]
+
+
+def _is_evaluation(split: str) -> bool:
+    return not split.startswith("train")
+
+
+def _repeated(split: str, identities: Sequence[Identity], said: set[str]) -> Iterator[Finding]:
+    """Images that occur twice in a split, and expression ids that occur twice; `said` grows."""
+    seen: set[str] = set()
+    for identity in identities:
+        image = f"image {identity.image_id}"
+        if identity.image_id in seen:
+            yield Finding("image that occurs twice in a split", split, image)
+        seen.add(identity.image_id)
+        for expression in identity.expression_ids:
+            if expression in said:
+                yield Finding("expression id that occurs twice", split, f"{image}: {expression!r}")
+            said.add(expression)
+
+
+def _shared(splits: Mapping[str, Sequence[Identity]]) -> Iterator[Finding]:
+    """Images of evaluation splits that another split has, under their id or another."""
+    trained = {i.image_id: s for s in splits if not _is_evaluation(s) for i in splits[s]}
+    pictures = {
+        i.digest: (s, i.image_id) for s in splits if not _is_evaluation(s) for i in splits[s]
+    }
+    evaluated: dict[str, str] = {}
+    for split in filter(_is_evaluation, splits):
         for identity in splits[split]:
             image = f"image {identity.image_id}"
-            if identity.image_id in seen:
-                found.append(Finding("image that occurs twice in a split", split, image))
-            seen.add(identity.image_id)
-            for expression in identity.expression_ids:
-                if expression in expressions:
-                    text = f"{image}: {expression!r}"
-                    found.append(Finding("expression id that occurs twice", split, text))
-                expressions.add(expression)
-            if training:
-                trained[identity.image_id] = split
-                pictures[identity.digest] = (split, identity.image_id)
-            elif identity.image_id in trained:
+            if identity.image_id in trained:
                 check = "image of a training split that is also in an evaluation split"
-                found.append(Finding(check, split, f"{image} is in {trained[identity.image_id]}"))
+                yield Finding(check, split, f"{image} is in {trained[identity.image_id]}")
             elif identity.digest in pictures:
                 check = "same picture under two image ids, in training and evaluation"
                 where, other = pictures[identity.digest]
-                found.append(Finding(check, split, f"{image} is image {other} of {where}"))
+                yield Finding(check, split, f"{image} is image {other} of {where}")
+            first = evaluated.setdefault(identity.image_id, split)
+            if first != split:
+                yield Finding("image of two evaluation splits", split, f"{image} is in {first}")
+
+
+def leak_findings(
+    splits: Mapping[str, Sequence[Identity]], sets: Mapping[str, Collection[str]]
+) -> list[Finding]:
+    """Which images of training splits are in evaluation sets of other datasets.
+
+    Args:
+        splits: what was examined.
+        sets: image ids by evaluation set (`leakage.evaluation_images`).
+
+    Returns:
+        A finding for each training split and each set that shares images with it.
+    """
+    found = []
+    for split in itertools.filterfalse(_is_evaluation, splits):
+        own = {identity.image_id for identity in splits[split]}
+        for name, ids in sets.items():
+            shared = sorted(own.intersection(ids))
+            if shared:
+                check = "image of a training split that an evaluation set of another dataset has"
+                text = f"{len(shared):,} images of {name}, e.g. image {shared[0]}"
+                found.append(Finding(check, split, text, number=len(shared)))
     return found

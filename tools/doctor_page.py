@@ -37,12 +37,25 @@ class Example:
     picture: bytes | None
 
 
-def picture(record: Record, finding: Finding) -> bytes | None:
-    """The record's image with the finding's targets drawn, as a JPEG; `None` where it is damaged."""
+def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, ...]:
+    """The findings of a record; the first of each check has a picture, if the image is sound."""
     try:
-        image = decode_image(record.image, name=record.file_name)
+        image = decode_image(record.image, name=record.file_name) if findings else None
     except ImageError:
-        return None
+        image = None
+    drawn: set[str] = set()
+    examples = []
+    for finding in findings:
+        picture = None
+        if image is not None and finding.check not in drawn:
+            picture = _picture(image, record, finding)
+        drawn.add(finding.check)
+        examples.append(Example(finding, picture))
+    return tuple(examples)
+
+
+def _picture(image: np.ndarray, record: Record, finding: Finding) -> bytes:
+    """A JPEG of the image with the finding's targets drawn."""
     for place, target in enumerate(finding.targets):
         try:
             mask = record.mask([target]).astype(bool)

@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import io
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.checks import CHECKS, Finding, Identity, record_findings, split_findings
+from input_pipeline.checks import (
+    CHECKS,
+    Finding,
+    Identity,
+    leak_findings,
+    record_findings,
+    split_findings,
+)
 from input_pipeline.datasets.own import build_records
 from input_pipeline.schema import Expression, Record, Target, encode_mask
+from tests.input_pipeline import regrouped_test
 from tests.input_pipeline.refcoco_files import (
     HEIGHT,
     WIDTH,
@@ -120,9 +130,11 @@ def test_what_is_wrong_between_records():
         "val": [identity("1"), identity("4", b"3"), identity("5", b"", "a")],
         "train": [identity("1"), identity("2"), identity("2"), identity("3", b"", "a")],
         "train_more": [identity("1")],
+        "testA": [identity("5")],
     }
     assert split_findings(splits) == [
         Finding("image that occurs twice in a split", "train", "image 2"),
+        Finding("expression id that occurs twice", "val", "image 5: 'a'"),
         Finding(
             "image of a training split that is also in an evaluation split",
             "val",
@@ -133,8 +145,16 @@ def test_what_is_wrong_between_records():
             "val",
             "image 4 is image 3 of train",
         ),
-        Finding("expression id that occurs twice", "val", "image 5: 'a'"),
+        Finding("image of two evaluation splits", "testA", "image 5 is in val"),
     ]
+
+
+def test_what_leaks_into_the_evaluation_of_others():
+    splits = {"val": [identity("9")], "train": [identity("2"), identity("1"), identity("3")]}
+    sets = {"other/val": frozenset({"1", "2", "9"}), "third/test": frozenset({"9"})}
+    (found,) = leak_findings(splits, sets)
+    assert (found.split, found.number, found.is_fault) == ("train", 2, False)
+    assert found.text == "2 images of other/val, e.g. image 1"
 
 
 def test_every_check_of_a_record_is_tried():
@@ -145,6 +165,8 @@ def test_every_check_of_a_record_is_tried():
         "image of a training split that is also in an evaluation split",
         "same picture under two image ids, in training and evaluation",
         "image that occurs twice in a split",
+        "image of two evaluation splits",
+        "image of a training split that an evaluation set of another dataset has",
     }
 
 
@@ -220,6 +242,73 @@ def test_a_raw_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "fault          1  cannot be built" in out
     assert f"{image_path(source, 2)}: annotation 20: no polygon has three points" in out
     assert not list(tmp_path.glob("*refcoco*"))
+
+
+def test_masks_where_the_annotations_say_they_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = write_source(tmp_path / "source")
+    stored = read_instances(source)
+    for annotation in stored["annotations"]:
+        annotation["bbox"] = [0, 0, 3, 3]
+    stored["annotations"][-1]["segmentation"] = [[-9, 4, WIDTH + 9, 4, WIDTH + 9, 9, -9, 9]]
+    stored["annotations"][-1]["bbox"] = [0, 4, WIDTH, 5]
+    write_instances(source, stored)
+    arguments = ["--dataset=refcoco/unc", f"--source_dir={source}", f"--page={tmp_path / 'p.html'}"]
+    assert doctor.main([*arguments, "--num_workers=0"]) == 0
+    out = capsys.readouterr().out
+    assert "remark         3  masks away from their box" in out
+    assert "remark         1  polygons that leave the image, cut at its border" in out
+
+
+def test_an_archive_beside_which_others_are_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", write_source(tmp_path / "source"))
+    build_records("others", {"val": [1, 7]}, make, data_dir=tmp_path / "data")
+    page = tmp_path / "doctor.html"
+    arguments = ["--dataset=refcoco/unc", f"--source_dir={archive}", f"--page={page}"]
+    assert doctor.main([*arguments, f"--data_dir={tmp_path / 'data'}"]) == 0
+    out = capsys.readouterr().out
+    assert "1  image of a training split that an evaluation set of another dataset has" in out
+    assert "train: 1 images of others/val, e.g. image 1" in out
+    assert not list((tmp_path / "data").glob("unpacked*"))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    assert doctor.main(arguments) == 0
+    assert "another dataset" not in capsys.readouterr().out
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_figures_of_the_source_are_no_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, page = regrouped_test.write_source(tmp_path / "source"), tmp_path / "doctor.html"
+    arguments = ["--dataset=g_refc/unc", f"--source_dir={source}", f"--page={page}"]
+    assert doctor.main([*arguments, "--num_workers=0"]) == 0
+    counts, findings = capsys.readouterr().out.split("\n\n")
+    assert "groups in all splits (the GRSer paper has 8,717, by a rule not published): 2" in counts
+    assert "groups in all splits" not in findings
+
+    nothing = write_source(tmp_path / "nothing")
+    assert doctor.main([*arguments[:1], f"--source_dir={nothing}", f"--page={page}"]) == 2
+    assert f"{nothing}: nothing of g_refc/unc is there" in capsys.readouterr().err
+
+
+def test_what_is_said_of_images_that_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for kind, name, pixels in (
+        ("images", "training/ADE_train_00000001.jpg", np.zeros((HEIGHT, WIDTH, 3), np.uint8)),
+        ("annotations", "training/ADE_train_00000001.png", np.zeros((HEIGHT, WIDTH), np.uint8)),
+    ):
+        path = tmp_path / kind / name
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path)
+    names = "".join(f"{k}\t0\t0\t0\tclass {k}\n" for k in range(1, 151))
+    (tmp_path / "objectInfo150.txt").write_text(f"Idx\tRatio\tTrain\tVal\tName\n{names}")
+    arguments = ["--dataset=ade20k/150", f"--source_dir={tmp_path}", f"--page={tmp_path / 'p'}"]
+    assert doctor.main(arguments) == 0
+    assert "remark         1  images without a labelled pixel, left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
