@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refseg_jax import naming
+from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
 from refseg_jax.protocols.base import Counts, Pair, Protocol, Reads, Regions, State
 from refseg_jax.protocols.categories import Part, Semseg
@@ -58,12 +59,19 @@ def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
         min_pixels: where not 0, of those that have it (`refseg_jax.protocols.gres`).
 
     Raises:
-        UserError: an unknown name, one that stands twice, or a `min_pixels` for none of them.
+        UserError: an unknown name, one that stands twice, one whose keys would be those of a
+            granularity (`part/mIoU`), or a `min_pixels` for none of them.
     """
     chosen = [name.strip() for name in names.split(",")]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"protocol {names!r} names one twice")
     protocols = [build_protocol(name) for name in chosen]
+    for protocol in protocols[1:]:
+        if protocol.name in GRANULARITIES:
+            raise UserError(
+                f"protocol {names!r}: put {protocol.name} first, where its keys are plain; as another "
+                f"one they would be those of the granularity, {protocol.name}/{protocol.columns[0]}"
+            )
     if min_pixels < 0:
         raise UserError(f"min_pixels={min_pixels}: give a number of pixels, or 0 for none")
     if min_pixels:

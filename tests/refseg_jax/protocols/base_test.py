@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.protocols import PROTOCOLS, State, build_protocol, build_protocols
+from refseg_jax.protocols import (
+    PROTOCOLS,
+    State,
+    build_protocol,
+    build_protocols,
+    keyed_counts,
+    keyed_scores,
+)
 from refseg_jax.protocols.base import Counts, exact, mean
 from tests.refseg_jax.protocols.cases import random_cases, state_of
 
@@ -95,6 +102,18 @@ def test_unknown_names_and_options_are_one_line() -> None:
         UserError, match="min_pixels=50 is for gres and gres_paper, not for cris,grd"
     ):
         build_protocols("cris,grd", min_pixels=50)
+
+
+def test_no_key_stands_for_two_scores() -> None:
+    """`part` is a protocol and a granularity; `cris` has `part/mIoU` too."""
+    with pytest.raises(UserError, match=r"'cris,part': put part first, .*, part/mIoU"):
+        build_protocols("cris,part")
+    cases = random_cases(3, 300)
+    for first in NAMES:
+        others = [name for name in NAMES if name not in (first, "part")]
+        states = [state_of(one, cases) for one in build_protocols(",".join((first, *others)))]
+        for keyed, one in ((keyed_scores, State.compute), (keyed_counts, State.counts)):
+            assert len(keyed(states)) == sum(len(one(state)) for state in states)
 
 
 def test_several_protocols_share_their_options() -> None:
