@@ -16,7 +16,8 @@ were typed.
 The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
 that a build that fails or is stopped leaves nothing that could be taken for a dataset. A build that
 was stopped goes on from its last whole file (a thousand images) when the command is given again. What
-is built already is left as it is; `--overwrite` builds it again and removes the old one at the end.
+is built already is left as it is; `--overwrite` builds it again, from the beginning each time, and
+removes the old one at the end.
 
 `--runner=DirectRunner` (or another of Apache Beam's; extra `beam`) makes the files by a Beam pipeline,
 `--beam_options="--direct_num_workers=8 ..."` are its options.
@@ -37,13 +38,14 @@ from pathlib import Path
 
 from input_pipeline.archives import source_folder
 from input_pipeline.datasets.beam import Runner
+from input_pipeline.datasets.conversion import BuildError
+from input_pipeline.datasets.counts import REPORT
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
+from input_pipeline.locks import exclusive
 from input_pipeline.workers import usable_cores
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 from tools.command_line import unwound_by_sigterm
-
-_REPORT = "build_report.txt"
 
 #: What to say where a dataset cannot do without a flag.
 _MISSING = {
@@ -62,18 +64,30 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
     """
     _check(name, entry, request)
     folder = entry.folder(request)
-    _recover(folder)
-    if folder.is_dir() and not overwrite:
-        print(f"{folder}: is built already; --overwrite builds it again")
+    # What is built may lie where nothing can be written.
+    if overwrite or _aside(folder).is_dir() or not folder.is_dir():
+        aside = _aside(folder)
+        busy = BuildError(f"{folder}: another process is building it; wait for it")
+        with exclusive(aside.with_name(f"{aside.name}.lock"), busy):
+            built = _build_anew(entry, request, folder, overwrite=overwrite)
     else:
-        if overwrite:
-            shutil.rmtree(folder.with_name(f"unfinished-{folder.name}"), ignore_errors=True)
-        with _set_aside(folder), _full_disk(request.data_dir):
-            _build(entry, request)
-        print(f"{folder}: built")
-    report = folder / _REPORT
+        built = False
+    print(f"{folder}: " + ("built" if built else "is built already; --overwrite builds it again"))
+    report = folder / REPORT
     if report.is_file():
         print(report.read_text(), end="")
+
+
+def _build_anew(entry: Entry, request: Request, folder: Path, *, overwrite: bool) -> bool:
+    """Builds it, unless it turns out to be there; whether it did."""
+    _recover(folder)
+    if folder.is_dir() and not overwrite:
+        return False
+    if overwrite:
+        shutil.rmtree(folder.with_name(f"unfinished-{folder.name}"), ignore_errors=True)
+    with _set_aside(folder), _full_disk(request.data_dir):
+        _build(entry, request)
+    return True
 
 
 def _check(name: str, entry: Entry, request: Request) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from input_pipeline.schema import Record
 
+#: What a build found, kept beside the records.
+REPORT = "build_report.txt"
+
 #: What is counted of every dataset. `refs` are things described (expressions of one referent count
 #: once); `no target`, `one target` and `several targets` part the expressions; `groups` are groups
 #: of images that share an expression.

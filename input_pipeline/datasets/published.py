@@ -18,13 +18,10 @@ from input_pipeline.datasets.conversion import (
     SourceError,
     converted,
 )
-from input_pipeline.datasets.counts import compare
+from input_pipeline.datasets.counts import REPORT, compare
 from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import features
 from refseg_jax.naming import unknown
-
-#: What the build found, kept beside the records.
-REPORT = "build_report.txt"
 
 #: Problems that an error lists.
 _LISTED = 20

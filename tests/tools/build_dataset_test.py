@@ -103,6 +103,34 @@ def test_a_killed_overwrite_is_put_right_by_the_next_command(
     assert state(folder) == before
 
 
+def test_a_second_command_disturbs_no_build(
+    arguments: list[str], source: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert build_dataset.main(arguments) == 0
+    image = image_path(source, 2).read_bytes()
+    image_path(source, 2).unlink()
+    os.mkfifo(image_path(source, 2))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "tools.build_dataset", *arguments, "--overwrite", "--num_workers=0"],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.parent.glob("unfinished-*/*.done.npz")):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    capsys.readouterr()
+    for more in ([], ["--overwrite"]):
+        assert build_dataset.main([*arguments, *more]) == 1
+        error = capsys.readouterr().err
+        assert error == f"error: {folder}: another process is building it; wait for it\n"
+    image_path(source, 2).write_bytes(image)  # What the first one waits for.
+    assert first.wait(60) == 0
+    assert len(read_records(folder, "val")) == 2
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_splits(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]):
     assert build_dataset.main([*arguments, "--splits=val"]) == 0
     assert not list(folder.glob("*train*"))
