@@ -1,7 +1,7 @@
 """Reads MAT-files (MATLAB 5 to 7) of plain data: numbers, texts, structs and cells.
 
 Not by scipy, whose reader makes room for whatever sizes a file states before it has seen that many
-bytes. Here nothing is larger than the bytes that are there, and compressed bytes have a bound.
+bytes. Here no array has more numbers than are there, and compressed bytes and arrays have a bound.
 
 Source: MATLAB's "MAT-File Format" (Level 5).
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from refseg_jax.errors import UserError
 
-#: Bytes that a compressed variable may have.
+#: Bytes that the compressed variables of a file may have, and that an array may have.
 _LARGEST = 1 << 29
 _DEEPEST = 32
 
@@ -92,11 +92,14 @@ def _variables(data: bytes) -> dict[str, Any]:
     if order is None:
         raise _DamageError("it does not begin like one")
     variables: dict[str, Any] = {}
+    room = _LARGEST
     reader = _Reader(memoryview(data)[128:], order)
     while not reader.ended():
         kind, body = reader.element()
         if kind == _COMPRESSED:
-            kind, body = _Reader(memoryview(_decompressed(body)), order).element()
+            whole = _decompressed(body, room)
+            room -= len(whole)
+            kind, body = _Reader(memoryview(whole), order).element()
         if kind != _MATRIX:
             raise _DamageError(f"a variable of the type {kind}")
         name, value = _matrix(body, order, 0)
@@ -104,9 +107,10 @@ def _variables(data: bytes) -> dict[str, Any]:
     return variables
 
 
-def _decompressed(body: memoryview) -> bytes:
+def _decompressed(body: memoryview, room: int) -> bytes:
     machine = zlib.decompressobj()
-    data = machine.decompress(body, _LARGEST)
+    # A length of 0 would mean any.
+    data = machine.decompress(body, max(room, 1))
     if not machine.eof:
         raise _DamageError("a compressed variable is truncated, or too large")
     return data
@@ -180,6 +184,8 @@ def _matrix(body: memoryview, order: str, depth: int) -> tuple[str, Any]:
         values = reader.numbers()
         if len(values) != count:
             raise _DamageError(f"{len(values)} numbers for the shape {shape}")
+        if count * np.dtype(_NUMERIC[kind]).itemsize > _LARGEST:
+            raise _DamageError(f"an array of the shape {shape} is too large")
         # Numbers are stored in the smallest type that holds them.
         return name, values.astype(_NUMERIC[kind], copy=False).reshape(shape, order="F")
     if kind == _CELL:

@@ -148,6 +148,24 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
         load_mat(tmp_path / "a.mat")
 
 
+def test_many_small_bombs_are_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(matfile, "_LARGEST", 1 << 16)
+    body = zlib.compress(matrix(9, [1, 1 << 14], element(2, bytes(1 << 14))))
+    variable = struct.pack("<II", 15, len(body)) + body
+    (tmp_path / "a.mat").write_bytes(mat(*[variable] * 3))
+    assert load_mat(tmp_path / "a.mat")["x"].shape == (1, 1 << 14)
+    (tmp_path / "a.mat").write_bytes(mat(*[variable] * 4))
+    with pytest.raises(MatError, match="truncated, or too large"):
+        load_mat(tmp_path / "a.mat")
+
+
+def test_an_array_that_is_small_only_as_it_is_stored_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(matfile, "_LARGEST", 1 << 16)
+    (tmp_path / "a.mat").write_bytes(mat(matrix(6, [1, 1 << 14], element(2, bytes(1 << 14)))))
+    with pytest.raises(MatError, match=r"an array of the shape \(1, 16384\) is too large"):
+        load_mat(tmp_path / "a.mat")
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path):
     with pytest.raises(MatError, match=r"a\.mat: No such file or directory; check the path"):
         load_mat(tmp_path / "a.mat")
