@@ -57,6 +57,8 @@ def score(
 
 def run(options: argparse.Namespace) -> None:
     """Scores, prints, and writes."""
+    if options.json is not None and options.json.is_dir():
+        raise UserError(f"--json={options.json}: is a folder; name a file")
     states = score(
         options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
     )

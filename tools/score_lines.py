@@ -25,6 +25,7 @@ from input_pipeline.segmentation import (
     checked_rle,
     decode_counts,
     encode_segmentation,
+    misplaced,
 )
 from refseg_jax import naming
 from refseg_jax.batch import GRANULARITIES
@@ -234,14 +235,22 @@ def _size(line: Line, segmentation: Mapping[str, Any]) -> tuple[int, int]:
 
 def _region(line: Line, segmentation: Any, size: tuple[int, int]) -> bytes:
     """The compressed counts of a segmentation of any kind; `[]`, `{}` and `null` are nothing."""
+    counts = b""
     try:
         if segmentation:
-            return encode_segmentation(segmentation, *size).counts
+            counts = encode_segmentation(segmentation, *size).counts
     except EmptyRegion:
         pass
     except SegmentationError as error:
         raise line.error(error) from None
-    return encode(np.zeros(size, bool))["counts"].encode()
+    # Polygons do not say of which size their image is: cut at the border they would be scored as
+    # another region, or as none.
+    if segmentation and misplaced(segmentation, counts, (), *size):
+        raise line.error(
+            f"a polygon leaves the prediction's {size[0]} x {size[1]} pixels (height x width); give "
+            "predictions of the image's own size, or references as RLE of the predictions'"
+        )
+    return counts or encode(np.zeros(size, bool))["counts"].encode()
 
 
 def _mended(draft: _Draft) -> _Draft:

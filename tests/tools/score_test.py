@@ -197,7 +197,7 @@ def test_segmentations_of_every_kind_are_read(tmp_path: Path) -> None:
         {"size": size, "counts": with_an_empty_run},
         {"size": size, "counts": compressed["counts"].decode()},
     ]
-    nothing = [[], None, {}, {"size": size, "counts": [48]}, [[20, 1, 25, 1, 25, 4]]]
+    nothing = [[], None, {}, {"size": size, "counts": [48]}, [[3, 2, 3, 2, 3, 2]]]
     mask = predictions.encode(united)
     for number, (segmentation, whole) in enumerate(
         [*((kind, True) for kind in kinds), *((kind, False) for kind in nothing)]
@@ -302,6 +302,12 @@ def test_a_bad_prediction_is_one_line_that_names_its_own(
         ),
         (lambda line: line.update(segmentation=[[1, 2, 3]]), "R.jsonl:2: .*odd number"),
         (
+            lambda line: line.update(
+                segmentation=[[0, 0, 0, 1, line["segmentation"]["size"][1] + 2, 1]]
+            ),
+            "R.jsonl:2: a polygon leaves the prediction's .*own size, or references as RLE",
+        ),
+        (
             lambda line: line.update(granularity="prat"),
             "R.jsonl:2: unknown granularity 'prat': did",
         ),
@@ -332,6 +338,8 @@ def test_files_that_are_none_are_one_line(
         capsys, _command(files, protocol="criss")
     )
     assert "min_pixels=50 is for gres" in _error(capsys, _command(files, "--min_pixels=50"))
+    assert "is a folder; name a file" in _error(capsys, _command(files, f"--json={tmp_path}"))
+    assert "--json=.: is a folder" in _error(capsys, _command(files, "--json=."))
 
 
 def test_a_prediction_too_few_is_told_with_its_line(

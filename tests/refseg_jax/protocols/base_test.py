@@ -1,5 +1,6 @@
 """States: sums that no order and no cut into processes changes."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -45,6 +46,13 @@ def test_sums_survive_the_way_to_another_process(name: str) -> None:
     other.add_json(json.loads(json.dumps(state.to_json())))
     assert other.compute() == state.compute()
     assert other.counts() == state.counts()
+
+
+def test_pairs_that_do_not_say_their_granularity_count_once() -> None:
+    cases = [dataclasses.replace(c, granularity="") for c in random_cases(4, 20)]
+    state = state_of(build_protocol("cris"), cases)
+    assert state.counts() == {"count": 20.0}
+    assert set(state.compute()) == set(state.protocol.columns)
 
 
 @pytest.mark.parametrize("name", NAMES)
