@@ -154,7 +154,12 @@ class ParameterEngine:
         return self._decode(self.params, image_features, text_features)
 
     def group_assignment(self, image: Array) -> dict[str, np.ndarray]:
-        """Of one image u8 `[S, S, 3]`: f32 `[T, grid, grid]` by level; see `UniRES.group_assignment`."""
+        """Of one image u8 `[S, S, 3]`: f32 `[T, grid, grid]` by level; see `UniRES.group_assignment`.
+
+        Nothing where the model has no group tokens.
+        """
+        if not hasattr(self.forward.model, "group_assignment"):
+            return {}
         levels = self._assign(self.params, image[None, None])
         return {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from refseg_jax.batch import Batch, SegOutput
+from refseg_jax.engines import ParameterEngine
 from refseg_jax.models import MODELS, ReLA, build_model, model_config
 from refseg_jax.models.rela_config import ReLAConfig, rela_config
 from refseg_jax.train_state import Forward
@@ -190,3 +191,11 @@ def test_the_size_of_the_public_code():
     assert sizes["text"] == 108_891_648
     assert 86_800_000 < sizes["vision"] < 110_000_000
     assert list(sizes) == ["pixels", "regions", "text", "vision"]
+
+
+def test_it_has_no_group_tokens_to_draw() -> None:
+    """`tools.predict --group_maps` is then one line, not a traceback."""
+    shapes = Forward(lambda rngs: build_model(SMALL, rngs=rngs)).shapes
+    params = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
+    engine = ParameterEngine(params, SMALL)
+    assert engine.group_assignment(np.zeros((64, 64, 3), np.uint8)) == {}
