@@ -36,7 +36,7 @@ CHECKS: Mapping[str, Literal["fault", "remark"]] = {
     "expression id that occurs twice": "fault",
     "image of a training split that is also in an evaluation split": "fault",
     "same picture under two image ids, in training and evaluation": "fault",
-    "image of a training split that an evaluation set of another dataset has": "remark",
+    "image of a training split that is in an evaluation set beside it": "remark",
     "image of two evaluation splits": "remark",
     "image that occurs twice in a split": "remark",
     "expression said twice of the same thing": "remark",
@@ -211,7 +211,7 @@ def _shared(splits: Mapping[str, Sequence[Identity]]) -> Iterator[Finding]:
 def leak_findings(
     splits: Mapping[str, Sequence[Identity]], sets: Mapping[str, Collection[str]]
 ) -> list[Finding]:
-    """Which images of training splits are in evaluation sets of other datasets.
+    """Which images of training splits are in evaluation sets that were not examined.
 
     Args:
         splits: what was examined.
@@ -226,7 +226,7 @@ def leak_findings(
         for name, ids in sets.items():
             shared = sorted(own.intersection(ids))
             if shared:
-                check = "image of a training split that an evaluation set of another dataset has"
+                check = "image of a training split that is in an evaluation set beside it"
                 text = f"{len(shared):,} images of {name}, e.g. image {shared[0]}"
                 found.append(Finding(check, split, text, number=len(shared)))
     return found

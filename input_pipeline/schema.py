@@ -163,7 +163,7 @@ def to_features(record: Record) -> dict[str, Any]:
     Raises:
         ValueError: an index points nowhere, or a granularity is unknown.
     """
-    _check(record)
+    check_references(record)
     targets, expressions = record.targets, record.expressions
     splits = np.cumsum([0, *(len(e.targets) for e in expressions)])
     return {
@@ -228,7 +228,8 @@ def from_features(stored: Mapping[str, Any]) -> Record:
     )
 
 
-def _check(record: Record) -> None:
+def check_references(record: Record) -> None:
+    """Raises a `ValueError` if an index points nowhere, or a granularity is unknown."""
     count = len(record.targets)
     for number, target in enumerate(record.targets):
         if target.granularity not in TARGET_GRANULARITIES:

@@ -11,7 +11,8 @@ COCO train2014 at `images/train2014` (docs/data.md). `refcoco_plus/unc`, `refcoc
 were typed.
 
 `DIR` may be an archive as well (zip, tar, tar.gz, tar.xz), or a folder within one
-(`FILE.zip/inner/folder`): it is unpacked below `data_dir` for the time of the build.
+(`FILE.zip/inner/folder`): it is unpacked below `data_dir`, at `unpacked-*`, for the time of the build.
+One that is stopped leaves it there, for the same command to go on with.
 
 The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
 that a build that fails or is stopped leaves nothing that could be taken for a dataset. A build that

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.schema import Record
+from input_pipeline.schema import Record, check_references
 from input_pipeline.segmentation import SegmentationError, encode_segmentation
 from refseg_jax.errors import UserError
 from refseg_jax.preprocess import ImageError, decode_image
@@ -115,8 +115,8 @@ def check_record(record: Record) -> Record:
     """The record, if it does not contradict itself.
 
     Raises:
-        BuildError: the image's size is not the record's, a mask is empty or of another size, or an
-            expression has no word.
+        BuildError: the image's size is not the record's, a mask is empty or of another size, an
+            index points nowhere, a granularity is unknown, or an expression has no word.
         ImageError: the image is damaged.
     """
     size = (record.height, record.width)
@@ -126,6 +126,10 @@ def check_record(record: Record) -> Record:
             f"{record.file_name}: is {found[1]} x {found[0]}, its record says {record.width} x "
             f"{record.height}; correct one of them"
         )
+    try:
+        check_references(record)
+    except ValueError as error:
+        raise BuildError(f"{record.file_name}: {error}; correct its record") from None
     for number, target in enumerate(record.targets):
         try:
             encode_segmentation({"size": list(size), "counts": target.counts}, *size)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,7 +114,7 @@ def write_shard(shard: Shard, outcomes: Iterable[Outcome]) -> Summary:
             yield summary.lengths[0], example.SerializeToString(deterministic=True)
             summary.lengths[0] += 1
 
-    partial = shard.path.with_name(f"{shard.path.name}.partial")
+    partial = _partial(shard.path)
     writer = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD]
     try:
         writer.write_examples(partial, examples())
@@ -147,11 +148,16 @@ def _save(summary: Summary, path: Path) -> None:
         "notes": summary.notes,
         "image_ids": summary.image_ids,
     }
-    partial = path.with_name(f"{path.name}.partial")
+    partial = _partial(path)
     with partial.open("wb") as file:
         stored = np.frombuffer(json.dumps(fields).encode(), np.uint8)
         np.savez(file, expression_ids=summary.expression_ids, fields=stored)
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    """A name of this writer's own: a runner may have two workers write the same shard."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def expression_hash(expression_id: str) -> int:

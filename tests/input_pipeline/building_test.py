@@ -3,7 +3,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -12,7 +12,7 @@ import pytest
 
 from input_pipeline.datasets import building, own, shards
 from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.conversion import BuildError, Outcome
 from input_pipeline.datasets.own import build_records
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from refseg_jax.errors import UserError
@@ -157,6 +157,28 @@ def test_one_build_at_a_time(tmp_path: Path):
     build_records("mine", {"train": [1]}, make_inside, data_dir=tmp_path)
 
 
+def test_two_workers_may_write_the_same_shard(tmp_path: Path):
+    shard = shards.Shard("train", tmp_path / "mine-train.array_record-00000-of-00001", range(3))
+
+    def outcomes(again: bool) -> Iterator[Outcome]:
+        for number in shard.items:
+            yield Outcome(make(number))
+            if again and number == 1:
+                shards.write_shard(shard, outcomes(again=False))
+
+    summary = shards.write_shard(shard, outcomes(again=False))
+    alone = files(tmp_path)
+    assert shards.write_shard(shard, outcomes(again=True)).lengths == summary.lengths == [3]
+    assert files(tmp_path).keys() == alone.keys()
+    assert files(tmp_path)[shard.path.name] == alone[shard.path.name]
+
+
+def test_a_shard_that_no_worker_wrote_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(building.beam, "write_shards", lambda todo, maker, runner: None)
+    with pytest.raises(BuildError, match=r"-of-00001: was not written; the data folder must be"):
+        build_records("mine", {"a": [1]}, make, data_dir=tmp_path, runner=Runner("Elsewhere"))
+
+
 def test_without_beam_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'refseg_jax\[beam\]', or leave out --runner"):
@@ -182,6 +204,14 @@ def changed(**fields: object) -> Callable[[int], Record]:
         (
             changed(expressions=(Expression("e", "  ", (0,), "object"),)),
             r"1\.jpg: expression e has no word",
+        ),
+        (
+            changed(expressions=(Expression("e", "it", (1,), "object"),)),
+            r"1\.jpg: e: targets \(1,\) of 1; correct its record",
+        ),
+        (
+            changed(expressions=(Expression("e", "it", (0,), "thing"),)),
+            r"1\.jpg: e: granularity 'thing' unknown",
         ),
         (
             changed(expressions=(Expression("e", "it", (0,), "object"),)),

@@ -166,7 +166,7 @@ def test_every_check_of_a_record_is_tried():
         "same picture under two image ids, in training and evaluation",
         "image that occurs twice in a split",
         "image of two evaluation splits",
-        "image of a training split that an evaluation set of another dataset has",
+        "image of a training split that is in an evaluation set beside it",
     }
 
 
@@ -270,7 +270,7 @@ def test_an_archive_beside_which_others_are_built(
     arguments = ["--dataset=refcoco/unc", f"--source_dir={archive}", f"--page={page}"]
     assert doctor.main([*arguments, f"--data_dir={tmp_path / 'data'}"]) == 0
     out = capsys.readouterr().out
-    assert "1  image of a training split that an evaluation set of another dataset has" in out
+    assert "1  image of a training split that is in an evaluation set beside it" in out
     assert "train: 1 images of others/val, e.g. image 1" in out
     assert not list((tmp_path / "data").glob("unpacked*"))
 
