@@ -35,7 +35,9 @@ def mask_of_logits(logits: np.ndarray, threshold: float) -> np.ndarray:
 
 def map_of_logits(logits: np.ndarray) -> np.ndarray:
     """Probabilities as the nearest of 256 grey values, on the host: f32 `[H, W]` to u8 `[H, W]`."""
-    return np.rint(255.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.uint8)
+    # Below, exp overflows; the grey value is 0 long before.
+    wide = np.maximum(logits.astype(np.float64), -700.0)
+    return np.rint(255.0 / (1.0 + np.exp(-wide))).astype(np.uint8)
 
 
 def pair_counts(

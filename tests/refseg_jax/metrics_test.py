@@ -2,12 +2,13 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
 
-from refseg_jax.metrics import mask_of_logits, pair_counts, predicted_mask
+from refseg_jax.metrics import map_of_logits, mask_of_logits, pair_counts, predicted_mask
 
 SHAPE = (2, 3, 4)
 CANVAS = (24, 32)
@@ -87,3 +88,15 @@ def test_weighted_counts_are_those_of_copied_rows_and_columns() -> None:
         )
         expected = [(predicted & target).sum(), predicted.sum(), target.sum()]
         assert found[b, n, k].tolist() == expected
+
+
+def test_a_map_has_the_nearest_grey_value_of_each_probability() -> None:
+    rng = np.random.default_rng(6)
+    logits = np.append(8 * rng.standard_normal(2000), [0, -900, 900, -1e30, 1e30]).astype(
+        np.float32
+    )
+    expected = [round(255 / (1 + math.exp(-x))) if x > -700 else 0 for x in logits.tolist()]
+    found = map_of_logits(logits[None])
+    assert found.dtype == np.uint8
+    assert found[0].tolist() == expected
+    assert {0, 128, 255} <= set(expected)

@@ -276,7 +276,10 @@ def _png(mode: str, size: tuple[int, int]) -> str:
         (lambda line: line.update(map="@"), "the map cannot be read"),
         (lambda line: line.update(map="none.png"), "the map cannot be read.*No such file"),
         (lambda line: line.update(map=_png("L", (500, 400))), "400 x 500 pixels in mode L; it has"),
-        (lambda line: line.update(map=_png("RGB", (1, 1))), "in mode RGB; it has to be grey"),
+        (
+            lambda line: line.update(map=_png("RGB", tuple(line["segmentation"]["size"][::-1]))),
+            "in mode RGB; it has to be grey",
+        ),
     ],
 )
 def test_a_bad_prediction_is_one_line_that_names_its_own(
