@@ -115,6 +115,7 @@ def test_the_mask_is_the_weighted_sum_of_region_masks(form: dict[str, str]):
     fine = jax.image.resize(total, output.mask_logits.shape, "linear", antialias=False)
     scale = float(jnp.abs(output.mask_logits).max())
     np.testing.assert_allclose(output.mask_logits, fine, atol=2e-3 * scale)
+    assert output.present_logits is not None
     np.testing.assert_allclose(maps.present, jax.nn.sigmoid(output.present_logits), rtol=1e-4)
 
 
