@@ -1,7 +1,9 @@
 """The released ReLA: its plan at full size by shapes alone, a small file through all that reads it."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from refseg_jax.checkpoint_params import load_params
+from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start
 from refseg_jax.models import ReLA, build_model
 from refseg_jax.models.rela_config import ReLAConfig
@@ -155,3 +158,142 @@ def test_a_gate_that_is_not_zero_is_live(tmp_path: Path, values: Values):
     found = rela.open_rela(str(rela_sources.checkpoint(tmp_path / "x.pth", values)))
     assert found.config.gate == "live"
     assert not any("res_gate" in name for name in found.plan(found.forward.shapes).unread)
+
+
+Fault = Callable[[Values], object]
+ENCODER = f"{PIXELS}.transformer.encoder.layers.0"
+
+
+def renamed(old: str, new: str) -> Fault:
+    return lambda values: values.update({new: values.pop(old)})
+
+
+def swapped(one: str, other: str) -> Fault:
+    return lambda values: values.update({one: values[other], other: values[one]})
+
+
+def shaped(name: str, *shape: int) -> Fault:
+    return lambda values: values.update({name: np.ones(shape, np.float32)})
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "no words' gate": (
+        lambda values: values.pop(f"{REGIONS}.lang_weight"),
+        "parameters that nothing fills: regions.words_gate",
+    ),
+    "no gate, though it is closed": (
+        lambda values: values.pop("backbone.layers.1.res_gate.0.weight"),
+        "entry 'backbone.layers.1.res_gate.0.weight' is missing",
+    ),
+    "a closed gate of another shape": (
+        lambda values: values.update(
+            {"backbone.layers.1.res_gate.0.weight": np.zeros((8, 4), np.float32)}
+        ),
+        r"is \(8, 4\), not \(8, 8\)",
+    ),
+    "no sizes": (
+        lambda values: values.pop(f"{PIXELS}.transformer.level_embed"),
+        "not the weights of a released ReLA",
+    ),
+    "one entry more": (
+        shaped(f"{REGIONS}.class_embed.weight", 2, 32),
+        f"entries that no rule reads: {REGIONS}.class_embed.weight",
+    ),
+    "a layer more": (
+        shaped(f"{REGIONS}.RIA_layers.2.norm.weight", 32),
+        "parameters that nothing fills: regions.layers.2.cross_attention.key.bias",
+    ),
+    "another name": (
+        renamed(f"{REGIONS}.decoder_norm.bias", f"{REGIONS}.decoder_norm.beta"),
+        f"no rule reads: {REGIONS}.decoder_norm.beta; parameters .* fills: regions.norm.bias",
+    ),
+    "without the model's own prefix": (
+        renamed("backbone.norm1.bias", "norm1.bias"),
+        "no rule reads: norm1.bias; parameters that nothing fills: vision.swin.norms.1.bias",
+    ),
+    "two entries in each other's place": (
+        swapped(f"{ENCODER}.linear1.weight", f"{ENCODER}.linear2.weight"),
+        r"linear1.weight -> pixels.layers.0.mlp.up.kernel \(\(24, 32\), the model's is \(32, 24\)\)",
+    ),
+    "projections from the finest map on": (
+        swapped(f"{PIXELS}.input_proj.0.0.weight", f"{PIXELS}.input_proj.2.0.weight"),
+        r"pixels.projections.0.linear.kernel \(\(8, 32\), the model's is \(32, 32\)\)",
+    ),
+    "a convolution turned over": (
+        shaped(f"{PIXELS}.adapter_1.weight", 4, 32, 1, 1),
+        r"pixels.lateral.linear.kernel \(\(32, 4\), the model's is \(4, 32\)\)",
+    ),
+    "a wide convolution for one of one place": (
+        shaped(f"{PIXELS}.mask_features.weight", 32, 32, 3, 3),
+        r"pixels.mask_projection.kernel \(\(32, 32, 3, 3\) cannot be changed",
+    ),
+    "one window of another size": (
+        shaped("backbone.layers.1.blocks.1.attn.relative_position_bias_table", 169, 1),
+        r"vision.swin.stages.1.blocks.1.relative_positions \(\(169, 1\), the model's is \(49, 1\)\)",
+    ),
+    "query and key alone": (
+        shaped(f"{REGIONS}.RLA_vision.1.self_attn.in_proj_weight", 64, 32),
+        "64 rows are not three parts",
+    ),
+    "other colours": (
+        shaped("pixel_mean", 3, 1, 1),
+        r"pixel_mean is \[1.0, 1.0, 1.0\], the model has ImageNet's \[123.675, 116.28, 103.53\]",
+    ),
+    "a ResNet": (shaped("backbone.stem.conv1.weight", 64, 3, 7, 7), "a ReLA with a ResNet"),
+    "regions that are no square": (
+        shaped(f"{REGIONS}.query_feat.weight", 5, 32),
+        r"regions.queries \(\(5, 32\), the model's is \(4, 32\)\)",
+    ),
+}
+
+
+@functools.cache
+def target_of(config: ReLAConfig) -> Any:
+    return rela.OpenedReLA(None, rela.rela(live=False), config).forward.shapes  # pyright: ignore
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_one_line(fault: str, tmp_path: Path, values: Values):
+    change, words = FAULTS[fault]
+    values = dict(values)
+    change(values)
+    path = rela_sources.checkpoint(tmp_path / "gres.pth", values)
+    with pytest.raises(UserError, match=words) as error:
+        found = rela.open_rela(str(path))
+        found.plan(target_of(found.config))
+    told = str(error.value)
+    assert told.startswith(f"{path}: ") and "\n" not in told
+
+
+def test_what_other_versions_store_is_named(tmp_path: Path, values: Values):
+    """Constants of the model and of its loss."""
+    colours = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+    more: Values = {name: np.array(x, np.float32).reshape(3, 1, 1) for name, x in colours.items()}
+    more["criterion.empty_weight"] = np.ones(2, np.float32)
+    path = rela_sources.checkpoint(tmp_path / "gres.pth", {**values, **more})
+    found = rela.open_rela(str(path))
+    assert more.keys() <= found.plan(target_of(found.config)).unread.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--format=rela", "--preset=B/16"],
+            "--preset=B/16: only of CLIP's formats; leave it away",
+        ),
+        (["--format=rela", "--tokenizer=clip"], "'clip' has 49408 tokens, the model 110: "),
+        (["--format=hf_bert", "--tokenizer=clip"], "--tokenizer=clip: only of rela; leave it away"),
+        (["--format=hf_clip", "--tokenizer=clip"], "--tokenizer=clip: only of rela; leave it away"),
+        (["--format=rela", "--source=/nowhere/gres.pth"], "/nowhere/gres.pth: No such file"),
+    ],
+)
+def test_a_refused_command_writes_nothing(
+    flags: list[str], words: str, tmp_path: Path, values: Values, capsys: Any
+):
+    source = rela_sources.checkpoint(tmp_path / "gres.pth", values)
+    output = tmp_path / "out"
+    assert main([f"--source={source}", f"--output={output}", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not output.exists()

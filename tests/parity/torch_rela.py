@@ -1,0 +1,304 @@
+"""The public code's ReLA as plain torch functions of its state dict, in float64.
+
+Written from the formulas, with maps as `[B, h, w, C]`, and read by the names of the public code: what
+the import table must agree with. Words are transformers' own BERT.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+from refseg_jax.colours import IMAGENET_MEAN, IMAGENET_STD
+from tests.refseg_jax.weights.rela_sources import PIXELS, REGIONS, Sizes
+
+HEADS = 8
+
+
+class TorchReLA:
+    """Inference on square images whose side 32 divides."""
+
+    def __init__(self, state: Mapping[str, Any], sizes: Sizes):
+        self.state = {name: torch.as_tensor(value).double() for name, value in state.items()}
+        self.sizes = sizes
+        self.bert = self._bert()
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """u8 `[B, S, S, 3]`, integers `[B, L]` and bool `[B, L]` to what the public code gives out.
+
+        `ref_seg` `[B, 2, S, S]` before its sigmoid, `nt_label` `[B, 2]`, `minimap` `[B, regions, 2]`.
+        """
+        words = self.bert(ids, attention_mask=valid.long())[0]
+        maps = self._backbone(image, words, valid)
+        masks, levels = self._pixel_decoder(maps)
+        found = self._predictor(levels, masks, words)
+        side = image.shape[1]
+        found["ref_seg"] = F.interpolate(
+            found["ref_seg"], (side, side), mode="bilinear", align_corners=False
+        )
+        return found
+
+    def _bert(self) -> nn.Module:
+        s = self.sizes
+        config = BertConfig(
+            vocab_size=s.vocab,
+            hidden_size=s.words,
+            num_hidden_layers=s.text_layers,
+            num_attention_heads=s.words // 64,
+            intermediate_size=s.text_hidden,
+            max_position_embeddings=s.positions,
+        )
+        model = BertModel(config, add_pooling_layer=False).double().eval()
+        own = {name.removeprefix("text_encoder."): x for name, x in self.state.items()}
+        model.load_state_dict({name: own[name] for name in model.state_dict()})
+        return model
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        weight = self.state[f"{name}.weight"]
+        return F.linear(x, weight.reshape(weight.shape[:2]), self.state.get(f"{name}.bias"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        return F.layer_norm(x, (x.shape[-1],), weight, bias)
+
+    def _group_norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        return last(F.group_norm(first(x), 32, weight, bias))
+
+    # The backbone.
+
+    def _backbone(self, image: Tensor, words: Tensor, valid: Tensor) -> list[Tensor]:
+        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        pixels = first((image.double() / 255 - mean.double()) / deviation.double())
+        name = "backbone.patch_embed"
+        patches = F.conv2d(
+            pixels, self.state[f"{name}.proj.weight"], self.state[f"{name}.proj.bias"], stride=4
+        )
+        x, maps = self._norm(last(patches), f"{name}.norm"), []
+        for number, depth in enumerate(self.sizes.depths):
+            layer = f"backbone.layers.{number}"
+            for block in range(depth):
+                x = self._block(x, f"{layer}.blocks.{block}", self.sizes.heads[number], block % 2)
+            fused = self._fusion(x, words, valid, f"{layer}.fusion")
+            maps.append(self._norm(fused, f"backbone.norm{number}"))
+            if number + 1 == len(self.sizes.depths):
+                return maps
+            opened = F.relu(self._linear(fused, f"{layer}.res_gate.0"))
+            x = x + torch.tanh(self._linear(opened, f"{layer}.res_gate.2")) * fused
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+            x = torch.cat([x[:, r::2, c::2] for c in (0, 1) for r in (0, 1)], -1)
+            x = self._linear(
+                self._norm(x, f"{layer}.downsample.norm"), f"{layer}.downsample.reduction"
+            )
+        raise ValueError("no stages")
+
+    def _block(self, x: Tensor, name: str, heads: int, odd: int) -> Tensor:
+        y = self._windows(self._norm(x, f"{name}.norm1"), f"{name}.attn", heads, odd)
+        x = x + y
+        hidden = F.gelu(self._linear(self._norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
+        return x + self._linear(hidden, f"{name}.mlp.fc2")
+
+    def _windows(self, x: Tensor, name: str, heads: int, odd: int) -> Tensor:
+        window, (rows, height, width, channels) = self.sizes.window, x.shape
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        full = x.shape[1], x.shape[2]
+        shift = window // 2 if odd else 0
+        cut = lambda y: (  # noqa: E731
+            y.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4)
+        )
+        x = cut(torch.roll(x, (-shift, -shift), (1, 2)))
+        parts = self._linear(x, f"{name}.qkv").unflatten(-1, (3, heads, -1))
+        query, key, value = split(parts)
+        scores = query @ key.transpose(-1, -2) * (channels // heads) ** -0.5
+        scores = scores + self._position_bias(name)
+        if shift:
+            labels = cut(torch.roll(borders(full, window, shift), (-shift, -shift), (1, 2)))[..., 0]
+            other = labels[..., :, None] != labels[..., None, :]
+            scores = scores.masked_fill(other[:, :, :, None], -torch.inf)
+        y = (scores.softmax(-1) @ value).transpose(-2, -3).flatten(-2)
+        y = self._linear(y, f"{name}.proj").unflatten(3, (window, window)).transpose(2, 3)
+        y = torch.roll(y.reshape(rows, *full, channels), (shift, shift), (1, 2))
+        return y[:, :height, :width]
+
+    def _position_bias(self, name: str) -> Tensor:
+        window = self.sizes.window
+        table = self.state[f"{name}.relative_position_bias_table"]
+        place = torch.arange(window)
+        apart = place[:, None] - place + window - 1
+        rows = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]
+        return table[rows.reshape(window**2, window**2)].permute(2, 0, 1)
+
+    def _fusion(self, x: Tensor, words: Tensor, valid: Tensor, name: str) -> Tensor:
+        pixels, attention = x.flatten(1, 2), f"{name}.image_lang_att"
+        query = instance_norm(self._linear(pixels, f"{attention}.f_query.0"))
+        key = self._linear(words, f"{attention}.f_key.0")
+        value = self._linear(words, f"{attention}.f_value.0")
+        scores = query @ key.transpose(1, 2) * x.shape[-1] ** -0.5
+        found = scores.masked_fill(~valid[:, None], -torch.inf).softmax(-1) @ value
+        language = instance_norm(self._linear(found, f"{attention}.W.0"))
+        seen = F.gelu(self._linear(pixels, f"{name}.vis_project.0"))
+        return F.gelu(self._linear(seen * language, f"{name}.project_mm.0")).reshape(x.shape)
+
+    # The pixel decoder.
+
+    def _pixel_decoder(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Mask features and levels, the coarsest first."""
+        encoder = f"{PIXELS}.transformer"
+        projected, places = [], []
+        for number, x in enumerate(maps[:0:-1]):
+            y = self._linear(x, f"{PIXELS}.input_proj.{number}.0")
+            projected.append(self._group_norm(y, f"{PIXELS}.input_proj.{number}.1"))
+            sines = sine_positions(y.shape[1], y.shape[2], y.shape[3])
+            places.append((sines + self.state[f"{encoder}.level_embed"][number]).flatten(0, 1))
+        shapes = [(y.shape[1], y.shape[2]) for y in projected]
+        tokens = torch.cat([y.flatten(1, 2) for y in projected], 1)
+        for number in range(self.sizes.pixel_layers):
+            layer = f"{encoder}.encoder.layers.{number}"
+            mixed = self._deformable(tokens, torch.cat(places), shapes, f"{layer}.self_attn")
+            tokens = self._norm(tokens + mixed, f"{layer}.norm1")
+            hidden = F.relu(self._linear(tokens, f"{layer}.linear1"))
+            tokens = self._norm(tokens + self._linear(hidden, f"{layer}.linear2"), f"{layer}.norm2")
+        parts = tokens.split([h * w for h, w in shapes], 1)
+        levels = [x.unflatten(1, shape) for x, shape in zip(parts, shapes, strict=True)]
+        finest = self._group_norm(
+            self._linear(maps[0], f"{PIXELS}.adapter_1"), f"{PIXELS}.adapter_1.norm"
+        )
+        coarse = F.interpolate(
+            first(levels[-1]), finest.shape[1:3], mode="bilinear", align_corners=False
+        )
+        smooth = F.conv2d(first(finest) + coarse, self.state[f"{PIXELS}.layer_1.weight"], padding=1)
+        smooth = F.relu(self._group_norm(last(smooth), f"{PIXELS}.layer_1.norm"))
+        return self._linear(smooth, f"{PIXELS}.mask_features"), levels
+
+    def _deformable(
+        self, tokens: Tensor, places: Tensor, shapes: Sequence[tuple[int, int]], name: str
+    ) -> Tensor:
+        rows, count, _ = tokens.shape
+        split_as = (rows, count, HEADS, len(shapes), self.sizes.points)
+        query = tokens + places
+        offsets = self._linear(query, f"{name}.sampling_offsets").reshape(*split_as, 2)
+        shares = self._linear(query, f"{name}.attention_weights").reshape(*split_as[:3], -1)
+        shares = shares.softmax(-1).reshape(split_as)
+        values = self._linear(tokens, f"{name}.value_proj").unflatten(-1, (HEADS, -1))
+        centres = []
+        for height, width in shapes:
+            y, x = (torch.arange(n).double().add(0.5) / n for n in (height, width))
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            centres.append(torch.stack([x, y], -1).flatten(0, 1))
+        own = torch.cat(centres)[:, None, None]
+        total = torch.zeros(())
+        for level, (height, width) in enumerate(shapes):
+            start = sum(h * w for h, w in shapes[:level])
+            image = values[:, start : start + height * width].permute(0, 2, 3, 1)
+            image = image.flatten(0, 1).unflatten(-1, (height, width))
+            where = own + offsets[:, :, :, level] / torch.tensor([width, height])
+            grid = (2 * where - 1).transpose(1, 2).flatten(0, 1)
+            read = F.grid_sample(image, grid, "bilinear", "zeros", False)
+            read = read.unflatten(0, (rows, HEADS)).permute(0, 3, 1, 4, 2)
+            total = total + (shares[:, :, :, level, :, None] * read).sum(-2)
+        return self._linear(total.flatten(2), f"{name}.output_proj")
+
+    # The relationship block.
+
+    def _predictor(
+        self, levels: Sequence[Tensor], masks: Tensor, words: Tensor
+    ) -> dict[str, Tensor]:
+        rows = words.shape[0]
+        repeat = lambda name: self.state[f"{REGIONS}.{name}.weight"].expand(rows, -1, -1)  # noqa: E731
+        x, places = repeat("query_feat"), repeat("query_embed")
+        for number in range(self.sizes.layers):
+            level = levels[number % 3]
+            tokens = level.flatten(1, 2) + self.state[f"{REGIONS}.level_embed.weight"][number % 3]
+            sines = sine_positions(level.shape[1], level.shape[2], level.shape[3]).flatten(0, 1)
+            hidden = self._hidden(x, masks, (level.shape[1], level.shape[2]))
+            layer = f"{REGIONS}.RIA_layers.{number}"
+            y = self._attend(x + places, tokens + sines, tokens, f"{layer}.multihead_attn", hidden)
+            x = self._norm(x + y, f"{layer}.norm")
+            if number == 0:
+                x = x + 0.1 * self._look_at_words(x, words)
+            layer = f"{REGIONS}.RLA_vision.{number}"
+            y = self._attend(x + places, x + places, x, f"{layer}.self_attn")
+            x = self._norm(x + y, f"{layer}.norm")
+            layer = f"{REGIONS}.transformer_ffn_layers.{number}"
+            y = self._linear(F.relu(self._linear(x, f"{layer}.linear1")), f"{layer}.linear2")
+            x = self._norm(x + y, f"{layer}.norm")
+        x = self._norm(x, f"{REGIONS}.decoder_norm")
+        minimap = self._linear(x, f"{REGIONS}.minimap_embed")
+        weighted = minimap.transpose(1, 2) @ self._perceptron(x, "mask_embed", 3)
+        return {
+            "ref_seg": torch.einsum("bac,bhwc->bahw", weighted, masks),
+            "nt_label": self._perceptron(x, "nt_embed", 2).mean(1),
+            "minimap": minimap,
+        }
+
+    def _hidden(self, x: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """bool `[B * heads, regions, tokens]`: what a region does not look at."""
+        filters = self._perceptron(self._norm(x, f"{REGIONS}.decoder_norm"), "mask_embed", 3)
+        every = torch.einsum("bqc,bhwc->bqhw", filters, masks)
+        small = F.interpolate(every, size, mode="bilinear", align_corners=False)
+        hidden = small.flatten(2).sigmoid() < 0.5
+        hidden = hidden & ~hidden.all(-1, keepdim=True)
+        return hidden.repeat_interleave(HEADS, 0)
+
+    def _look_at_words(self, x: Tensor, words: Tensor) -> Tensor:
+        memory, layer = self._linear(words, f"{REGIONS}.lang_proj"), f"{REGIONS}.RLA_lang_att"
+        y = self._attend(x, memory, memory, f"{layer}.multihead_attn")
+        return self._norm(x + y, f"{layer}.norm") * self.state[f"{REGIONS}.lang_weight"].sigmoid()
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, name: str, hidden: Tensor | None = None
+    ) -> Tensor:
+        module = nn.MultiheadAttention(query.shape[-1], HEADS, batch_first=True).double().eval()
+        module.load_state_dict({k: self.state[f"{name}.{k}"] for k in module.state_dict()})
+        return module(query, key, value, attn_mask=hidden, need_weights=False)[0]
+
+    def _perceptron(self, x: Tensor, name: str, count: int) -> Tensor:
+        for number in range(count):
+            x = self._linear(x, f"{REGIONS}.{name}.layers.{number}")
+            x = F.relu(x) if number + 1 < count else x
+        return x
+
+
+def first(x: Tensor) -> Tensor:
+    """Channels before the area."""
+    return x.permute(0, 3, 1, 2)
+
+
+def last(x: Tensor) -> Tensor:
+    """Channels behind the area."""
+    return x.permute(0, 2, 3, 1)
+
+
+def split(parts: Tensor) -> tuple[Tensor, ...]:
+    """`[..., T, 3, heads, D]` to query, key and value `[..., heads, T, D]`."""
+    return tuple(x.transpose(-2, -3) for x in parts.unbind(-3))
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    """`[B, T, C]`, over T."""
+    return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def borders(size: tuple[int, int], window: int, shift: int) -> Tensor:
+    """`[1, h, w, 1]`: pixels that a shift brings together from two ends have different numbers."""
+    label = lambda n: (torch.arange(n) < shift).long()  # noqa: E731
+    return (2 * label(size[0])[:, None] + label(size[1]))[None, :, :, None]
+
+
+def sine_positions(height: int, width: int, channels: int) -> Tensor:
+    """DETR's `[h, w, channels]`: y in the first half, angles from 1 to the side, of a full turn."""
+    half = channels // 2
+    period = 10000.0 ** (2 * (torch.arange(half).double() // 2) / half)
+
+    def along(length: int) -> Tensor:
+        angle = torch.arange(1, length + 1).double() / (length + 1e-6) * 2 * math.pi
+        angle = angle[:, None] / period
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
+
+    y = along(height)[:, None].expand(height, width, half)
+    return torch.cat([y, along(width)[None].expand(height, width, half)], -1)
