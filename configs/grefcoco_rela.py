@@ -10,8 +10,9 @@ and at 140,000 steps, weight decay 0.05 but for norms, embeddings and position t
 at 0.01; BERT's embeddings and its last two layers stay as they are. `relationship` is the public code's;
 `--config.model.relationship=paper` is the paper's own block.
 
-BERT's vocabulary comes from the hub as well. Where there is no network, a downloaded file or folder takes
-the place of each name, and `--config.data.tokenizer=FILE` that of the vocabulary (tokenizer.json).
+BERT's vocabulary comes from the hub as well. Where there is no network, a downloaded file or folder
+takes the place of each name, and `--config.data.tokenizer=FILE` that of the vocabulary
+(tokenizer.json).
 
 The paper reports cIoU / gIoU of 62.42 / 63.60 on val, 69.26 / 70.03 on testA and 59.88 / 61.02 on testB;
 the released weights score 63.10 / 66.34 on val by the public code's evaluator (`gres`). Not run here at
