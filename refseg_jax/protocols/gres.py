@@ -13,21 +13,6 @@ PRECISION_AT = (0.7, 0.8, 0.9)
 _SQUARE = 480 * 480
 
 
-def says_present(pair: Pair, min_pixels: int) -> bool:
-    """Whether the system is taken to say that there is a target.
-
-    Args:
-        pair: whose `present` is the answer where `min_pixels` is 0.
-        min_pixels: where not 0, the answer is that the mask has at least so many pixels. ReLA's
-            paper clears masks of fewer than 50 and does not say at which size; its evaluator works on
-            480 x 480 pixels, so that the number is scaled by the area of the mask.
-    """
-    if not min_pixels:
-        return pair.present
-    height, width = pair.regions.size
-    return pair.regions.counts().prediction * _SQUARE >= min_pixels * height * width
-
-
 @dataclasses.dataclass(frozen=True)
 class Gres(Protocol):
     """ReLA's evaluator (`gres_model/evaluation/refer_evaluation.py` at its head).
@@ -45,7 +30,10 @@ class Gres(Protocol):
     IoU >= X. ReLA prints `gIoU`, `cIoU` and `Pr@X` as percentages.
 
     Attributes:
-        min_pixels: see `says_present`.
+        min_pixels: where not 0, not `Pair.present` tells what the system says, but whether the mask
+            has at least so many pixels. ReLA's paper clears masks of fewer than 50 and does not say at
+            which size; its evaluator works on 480 x 480 pixels, so that the number is scaled by the
+            area of the mask.
     """
 
     name: ClassVar[str] = "gres"
@@ -60,13 +48,20 @@ class Gres(Protocol):
     )
     min_pixels: int = 0
 
+    def says_present(self, pair: Pair) -> bool:
+        """Whether the system is taken to say that there is a target."""
+        if not self.min_pixels:
+            return pair.present
+        height, width = pair.regions.size
+        return pair.regions.counts().prediction * _SQUARE >= self.min_pixels * height * width
+
     def missed_union(self, counts: Counts) -> int:
         """What a target that the system calls absent adds to the union."""
         return counts.union
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """IoU, intersection, union, and which of the four outcomes it is."""
-        counts, present = pair.regions.counts(), says_present(pair, self.min_pixels)
+        counts, present = pair.regions.counts(), self.says_present(pair)
         if not counts.target:
             return {
                 "iou": exact(0.0 if present else 1.0),
@@ -104,8 +99,9 @@ class GresPaper(Gres):
     """`gres` as ReLA's paper has it (section 5.1): a prediction called absent is an empty mask.
 
     A target that the system calls absent then adds the target alone to the union, and `cIoU` is a
-    little higher than the evaluator's. Everything else is as in `gres`; the paper's Pr@X says
-    "higher than", and its numbers are the evaluator's.
+    little higher than the evaluator's. And since the paper tells by the foreground pixels whether a
+    prediction is one, a mask without any is absent whatever `Pair.present` says. Everything else is as
+    in `gres`; the paper's Pr@X says "higher than", and its numbers are the evaluator's.
     """
 
     name: ClassVar[str] = "gres_paper"
@@ -113,6 +109,10 @@ class GresPaper(Gres):
         "systems that clear the mask of what they call absent before they score it, as ReLA's paper "
         "describes; its own tables come from the evaluator (gres)"
     )
+
+    def says_present(self, pair: Pair) -> bool:
+        """Whether the system says so, and with a mask that has pixels."""
+        return super().says_present(pair) and pair.regions.counts().prediction > 0
 
     def missed_union(self, counts: Counts) -> int:
         """The target: the prediction is cleared."""

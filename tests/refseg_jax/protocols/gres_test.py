@@ -20,6 +20,9 @@ def _slow(cases: list[Case], *, cleared: bool, min_pixels: int = 0) -> dict[str,
         if min_pixels:
             pixels = case.prediction.sum() * (480 * 480) / case.prediction.size
             absent = pixels < min_pixels
+        if cleared:
+            # "Prediction without any foreground pixels is true positive."
+            absent = not (case.prediction & (not absent)).any()
         if not case.target.any():
             outcome["TP" if absent else "FN"] += 1
             ious.append(1.0 if absent else 0.0)
@@ -67,7 +70,20 @@ def _few(pixels: int, side: int) -> np.ndarray:
     return (np.arange(side * side) < pixels).reshape(side, side)
 
 
-def test_the_two_rules_differ_in_the_union_of_a_missed_target_alone() -> None:
+@pytest.mark.parametrize(("name", "absent"), [("gres", 0.0), ("gres_paper", 1.0)])
+def test_an_empty_mask_that_is_said_to_be_something_is_nothing_for_the_paper(
+    name: str, absent: float
+) -> None:
+    empty, target = _few(0, 4), _few(3, 4)
+    none = Case("a", empty, empty, True, "none", "", "")
+    missed = Case("b", empty, target, True, "object", "", "")
+    scores = state_of(build_protocol(name), [none, missed]).compute()
+    assert (scores["N_acc"], scores["T_acc"]) == (absent, 1 - absent)
+    assert scores["gIoU"] == absent / 2
+    assert scores["cIoU"] == 0.0
+
+
+def test_the_unions_differ_by_the_mask_of_a_missed_target() -> None:
     target, elsewhere = _few(4, 4), ~_few(8, 4)
     missed = [Case("a", elsewhere, target, False, "object", "", "")]
     hit = Case("b", target, target, True, "object", "", "")
