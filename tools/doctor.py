@@ -134,9 +134,7 @@ def examine(
     """
     with contextlib.ExitStack() as stack:
         if source_dir is not None:
-            room = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            folder = stack.enter_context(source_folder(source_dir, room))
-            subject = _raw(dataset, folder, splits)
+            subject = _raw(dataset, stack.enter_context(_unpacked(source_dir, data_dir)), splits)
         else:
             assert data_dir is not None
             subject = _built(dataset, data_dir, splits)
@@ -150,6 +148,19 @@ def examine(
     write_page(page, title, lines, table, examples)
     _print(title, lines, table, examples, page)
     return sum(number for check, number in table.items() if examples[check][0].finding.is_fault)
+
+
+@contextlib.contextmanager
+def _unpacked(source: Path, data_dir: Path | None) -> Iterator[Path]:
+    """The folder that a source is; what an archive holds is removed however the block ends."""
+    if source.is_dir():
+        yield source
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="doctor-", dir=data_dir) as room,
+        source_folder(source, Path(room)) as folder,
+    ):
+        yield folder
 
 
 def _look(

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from input_pipeline.checks import (
     record_findings,
     split_findings,
 )
+from input_pipeline.datasets.conversion import Conversion, Plan
 from input_pipeline.datasets.own import build_records
+from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from tests.input_pipeline import regrouped_test
 from tests.input_pipeline.refcoco_files import (
@@ -272,7 +275,17 @@ def test_an_archive_beside_which_others_are_built(
     out = capsys.readouterr().out
     assert "1  image of a training split that is in an evaluation set beside it" in out
     assert "train: 1 images of others/val, e.g. image 1" in out
-    assert not list((tmp_path / "data").glob("unpacked*"))
+    before = sorted((tmp_path / "data").iterdir())
+
+    def stop(source: Path) -> Plan:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        stopped = dataclasses.replace(CONVERSIONS["refcoco/unc"], read_plan=stop)
+        patch.setitem(cast(dict[str, Conversion], CONVERSIONS), "refcoco/unc", stopped)
+        assert doctor.main([*arguments, f"--data_dir={tmp_path / 'data'}"]) == 130
+    assert sorted((tmp_path / "data").iterdir()) == before
+    assert not [path for path in before if path.name.startswith(("doctor", "unpacked"))]
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
