@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from input_pipeline import pipeline
 from input_pipeline.schema import Expression, Record
 from refseg_jax.batch import HostBatch
+from refseg_jax.errors import UserError
 from refseg_jax.evaluators import mask_score
 from refseg_jax.pictures import Picture
 from refseg_jax.protocols import build_protocols
@@ -269,6 +270,20 @@ def test_damaged_images_are_left_out_and_counted(
     assert scores["count"] == 12
     names = _lines(tmp_path / "dump" / "predictions.jsonl")
     assert {name.split("-")[0] for name in names} == {"val0", "val2"}
+
+
+def test_an_id_that_stands_twice_is_one_line_and_no_dump(
+    tmp_path: Path, forward: Forward, params: Any
+) -> None:
+    def alike(record: Record) -> Record:
+        said = (dataclasses.replace(e, id=e.id.split("-")[1]) for e in record.expressions)
+        return dataclasses.replace(record, expressions=tuple(said))
+
+    build_tiny_dataset(tmp_path, {"val": 2}, change=alike)
+    evaluator = make_evaluator(tmp_path, forward, dump=tmp_path / "dump")
+    with pytest.raises(UserError, match="val: two pairs have the id '0'; build the dataset again"):
+        evaluator.evaluate(params, 0)
+    assert not list((tmp_path / "dump").iterdir())
 
 
 def test_score_of_a_mask_is_the_mean_probability_inside() -> None:
