@@ -43,6 +43,8 @@ def write_towers(target: Path, source: Source) -> str:
         source: the whole model.
     """
     model = source.model
+    if model["name"] != "unires":
+        return f"There is no folder `{FOLDER}`: the towers are not CLIP's."
     if model["stem_width"]:
         return (
             f"There is no folder `{FOLDER}`: the image tower begins with a convolutional stem "

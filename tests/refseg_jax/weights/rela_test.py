@@ -15,7 +15,7 @@ from PIL import Image
 
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
-from refseg_jax.exports.source import load_start
+from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.models import ReLA, build_model
 from refseg_jax.models.rela_config import ReLAConfig
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
@@ -24,7 +24,7 @@ from refseg_jax.weights import rela
 from refseg_jax.weights.loader import plan
 from tests.refseg_jax.weights import rela_sources
 from tests.refseg_jax.weights.rela_sources import BASE, PIXELS, REGIONS, SMALL, TINY
-from tools import predict
+from tools import export, predict
 from tools.import_weights import main
 
 Values = dict[str, np.ndarray]
@@ -297,3 +297,19 @@ def test_a_refused_command_writes_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
     assert not output.exists()
+
+
+def test_the_folder_is_exported_with_its_vocabulary(imported: Path, tmp_path: Path):
+    output = tmp_path / "exported"
+    assert (
+        export.main([f"--checkpoint={imported}", "--format=safetensors", f"--output={output}"]) == 0
+    )
+    params, record = load_params(imported)
+    found = read_source(output)
+    assert found.model == {**record["model"], **found.model} and found.eval["threshold"] == 0.5
+    assert found.params.keys() == params.keys()
+    for path, value in params.items():
+        np.testing.assert_array_equal(found.params[path], value, err_msg=path)
+    assert json.loads(found.tokenizer_json)["model"]["vocab"]["[SEP]"] == 102
+    assert "the towers are not CLIP's" in (output / "README.md").read_text()
+    assert not (output / "clip").exists()
