@@ -288,7 +288,7 @@ def test_a_bad_prediction_is_one_line_that_names_its_own(
     files = _changed(tmp_path, change, None)
     out = tmp_path / "out.json"
     error = _error(capsys, _command(files, f"--json={out}", protocol="sod"))
-    assert f"{files[0]}:2: " in error
+    assert error.startswith(f"error: {files[0]}:2: ")
     assert re.search(reason, error), error
     assert not out.exists()
 
@@ -353,3 +353,16 @@ def test_a_prediction_too_few_is_told_with_its_line(
     _write(files[0], [_prediction(case) for case in cases[:4]])
     error = _error(capsys, _command(files))
     assert error == f"error: {files[1]}:5: the id 'pair 4' is not in {files[0]}\n"
+
+
+def test_an_id_that_stands_twice_before_its_partner_comes_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = random_cases(8, 5)
+    files = _files(tmp_path, cases)
+    _write(files[0], [_prediction(case) for case in (cases[0], *cases)])
+    _write(files[1], [_reference(case) for case in cases[::-1]])
+    error = _error(capsys, _command(files))
+    assert (
+        error == f"error: {files[0]}:2: the id 'pair 0' stands in this file for the second time\n"
+    )
