@@ -6,14 +6,17 @@ import threading
 
 
 def end_with_parent(*_: int) -> None:
-    """Ends this worker as soon as its parent is gone, also where that was killed.
+    """Ends this worker as soon as its parent is gone, also where that was killed, and not before.
 
-    A worker that waits for room in its queue would otherwise wait for ever, with its memory. Takes
-    and ignores the worker's number and their count, which grain gives.
+    A worker that waits for room in its queue would otherwise wait for ever, with its memory. What a
+    terminal or `timeout` sends to the whole group is for the parent, which saves first and must not
+    find its workers dead; hence a group of the worker's own. Takes and ignores the worker's number
+    and their count, which grain gives.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    os.setpgrp()
 
     def watch() -> None:
         # Returns when the pipe that only the parent holds is closed, by itself or by the system.

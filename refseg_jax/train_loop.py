@@ -210,11 +210,12 @@ class Run:
 
         while True:
             scores = None
-            if step > first and _due(step, self.config.eval_every, total):
+            # Before an evaluation, which may take longer than the machine is still there.
+            preempted = self.preemption.reached(step)
+            if not preempted and step > first and _due(step, self.config.eval_every, total):
                 settle()
                 with clock.paused():
                     scores = self._evaluate(state, step)
-            preempted = self.preemption.reached(step)
             due = preempted or scores or _due(step, self.config.save_every, total)
             if step > first and due:
                 settle()

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ from refseg_jax.errors import UserError
 _FEW = 256
 
 
-class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class RecordBuilder(FileReaderBuilder, skip_registration=True):
     """A TFDS builder of records, without TensorFlow.
 
     It writes its shards itself: TFDS's shuffling writer opens buffers through TensorFlow as soon as
@@ -137,9 +138,6 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             shard.path.rename(folder / shard.path.name)
         self._set_splits(built)
         shutil.rmtree(self.unfinished)
-
-    def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
-        raise NotImplementedError  # Abstract in TFDS; `_download_and_prepare` does not call it.
 
     def _enter(self, digest: str) -> None:
         """Opens the unfinished folder, emptied if it is of another plan."""

@@ -47,6 +47,49 @@ def test_no_worker_outlives_a_run_that_was_killed(tmp_path: Path) -> None:
     assert reader.communicate(timeout=60)[0] == ""
 
 
+#: Reads on after a SIGTERM, as a run does that is about to save.
+STUBBORN = """
+import signal, sys
+from pathlib import Path
+from input_pipeline.pipeline import train_batches
+from tests.input_pipeline.batches import make_config
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    batches = train_batches(
+        make_config(Path(sys.argv[1]), "train", num_workers=2), batch_size=2, seed=0
+    )
+    for _ in range(4):  # So many that both workers have started.
+        next(batches)
+    print("reading", flush=True)
+    sys.stdin.readline()
+    for _ in range(40):
+        next(batches)
+    print("read", flush=True)
+    del batches  # While grain's modules are there, which its workers' end needs.
+"""
+
+
+def test_a_signal_to_the_group_leaves_the_workers_to_their_parent(tmp_path: Path) -> None:
+    """As `timeout`, a scheduler or a terminal sends it."""
+    build_tiny_dataset(tmp_path / "data", {"train": 6})
+    script = tmp_path / "reader.py"
+    script.write_text(STUBBORN)
+    reader = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "data")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "reading\n"
+    os.killpg(reader.pid, signal.SIGTERM)
+    assert reader.communicate("go on\n", timeout=60)[0] == "read\n"
+    assert reader.returncode == 0
+
+
 def test_an_evaluation_has_no_worker_without_a_core_or_a_batch() -> None:
     cores = usable_cores()
     assert evaluation_workers(cores + 1, 1000) == cores

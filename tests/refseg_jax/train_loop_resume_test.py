@@ -16,6 +16,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.train_state import Trainer
 from tests.refseg_jax.loop_runs import (
     BATCH,
+    Noting,
     build_sound,
     lines_of,
     saved_steps,
@@ -45,6 +46,14 @@ def test_preempted_run_saves_and_resumes_as_if_nothing_had_happened(
     told_of = [lines_of(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     assert [line["step"] for line in told_of[1]] == list(range(1, 8))
     assert [line["loss"] for line in told_of[1]] == [line["loss"] for line in told_of[0]]
+
+
+def test_preempted_run_saves_before_an_evaluation_that_is_due(sound: Path, tmp_path: Path) -> None:
+    """The machine may be gone before the evaluation ends."""
+    noting = Noting()
+    train(tmp_path, sound, 7, signal_at=3, eval_every=3, evaluations=(noting,))
+    assert noting.calls == []
+    assert saved_steps(tmp_path) == {3}
 
 
 def test_finished_run_does_nothing_when_it_is_started_again(sound: Path, tmp_path: Path) -> None:
