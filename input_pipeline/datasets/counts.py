@@ -83,6 +83,17 @@ def compare(
     return lines
 
 
+def not_there(
+    built: Mapping[str, Mapping[str, int]], published: Mapping[str, Mapping[str, int]]
+) -> list[str]:
+    """A line for each published split of which nothing was built; takes what `compare` does."""
+    return [
+        f"{split}: not there; published: {_words(known, list(known))}"
+        for split, known in published.items()
+        if split not in built
+    ]
+
+
 def _shown(counts: Mapping[str, int]) -> Sequence[str]:
     """The counts that say something of this split."""
     always = ("images", "refs", "expressions")

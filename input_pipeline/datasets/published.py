@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from input_pipeline.datasets.conversion import (
     SourceError,
     converted,
 )
-from input_pipeline.datasets.counts import REPORT, compare
+from input_pipeline.datasets.counts import REPORT, compare, not_there
 from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import features
 from refseg_jax.naming import unknown
@@ -128,9 +128,11 @@ class _Builder(RecordBuilder, skip_registration=True):
             if not counted["images"]:
                 raise SourceError(f"{self.source}: no image of {split} could be built")
         lines = compare(counts, self._conversion.published)
+        if not self._wanted:
+            lines += not_there(counts, self._conversion.published)
         lines += [f"{name}: {number}" for name, number in [*plan.facts.items(), *notes.items()]]
         if problems:
-            lines += [f"left out: {len(problems)} problems", *problems]
+            lines += [f"left out: {_number(problems)}", *problems]
         (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _raise(self, problems: Sequence[str]) -> None:
@@ -139,10 +141,14 @@ class _Builder(RecordBuilder, skip_registration=True):
         listed = "\n".join(problems[:_LISTED])
         more = len(problems) - _LISTED
         raise BuildError(
-            f"{self.source}: nothing was built, {len(problems)} problems; cure them, or "
-            f"build the rest by --skip_missing\n{listed}"
+            f"{self.source}: nothing was built, {_number(problems)}; cure what is listed, "
+            f"or build the rest by --skip_missing\n{listed}"
             + (f"\n... {more} more" if more > 0 else "")
         )
+
+
+def _number(problems: Collection[str]) -> str:
+    return f"{len(problems)} problem{'s' * (len(problems) != 1)}"
 
 
 def _config(conversion: Conversion) -> tfds.core.BuilderConfig:

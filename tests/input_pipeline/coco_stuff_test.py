@@ -135,7 +135,7 @@ def test_what_is_wrong_is_named_and_the_rest_can_be_built(tmp_path: Path, harm):
     )
     with pytest.raises(BuildError) as error:
         build(CONVERSION, source, tmp_path / "data")
-    assert line in str(error.value) and "1 problems" in str(error.value)
+    assert line in str(error.value) and ", 1 problem;" in str(error.value)
     folder = build(CONVERSION, source, tmp_path / "data", skip_missing=True)
     assert [record.image_id for record in read_records(folder, "train")] == ["25"]
     assert any(found.startswith(line) for found in report(folder))

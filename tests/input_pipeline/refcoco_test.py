@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline.datasets.building import BuildError
 from input_pipeline.datasets.conversion import SourceError
-from input_pipeline.datasets.counts import compare
+from input_pipeline.datasets.counts import compare, not_there
 from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.published import REPORT
 from input_pipeline.datasets.refcoco.conversions import PUBLISHED
@@ -194,7 +194,7 @@ def test_a_problem_fails_the_build_or_is_skipped(damage: Callable[[Path], str], 
     with pytest.raises(BuildError) as caught:
         build(source, tmp_path / "data")
     head, problem = str(caught.value).splitlines()
-    assert "nothing was built, 1 problems" in head
+    assert "nothing was built, 1 problem; cure" in head
     assert "--skip_missing" in head
     assert problem.startswith(line)
     assert datasets_in(tmp_path / "data") == []
@@ -203,7 +203,7 @@ def test_a_problem_fails_the_build_or_is_skipped(damage: Callable[[Path], str], 
     assert [r.image_id for r in read_records(folder, "train")] == ["1"]
     assert [r.image_id for r in read_records(folder, "val")] == ["1"]
     report = (folder / REPORT).read_text()
-    assert "left out: 1 problems" in report
+    assert "left out: 1 problem\n" in report
     assert line in report
     assert "val: 1 images; published: 1,500" in report
 
@@ -337,6 +337,17 @@ def test_counts_are_compared_with_the_published_ones():
     assert len(compare(google, PUBLISHED["refcoco", "google"])) == 2
     (line,) = compare({"dev": google["test"]}, PUBLISHED["refcoco", "google"])
     assert line == "dev: 4,527 images, 5,000 refs, 14,000 expressions; nothing is published of it"
+
+
+def test_published_splits_that_the_source_lacks_are_said(tmp_path: Path):
+    folder = build(write_source(tmp_path / "source"), tmp_path / "data")
+    lines = (folder / REPORT).read_text().splitlines()
+    assert "testA: not there; published: 750 images, 1,975 refs, 5,657 expressions" in lines
+    assert [line.split(":")[0] for line in lines if "not there" in line] == ["testA", "testB"]
+    alone = build(tmp_path / "source", tmp_path / "alone", splits=("val",))
+    assert "not there" not in (alone / REPORT).read_text(), "it was not asked for"
+    complete = PUBLISHED["refcoco", "unc"]
+    assert not_there(complete, complete) == []
 
 
 def test_the_published_totals():

@@ -87,7 +87,7 @@ def test_a_failed_overwrite_keeps_the_old_dataset(
     image_path(source, 2).unlink()
     capsys.readouterr()
     assert build_dataset.main([*arguments, "--overwrite"]) == 1
-    assert capsys.readouterr().err.startswith("error: refcoco/unc: nothing was built, 1 problems")
+    assert capsys.readouterr().err.startswith("error: refcoco/unc: nothing was built, 1 problem;")
     assert state(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
 
