@@ -17,8 +17,8 @@ One that is stopped leaves it there, for the same command to go on with.
 The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
 that a build that fails or is stopped leaves nothing that could be taken for a dataset. A build that
 was stopped goes on from its last whole file (a thousand images) when the command is given again. What
-is built already is left as it is; `--overwrite` builds it again, from the beginning each time, and
-removes the old one at the end.
+is built already is left as it is, and its source is not read; `--splits` that it lacks are an error.
+`--overwrite` builds it again, from the beginning each time, and removes the old one at the end.
 
 `--runner=DirectRunner` (or another of Apache Beam's; extra `beam`) makes the files by a Beam pipeline,
 `--beam_options="--direct_num_workers=8 ..."` are its options.
@@ -43,6 +43,7 @@ from input_pipeline.datasets.conversion import BuildError
 from input_pipeline.datasets.counts import REPORT
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from input_pipeline.locks import exclusive
+from input_pipeline.sources import split_names
 from input_pipeline.workers import usable_cores
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
@@ -73,10 +74,23 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
             built = _build_anew(entry, request, folder, overwrite=overwrite)
     else:
         built = False
-    print(f"{folder}: " + ("built" if built else "is built already; --overwrite builds it again"))
+    print(f"{folder}: " + ("built" if built else _already(folder, request)))
     report = folder / REPORT
     if report.is_file():
         print(report.read_text(), end="")
+
+
+def _already(folder: Path, request: Request) -> str:
+    """What to say of a dataset that is left as it is; raises where it lacks what is asked for."""
+    there = split_names(folder)
+    missing = [split for split in request.splits if split not in there]
+    if missing:
+        raise UserError(
+            f"{folder}: is built already, without {', '.join(missing)}; it has "
+            f"{', '.join(there)}, and --overwrite builds it again"
+        )
+    unread = f", {request.source_dir} was not read" if request.source_dir else ""
+    return f"is built already ({', '.join(there)}){unread}; --overwrite builds it again"
 
 
 def _build_anew(entry: Entry, request: Request, folder: Path, *, overwrite: bool) -> bool:
@@ -177,7 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source_dir", type=Path, help="the files that it is made of")
     parser.add_argument("--name", default="", help="of a dataset of your own (jsonl)")
     parser.add_argument(
-        "--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val,testA; all"
+        "--splits",
+        type=lambda s: tuple(s.split(",")),
+        default=(),
+        help="e.g. val,testA; default: all",
     )
     parser.add_argument(
         "--num_workers",

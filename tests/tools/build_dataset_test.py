@@ -60,15 +60,32 @@ def test_builds_and_says_what_is_in_it(
 
 
 def test_what_is_built_is_left_and_reported(
-    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], source: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     build_dataset.main(arguments)
     before = state(folder)
     capsys.readouterr()
-    assert build_dataset.main(arguments) == 0
+    said = f"{folder}: is built already (train, val), {source} was not read; --overwrite builds it"
+    for more in ([], ["--splits=val"]):
+        assert build_dataset.main([*arguments, *more]) == 0
+        assert state(folder) == before
+        assert capsys.readouterr().out.startswith(f"{said} again\ntrain: 1 images")
+
+
+def test_a_split_that_was_not_built_is_an_error(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    build_dataset.main([*arguments, "--splits=val"])
+    before = state(folder)
+    capsys.readouterr()
+    assert build_dataset.main([*arguments, "--splits=val,train"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"error: {folder}: is built already, without train; it has val, and --overwrite builds it "
+        "again\n"
+    )
     assert state(folder) == before
-    said = capsys.readouterr().out
-    assert said.startswith(f"{folder}: is built already; --overwrite builds it again\ntrain: 1 im")
 
 
 def test_overwrite_builds_again(arguments: list[str], source: Path, folder: Path):
