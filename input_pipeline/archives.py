@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from input_pipeline.datasets.conversion import SourceError
 from input_pipeline.locks import exclusive
 from refseg_jax.errors import UserError
 
@@ -52,6 +53,8 @@ class Member(NamedTuple):
 def source_folder(source: Path, data_dir: Path) -> Iterator[Path]:
     """The folder that a source is: itself, or the content of an archive while it is needed.
 
+    An error that ends the block speaks of the archive, since the folder is gone when it is read.
+
     Args:
         source: a folder, an archive, or a folder within an archive (`FILE.zip/inner/folder`).
         data_dir: where an archive is unpacked, in a folder of its own: the same each time, so that a
@@ -75,12 +78,34 @@ def source_folder(source: Path, data_dir: Path) -> Iterator[Path]:
     with exclusive(folder.with_name(f"{name}.lock"), busy):
         if not folder.is_dir():
             extract(archive, folder)
+        inner = folder
         try:
-            yield _inner(folder, source.relative_to(archive), archive)
-        except Exception:
+            inner = _inner(folder, source.relative_to(archive), archive)
+            yield inner
+        except Exception as error:
+            _rename(error, inner, source)
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
+
+
+def as_given(text: str, folder: Path, source: Path) -> str:
+    """A text about what `source_folder` made, with what it was made of in its place."""
+    return text.replace(str(folder), str(source))
+
+
+def _rename(error: Exception, folder: Path, source: Path) -> None:
+    """Lets an error speak of the source, and of its only folder where that may have been meant."""
+    within = [path.name for path in folder.iterdir() if path.is_dir() and path.name != "__MACOSX"]
+    hint = ""
+    if isinstance(error, SourceError) and str(folder) in str(error) and len(within) == 1:
+        hint = f"; it holds one folder, perhaps you mean --source_dir={source / within[0]}"
+    error.args = tuple(
+        as_given(part, folder, source) + hint if isinstance(part, str) else part
+        for part in error.args
+    )
+    if isinstance(error, OSError) and error.filename is not None:
+        error.filename = as_given(str(error.filename), folder, source)
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -126,7 +126,7 @@ def _build(entry: Entry, request: Request) -> None:
         entry.build(request)
         return
     with source_folder(request.source_dir, request.data_dir) as folder:
-        entry.build(dataclasses.replace(request, source_dir=folder))
+        entry.build(dataclasses.replace(request, source_dir=folder, given=request.source_dir))
 
 
 @contextlib.contextmanager

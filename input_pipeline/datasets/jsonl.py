@@ -55,6 +55,7 @@ def build(
     """Builds the dataset `name` of a folder; `splits` (default: all) are names of its files.
 
     Raises:
+        SourceError: the folder has no lines.
         BuildError: the first thing that is wrong: file, line, reason and cure.
         ArchiveError: a tar is damaged or refused.
         ImageError: a damaged image.

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from input_pipeline.archives import Member, tar_members
-from input_pipeline.datasets.conversion import BuildError
+from input_pipeline.datasets.conversion import BuildError, SourceError
 from input_pipeline.datasets.jsonl_lines import Line, parse_line, parse_lines
 
 _BOM = b"\xef\xbb\xbf"
@@ -115,7 +115,8 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     """The files of each split: `train.jsonl`, or `train-00000-of-00010.jsonl` and the like, or tars.
 
     Raises:
-        BuildError: there are none, a split has no usable name, or a file of it is missing.
+        SourceError: there are none.
+        BuildError: a split has no usable name, or a file of it is missing.
     """
     splits: dict[str, list[Path]] = {}
     numbered: dict[tuple[str, str, str], set[int]] = {}
@@ -130,7 +131,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
         if of:
             numbered.setdefault((split, of, path.suffix), set()).add(int(number))
     if not splits:
-        raise BuildError(f"{folder}: no *.jsonl there; write one for each split (train.jsonl)")
+        raise SourceError(f"{folder}: no *.jsonl there; write one for each split (train.jsonl)")
     for (split, of, suffix), there in numbered.items():
         missing = int(of) - len(there)
         if missing or max(there) >= int(of):

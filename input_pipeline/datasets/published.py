@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from input_pipeline.archives import as_given
 from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.building import RecordBuilder
 from input_pipeline.datasets.conversion import (
@@ -32,6 +33,7 @@ def builder_of(
     *,
     data_dir: str | Path,
     source_dir: str | Path = "",
+    given: Path | None = None,
     splits: Sequence[str] = (),
     num_workers: int = 0,
     skip_missing: bool = False,
@@ -43,6 +45,7 @@ def builder_of(
         conversion: what it is made of.
         data_dir: where datasets lie.
         source_dir: the downloaded files; not needed to read what is built.
+        given: what the report calls them; `None` for `source_dir`.
         splits: those to build; empty for all.
         num_workers: processes that read images; at most 1, or few images, read in this one.
         skip_missing: build what is there instead of failing on what is not.
@@ -55,6 +58,7 @@ def builder_of(
     return kind(
         conversion,
         Path(source_dir),
+        given or Path(source_dir),
         tuple(splits),
         skip_missing,
         data_dir=data_dir,
@@ -70,6 +74,7 @@ class _Builder(RecordBuilder, skip_registration=True):
         self,
         conversion: Conversion,
         source_dir: Path,
+        given: Path,
         splits: tuple[str, ...],
         skip_missing: bool,
         *,
@@ -79,6 +84,7 @@ class _Builder(RecordBuilder, skip_registration=True):
     ) -> None:
         self._conversion = conversion
         self._source_dir = source_dir
+        self._given = given
         self._wanted = splits
         self._skip = skip_missing
         config = conversion.config or None
@@ -132,7 +138,8 @@ class _Builder(RecordBuilder, skip_registration=True):
             lines += not_there(counts, self._conversion.published)
         lines += [f"{name}: {number}" for name, number in [*plan.facts.items(), *notes.items()]]
         if problems:
-            lines += [f"left out: {_number(problems)}", *problems]
+            lines.append(f"left out: {_number(problems)}")
+            lines += [as_given(line, self._source_dir, self._given) for line in problems]
         (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _raise(self, problems: Sequence[str]) -> None:

@@ -50,6 +50,7 @@ class Request:
         num_workers: processes.
         skip_missing: build what is there instead of failing on what is not.
         runner: of Apache Beam, which then makes the shards.
+        given: what to call `source_dir`, where that is what an archive was unpacked to.
     """
 
     data_dir: Path
@@ -59,6 +60,7 @@ class Request:
     num_workers: int = 1
     skip_missing: bool = False
     runner: Runner | None = None
+    given: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,7 @@ def _build_published(conversion: Conversion, request: Request) -> None:
         conversion,
         data_dir=request.data_dir,
         source_dir=request.source_dir,
+        given=request.given,
         splits=request.splits,
         num_workers=request.num_workers,
         skip_missing=request.skip_missing,

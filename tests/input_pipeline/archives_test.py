@@ -292,6 +292,16 @@ def test_what_was_unpacked_is_kept_only_where_the_build_can_go_on(tmp_path, erro
         assert read_folder(folder) == FILES
 
 
+def test_an_error_speaks_of_the_archive(tmp_path):
+    archive = write(tmp_path, "a.zip", SOUND["a.zip"])
+    with (
+        pytest.raises(OSError, match="No such file") as caught,
+        source_folder(archive / "data", tmp_path / "data") as folder,
+    ):
+        (folder / "gone").read_bytes()
+    assert str(caught.value) == f"[Errno 2] No such file or directory: '{archive}/data/gone'"
+
+
 def test_two_processes_do_not_share_what_one_removes(tmp_path):
     archive = write(tmp_path, "a.zip", SOUND["a.zip"])
     with (

@@ -9,6 +9,7 @@ from PIL import Image
 
 from input_pipeline.datasets import jsonl
 from input_pipeline.datasets.building import BuildError
+from input_pipeline.datasets.conversion import SourceError
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
 from refseg_jax.predictions import encode, jsonl_writer, prediction_line
@@ -215,7 +216,7 @@ def test_the_command_line_builds_it(folder, tmp_path, capsys):
 
 
 def test_a_folder_without_lines_is_named(tmp_path):
-    with pytest.raises(BuildError, match=r"no \*\.jsonl there; write one for each split"):
+    with pytest.raises(SourceError, match=r"no \*\.jsonl there; write one for each split"):
         jsonl.build("mine", tmp_path, data_dir=tmp_path / "data")
 
 

@@ -168,6 +168,34 @@ def test_a_folder_in_an_archive(arguments: list[str], source: Path, folder: Path
     assert not list((tmp_path / "zip").glob("unpacked*"))
 
 
+def test_an_error_names_the_archive_and_what_may_be_meant(
+    arguments: list[str],
+    source: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    image_path(source, 2).unlink()
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", source.parent, source.name)
+    flags = [arguments[0], arguments[2]]
+    assert build_dataset.main([*flags, f"--source_dir={archive}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {archive}/refcoco/refs(unc).p: not there;")
+    assert error.endswith(
+        f"; it holds one folder, perhaps you mean --source_dir={archive}/source\n"
+    )
+
+    flags.append(f"--source_dir={archive}/source")
+    missing = f"{archive}/{image_path(source, 2).relative_to(source.parent)}: not there"
+    assert build_dataset.main(flags) == 1
+    error = capsys.readouterr().err
+    assert missing in error
+    assert "unpacked" not in error and "perhaps" not in error
+    assert build_dataset.main([*flags, "--skip_missing"]) == 0
+    assert missing in (folder / "build_report.txt").read_text()
+    assert "unpacked" not in capsys.readouterr().out
+
+
 def test_papers_write_a_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--dataset=refcoco+/unc", f"--source_dir={tmp_path}", f"--data_dir={tmp_path}"]
     assert build_dataset.main(flags) == 1
