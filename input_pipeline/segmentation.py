@@ -11,6 +11,12 @@ from pycocotools import mask as coco_mask
 LEAVES = "polygons that leave the image, cut at its border"
 AWAY = "masks away from their box"
 
+#: Pixels, and share of the image's longer side, by which a polygon of one's own may leave the image:
+#: a hand that draws along the border slips by a few pixels, and tools that round or scale add some
+#: (COCO's polygons end at the border, others' leave it by single pixels); coordinates of another
+#: image, of another size of it or in another order are far beyond.
+_SLACK, _SLACK_SHARE = 5, 0.02
+
 #: Two boxes of the same thing have at least this intersection over union.
 _SAME_BOX = 0.5
 
@@ -104,6 +110,37 @@ def misplaced(
         if overlap.item() < _SAME_BOX:
             notes[AWAY] = 1
     return notes
+
+
+def check_inside(segmentation: Any, height: int, width: int) -> None:
+    """Looks whether polygons are of this image; of other segmentations, `encode_segmentation` says it.
+
+    Published datasets have polygons of all kinds, which are cut at the border and noted
+    (`misplaced`); in one's own they are a mistake that a person can mend.
+
+    Args:
+        segmentation: as `encode_segmentation` takes it.
+        height, width: size of the image in pixels.
+
+    Raises:
+        SegmentationError: a polygon is malformed, lies outside of the image, or leaves it by more
+            than 5 pixels and 2 % of its longer side.
+    """
+    if not isinstance(segmentation, list):
+        return
+    slack = max(_SLACK, _SLACK_SHARE * max(height, width))
+    for part in segmentation:
+        polygon = [] if isinstance(part, Mapping) else _checked_polygon(part, height, width)
+        if not polygon:
+            continue
+        left, right = min(polygon[::2]), max(polygon[::2])
+        top, bottom = min(polygon[1::2]), max(polygon[1::2])
+        beside = right <= 0 or left >= width or bottom <= 0 or top >= height
+        if beside or max(-left, -top, right - width, bottom - height) > slack:
+            raise SegmentationError(
+                f"a region from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) leaves the image of "
+                f"{width} x {height} pixels"
+            )
 
 
 def stated_box(box: Any) -> tuple[float, ...]:

@@ -8,7 +8,8 @@ A line is one expression of one image. What it means is one of
 - `mask`: an image file of the picture's size (PNG, BMP, GIF or TIFF), or a list of them (several
   targets): pixels that are not zero;
 - `segmentation`: COCO polygons or RLE, as in the `predictions.jsonl` that `tools.predict` writes, whose
-  lines are therefore lines of this format;
+  lines are therefore lines of this format; a polygon may leave the picture by 5 pixels or 2 % of its
+  longer side, and is cut there;
 
 and `null`, or an RLE without a pixel, says that nothing matches. Optional are
 

@@ -14,7 +14,12 @@ from input_pipeline.datasets.jsonl_files import ImageLines
 from input_pipeline.datasets.jsonl_lines import BOX, Line
 from input_pipeline.datasets.mask_files import read_mask
 from input_pipeline.schema import Expression, Record, Target, encode_mask
-from input_pipeline.segmentation import SegmentationError, checked_rle, encode_segmentation
+from input_pipeline.segmentation import (
+    SegmentationError,
+    check_inside,
+    checked_rle,
+    encode_segmentation,
+)
 from refseg_jax.preprocess import decode_image
 
 #: The EXIF field of a picture's orientation; 1 is as stored.
@@ -144,7 +149,8 @@ def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) 
     region = line.segmentation
     try:
         if region == BOX:
-            return [encode_segmentation([_corners(line.box)], *size).counts]
+            region = [_corners(line.box)]
+        check_inside(region, *size)
         empty = isinstance(region, Mapping) and not coco_mask.area(
             cast(Any, checked_rle(region, *size))
         )
@@ -152,7 +158,7 @@ def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) 
             counts.append(encode_segmentation(region, *size).counts)
     except SegmentationError as error:
         raise BuildError(f"{line.where}: {error}; correct the segmentation") from None
-    if line.box:
+    if line.box and line.segmentation != BOX:
         _check_box(line, counts, size)
     return counts
 

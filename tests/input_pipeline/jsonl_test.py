@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,13 @@ from tests.input_pipeline.jsonl_folders import (
     write_pictures,
 )
 from tools import build_dataset
+
+
+def drawn(*polygons: list[float]) -> dict[str, Any]:
+    return {"image": "a.png", "expression": "x", "segmentation": polygons}
+
+
+SOUND = [1, 1, 5, 1, 5, 5]
 
 
 @pytest.fixture
@@ -100,8 +108,21 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         ),
         (
             {"image": "a.png", "expression": "x", "segmentation": "box", "box": [30, 2, 3, 3]},
-            "train.jsonl:2: the region covers no pixel",
+            "train.jsonl:2: a region from (30, 2) to (33, 5) leaves the image of 20 x 12 pixels; cor",
         ),
+        (
+            drawn(SOUND, [0, 0, 40, 0, 40, 12]),
+            "train.jsonl:2: a region from (0, 0) to (40, 12) leaves",
+        ),
+        (
+            drawn(SOUND, [2, 13, 6, 13, 4, 16]),
+            "a region from (2, 13) to (6, 16) leaves the image of",
+        ),
+        (
+            drawn(SOUND, [2, 2, 6, 2, 4, -5.5]),
+            "a region from (2, -5.5) to (6, 2) leaves the image of",
+        ),
+        (drawn([2, 2, 2.1, 2, 2.1, 2.1]), "train.jsonl:2: the region covers no pixel"),
         (line(image_id="000000391895"), "write COCO's ids without zeros in front"),
         (line(image_id=1.5), "'image_id' is 1.5, no text"),
         (line(parent="train-1", granularity="object"), "a 'object' with a parent"),
@@ -269,6 +290,15 @@ def test_a_region_that_a_mask_gives_too_is_no_box(folder, tmp_path):
     write(folder, boxed, line(mask="right.png"))
     record = record_of(folder, tmp_path)
     assert (len(record.targets), record.metadata) == (1, "")
+
+
+def test_polygons_that_slip_over_the_border_are_cut(folder, tmp_path):
+    over = [[-5, -4, 8, -4, 8, 5, -5, 5], [12, 8, 25, 8, 25, 17, 12, 17]]
+    write(folder, drawn(*over))
+    mask = record_of(folder, tmp_path).mask([0])
+    expected = np.zeros(SIZE)
+    expected[:5, :8] = expected[8:, 12:] = 1
+    np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("image_id", [391895, "391895"])
