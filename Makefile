@@ -40,7 +40,10 @@ soak: $(VENV)/.test
 
 ablation: $(VENV)/.library
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
-	$(BIN)/python -m tools.ablation --output_dir=runs/ablation --table=docs/ablation_group_tokens.md
+	$(BIN)/python -m tools.ablation --study=group_tokens --output_dir=runs/ablation/group_tokens \
+		--page=docs/ablation_group_tokens.md
+	$(BIN)/python -m tools.ablation --study=rela --output_dir=runs/ablation/rela --jobs=2 \
+		--page=docs/ablation_rela.md
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }

@@ -1,44 +1,35 @@
-"""Runs the paper's ablations on Scenes on equal budgets and writes the table.
+"""Runs the papers' ablations on Scenes on equal budgets and writes their tables.
 
-    python -m tools.ablation --output_dir=runs/ablation --table=docs/ablation_group_tokens.md
+    python -m tools.ablation --study=group_tokens --output_dir=runs/ablation \\
+        --page=docs/ablation_group_tokens.md
 
-Every run is `main.py` with a few fields changed, in a workdir of its own. The command may be stopped
-at any time and started again: finished runs are kept, and an unfinished one goes on from its
-checkpoint. A folder with a run of other steps, seed or fields is an error.
+What a study trains and tells stands in `tools.studies`. Every run is `main.py` with a few fields
+changed, in a workdir of its own. The command may be stopped at any time and started again: finished
+runs are kept, and an unfinished one goes on from its checkpoint. A folder with a run of other steps,
+seed or fields is an error. `--jobs=2` trains two at a time, each on its share of the cores: small
+models make more of a core than of several.
 """
 
 import argparse
 import ast
+import collections
+import concurrent.futures
 import dataclasses
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from refseg_jax.errors import UserError
-from refseg_jax.report import read_summary
+from tools.studies import STUDIES, Row, Study, Variant, summary
 
-#: Name in the table -> overrides of the config; the first one is what the others are compared with.
-GROUP_TOKENS: dict[str, tuple[str, ...]] = {
-    "both": (),
-    "low only": ("--config.model.high_tokens=0",),
-    "high only": ("--config.model.low_tokens=0",),
-    "none": ("--config.model.low_tokens=0", "--config.model.high_tokens=0"),
-}
-#: Nothing is wanted but the scores on the held-out scenes.
-SCORES_ONLY = (
-    "--config.loop.eval_every=0",
-    "--config.evals.val.when=never",
-    "--config.evals.shuffled.when=never",
-    "--config.eval.oracle=",
-    "--config.eval.dump=",
-    "--config.eval.pictures=0",
-)
-METRICS = ("object/mIoU", "part/mIoU", "multi/mIoU", "mIoU")
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,42 +60,51 @@ class Cell:
         return abs(self.mean - other.mean) >= 2.0 * math.hypot(self.error, other.error)
 
 
-def markdown(cells: dict[str, dict[str, Cell]], steps: int, seeds: Sequence[int]) -> str:
-    """The table; a difference under two standard errors is called unresolved."""
-    names = list(cells)
-    lines = [
-        "# Group tokens on and off, on Scenes",
-        "",
-        "The paper's Table 8 (there on RefCOCOm); written by `make ablation`. Without any group token",
-        "the second decoding stage goes too. Equal budgets: the same number of steps.",
-        "",
-        "| group tokens | " + " | ".join(METRICS) + " |",
-        "|---" * (len(METRICS) + 1) + "|",
-    ]
-    for name in names:
-        row = []
-        for metric in METRICS:
-            cell = cells[name][metric]
-            text = f"{100 * cell.mean:.2f} ± {100 * cell.error:.2f}"
-            if name != names[0]:
-                known = cell.resolved_from(cells[names[0]][metric])
-                gap = 100 * (cell.mean - cells[names[0]][metric].mean)
-                text += f" ({gap:+.2f}{'' if known else ', unresolved'})"
-            row.append(text)
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
-    lines.append("")
+def markdown(
+    study: Study, cells: Sequence[Sequence[Mapping[str, Cell]]], seeds: Sequence[int], steps: int
+) -> str:
+    """The page; a difference under two standard errors is called unresolved.
+
+    Args:
+        study: what was run.
+        cells: of each table each row's cells by metric.
+        seeds, steps: of the runs.
+    """
+    lines = [f"# {study.title}", "", *study.text, ""]
+    for table, rows in zip(study.tables, cells, strict=True):
+        if table.text:
+            lines += [*table.text, ""]
+        lines.append(f"| {table.heading} | " + " | ".join(study.metrics) + " |")
+        lines.append("|---" * (len(study.metrics) + 1) + "|")
+        for number, (row, found) in enumerate(zip(table.rows, rows, strict=True)):
+            texts = [_text(found[m], rows[0][m] if number else None) for m in study.metrics]
+            lines.append(f"| {row.label} | " + " | ".join(texts) + " |")
+        lines.append("")
     lines.append(
         f"Held-out scenes, {steps} steps a run, seeds {', '.join(map(str, seeds))}: mean ± standard "
-        f"error in percent, in brackets the difference to `{names[0]}`; *unresolved* is a "
+        f"error in percent, in brackets the difference to {_first(study)}; *unresolved* is a "
         "difference under two standard errors."
     )
     return "\n".join(lines) + "\n"
 
 
+def _text(cell: Cell, base: Cell | None) -> str:
+    text = f"{100 * cell.mean:.2f} ± {100 * cell.error:.2f}"
+    if base is None:
+        return text
+    unresolved = "" if cell.resolved_from(base) else ", unresolved"
+    return f"{text} ({100 * (cell.mean - base.mean):+.2f}{unresolved})"
+
+
+def _first(study: Study) -> str:
+    (first, *more) = study.tables
+    return "the table's first row" if more else f"`{first.rows[0].label}`"
+
+
 def run_one(
-    options: argparse.Namespace, overrides: Sequence[str], seed: int, workdir: Path
-) -> dict[str, float]:
-    """The scores of one training, which is done unless it is finished already.
+    options: argparse.Namespace, study: Study, variant: Variant, seed: int, workdir: Path
+) -> None:
+    """One training, unless it is finished already.
 
     Raises:
         UserError: the folder has another run, or this one has failed.
@@ -112,15 +112,14 @@ def run_one(
     fields = (
         f"--config.seed={seed}",
         f"--config.steps={options.steps}",
-        *SCORES_ONLY,
-        *overrides,
+        *study.fields,
+        *variant.overrides,
     )
     check_same_run(workdir, fields)
-    if not _scores(workdir):
-        train(options, fields, workdir)
-    if not (scores := _scores(workdir)):
+    if not _is_finished(workdir, study):
+        train(options, variant.config or study.config, fields, workdir)
+    if not _is_finished(workdir, study):
         raise UserError(f"{workdir}: stopped before its end; the same command goes on")
-    return scores
 
 
 def check_same_run(workdir: Path, fields: Sequence[str]) -> None:
@@ -138,14 +137,14 @@ def check_same_run(workdir: Path, fields: Sequence[str]) -> None:
         found: Any = config
         for part in name.split("."):
             found = found.get(part) if isinstance(found, dict) else None
-        if found != _value(wanted):
+        if found != value_of(wanted):
             raise UserError(
-                f"{workdir}: a run with config.{name}={found!r}, not {_value(wanted)!r}; move the "
+                f"{workdir}: a run with config.{name}={found!r}, not {value_of(wanted)!r}; move the "
                 "folder away or choose another --output_dir"
             )
 
 
-def train(options: argparse.Namespace, fields: Sequence[str], workdir: Path) -> None:
+def train(options: argparse.Namespace, config: str, fields: Sequence[str], workdir: Path) -> None:
     """Runs `main.py`.
 
     Raises:
@@ -153,8 +152,8 @@ def train(options: argparse.Namespace, fields: Sequence[str], workdir: Path) -> 
     """
     command = [
         sys.executable,
-        str(Path(__file__).resolve().parents[1] / "main.py"),
-        f"--config={options.config}",
+        str(_ROOT / "main.py"),
+        f"--config={_ROOT / config}",
         f"--workdir={workdir}",
         f"--config.data.data_dir={options.data_dir}",
         *fields,
@@ -166,57 +165,99 @@ def train(options: argparse.Namespace, fields: Sequence[str], workdir: Path) -> 
 
 
 def run_all(options: argparse.Namespace) -> str:
-    """All runs; the table.
+    """All runs; the page.
 
     Raises:
         UserError: too few seeds, or a run has failed.
     """
     if len(set(options.seeds)) < max(2, len(options.seeds)):
         raise UserError(f"--seeds {options.seeds}: name two or more, all different")
-    scores: dict[str, dict[str, list[float]]] = {n: {m: [] for m in METRICS} for n in GROUP_TOKENS}
-    for seed in options.seeds:
-        for name, overrides in GROUP_TOKENS.items():
-            workdir = options.output_dir / f"{name.replace(' ', '_')}-{seed}"
-            found = run_one(options, overrides, seed, workdir)
-            for metric in METRICS:
-                scores[name][metric].append(found[metric])
-    cells = {n: {m: Cell.of(values) for m, values in row.items()} for n, row in scores.items()}
-    return markdown(cells, options.steps, options.seeds)
+    study = STUDIES[options.study]
+    folders = {
+        (name, seed): options.output_dir / f"{name.replace(' ', '_')}-{seed}"
+        for seed in options.seeds
+        for name in study.variants
+    }
+    _train_all(options, study, folders)
+    cells = [
+        [
+            _cells(study, row, [folders[row.variant, seed] for seed in options.seeds])
+            for row in t.rows
+        ]
+        for t in study.tables
+    ]
+    return markdown(study, cells, options.seeds, options.steps)
+
+
+def _train_all(
+    options: argparse.Namespace, study: Study, folders: Mapping[tuple[str, int], Path]
+) -> None:
+    """As many at a time as there are jobs; after one that fails, those that run end and none begins."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[job :: options.jobs] or cores for job in range(options.jobs)]
+    todo = iter(folders.items())
+    lock = threading.Lock()
+
+    def work(share: Sequence[int]) -> None:
+        # Of this thread, and so of what it starts.
+        os.sched_setaffinity(0, share)
+        while True:
+            with lock:
+                following = next(todo, None)
+            if following is None:
+                return
+            (name, seed), workdir = following
+            try:
+                run_one(options, study, study.variants[name], seed, workdir)
+            except BaseException:
+                with lock:
+                    collections.deque(todo, maxlen=0)
+                raise
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for done in [pool.submit(work, share) for share in shares]:
+            done.result()
+
+
+def _cells(study: Study, row: Row, workdirs: Sequence[Path]) -> dict[str, Cell]:
+    scores = [row.read(workdir) for workdir in workdirs]
+    return {metric: Cell.of([one[metric] for one in scores]) for metric in study.metrics}
 
 
 def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="configs/scenes_unires.py")
+    parser.add_argument("--study", choices=STUDIES, required=True)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--table", type=Path, help="Markdown file to write (default: print only)")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--page", type=Path, help="Markdown file to write (default: print only)")
+    parser.add_argument("--steps", type=int, help="of a run (default: the study's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
+    options.steps = options.steps or STUDIES[options.study].steps
     try:
         text = run_all(options)
         print(text)
-        if options.table:
-            options.table.write_text(text)
+        if options.page:
+            options.page.write_text(text)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _scores(workdir: Path) -> dict[str, float]:
-    """Of a finished run, `{}` where it has none."""
-    summary = read_summary(workdir / "summary.json")
-    return summary if summary.keys() >= set(METRICS) else {}
+def _is_finished(workdir: Path, study: Study) -> bool:
+    return summary(workdir).keys() >= set(study.metrics)
 
 
-def _value(text: str) -> object:
-    """What an override means: a number where it is one, else the text."""
+def value_of(text: str) -> object:
+    """What an override is in `config.json`: a number or a list where it is one, else the text."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+    return list(value) if isinstance(value, tuple) else value
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from refseg_jax.protocols.base import Counts, Pair, Protocol, Sums, exact, mean
 PRECISION_AT = (0.7, 0.8, 0.9)
 
 #: Pixels of the square on which ReLA evaluates, and to which `min_pixels` refers.
-_SQUARE = 480 * 480
+SQUARE = 480 * 480
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Gres(Protocol):
         if not self.min_pixels:
             return pair.present
         height, width = pair.regions.size
-        return pair.regions.counts().prediction * _SQUARE >= self.min_pixels * height * width
+        return pair.regions.counts().prediction * SQUARE >= self.min_pixels * height * width
 
     def missed_union(self, counts: Counts) -> int:
         """What a target that the system calls absent adds to the union."""

@@ -1,6 +1,9 @@
 """The table of the ablation; that its runs train is `main_test`'s matter."""
 
+import dataclasses
 import json
+import os
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 
 from tools import ablation
 from tools.ablation import Cell, markdown
+from tools.studies import GROUP_TOKENS, RELA, STUDIES, Row, Study, Table
 
 
 def test_a_cell_is_the_mean_and_its_standard_error():
@@ -28,18 +32,34 @@ def test_a_difference_counts_from_two_standard_errors_on():
 
 
 def test_the_table_calls_small_differences_unresolved():
-    cells = {
-        "both": {m: Cell(0.60, 0.01) for m in ablation.METRICS},
-        "none": {m: Cell(0.50, 0.01) for m in ablation.METRICS},
-    }
-    cells["none"]["part/mIoU"] = Cell(0.59, 0.01)
-    text = markdown(cells, steps=400, seeds=(0, 1, 2))
-    header, _, both, none = [line for line in text.splitlines() if line.startswith("|")]
+    metrics = GROUP_TOKENS.metrics
+    both = {m: Cell(0.60, 0.01) for m in metrics}
+    none = {m: Cell(0.50, 0.01) for m in metrics} | {"part/mIoU": Cell(0.59, 0.01)}
+    table = Table("group tokens", (Row("both", "both"), Row("none", "none")))
+    study = dataclasses.replace(GROUP_TOKENS, tables=(table,))
+    text = markdown(study, [[both, none]], seeds=(0, 1, 2), steps=400)
+    header, _, first, second = [line for line in text.splitlines() if line.startswith("|")]
     assert header.split("|")[2:4] == [" object/mIoU ", " part/mIoU "]
-    assert both.split("|")[2] == " 60.00 ± 1.00 "
-    assert none.split("|")[2] == " 50.00 ± 1.00 (-10.00) "
-    assert none.split("|")[3] == " 59.00 ± 1.00 (-1.00, unresolved) "
+    assert first.split("|")[2] == " 60.00 ± 1.00 "
+    assert second.split("|")[2] == " 50.00 ± 1.00 (-10.00) "
+    assert second.split("|")[3] == " 59.00 ± 1.00 (-1.00, unresolved) "
     assert "400 steps a run, seeds 0, 1, 2" in text
+    assert "the difference to `both`" in text
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_studies_change_fields_that_there_are_and_tell_of_all_that_they_train(study: Study):
+    for variant in study.variants.values():
+        path = Path(ablation.__file__).parents[1] / (variant.config or study.config)
+        config = runpy.run_path(str(path))["get_config"]()
+        for override in (*study.fields, *variant.overrides):
+            *folders, field = override.removeprefix("--config.").partition("=")[0].split(".")
+            place = config
+            for folder in folders:
+                place = place[folder]
+            assert field in place, override
+    told = {row.variant for table in study.tables for row in table.rows}
+    assert told == set(study.variants)
 
 
 class Runs:
@@ -53,28 +73,34 @@ class Runs:
 
     def __call__(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         fields = dict(one.removeprefix("--").split("=", 1) for one in command if "=" in one)
-        name = Path(fields["workdir"]).name
-        self.started.append(name)
+        folder = Path(fields.pop("workdir"))
+        self.started.append(folder.name)
         if self.finished and not self.code:
-            self.write(name, 0.5, int(fields["config.seed"]), int(fields["config.steps"]))
+            self._write(folder.name, fields, 0.5)
         return subprocess.CompletedProcess(command, self.code)
 
     def write(self, name: str, score: float, seed: int, steps: int = 300) -> None:
-        config: dict[str, Any] = {
-            "seed": seed,
-            "steps": steps,
-            "model": {
-                "low_tokens": 0 if name.startswith(("high", "none")) else 8,
-                "high_tokens": 0 if name.startswith(("low", "none")) else 8,
-            },
-            "loop": {"eval_every": 0},
-            "eval": {"oracle": "", "dump": "", "pictures": 0},
-            "evals": {"val": {"when": "never"}, "shuffled": {"when": "never"}},
-        }
+        variant = GROUP_TOKENS.variants[name.rpartition("-")[0].replace("_", " ")]
+        fields = [one.removeprefix("--") for one in (*GROUP_TOKENS.fields, *variant.overrides)]
+        given = dict(one.split("=", 1) for one in fields)
+        given |= {"config.seed": str(seed), "config.steps": str(steps)}
+        # As `main.py` writes it, whether a field was given or not.
+        model = {"config.model.low_tokens": "8", "config.model.high_tokens": "8"}
+        self._write(name, model | given, score)
+
+    def _write(self, name: str, fields: dict[str, str], score: float) -> None:
+        config: dict[str, Any] = {}
+        for field, text in fields.items():
+            *folders, last = field.split(".")[1:] or [field]
+            place = config
+            for folder in folders:
+                place = place.setdefault(folder, {})
+            place[last] = ablation.value_of(text)
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(config))
-        (place / "summary.json").write_text(json.dumps(dict.fromkeys(ablation.METRICS, score)))
+        scores = dict.fromkeys((*GROUP_TOKENS.metrics, *RELA.metrics), score)
+        (place / "summary.json").write_text(json.dumps(scores))
 
 
 @pytest.fixture
@@ -85,8 +111,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 def _main(runs: Runs, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
-    table = f"--table={runs.folder / 'table.md'}"
-    monkeypatch.setattr("sys.argv", ["ablation", f"--output_dir={runs.folder}", table, *more])
+    flags = [f"--output_dir={runs.folder}", f"--page={runs.folder / 'table.md'}", *more]
+    monkeypatch.setattr("sys.argv", ["ablation", "--study=group_tokens", *flags])
     return ablation.main()
 
 
@@ -160,3 +186,30 @@ def test_a_run_that_leaves_no_scores_is_one_line(
     assert _main(runs, monkeypatch) == 1
     assert f"both-0: {'the run ended with ' if code else ''}{named}" in _error(capsys)
     assert runs.started == ["both-0"]
+
+
+def test_jobs_train_everything_once_and_share_the_cores(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+):
+    mine = os.sched_getaffinity(0)
+    seen: list[set[int]] = []
+    train = runs.__call__
+
+    def on_its_cores(command: list[str]) -> subprocess.CompletedProcess[str]:
+        seen.append(os.sched_getaffinity(0))
+        return train(command)
+
+    monkeypatch.setattr("subprocess.run", on_its_cores)
+    assert _main(runs, monkeypatch, "--jobs=2") == 0
+    assert sorted(runs.started) == sorted(
+        f"{name.replace(' ', '_')}-{seed}" for name in GROUP_TOKENS.variants for seed in range(3)
+    )
+    assert os.sched_getaffinity(0) == mine
+    if len(mine) > 1:
+        assert all(share < mine for share in seen)
+
+
+def test_a_run_that_fails_lets_none_begin(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    runs.code = 1
+    assert _main(runs, monkeypatch, "--jobs=2") == 1
+    assert len(runs.started) <= 2

@@ -1,0 +1,48 @@
+"""ReLA on Scenes: expressions of several targets, one, or none, from random weights on a laptop.
+
+python -m tools.build_dataset --dataset=scenes --data_dir=data
+python main.py --config=configs/scenes_rela.py --workdir=runs/scenes_rela
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, evaluation, rela, relation_objective
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config: Any = base_config()
+    config.steps = 700
+    config.batch_size = 16
+    config.data.update(
+        {"dataset": "scenes", "pairs": 4, "granularities": ("object", "multi", "none")}
+    )
+    config.model = rela("tiny")
+    config.objective = relation_objective()
+    config.optim.update(
+        {
+            "lr": 4e-3,
+            "weight_decay": 0.01,
+            "warmup": 0.05,
+            "b2": 0.98,
+            "muon": r"(?!regions\.(presence|minimap|filter)\.).*\.kernel",
+        }
+    )
+    config.loop.update({"log_every": 10, "eval_every": 350, "save_every": 350})
+    config.eval.update(
+        {
+            "canvas": (128, 128),
+            "batch_size": 32,
+            "pairs": 8,
+            "threshold": 0.5,
+            "pictures": 16,
+            "protocol": "gres",
+            "dump": "dump",
+        }
+    )
+    config.evals.val = evaluation("val", prefix="val/", when="during")
+    config.evals.test = evaluation("test")
+    config.checkpoint.best_metric = "val/gIoU"
+    return config

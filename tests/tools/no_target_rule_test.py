@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refseg_jax.predictions import encode
+from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
+
+
+def _dump(folder: Path, pairs: list[tuple[int, bool]]) -> Path:
+    """Pairs of (predicted pixels, whether there is a target) on images of 240 x 480."""
+    predictions, references = [], []
+    for number, (pixels, targeted) in enumerate(pairs):
+        mask = np.arange(240 * 480).reshape(240, 480) < pixels
+        target = np.full((240, 480), targeted)
+        line = {"id": str(number), "segmentation": encode(mask), "present": True}
+        predictions.append(json.dumps(line))
+        references.append(json.dumps({"id": str(number), "segmentation": encode(target)}))
+    (folder / "predictions.jsonl").write_text("\n".join(predictions))
+    (folder / "references.jsonl").write_text("\n".join(references))
+    return folder
+
+
+def test_pixels_decide_and_not_the_head(tmp_path: Path):
+    """Half the area of 480 x 480: 50 pixels are 25 there."""
+    dump = _dump(tmp_path, [(24, True), (25, True), (24, False), (25, False), (0, False)])
+    scores = scores_by_min_pixels(dump, 50)
+    assert scores["T_acc"] == pytest.approx(1 / 2)
+    assert scores["N_acc"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("t_acc", "pixels"),
+    [(1.0, 20), (0.75, 60), (0.5, 200), (0.25, 400)],
+)
+def test_the_rule_is_as_strict_as_the_share_of_found_targets_allows(
+    tmp_path: Path, t_acc: float, pixels: int
+):
+    targeted = [(10, True), (30, True), (100, True), (200, True)]
+    dump = _dump(tmp_path, [*targeted, (1000, False), (5, False)])
+    found = matched_min_pixels(dump, t_acc)
+    assert found == pixels
+    assert scores_by_min_pixels(dump, found)["T_acc"] == t_acc
+    assert scores_by_min_pixels(dump, found + 1)["T_acc"] < t_acc
+
+
+def test_where_no_rule_finds_as_many_it_is_the_mildest(tmp_path: Path):
+    dump = _dump(tmp_path, [(0, True), (30, True), (30, False)])
+    assert matched_min_pixels(dump, 1.0) == 1
+    assert scores_by_min_pixels(dump, 1)["T_acc"] == 0.5
+
+
+def test_who_finds_nothing_is_matched_by_a_rule_that_lets_nothing_pass(tmp_path: Path):
+    dump = _dump(tmp_path, [(240 * 480, True)])
+    assert scores_by_min_pixels(dump, matched_min_pixels(dump, 0.0))["T_acc"] == 0.0

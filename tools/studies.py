@@ -1,0 +1,238 @@
+"""The papers' ablations that `tools.ablation` repeats on Scenes: what is trained, and what is told.
+
+A study trains its variants, each from several seeds, and reads its tables out of their folders. One
+training may give several rows: who says that nothing is there is decided after it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from refseg_jax.report import read_summary
+from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
+
+#: Reads the scores of a finished run out of its folder.
+Reader = Callable[[Path], Mapping[str, float]]
+
+#: ReLA's paper clears masks of fewer pixels of 480 x 480 (section 5.1).
+PAPER_MIN_PIXELS = 50
+
+
+def summary(workdir: Path) -> Mapping[str, float]:
+    """The scores of the run itself."""
+    return read_summary(workdir / "summary.json")
+
+
+def by_pixels(workdir: Path) -> Mapping[str, float]:
+    """Of the same masks where few pixels, and not the head, say that nothing is there."""
+    return scores_by_min_pixels(workdir / "dump" / "test", PAPER_MIN_PIXELS)
+
+
+def by_matched_pixels(workdir: Path) -> Mapping[str, float]:
+    """As `by_pixels`, with the number of pixels that has the head's T_acc on val."""
+    wanted = summary(workdir)["val/T_acc"]
+    number = matched_min_pixels(workdir / "dump" / "val", wanted)
+    return scores_by_min_pixels(workdir / "dump" / "test", number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A training.
+
+    Attributes:
+        overrides: of the config's fields.
+        config: another file than the study's.
+    """
+
+    overrides: tuple[str, ...] = ()
+    config: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        label: what it says first.
+        variant: the training.
+        read: what is made of it.
+    """
+
+    label: str
+    variant: str
+    read: Reader = summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows that are compared with the first of them.
+
+    Attributes:
+        heading: of the first column.
+        rows: from top to bottom.
+        text: stands before it.
+    """
+
+    heading: str
+    rows: tuple[Row, ...]
+    text: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An ablation.
+
+    Attributes:
+        title, text: of the page.
+        config: the file that the variants change.
+        steps: of each training.
+        fields: overrides of all variants.
+        variants: by name.
+        metrics: the scores that the tables show.
+        tables: of the page.
+    """
+
+    title: str
+    text: tuple[str, ...]
+    config: str
+    steps: int
+    fields: tuple[str, ...]
+    variants: Mapping[str, Variant]
+    metrics: tuple[str, ...]
+    tables: tuple[Table, ...]
+
+
+GROUP_TOKENS = Study(
+    title="Group tokens on and off, on Scenes",
+    text=(
+        "The paper's Table 8 (there on RefCOCOm); written by `make ablation`. Without any group token",
+        "the second decoding stage goes too. Equal budgets: the same number of steps.",
+    ),
+    config="configs/scenes_unires.py",
+    steps=300,
+    fields=(
+        "--config.loop.eval_every=0",
+        "--config.evals.val.when=never",
+        "--config.evals.shuffled.when=never",
+        "--config.eval.oracle=",
+        "--config.eval.dump=",
+        "--config.eval.pictures=0",
+    ),
+    variants={
+        "both": Variant(),
+        "low only": Variant(("--config.model.high_tokens=0",)),
+        "high only": Variant(("--config.model.low_tokens=0",)),
+        "none": Variant(("--config.model.low_tokens=0", "--config.model.high_tokens=0")),
+    },
+    metrics=("object/mIoU", "part/mIoU", "multi/mIoU", "mIoU"),
+    tables=(
+        Table(
+            "group tokens",
+            tuple(Row(name, name) for name in ("both", "low only", "high only", "none")),
+        ),
+    ),
+)
+
+_PAPER = "--config.model.relationship=paper"
+#: UniRES on the same expressions, from as many pairs a step.
+_UNIRES = (
+    "--config.data.granularities=('object', 'multi', 'none')",
+    "--config.data.pairs=4",
+    "--config.eval.protocol=gres",
+    "--config.eval.oracle=",
+    "--config.evals.shuffled.when=never",
+    "--config.checkpoint.best_metric=val/gIoU",
+)
+_EVERYTHING = "('object', 'multi', 'none')"
+
+RELA = Study(
+    title="ReLA, its parts, and UniRES on several targets, one, or none",
+    text=(
+        "On Scenes, from random weights; written by `make ablation`. Equal budgets: the same",
+        "number of steps of 16 images with four expressions each.",
+    ),
+    config="configs/scenes_rela.py",
+    steps=200,
+    fields=(
+        "--config.loop.eval_every=0",
+        "--config.evals.val.when=final",
+        "--config.eval.dump=dump",
+        "--config.eval.pictures=0",
+    ),
+    variants={
+        "official": Variant(),
+        "single targets": Variant(
+            (
+                "--config.data.granularities=('object',)",
+                f"--config.evals.val.granularities={_EVERYTHING}",
+                f"--config.evals.test.granularities={_EVERYTHING}",
+            )
+        ),
+        "unires": Variant(_UNIRES, "configs/scenes_unires.py"),
+        "unires head": Variant(
+            (
+                *_UNIRES,
+                "--config.model.presence_head=True",
+                "--config.objective.presence=0.5",
+            ),
+            "configs/scenes_unires.py",
+        ),
+        "paper": Variant((_PAPER,)),
+        "pool": Variant((_PAPER, "--config.model.regions=pool")),
+        "no minimap": Variant((_PAPER, "--config.objective.minimap=0.0")),
+        "no region attention": Variant((_PAPER, "--config.model.region_attention=False")),
+        "no language attention": Variant((_PAPER, "--config.model.language_attention=False")),
+        "no attention": Variant(
+            (
+                _PAPER,
+                "--config.model.region_attention=False",
+                "--config.model.language_attention=False",
+            )
+        ),
+        "4 x 4": Variant((_PAPER, "--config.model.side=4")),
+        "12 x 12": Variant((_PAPER, "--config.model.side=12")),
+    },
+    metrics=("gIoU", "cIoU", "N_acc", "T_acc"),
+    tables=(
+        Table(
+            "system, and who says that nothing is there",
+            (
+                Row("ReLA, its head", "official"),
+                Row("ReLA, fewer than 50 pixels", "official", by_pixels),
+                Row("ReLA, pixels at the head's T_acc on val", "official", by_matched_pixels),
+                Row("ReLA trained on single targets, its head", "single targets"),
+                Row("UniRES, an empty mask", "unires"),
+                Row("UniRES, fewer than 50 pixels", "unires", by_pixels),
+                Row("UniRES with a presence head, its head", "unires head"),
+                Row(
+                    "UniRES with a presence head, pixels at the head's T_acc on val",
+                    "unires head",
+                    by_matched_pixels,
+                ),
+            ),
+            (
+                "The pixel rule (ReLA's paper, section 5.1) counts pixels of 480 x 480, scaled by the",
+                "area of the image.",
+            ),
+        ),
+        Table(
+            "relationship block",
+            (
+                Row("the paper's (8 x 8 regions)", "paper"),
+                Row("without RIA: regions are pooled", "pool"),
+                Row("without the minimap's term", "no minimap"),
+                Row("without region attention", "no region attention"),
+                Row("without language attention", "no language attention"),
+                Row("without both", "no attention"),
+                Row("4 x 4 regions", "4 x 4"),
+                Row("12 x 12 regions", "12 x 12"),
+                Row("the public code's (8 x 8 regions)", "official"),
+            ),
+            (
+                "The paper's Tables 2, 3 and 4, on its own block; last, the block of its public code.",
+            ),
+        ),
+    ),
+)
+
+STUDIES: Mapping[str, Study] = {"group_tokens": GROUP_TOKENS, "rela": RELA}
