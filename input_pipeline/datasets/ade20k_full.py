@@ -39,7 +39,7 @@ from input_pipeline.datasets.conversion import (
     read_image,
 )
 from input_pipeline.datasets.label_maps import NOTHING, encode_labels, read_colours
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 
 #: Notes of a build.
 UNNAMED = "regions whose class has no name in the JSON, left out"
@@ -122,13 +122,9 @@ def convert(item: FullItem, source: str) -> Outcome:
     targets, texts, notes = _targets(maps, names)
     if not targets:
         return Outcome(None, notes=notes | {NOTHING: 1})
-    record = Record(
-        image=image.data,
-        image_id=_image_id(item),
-        file_name=item.image.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        _image_id(item),
+        source,
         targets=tuple(targets),
         expressions=tuple(
             Expression(

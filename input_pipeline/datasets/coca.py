@@ -18,7 +18,7 @@ from input_pipeline.datasets import prompts
 from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, read_image
 from input_pipeline.datasets.label_maps import MapItem, first_folders, held_out, pair_files
 from input_pipeline.datasets.saliency import read_mask
-from input_pipeline.schema import Expression, Record, Target, encode_mask
+from input_pipeline.schema import Expression, Target, encode_mask
 
 LAYOUT = "image/<group>/*.jpg and binary/<group>/*.png (CoCA.zip, unpacked)"
 
@@ -67,13 +67,9 @@ def convert(item: MapItem, source: str) -> Outcome:
     image = read_image(item.image, size=mask.shape, cure=_CURE)
     there = bool(mask.any())
     text = prompts.name(group)
-    record = Record(
-        image=image.data,
-        image_id=item.image_id,
-        file_name=item.image.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        item.image_id,
+        source,
         targets=(Target(encode_mask(mask), text),) if there else (),
         expressions=(Expression(item.key, text, (0,) if there else (), "group", 0, group),),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.schema import Record, check_references
+from input_pipeline.schema import Expression, Record, Target, check_references
 from input_pipeline.segmentation import SegmentationError, encode_segmentation
 from refseg_jax.errors import UserError
 from refseg_jax.preprocess import ImageError, decode_image
@@ -146,11 +146,35 @@ def check_record(record: Record) -> Record:
 
 
 class ImageFile(NamedTuple):
-    """Encoded bytes as they lie in the file, and the size of the image in pixels."""
+    """Encoded bytes as they lie in the file, its name, and the size of the image in pixels."""
 
     data: bytes
+    name: str
     height: int
     width: int
+
+    def record(
+        self,
+        image_id: str,
+        source: str,
+        *,
+        targets: tuple[Target, ...],
+        expressions: tuple[Expression, ...],
+        metadata: str = "",
+        file_name: str = "",
+    ) -> Record:
+        """The record of the image; `file_name` where its own name does not tell it from others."""
+        return Record(
+            image=self.data,
+            image_id=image_id,
+            file_name=file_name or self.name,
+            height=self.height,
+            width=self.width,
+            source=source,
+            targets=targets,
+            expressions=expressions,
+            metadata=metadata,
+        )
 
 
 def read_image(path: Path, *, size: tuple[int, int] | None = None, cure: str) -> ImageFile:
@@ -174,4 +198,4 @@ def read_image(path: Path, *, size: tuple[int, int] | None = None, cure: str) ->
         raise ItemError(
             f"{path}: is {width} x {height}, its annotations are for {size[1]} x {size[0]}; {cure}"
         )
-    return ImageFile(data, height, width)
+    return ImageFile(data, path.name, height, width)

@@ -33,7 +33,7 @@ from input_pipeline.datasets.mask_files import read_mask
 from input_pipeline.datasets.refcoco.conversions import PUBLISHED
 from input_pipeline.datasets.refcoco.layout import IMAGE_FOLDERS, NO_WORD, image_folder
 from input_pipeline.datasets.refcoco.refs import stored_text
-from input_pipeline.schema import Expression, Record, Target, encode_mask
+from input_pipeline.schema import Expression, Target, encode_mask
 from refseg_jax.preprocess import ImageError
 
 #: CRIS's name of a set -> (dataset, by) as refer's.
@@ -196,13 +196,9 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         )
     if not expressions:
         return Outcome(None, tuple(problems))
-    record = Record(
-        image=image.data,
-        image_id=plan.image_id,
-        file_name=plan.path.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        plan.image_id,
+        source,
         targets=tuple(targets),
         expressions=tuple(expressions),
         metadata=json.dumps({"segment_ids": segment_ids}),

@@ -34,7 +34,7 @@ from input_pipeline.datasets.conversion import (
 )
 from input_pipeline.datasets.json_stream import elements
 from input_pipeline.datasets.refcoco.refs import stored_text
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 from input_pipeline.segmentation import SegmentationError, encode_segmentation
 from input_pipeline.unpickling import load_pickle
 
@@ -111,13 +111,9 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
     )
     if not expressions:
         return Outcome(None, tuple(problems))
-    record = Record(
-        image=image.data,
-        image_id=f"d3/{plan.id}",
-        file_name=plan.path.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        f"d3/{plan.id}",
+        source,
         targets=tuple(encoded),
         expressions=expressions,
         metadata=json.dumps({"ann_ids": list(targets)}),

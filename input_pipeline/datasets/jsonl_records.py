@@ -1,5 +1,6 @@
 """The lines of an image of one's own as a record; runs in worker processes, so it imports no TFDS."""
 
+import functools
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,15 @@ from typing import Any, cast
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from input_pipeline.datasets.conversion import BuildError
-from input_pipeline.datasets.jsonl_files import ImageLines
+from input_pipeline.datasets.conversion import (
+    BuildError,
+    Conversion,
+    ItemError,
+    Outcome,
+    Plan,
+    made,
+)
+from input_pipeline.datasets.jsonl_files import ImageLines, find_splits, read_images
 from input_pipeline.datasets.jsonl_lines import BOX, Line
 from input_pipeline.datasets.mask_files import read_mask
 from input_pipeline.schema import Expression, Record, Target, encode_mask
@@ -24,6 +32,30 @@ from refseg_jax.preprocess import decode_image
 
 #: The EXIF field of a picture's orientation; 1 is as stored.
 _ORIENTATION = 0x0112
+
+
+def conversion(folder: Path) -> Conversion:
+    """The folder as a published dataset is read: what a build would stop at is a problem of its item."""
+    return Conversion(
+        name="jsonl",
+        description="Pictures and words of one's own.",
+        homepage="",
+        licence="",
+        layout="train.jsonl and the like",
+        read_plan=_read_plan,
+        convert=functools.partial(_convert, folder=folder),
+    )
+
+
+def _read_plan(folder: Path) -> Plan:
+    return Plan({split: read_images(files) for split, files in find_splits(folder).items()})
+
+
+def _convert(item: ImageLines, source: str, *, folder: Path) -> Outcome:
+    try:
+        return made(functools.partial(make_record, folder=folder, source=source), item)
+    except BuildError as error:
+        raise ItemError(str(error)) from None
 
 
 def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.datasets import prompts
 from input_pipeline.datasets.conversion import ItemError, Outcome, Plan, SourceError, read_image
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 from refseg_jax.preprocess import MAX_PIXELS
 
 #: A note of a build.
@@ -107,13 +107,9 @@ def convert_categories(item: MapItem, source: str, *, classes: Classes, cure: st
         raise ItemError(f"{item.labels}: {error.args[0]} is no class; {cure}") from None
     if not found:
         return Outcome(None, notes={NOTHING: 1})
-    record = Record(
-        image=image.data,
-        image_id=item.image_id,
-        file_name=item.image.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        item.image_id,
+        source,
         targets=tuple(
             Target(counts, name, granularity="stuff" if value in classes.stuff else "object")
             for value, name, counts in found

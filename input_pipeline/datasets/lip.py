@@ -32,7 +32,7 @@ from input_pipeline.datasets.label_maps import (
     plan_pairs,
     read_labels,
 )
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 
 #: Of the values 1..19.
 _PARTS = (
@@ -88,13 +88,9 @@ def convert(item: MapItem, source: str) -> Outcome:
         return Outcome(None, notes={NOTHING: 1})
     (person,) = encode_labels((labels > 0).astype(np.uint8), without=(0,)).values()
     parts = [Target(c, PARTS[value - 1], 0, "part") for value, c in regions.items()]
-    record = Record(
-        image=image.data,
-        image_id=item.image_id,
-        file_name=item.image.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        item.image_id,
+        source,
         targets=(Target(person, WHOLE), *parts),
         expressions=tuple(
             Expression(

@@ -30,7 +30,7 @@ from input_pipeline.datasets.conversion import (
 )
 from input_pipeline.datasets.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.matfile import MatError, load_mat
-from input_pipeline.schema import Record, encode_mask
+from input_pipeline.schema import encode_mask
 
 SPLITS = ("train", "val")
 #: Where VOC 2010 may lie in the source folder.
@@ -142,13 +142,9 @@ def convert(item: PartsImage, source: str) -> Outcome:
         ) from None
     if not regions:
         return Outcome(None, notes=notes)
-    record = Record(
-        image=image.data,
-        image_id=f"voc/{item.name}",
-        file_name=item.image.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        f"voc/{item.name}",
+        source,
         targets=targets_of(regions),
         expressions=expressions_of(regions, item.name),
     )

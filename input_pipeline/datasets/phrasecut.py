@@ -24,7 +24,7 @@ from typing import Any
 
 from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, read_image
 from input_pipeline.datasets.json_stream import elements, packed, words
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 from input_pipeline.segmentation import EmptyRegion, SegmentationError, encode_segmentation
 
 SPLITS = ("train", "val", "miniv", "test")
@@ -131,13 +131,9 @@ def convert(item: PhraseImage, source: str) -> Outcome:
     notes = {note: number for note, number in notes.items() if number}
     if not expressions:
         return Outcome(None, tuple(problems), notes)
-    record = Record(
-        image=image.data,
-        image_id=item.image_id,
-        file_name=item.path.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        item.image_id,
+        source,
         targets=tuple(targets.values()),
         expressions=tuple(expressions),
         metadata=json.dumps({"vg_id": item.vg_id, "types": [phrase.type for phrase in kept]}),

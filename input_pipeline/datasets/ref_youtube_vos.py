@@ -27,7 +27,7 @@ from typing import Any
 from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, read_image
 from input_pipeline.datasets.json_stream import elements, words
 from input_pipeline.datasets.label_maps import encode_labels, read_labels
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 
 SPLITS = ("train", "valid", "test")
 _CURE = "unpack the dataset again"
@@ -139,13 +139,10 @@ def convert(item: Frame, source: str) -> Outcome:
         )
         for question in item.questions
     )
-    record = Record(
-        image=image.data,
-        image_id=f"ytvos/{item.video}/{item.name}",
+    record = image.record(
+        f"ytvos/{item.video}/{item.name}",
+        source,
         file_name=f"{item.video}/{item.image.name}",
-        height=image.height,
-        width=image.width,
-        source=source,
         targets=tuple(Target(regions[number], kinds.get(number, "")) for number in seen),
         expressions=expressions,
     )

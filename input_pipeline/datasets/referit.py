@@ -31,7 +31,7 @@ from input_pipeline.datasets.json_stream import elements
 from input_pipeline.datasets.refcoco.layout import NO_WORD
 from input_pipeline.datasets.refcoco.refs import stored_text
 from input_pipeline.matfile import MatError, load_mat
-from input_pipeline.schema import Expression, Record, Target, encode_mask
+from input_pipeline.schema import Expression, Target, encode_mask
 
 #: split -> counts of the released files; a ref is a region.
 PUBLISHED: Mapping[str, Mapping[str, int]] = {
@@ -136,13 +136,9 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         keys.append(region.key)
     if not targets:
         return Outcome(None, tuple(problems))
-    record = Record(
-        image=image.data,
-        image_id=plan.image_id,
-        file_name=plan.path.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        plan.image_id,
+        source,
         targets=tuple(targets),
         expressions=tuple(expressions),
         metadata=json.dumps({"regions": keys}),

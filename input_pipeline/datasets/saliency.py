@@ -25,7 +25,7 @@ import numpy as np
 from input_pipeline.datasets import prompts
 from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, read_image
 from input_pipeline.datasets.label_maps import MapItem, plan_pairs, read_levels
-from input_pipeline.schema import Expression, Record, Target, encode_mask
+from input_pipeline.schema import Expression, Target, encode_mask
 
 #: From here on a pixel is salient.
 THRESHOLD = 128
@@ -55,13 +55,9 @@ def convert(item: MapItem, source: str) -> Outcome:
     mask, notes = read_mask(item.labels, cure=cure)
     image = read_image(item.image, size=mask.shape, cure=cure)
     there = bool(mask.any())
-    record = Record(
-        image=image.data,
-        image_id=item.image_id,
-        file_name=item.image.name,
-        height=image.height,
-        width=image.width,
-        source=source,
+    record = image.record(
+        item.image_id,
+        source,
         targets=(Target(encode_mask(mask), "salient object"),) if there else (),
         expressions=(
             Expression(

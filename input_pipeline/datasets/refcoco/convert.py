@@ -6,7 +6,7 @@ from typing import Any
 
 from input_pipeline.datasets.conversion import Outcome, read_image
 from input_pipeline.datasets.refcoco.layout import Annotation, ImagePlan, Referent
-from input_pipeline.schema import Expression, Record, Target
+from input_pipeline.schema import Expression, Target
 from input_pipeline.segmentation import SegmentationError, encode_segmentation, misplaced
 
 #: A note of a build.
@@ -48,13 +48,9 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
     facts: dict[str, list[Any]] = {"ann_ids": list(regions.index)}
     if None not in ref_ids:
         facts["ref_ids"] = ref_ids
-    record = Record(
-        image=image.data,
-        image_id=plan.image_id,
-        file_name=plan.path.name,
-        height=plan.height,
-        width=plan.width,
-        source=source,
+    record = image.record(
+        plan.image_id,
+        source,
         targets=tuple(regions.targets),
         expressions=tuple(expressions),
         metadata=json.dumps(facts),
