@@ -24,6 +24,7 @@ import numpy as np
 from refseg_jax.batch import Array
 from refseg_jax.errors import UserError
 from refseg_jax.models import build_model
+from refseg_jax.models.rela import RegionMaps
 from refseg_jax.train_state import Forward
 
 Features = dict[str, Array]
@@ -140,6 +141,9 @@ class ParameterEngine:
         self._assign = jax.jit(
             lambda params, image: self.forward.bind(params).group_assignment(image)
         )
+        self._regions = jax.jit(
+            lambda params, *inputs: self.forward.bind(params).region_maps(*inputs)
+        )
 
     def encode_image(self, image: Array) -> Features:
         """See `Engine`."""
@@ -162,6 +166,16 @@ class ParameterEngine:
             return {}
         levels = self._assign(self.params, image[None, None])
         return {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
+
+    def region_maps(self, image: Array, text: Array, text_valid: Array) -> RegionMaps | None:
+        """Of one image u8 `[S, S, 3]` and its expressions i32 and bool `[k, L]`; see `ReLA.region_maps`.
+
+        f32 `[k, ...]` on the host; nothing where the model has no regions.
+        """
+        if not hasattr(self.forward.model, "region_maps"):
+            return None
+        found = self._regions(self.params, image[None, None], text[None], text_valid[None])
+        return RegionMaps(*(np.asarray(x)[0, 0] for x in found))
 
 
 def forward_of(model: Mapping[str, Any]) -> Forward[Any]:

@@ -8,11 +8,16 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from refseg_jax.region_maps import RegionMap
+
 TARGET_COLOUR = (40, 170, 90)
 PREDICTED_COLOUR = (235, 80, 40)
 
 _CELL = 224
 _CAPTION = 54
+
+#: Side of the two upper views of `region_panel`; those below are half as large.
+_REGIONS = 360
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +123,75 @@ def assignment_map(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     size = (image.shape[1], image.shape[0])
     tinted = cv2.resize(colours[labels], size, interpolation=cv2.INTER_NEAREST)
     return (0.45 * image + 0.55 * tinted).astype(np.uint8)
+
+
+def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: str) -> np.ndarray:
+    """What ReLA saw in one pair, as in its Figure 7.
+
+    The predicted mask and the minimap over the image; below, the masks of the regions with the highest
+    minimap, whose cells have the same numbers; below that the words and the probability that anything
+    matches.
+
+    Args:
+        image: u8 `[H, W, 3]`, RGB.
+        mask: bool `[H, W]`, predicted.
+        found: of the same image.
+        words: the expression.
+
+    Returns:
+        u8 `[h, w, 3]`; its size depends on the number of regions alone.
+    """
+    large, small = _fit(image, _REGIONS), _fit(image, (_REGIONS - 8) // 2)
+    shrunk = cv2.resize(mask.astype(np.uint8), large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    top = [overlay(large, shrunk.astype(bool), PREDICTED_COLOUR), _minimap(large, found)]
+    strip = [_glowing(small, found.over(one, small.shape[:2], smooth=True)) for one in found.masks]
+    width = 8 + max(2 * (_REGIONS + 8), len(strip) * ((_REGIONS - 8) // 2 + 8))
+    canvas = np.full((_REGIONS + (_REGIONS - 8) // 2 + 100, width, 3), 255, np.uint8)
+    _row(canvas, top, 8, _REGIONS)
+    _row(canvas, strip, _REGIONS + 16, (_REGIONS - 8) // 2)
+    drawing = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(drawing)
+    below = _REGIONS + (_REGIONS - 8) // 2 + 20
+    for number, region in enumerate(found.regions):
+        left = 8 + number * ((_REGIONS - 8) // 2 + 8)
+        text = f"{number + 1}: {found.minimap.ravel()[region]:.2f}"
+        pen.text((left, below), text, fill=(110, 110, 110), font=_font(13))
+    pen.text((8, below + 22), _shorten(words, 78), fill=(20, 20, 20), font=_font(16))
+    pen.text((8, below + 46), f"present {found.present:.2f}", fill=(110, 110, 110), font=_font(13))
+    return np.asarray(drawing)
+
+
+def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
+    """Each cell in the colour of its probability, 0 to 1; the highest have their numbers."""
+    size = (image.shape[0], image.shape[1])
+    heat = (255 * found.over(found.minimap, size, smooth=False)).round().astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    drawing = Image.fromarray((0.4 * image + 0.6 * coloured).astype(np.uint8))
+    pen = ImageDraw.Draw(drawing)
+    cells = np.arange(found.minimap.size, dtype=np.float32).reshape(found.minimap.shape)
+    where = found.over(cells, size, smooth=False)
+    for number, region in enumerate(found.regions):
+        rows, columns = np.nonzero(where == region)
+        # A cell may lie in the border of a letterbox alone.
+        if len(rows):
+            place = (int(columns.mean()), int(rows.mean()))
+            pen.text(place, str(number + 1), fill=(255, 255, 255), font=_font(16), anchor="mm")
+    return np.asarray(drawing)
+
+
+def _glowing(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """An image, dark where `shares`, f32 `[H, W]` in [0, 1], are 0 and tinted where they are 1."""
+    light = shares[..., None]
+    tinted = 0.5 * image + 0.5 * np.array(PREDICTED_COLOUR, np.float32)
+    return (light * tinted + (1 - light) * 0.35 * image).astype(np.uint8)
+
+
+def _row(canvas: np.ndarray, views: Sequence[np.ndarray], top: int, cell: int) -> None:
+    """Writes views side by side, each in the middle of a square cell."""
+    for place, view in enumerate(views):
+        height, width, _ = view.shape
+        y, x = top + (cell - height) // 2, 8 + place * (cell + 8) + (cell - width) // 2
+        canvas[y : y + height, x : x + width] = view
 
 
 def _fit(image: np.ndarray, side: int) -> np.ndarray:

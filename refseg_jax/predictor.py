@@ -18,6 +18,7 @@ from refseg_jax.exports.folder import is_export
 from refseg_jax.exports.reader import read_engine
 from refseg_jax.metrics import map_of_logits, predicted_mask
 from refseg_jax.preprocess import ImageError
+from refseg_jax.region_maps import RegionMap, highest_regions
 from refseg_jax.resize import logits_on_canvas
 from refseg_jax.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
 
@@ -135,13 +136,9 @@ class Predictor:
             ImageError: no usable image.
             ExpressionError: no expression, or one that is no text.
         """
-        if isinstance(expressions, str):
-            raise ExpressionError("expressions is one text; give a list of them")
-        if not expressions:
-            raise ExpressionError("there is no expression; give at least one")
+        ids, valid = self._words(expressions)
         rgb = to_rgb(image)
         network, affine = preprocess.prepare_image(rgb, self._engine.image_size, self._resize)
-        ids, valid = self._tokenizer(expressions, self._length)
         features = self._engine.encode_image(network[None])
         predictions = []
         for start in range(0, len(ids), self._at_once):
@@ -168,17 +165,69 @@ class Predictor:
             ImageError: no usable image.
             UserError: the model has no group tokens, or only its graphs are at hand.
         """
-        if not isinstance(self._engine, ParameterEngine):
-            raise UserError(
-                "exported graphs give no maps of group tokens; use the run's checkpoint, or export "
-                "it with --format=safetensors"
-            )
-        size = self._engine.image_size
-        network, _ = preprocess.prepare_image(to_rgb(image), size, self._resize)
-        levels = self._engine.group_assignment(network)
+        engine = self._parameters("group tokens")
+        network, _ = preprocess.prepare_image(to_rgb(image), engine.image_size, self._resize)
+        levels = engine.group_assignment(network)
         if not levels:
             raise UserError("the model has no group tokens, so that there are no maps of them")
         return network, levels
+
+    def region_maps(
+        self,
+        image: str | Path | bytes | np.ndarray | Image.Image,
+        expressions: Sequence[str],
+        *,
+        regions: int = 4,
+    ) -> list[RegionMap]:
+        """Minimap, region masks and presence for each expression: ReLA's Figure 7.
+
+        Args:
+            image, expressions: as for `predict`.
+            regions: how many masks are given, those of the highest minimap.
+
+        Returns:
+            What `refseg_jax.pictures.region_panel` draws.
+
+        Raises:
+            ImageError, ExpressionError: as `predict`.
+            UserError: the model has no regions, or only its graphs are at hand.
+        """
+        engine = self._parameters("regions")
+        ids, valid = self._words(expressions)
+        rgb = to_rgb(image)
+        network, affine = preprocess.prepare_image(rgb, engine.image_size, self._resize)
+        height, width, _ = rgb.shape
+        found = []
+        for start in range(0, len(ids), self._at_once):
+            part = slice(start, start + self._at_once)
+            maps = engine.region_maps(network, *self._padded(ids[part], valid[part]))
+            if maps is None:
+                raise UserError("the model has no regions, so that there are no maps of them")
+            found += highest_regions(maps, regions, affine, engine.image_size, (height, width))
+        return found[: len(ids)]
+
+    def _parameters(self, of: str) -> ParameterEngine:
+        """Raises a `UserError` where only graphs are at hand."""
+        if not isinstance(self._engine, ParameterEngine):
+            raise UserError(
+                f"exported graphs give no maps of {of}; use the run's checkpoint, or export "
+                "it with --format=safetensors"
+            )
+        return self._engine
+
+    def _words(self, expressions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """i32 and bool `[K, L]`."""
+        if isinstance(expressions, str):
+            raise ExpressionError("expressions is one text; give a list of them")
+        if not expressions:
+            raise ExpressionError("there is no expression; give at least one")
+        return self._tokenizer(expressions, self._length)
+
+    def _padded(self, ids: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """To a number of expressions that a function is compiled for; the last one is repeated."""
+        count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
+        padding = ((0, count - len(ids)), (0, 0))
+        return np.pad(ids, padding, mode="edge"), np.pad(valid, padding, mode="edge")
 
     def _predict(
         self,
@@ -191,11 +240,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Of a few expressions; i32 and bool `[K, L]`."""
         height, width = size
-        count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
-        padding = ((0, count - len(ids)), (0, 0))
-        words = self._engine.encode_text(
-            np.pad(ids, padding, mode="edge")[None], np.pad(valid, padding, mode="edge")[None]
-        )
+        padded, padded_valid = self._padded(ids, valid)
+        words = self._engine.encode_text(padded[None], padded_valid[None])
         logits = self._engine.decode(features, words)
         answer = self._paint(
             logits["mask_logits"],
@@ -206,7 +252,7 @@ class Predictor:
         # Cut on the host: on the device, every size would be a function to compile.
         masks, values = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
         head = logits.get("present_logits")
-        said = [None] * count if head is None else (np.asarray(head)[0] > 0).tolist()
+        said = [None] * len(padded) if head is None else (np.asarray(head)[0] > 0).tolist()
         return [
             # Copied, so that the canvas's memory is given back.
             _prediction(mask.copy(), value, present, maps)

@@ -8,7 +8,7 @@ overlay, and one line of `predictions.jsonl`. Where the text matches nothing, th
 folder, `matches.jsonl` lists for each text the images that contain what it means, by score. An image
 that cannot be used is named and left out; the exit code is then 1. The checkpoint may also be a folder
 that `tools.export` wrote. With `--group_maps` the group tokens' maps are written too (UniRES's
-Figure 5).
+Figure 5), with `--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
 
 A line of `predictions.jsonl` is what an evaluation dumps: where a presence head says that nothing is
 there, it has `"present": false` and the mask that was cleared, because ReLA's evaluator scores that one.
@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from refseg_jax.checkpoint_folder import step_choice
 from refseg_jax.errors import UserError
-from refseg_jax.pictures import PREDICTED_COLOUR, assignment_map, overlay
+from refseg_jax.pictures import PREDICTED_COLOUR, assignment_map, overlay, region_panel
 from refseg_jax.predictions import jsonl_writer, prediction_line
 from refseg_jax.predictor import Prediction, Predictor, to_rgb
 from refseg_jax.preprocess import ImageError
+from refseg_jax.region_maps import RegionMap
 
 #: Matches of a text that are printed; the file has all of them.
 _PRINTED = 10
@@ -113,6 +114,19 @@ def write_group_maps(
         _save(folder / f"{image.name}-groups-{level}.png", assignment_map(network, similarity))
 
 
+def write_region_maps(
+    folder: Path,
+    image: Path,
+    rgb: np.ndarray,
+    texts: Sequence[str],
+    predictions: Sequence[Prediction],
+    regions: Sequence[RegionMap],
+) -> None:
+    """`<image name>-<k>-regions.png`: mask, minimap, region masks and presence of each pair."""
+    for k, (text, one, found) in enumerate(zip(texts, predictions, regions, strict=True)):
+        _save(folder / f"{image.name}-{k}-regions.png", region_panel(rgb, one.mask, found, text))
+
+
 def _save(path: Path, pixels: np.ndarray) -> None:
     partial = path.with_suffix(".partial")
     Image.fromarray(pixels).save(partial, "PNG")
@@ -143,10 +157,15 @@ def run(options: argparse.Namespace) -> int:
                 continue
             # Before anything is written, because not every model has them.
             groups = predictor.group_assignment(rgb) if options.group_maps else None
+            regions = predictor.region_maps(rgb, options.text) if options.region_maps else None
             predictions = predictor.predict(rgb, options.text, maps=options.maps)
             write_pictures(options.output_dir, image, rgb, predictions)
             if groups is not None:
                 write_group_maps(options.output_dir, image, *groups)
+            if regions is not None:
+                write_region_maps(
+                    options.output_dir, image, rgb, options.text, predictions, regions
+                )
             for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
                 write(_line(f"{image.name}#{k}", image.name, text, one))
                 if one.present:
@@ -171,6 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="append", required=True, help="may be given several times")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--group_maps", action="store_true", help="draw the group tokens too")
+    parser.add_argument(
+        "--region_maps", action="store_true", help="draw minimap and region masks too (ReLA)"
+    )
     parser.add_argument(
         "--maps", action="store_true", help="a line has its soft map too, for tools.score's sod"
     )

@@ -50,9 +50,9 @@ class RegionMaps(NamedTuple):
         present: f32 `[B, N, K]` in [0, 1], the probability that anything matches.
     """
 
-    minimap: jax.Array
-    region_masks: jax.Array
-    present: jax.Array
+    minimap: Array
+    region_masks: Array
+    present: Array
 
 
 class ReLA(nnx.Module):
@@ -136,14 +136,14 @@ class ReLA(nnx.Module):
             {"minimap_logits": regions.minimap_logits.reshape(*pairs, side, side)},
         )
 
-    def region_maps(self, batch: Batch) -> RegionMaps:
+    def region_maps(self, image: Array, text: Array, text_valid: Array) -> RegionMaps:
         """The minimap, and which area each region stands for, at inference.
 
-        Region masks are those of equation 1 before they are weighted; they take `side * side` times the
-        memory of a mask.
+        Arguments as for `encode_image` and `encode_text`. Region masks are those of equation 1 before
+        they are weighted; they take `side * side` times the memory of a mask.
         """
-        image_features = self.encode_image(batch.image)
-        text_features = self.encode_text(batch.text, batch.text_valid)
+        image_features = self.encode_image(image)
+        text_features = self.encode_text(text, text_valid)
         pixels, regions = self._relate(image_features, text_features, None)
         pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
         masks = jnp.einsum("ghwc,grc->grhw", pixels.masks, regions.filters.astype(jnp.float32))

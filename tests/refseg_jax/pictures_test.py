@@ -8,6 +8,7 @@ from PIL import Image
 
 from refseg_jax import pictures, preprocess
 from refseg_jax.pictures import PREDICTED_COLOUR, TARGET_COLOUR, Picture
+from refseg_jax.region_maps import RegionMap
 
 WORDS = "the red one"
 
@@ -156,3 +157,54 @@ def test_an_assignment_map_colours_cells_by_their_best_token() -> None:
     colours = [tuple(cell[0].tolist()) for cell in cells]
     assert colours[1] == colours[3]
     assert len(set(colours)) == 3
+
+
+def _regions(shape: tuple[int, int], present: float = 0.9) -> RegionMap:
+    """Of 2 x 2 cells; the highest is the lower right one, and its mask the right half."""
+    _, affine = preprocess.prepare_image(_photo(*shape), 64, "stretch")
+    minimap = np.array([[0.0, 0.3], [0.1, 1.0]], np.float32)
+    right = np.zeros((16, 16), np.float32)
+    right[:, 8:] = 1.0
+    masks = np.stack([right, 1 - right])
+    return RegionMap(minimap, np.array([3, 1]), masks, present, affine, 64, shape)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (1, 1), (1, 1000), (1000, 1)])
+def test_panels_of_regions_have_one_size(shape: tuple[int, int]) -> None:
+    drawn = [
+        pictures.region_panel(_photo(*s), np.ones(s, bool), _regions(s), "x")
+        for s in (shape, (100, 100))
+    ]
+    assert drawn[0].shape == drawn[1].shape
+    assert drawn[0].dtype == np.uint8
+
+
+def test_a_panel_of_regions_shows_mask_minimap_and_region_masks() -> None:
+    image, mask = np.full((100, 100, 3), 100, np.uint8), np.zeros((100, 100), bool)
+    mask[:50] = True
+    panel = pictures.region_panel(image, mask, _regions((100, 100)), "x")
+    large, small = 360, 176
+    first, second = (panel[8 : 8 + large, x : x + large] for x in (8, 16 + large))
+    below = large + 16
+    strips = [panel[below : below + small, x : x + small] for x in (8, 16 + small)]
+    assert (first[200:, :] == 100).all()
+    np.testing.assert_allclose(first[20, 20], 50 + 0.5 * np.array(PREDICTED_COLOUR), atol=1)
+    # The ends of the colour map, dark violet and yellow, mixed with the grey of the image.
+    np.testing.assert_allclose(second[20, 20], 40 + 0.6 * np.array([68, 1, 84]), atol=1)
+    np.testing.assert_allclose(second[-20, -20], 40 + 0.6 * np.array([253, 231, 37]), atol=1)
+    bright = [strip[20, [20, -20]].mean(-1) for strip in strips]
+    assert bright[0][0] < 40 < 100 < bright[0][1]
+    assert bright[1][1] < 40 < 100 < bright[1][0]
+
+
+def test_a_panel_of_regions_says_the_words_and_how_sure_it_is() -> None:
+    image, mask = _photo(100, 100), np.zeros((100, 100), bool)
+    plain = pictures.region_panel(image, mask, _regions((100, 100)), "x")
+    others = [
+        pictures.region_panel(image, mask, _regions((100, 100)), "another"),
+        pictures.region_panel(image, mask, _regions((100, 100), present=0.1), "x"),
+    ]
+    for other in others:
+        differ = np.nonzero((other != plain).any((1, 2)))[0]
+        assert len(differ)
+        assert differ.min() > 360 + 176 + 16

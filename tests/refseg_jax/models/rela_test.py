@@ -102,7 +102,8 @@ def test_shapes_and_pairs(form: dict[str, str]):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_mask_is_the_weighted_sum_of_region_masks(form: dict[str, str]):
     rela, given = model(**form), batch()
-    maps, output = nnx.jit(lambda m, g: m.region_maps(g))(rela, given), run(rela, given)
+    maps = nnx.jit(lambda m, g: m.region_maps(g.image, g.text, g.text_valid))(rela, given)
+    output = run(rela, given)
     logits = jnp.log(maps.region_masks) - jnp.log1p(-maps.region_masks)
     minimap = jax.nn.sigmoid(output.aux["minimap_logits"])
     np.testing.assert_allclose(maps.minimap, minimap, rtol=1e-4)

@@ -1,0 +1,80 @@
+"""What a model of regions says of one expression, to be drawn over the picture."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from refseg_jax.models.rela import RegionMaps
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionMap:
+    """One pair of an image and an expression: ReLA's Figure 7.
+
+    Maps are of the network's square; `over` lays them over the picture.
+
+    Attributes:
+        minimap: f32 `[side, side]` in [0, 1], the probability that a region holds targets.
+        regions: i32 `[n]`, numbers of cells of the minimap, row by row, with the highest first.
+        masks: f32 `[n, h, w]` in [0, 1], the masks of these regions, at stride 4.
+        present: the probability that anything matches.
+        affine: f32 `[2, 3]`, native to network pixels.
+        image_size: side of the network's square in pixels.
+        size: height and width of the picture.
+    """
+
+    minimap: np.ndarray
+    regions: np.ndarray
+    masks: np.ndarray
+    present: float
+    affine: np.ndarray
+    image_size: int
+    size: tuple[int, int]
+
+    def over(self, values: np.ndarray, size: tuple[int, int], *, smooth: bool) -> np.ndarray:
+        """A map of the network's square as the picture sees it: letterboxing and stretching are undone.
+
+        Args:
+            values: f32 `[h, w]`.
+            size: height and width of the result, `self.size` or that of a copy of the picture that
+                was made smaller.
+            smooth: interpolate, else cells stay cells.
+
+        Returns:
+            f32 `[*size]`.
+        """
+        # From a pixel's index to its place, to network pixels, to a cell's index.
+        cells = np.array(values.shape[::-1]) / self.image_size
+        shrunk = np.array(self.size[::-1]) / np.array(size[::-1])
+        linear, shift = self.affine[:, :2].astype(np.float64), self.affine[:, 2].astype(np.float64)
+        shift = linear @ (0.5 * shrunk - 0.5) + shift
+        matrix = np.column_stack([linear * shrunk, shift + 0.5]) * cells[:, None]
+        matrix[:, 2] -= 0.5
+        way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+        return cv2.warpAffine(
+            values.astype(np.float32),
+            matrix,
+            size[::-1],
+            flags=way | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+
+
+def highest_regions(
+    maps: RegionMaps, count: int, affine: np.ndarray, image_size: int, size: tuple[int, int]
+) -> list[RegionMap]:
+    """Of each expression, with the `count` regions of the highest minimap.
+
+    Args:
+        maps: f32 `[k, ...]`, of one image and its expressions.
+        count: at most as many as there are regions are given.
+        affine, image_size, size: see `RegionMap`.
+    """
+    found = []
+    for minimap, masks, present in zip(*map(np.asarray, maps), strict=True):
+        highest = np.argsort(-minimap.ravel(), kind="stable")[:count]
+        found.append(
+            RegionMap(minimap, highest, masks[highest], float(present), affine, image_size, size)
+        )
+    return found
