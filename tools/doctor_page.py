@@ -1,4 +1,4 @@
-"""The page that `tools.doctor` writes: a table of what was found, and pictures of it."""
+"""The page that `tools.doctor` writes: a table of what was found, pictures of it, and samples."""
 
 import base64
 import dataclasses
@@ -37,6 +37,35 @@ class Example:
     picture: bytes | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A JPEG of an image with what an expression means drawn on it, and a line about it."""
+
+    caption: str
+    picture: bytes
+
+
+def sample_of(record: Record, split: str, turn: int) -> Sample | None:
+    """A picture of one of a record's expressions, a different one each turn.
+
+    Without an expression it is of all targets; `None` where the image is damaged.
+    """
+    try:
+        image = decode_image(record.image, name=record.file_name)
+    except ImageError:
+        return None
+    said = [e for e in record.expressions if e.targets] or record.expressions
+    if said:
+        expression = said[turn % len(said)]
+        targets = expression.targets
+        words = f"“{expression.text}”" + ("" if targets else ", which nothing matches")
+    else:
+        targets = tuple(range(len(record.targets)))
+        words = f"no expression, {len(targets)} targets"
+    caption = f"{split}: {record.file_name} (image {record.image_id}): {words}"
+    return Sample(caption, _picture(image, record, targets))
+
+
 def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, ...]:
     """The findings of a record; the first of each check has a picture, if the image is sound."""
     try:
@@ -48,15 +77,15 @@ def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, .
     for finding in findings:
         picture = None
         if image is not None and finding.check not in drawn:
-            picture = _picture(image, record, finding)
+            picture = _picture(image, record, finding.targets)
         drawn.add(finding.check)
         examples.append(Example(finding, picture))
     return tuple(examples)
 
 
-def _picture(image: np.ndarray, record: Record, finding: Finding) -> bytes:
-    """A JPEG of the image with the finding's targets drawn."""
-    for place, target in enumerate(finding.targets):
+def _picture(image: np.ndarray, record: Record, targets: Sequence[int]) -> bytes:
+    """A JPEG of the image with some targets drawn."""
+    for place, target in enumerate(targets):
         try:
             mask = record.mask([target]).astype(bool)
         except SegmentationError:
@@ -77,6 +106,7 @@ def write_page(
     counts: Sequence[str],
     found: Mapping[str, int],
     examples: Mapping[str, Sequence[Example]],
+    samples: Sequence[Sample],
 ) -> None:
     """Writes the page; it is whole or not there.
 
@@ -86,6 +116,7 @@ def write_page(
         counts: lines about what it holds.
         found: how often each check found something.
         examples: some findings of each check.
+        samples: pictures of what there is, whatever was found.
     """
     rows = "\n".join(
         _row(check, number, examples[check][0].finding) for check, number in found.items()
@@ -96,7 +127,8 @@ def write_page(
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<pre>{html.escape(chr(10).join(counts))}</pre>"
         f"<table><tr><th>found</th><th>how often</th><th></th></tr>{rows}</table>"
-        f"{sections or '<p>Nothing was found.</p>'}\n"
+        f"{sections or '<p>Nothing was found.</p>'}"
+        f"<h2>Samples: what expressions mean</h2>{_samples(samples)}\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -113,17 +145,21 @@ def _row(check: str, number: int, finding: Finding) -> str:
     )
 
 
+def _samples(samples: Sequence[Sample]) -> str:
+    return "".join(_figure(sample.picture, sample.caption) for sample in samples)
+
+
 def _section(check: str, number: int, shown: Sequence[Example]) -> str:
     figures = "".join(
-        f"<figure>{_image(example.picture)}<figcaption>{html.escape(example.finding.split)}: "
-        f"{html.escape(example.finding.text)}</figcaption></figure>"
+        _figure(example.picture, f"{example.finding.split}: {example.finding.text}")
         for example in shown
     )
     more = f" ({len(shown)} of {number:,})" if len(shown) < number else ""
     return f"<h2>{html.escape(check)}{more}</h2>{figures}"
 
 
-def _image(jpeg: bytes | None) -> str:
-    if jpeg is None:
-        return ""
-    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'>"
+def _figure(jpeg: bytes | None, caption: str) -> str:
+    image = ""
+    if jpeg is not None:
+        image = f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'>"
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"

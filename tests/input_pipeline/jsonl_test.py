@@ -1,6 +1,7 @@
 """A folder of images and lines of JSON as a dataset."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tests.input_pipeline.jsonl_folders import (
 from tools import build_dataset
 
 
-def drawn(*polygons: list[float]) -> dict[str, Any]:
+def drawn(*polygons: Sequence[float]) -> dict[str, Any]:
     return {"image": "a.png", "expression": "x", "segmentation": polygons}
 
 

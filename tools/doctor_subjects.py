@@ -1,0 +1,154 @@
+"""What `tools.doctor` examines: a built dataset, or the downloaded files of one, item by item."""
+
+import contextlib
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from input_pipeline.archives import as_given, source_folder
+from input_pipeline.checks import CANNOT_BE_BUILT, Finding
+from input_pipeline.datasets import jsonl_records
+from input_pipeline.datasets.conversion import Conversion, Outcome, converted
+from input_pipeline.datasets.registry import CONVERSIONS
+from input_pipeline.schema import Record
+from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
+from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
+
+#: A folder of one's own, in the place of a published dataset.
+_OWN = "jsonl"
+
+
+class Reading(NamedTuple):
+    """An item that was read: its record, where it has one, and what was found on the way."""
+
+    record: Record | None
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is examined.
+
+    Attributes:
+        name: of the dataset, as `data_dir` has it.
+        splits: items by split.
+        read: reads (a split, an item of it); picklable.
+        facts: lines about the source.
+        findings: of the whole.
+    """
+
+    name: str
+    splits: dict[str, Sequence[Any]]
+    read: Callable[[tuple[str, Any]], Reading]
+    facts: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@contextlib.contextmanager
+def opened(
+    dataset: str, *, data_dir: Path | None, source_dir: Path | None, splits: Sequence[str]
+) -> Iterator[Subject]:
+    """The subject; what an archive holds is removed however the block ends.
+
+    Args:
+        dataset: its name.
+        data_dir: where it is built, unless `source_dir` is given.
+        source_dir: its downloaded files, a folder or an archive, or `None`.
+        splits: those to look at; empty for all.
+
+    Raises:
+        UserError: there is no such dataset or split.
+    """
+    if source_dir is None:
+        assert data_dir is not None
+        yield _built(dataset, data_dir, splits)
+    elif source_dir.is_dir():
+        yield _raw(dataset, source_dir, source_dir, splits)
+    else:
+        with (
+            tempfile.TemporaryDirectory(prefix="doctor-", dir=data_dir) as room,
+            source_folder(source_dir, Path(room)) as folder,
+        ):
+            yield _raw(dataset, folder, source_dir, splits)
+
+
+def _built(dataset: str, data_dir: Path, wanted: Sequence[str]) -> Subject:
+    folder = dataset_folder(str(data_dir), dataset)
+    there = split_names(folder)
+    sources = {
+        split: RecordSource(str(data_dir), dataset, split)
+        for split in _chosen(dataset, wanted, there)
+    }
+    return Subject(
+        folder.parent.relative_to(data_dir).as_posix(),
+        {split: range(len(source)) for split, source in sources.items()},
+        functools.partial(_read_built, sources),
+    )
+
+
+def _read_built(sources: dict[str, RecordSource], item: tuple[str, int]) -> Reading:
+    split, index = item
+    try:
+        return Reading(sources[split][index])
+    except DatasetError as error:
+        return Reading(None, (Finding("damaged record", split, str(error)),))
+
+
+def _raw(dataset: str, folder: Path, source: Path, wanted: Sequence[str]) -> Subject:
+    known = {**CONVERSIONS, _OWN: jsonl_records.conversion(folder)}
+    conversion = known.get(dataset)
+    if conversion is None:
+        raise UserError(unknown("dataset with a known format", dataset, known))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder or archive; check --source_dir")
+    plan = conversion.read_plan(folder)
+    there = [split for split, items in plan.splits.items() if items]
+    if not there and not plan.problems:
+        raise UserError(
+            f"{folder}: nothing of {dataset} is there; it must hold {conversion.layout}"
+        )
+    said = functools.partial(as_given, folder=folder, source=source)
+    problems = [Finding(CANNOT_BE_BUILT, "all", said(line)) for line in plan.problems]
+    notes = _notes(plan.notes, "all", "annotation files")
+    return Subject(
+        dataset,
+        {split: plan.splits[split] for split in _chosen(dataset, wanted, there)},
+        functools.partial(_read_item, conversion, said),
+        tuple(f"{name}: {number:,}" for name, number in plan.facts.items()),
+        (*problems, *notes),
+    )
+
+
+def _read_item(
+    conversion: Conversion, said: Callable[[str], str], item: tuple[str, Any]
+) -> Reading:
+    split, planned = item
+    outcome: Outcome = converted(conversion.convert, conversion.source, planned)
+    problems = [Finding(CANNOT_BE_BUILT, split, said(line)) for line in outcome.problems]
+    record = outcome.record
+    if record is None:
+        notes = _notes(outcome.notes, split, "an image that is left out")
+    else:
+        where = f"{record.file_name} (image {record.image_id})"
+        notes = _notes(outcome.notes, split, where, tuple(range(len(record.targets))))
+    return Reading(record, (*problems, *notes))
+
+
+def _notes(
+    notes: Mapping[str, int], split: str, where: str, targets: tuple[int, ...] = ()
+) -> list[Finding]:
+    return [
+        Finding(note, split, f"{where}: {number:,} of them", targets, number)
+        for note, number in notes.items()
+    ]
+
+
+def _chosen(dataset: str, wanted: Sequence[str], there: Sequence[str]) -> Sequence[str]:
+    for split in wanted:
+        if split not in there:
+            raise UserError(unknown(f"split of {dataset}", split, there))
+    return wanted or there
