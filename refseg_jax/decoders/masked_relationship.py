@@ -32,6 +32,7 @@ class MaskedRelationshipConfig:
         layers: they look at the mixed maps in turn, the coarsest first.
         mask_padding: words look like padding where they are; the public code's regions attend to
             padding as well, and so must whoever runs its weights.
+        zero_filters: region filters start as zeros, see `ReLAConfig`.
         remat: compute the layers' insides again in the backward pass instead of storing them.
     """
 
@@ -41,6 +42,7 @@ class MaskedRelationshipConfig:
     hidden: int = 2048
     layers: int = 9
     mask_padding: bool = False
+    zero_filters: bool = False
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -119,7 +121,9 @@ class MaskedRelationship(nnx.Module):
         self.words_norm = LayerNorm(width, dtype=dtype)
         self.words_gate = nnx.Param(jnp.zeros((1,), jnp.float32))
         self.norm = LayerNorm(width, dtype=dtype)
-        self.filter = Perceptron((width, width, width, mask_width), dtype=dtype, rngs=rngs)
+        self.filter = Perceptron(
+            (width, width, width, mask_width), dtype=dtype, rngs=rngs, zero=config.zero_filters
+        )
         self.minimap = Linear(width, 2, dtype=dtype, rngs=rngs)
         self.presence = Perceptron((width, width, 2), dtype=dtype, rngs=rngs)
         self.config = config

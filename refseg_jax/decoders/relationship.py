@@ -17,7 +17,7 @@ from flax import nnx
 from refseg_jax import naming
 from refseg_jax.decoders.pixel_decoder import PixelFeatures
 from refseg_jax.layers.attention import MultiHeadAttention, attention
-from refseg_jax.layers.linear import Linear, gaussian, packed_xavier_uniform
+from refseg_jax.layers.linear import Linear, fan_in_uniform, gaussian, packed_xavier_uniform
 from refseg_jax.layers.positions import sine_positions_relative
 from refseg_jax.layers.transformer import exact_gelu
 
@@ -64,6 +64,7 @@ class RelationshipConfig:
         region_attention: regions look at regions (Table 3).
         language_attention: regions look at words (Table 3); without it they are multiplied by the
             mean of the words.
+        zero_filters: region filters start as zeros, see `ReLAConfig`.
     """
 
     width: int = 256
@@ -73,6 +74,7 @@ class RelationshipConfig:
     regions: RegionSource = "attention"
     region_attention: bool = True
     language_attention: bool = True
+    zero_filters: bool = False
 
     def __post_init__(self) -> None:
         """Checks what would else fail late.
@@ -127,7 +129,9 @@ class Relationship(nnx.Module):
         )
         self.image_key = None if pools else linear()
         self.image_value = linear()
-        self.filter = Perceptron((width, width, mask_width), dtype=dtype, rngs=rngs)
+        self.filter = Perceptron(
+            (width, width, mask_width), dtype=dtype, rngs=rngs, zero=config.zero_filters
+        )
         self.region_attention = (
             MultiHeadAttention(
                 width, config.heads, dtype=dtype, rngs=rngs, kernel_init=packed_xavier_uniform
@@ -183,10 +187,15 @@ class Relationship(nnx.Module):
 class Perceptron(nnx.Module):
     """Linear layers with ReLUs between them."""
 
-    def __init__(self, widths: Sequence[int], *, dtype: Any, rngs: nnx.Rngs):
-        """`widths`: of the input, of each hidden layer, of the output."""
+    def __init__(self, widths: Sequence[int], *, dtype: Any, rngs: nnx.Rngs, zero: bool = False):
+        """`widths`: of the input, of each hidden layer, of the output; `zero`: it starts with 0."""
+        *hidden, last = itertools.pairwise(widths)
+        start = jax.nn.initializers.zeros if zero else fan_in_uniform
         self.layers = nnx.List(
-            [Linear(*pair, dtype=dtype, rngs=rngs) for pair in itertools.pairwise(widths)]
+            [
+                *(Linear(*pair, dtype=dtype, rngs=rngs) for pair in hidden),
+                Linear(*last, dtype=dtype, rngs=rngs, kernel_init=start),
+            ]
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:

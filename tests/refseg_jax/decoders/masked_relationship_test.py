@@ -144,3 +144,15 @@ def test_every_parameter_gets_a_gradient_and_remat_changes_none():
 def test_sizes_that_do_not_fit(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         MaskedRelationshipConfig(**fields)
+
+
+def test_zero_filters_start_with_undecided_masks_and_change_no_other_parameter():
+    config = dataclasses.replace(CONFIG, zero_filters=True)
+    plain, zero = (
+        dict(nnx.to_flat_state(nnx.state(block(c, fresh=True)))) for c in (CONFIG, config)
+    )
+    differ = {path for path in plain if (plain[path][...] != zero[path][...]).any()}
+    assert differ == {("filter", "layers", 2, "kernel")}
+    found = block(config, fresh=True)(*inputs())
+    assert not found.target_filter().any()
+    assert found.minimap_logits.std() > 0.1

@@ -177,3 +177,15 @@ def test_pooled_regions_are_means_of_cells():
 def test_sizes_that_do_not_fit(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         RelationshipConfig(**fields)
+
+
+def test_zero_filters_start_with_undecided_masks_and_change_no_other_parameter():
+    def fresh(config: RelationshipConfig) -> dict[Any, Any]:
+        widths = {"text_width": TEXT_WIDTH, "mask_width": MASK_WIDTH}
+        module = Relationship(config, **widths, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        return dict(nnx.to_flat_state(nnx.state(module)))
+
+    plain, zero = fresh(CONFIG), fresh(dataclasses.replace(CONFIG, zero_filters=True))
+    last = ("filter", "layers", 1, "kernel")
+    assert {path for path in plain if (plain[path][...] != zero[path][...]).any()} == {last}
+    assert not zero[last][...].any()
