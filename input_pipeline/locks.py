@@ -14,6 +14,8 @@ from refseg_jax.errors import UserError
 def exclusive(path: Path, busy: UserError) -> Iterator[None]:
     """Holds the lock of a name while its block runs.
 
+    Folders that it makes for the file are removed at the end, unless the block has put something there.
+
     Args:
         path: of the lock's file, which is there only meanwhile (a killed process leaves it behind,
             without effect).
@@ -23,17 +25,32 @@ def exclusive(path: Path, busy: UserError) -> Iterator[None]:
         UserError: `busy`.
         OSError: no file can be written or locked there.
     """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with _locked(path, busy):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _opened(path: Path) -> IO[str]:
+    # Who held a lock there may remove the folder between the two calls, or within the first.
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("w")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path, busy):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    return path.open("w")
 
 
 def _locked(path: Path, busy: UserError) -> IO[str]:
     while True:
-        lock = path.open("w")
+        lock = _opened(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held it last may have removed the file after it was opened here.

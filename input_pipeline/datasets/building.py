@@ -101,7 +101,8 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
             for stale in self.unfinished.parent.glob(f"incomplete.*{self.VERSION}"):
                 shutil.rmtree(stale)
             try:
-                self.download_and_prepare()
+                # TFDS makes folders for what it would download.
+                self.download_and_prepare(download_dir=self.unfinished / "downloads")
             except BrokenProcessPool:
                 raise BuildError(
                     f"{self.source}: a worker process died, perhaps for want of memory; run it "
@@ -113,7 +114,16 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
             finally:
                 if not any(self.unfinished.glob("*.done.npz")):
                     shutil.rmtree(self.unfinished, ignore_errors=True)
+                    self._remove_config_file()
         return Path(str(self.data_dir))
+
+    def _remove_config_file(self) -> None:
+        """Takes away what TFDS writes beside the configs of a dataset, where none is built."""
+        folder = self.unfinished.parent
+        common = folder.with_name(".config")
+        alone = self.builder_config and {*folder.parent.iterdir()} <= {folder, common}
+        if alone and not any(path.is_dir() for path in folder.iterdir()):
+            shutil.rmtree(common, ignore_errors=True)
 
     @property
     def unfinished(self) -> Path:

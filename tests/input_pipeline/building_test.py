@@ -71,7 +71,7 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(building, "_FEW", 1)
     with pytest.raises(BuildError, match=r"a worker process died.*with fewer --num_workers"):
         build_records("mine", {"train": range(9)}, die, data_dir=tmp_path, num_workers=2)
-    assert list((tmp_path / "mine").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 STOPPED_AT = 13
@@ -223,8 +223,8 @@ def test_records_that_contradict_themselves(
     maker: Callable[[int], Record], message: str, tmp_path: Path
 ):
     with pytest.raises(BuildError, match=message):
-        build_records("mine", {"train": [1, 2]}, maker, data_dir=tmp_path)
-    assert list((tmp_path / "mine").iterdir()) == []
+        build_records("mine", {"train": [1, 2]}, maker, data_dir=tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_image(tmp_path: Path):

@@ -109,6 +109,29 @@ def test_a_failed_overwrite_keeps_the_old_dataset(
     assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
 
 
+def test_a_failed_build_leaves_what_was_there(
+    arguments: list[str], source: Path, folder: Path, tmp_path: Path
+):
+    image = image_path(source, 2).read_bytes()
+    image_path(source, 2).write_bytes(image[:-300])
+    assert build_dataset.main(arguments) == 1
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", source)
+    assert build_dataset.main([arguments[0], f"--source_dir={archive}", arguments[2]]) == 1
+    data_dir = folder.parents[2]
+    assert not data_dir.exists()
+
+    (data_dir / "refcoco").mkdir(parents=True)
+    assert build_dataset.main(arguments) == 1
+    assert [path.name for path in data_dir.rglob("*")] == ["refcoco"]
+
+    image_path(source, 2).write_bytes(image)
+    assert build_dataset.main(arguments) == 0
+    built = {*data_dir.rglob("*")}
+    assert sorted(path.name for path in data_dir.iterdir()) == ["refcoco"]
+    assert build_dataset.main(["--dataset=refcoco/google", *arguments[1:]]) == 1
+    assert {*data_dir.rglob("*")} == built
+
+
 def test_a_killed_overwrite_is_put_right_by_the_next_command(
     arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -264,7 +287,7 @@ def test_a_disk_that_is_really_full(arguments: list[str], folder: Path):
     assert done.returncode == 1
     assert "cannot be written (File too large), nothing was built; free some space" in done.stderr
     assert "Traceback" not in done.stderr
-    assert list(folder.parent.iterdir()) == []
+    assert not folder.parents[2].exists()
 
 
 def test_no_tensorflow_no_torch(arguments: list[str]):
