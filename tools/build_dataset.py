@@ -6,7 +6,8 @@
 
 `jsonl` is a folder of one's own images with `train.jsonl` and the like (docs/data.md). For RefCOCO
 `DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
-COCO train2014 at `images/train2014` (docs/data.md). `refcoco_plus/unc`, `refcocog/umd`,
+COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`);
+docs/datasets.md has what others need. `refcoco_plus/unc`, `refcocog/umd`,
 `refcocog/google` and `refcoco/google` are built alike; `_raw` behind a name keeps sentences as they
 were typed.
 
