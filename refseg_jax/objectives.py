@@ -75,7 +75,8 @@ class RelationObjective:
 
     Attributes:
         scale: of the whole.
-        minimap, presence: shares of the second and the third term.
+        minimap, presence: shares of the second and the third term; `presence` may be 0 only for a
+            model without the head.
     """
 
     scale: float = 5.0
@@ -83,7 +84,11 @@ class RelationObjective:
     presence: float = 0.1
 
     def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
-        """Sums over valid pairs; reads `aux["minimap_logits"]`, f32 `[B, N, K, side, side]`."""
+        """Sums over valid pairs; reads `aux["minimap_logits"]`, f32 `[B, N, K, side, side]`.
+
+        Raises:
+            ValueError: `presence` is set for a model without the head, or 0 for one with it.
+        """
         del progress
         valid = jnp.asarray(batch.valid, jnp.float32)[..., None, None]
         masks = jnp.asarray(jnp.asarray(batch.mask) >= 128, jnp.float32)
@@ -94,6 +99,12 @@ class RelationObjective:
             terms["minimap"] = _weighted(cells, target, valid, self.scale * self.minimap)
         if self.presence:
             terms["presence"] = presence_term(output, batch, self.scale * self.presence)
+        elif output.present_logits is not None:
+            raise ValueError(
+                "config.objective.presence=0 leaves the presence head untrained, and its answers "
+                "would clear masks at random; set config.objective.presence (0.1 is ReLA's), and "
+                "config.eval.min_pixels to score without the head"
+            )
         return terms
 
 

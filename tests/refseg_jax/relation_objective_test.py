@@ -107,7 +107,15 @@ def test_any_model_with_the_head_can_be_trained_by_the_presence_term():
         MaskObjective()(output, batch, jnp.float32(0))
 
 
-def test_terms_can_be_left_out():
+def test_the_minimap_can_be_left_out_and_the_presence_of_a_model_with_the_head_cannot():
     output, batch = case()
+    objective = build_objective({"name": "relation", "minimap": 0.0})
+    assert set(objective(output, batch, jnp.float32(0))) == {"mask", "presence"}
     objective = build_objective({"name": "relation", "minimap": 0.0, "presence": 0.0})
-    assert set(objective(output, batch, jnp.float32(0))) == {"mask"}
+    headless = dataclasses.replace(output, present_logits=None)
+    assert set(objective(headless, batch, jnp.float32(0))) == {"mask"}
+    with pytest.raises(
+        ValueError, match=r"untrained.*config\.objective\.presence \(0\.1"
+    ) as caught:
+        objective(output, batch, jnp.float32(0))
+    assert "config.eval.min_pixels" in str(caught.value)
