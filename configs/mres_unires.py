@@ -8,6 +8,9 @@ Another size of the model is `--config=configs/mres_unires.py:L/14`, with
 `--config.init.clip=openai/clip-vit-large-patch14`; where there is no network, a file or folder takes
 the place of the name (docs/weights.md). Without `config.init.clip` it starts from random weights.
 
+Eight processes read and decode images (`config.data.num_workers`; none for `:tiny`), which is for a
+machine with an accelerator and at least as many cores.
+
 Several datasets are named behind the size, and mixed: `configs/mres_unires.py:B/16,mine,refcoco/unc`.
 Batches are of one dataset each, in equal shares unless `config.mixture.refcoco_unc.weight` or the
 other's says so, without any image of an evaluation set that is built (docs/data.md). Each dataset is
@@ -38,7 +41,8 @@ def get_config(choice: str = "B/16") -> ConfigDict:
             "sampling": "image",
             "pairs": 8,
             "granularities": ("object", "part"),
-            "num_workers": 8,
+            # An accelerator is fed by processes; the small model, on a laptop, by threads of its own.
+            "num_workers": 0 if preset == "tiny" else 8,
         }
     )
     config.optim.update({"lr": 1e-5, "weight_decay": 5e-4, "warmup": 0.1})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from configs import common, mres_unires
+from configs import common, mres_unires, scenes_unires
 from input_pipeline.datasets.registry import DATASETS
 from input_pipeline.mixtures import read_members
 from input_pipeline.pipeline import PipelineConfig
@@ -83,6 +83,17 @@ def test_evaluations_do_not_overwrite_one_another(config: Any) -> None:
     prefixes = [entry.prefix for entry in config.evals.values()]
     assert len(prefixes) == len(set(prefixes))
     assert {entry.when for entry in config.evals.values()} <= {"during", "final", "never"}
+
+
+def test_a_killed_run_of_the_main_job_loses_little() -> None:
+    config: Any = scenes_unires.get_config()
+    assert 0 < config.loop.save_every <= config.steps // 7
+
+
+@pytest.mark.parametrize(("choice", "processes"), [("tiny", 0), ("tiny,a,b", 0), ("B/16", 8)])
+def test_a_laptop_starts_no_processes_to_read_images(choice: str, processes: int) -> None:
+    config: Any = mres_unires.get_config(choice)
+    assert config.data.num_workers == processes
 
 
 def test_config_of_a_checkpoint_builds_the_same(config: Any) -> None:
