@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from input_pipeline.archives import as_given, source_folder
 from input_pipeline.checks import CANNOT_BE_BUILT, Finding
 from input_pipeline.datasets import jsonl_records
-from input_pipeline.datasets.conversion import Conversion, Outcome, converted
+from input_pipeline.datasets.conversion import Conversion, Outcome, SourceError, converted
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.schema import Record
 from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
@@ -108,7 +108,7 @@ def _raw(dataset: str, folder: Path, source: Path, wanted: Sequence[str]) -> Sub
     plan = conversion.read_plan(folder)
     there = [split for split, items in plan.splits.items() if items]
     if not there and not plan.problems:
-        raise UserError(
+        raise SourceError(
             f"{folder}: nothing of {dataset} is there; it must hold {conversion.layout}"
         )
     said = functools.partial(as_given, folder=folder, source=source)

@@ -117,10 +117,15 @@ def test_an_archive_beside_which_others_are_built(
     bad = shutil.make_archive(str(tmp_path / "bad"), "zip", tmp_path, "source")
     assert doctor.main([*arguments, f"--source_dir={bad}/source"]) == 1
     text = page.read_text()
+    capsys.readouterr()
+    assert doctor.main([*arguments, f"--source_dir={bad}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {bad}/refcoco/refs(unc).p: not there;")
+    assert error.endswith(f"; it holds one folder, perhaps you mean --source_dir={bad}/source\n")
     assert f"all: {image_path(Path(bad, 'source'), 1)}: not there" in text
     assert f"val: {image_path(Path(bad, 'source'), 2)}: the image is damaged" in text
     assert "doctor-" not in text
-    assert "0 sample pictures" in capsys.readouterr().out
+    assert "<h2>Samples: what expressions mean</h2>\n" in text
 
     def stop(source: Path) -> Plan:
         raise KeyboardInterrupt
