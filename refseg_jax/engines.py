@@ -24,7 +24,7 @@ import numpy as np
 from refseg_jax.batch import Array
 from refseg_jax.errors import UserError
 from refseg_jax.models import build_model
-from refseg_jax.models.rela import RegionMaps
+from refseg_jax.region_maps import RegionMaps
 from refseg_jax.train_state import Forward
 
 Features = dict[str, Array]

@@ -1,11 +1,26 @@
 """What a model of regions says of one expression, to be drawn over the picture."""
 
 import dataclasses
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from refseg_jax.models.rela import RegionMaps
+from refseg_jax.batch import Array
+
+
+class RegionMaps(NamedTuple):
+    """What the paper's Figure 7 shows.
+
+    Attributes:
+        minimap: f32 `[B, N, K, side, side]` in [0, 1], the probability that a region holds targets.
+        region_masks: f32 `[B, N, K, side * side, h, w]` in [0, 1], at stride 4.
+        present: f32 `[B, N, K]` in [0, 1], the probability that anything matches.
+    """
+
+    minimap: Array
+    region_masks: Array
+    present: Array
 
 
 @dataclasses.dataclass(frozen=True)

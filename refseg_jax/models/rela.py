@@ -15,6 +15,7 @@ from refseg_jax.encoders.bert import Bert
 from refseg_jax.encoders.language_swin import LanguageSwin
 from refseg_jax.layers.rows import over_images
 from refseg_jax.models.rela_config import ReLAConfig
+from refseg_jax.region_maps import RegionMaps
 from refseg_jax.resize import resize_bilinear
 
 
@@ -39,20 +40,6 @@ class TextFeatures(NamedTuple):
 
     words: jax.Array
     valid: jax.Array
-
-
-class RegionMaps(NamedTuple):
-    """What the paper's Figure 7 shows.
-
-    Attributes:
-        minimap: f32 `[B, N, K, side, side]` in [0, 1], the probability that a region holds targets.
-        region_masks: f32 `[B, N, K, side * side, h, w]` in [0, 1], at stride 4.
-        present: f32 `[B, N, K]` in [0, 1], the probability that anything matches.
-    """
-
-    minimap: Array
-    region_masks: Array
-    present: Array
 
 
 class ReLA(nnx.Module):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from refseg_jax import preprocess
-from refseg_jax.models.rela import RegionMaps
-from refseg_jax.region_maps import RegionMap, highest_regions
+from refseg_jax.region_maps import RegionMap, RegionMaps, highest_regions
 
 SIDE, CELLS, SQUARE = 4, 16, 64
 
