@@ -130,7 +130,8 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
 
     The predicted mask and the minimap over the image; below, the masks of the regions with the highest
     minimap, whose cells have the same numbers; below that the words and the probability that anything
-    matches.
+    matches. A region's mask is drawn from its least to its highest value, since many faint masks make
+    up that of the targets.
 
     Args:
         image: u8 `[H, W, 3]`, RGB.
@@ -144,7 +145,10 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
     large, small = _fit(image, _REGIONS), _fit(image, (_REGIONS - 8) // 2)
     shrunk = cv2.resize(mask.astype(np.uint8), large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     top = [overlay(large, shrunk.astype(bool), PREDICTED_COLOUR), _minimap(large, found)]
-    strip = [_glowing(small, found.over(one, small.shape[:2], smooth=True)) for one in found.masks]
+    strip = [
+        _glowing(small, found.over(_whole_range(one), small.shape[:2], smooth=True))
+        for one in found.masks
+    ]
     width = 8 + max(2 * (_REGIONS + 8), len(strip) * ((_REGIONS - 8) // 2 + 8))
     canvas = np.full((_REGIONS + (_REGIONS - 8) // 2 + 100, width, 3), 255, np.uint8)
     _row(canvas, top, 8, _REGIONS)
@@ -177,6 +181,12 @@ def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
             place = (int(columns.mean()), int(rows.mean()))
             pen.text(place, str(number + 1), fill=(255, 255, 255), font=_font(16), anchor="mm")
     return np.asarray(drawing)
+
+
+def _whole_range(values: np.ndarray) -> np.ndarray:
+    """From 0 to 1; one value alone becomes 0."""
+    least, most = values.min(), values.max()
+    return (values - least) / max(most - least, 1e-6)
 
 
 def _glowing(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
