@@ -14,23 +14,15 @@ from configs.common import base_config, evaluation, rela, relation_objective
 def get_config() -> ConfigDict:
     """The experiment."""
     config: Any = base_config()
-    config.steps = 700
+    config.steps = 500
     config.batch_size = 16
     config.data.update(
         {"dataset": "scenes", "pairs": 4, "granularities": ("object", "multi", "none")}
     )
     config.model = rela("tiny")
     config.objective = relation_objective()
-    config.optim.update(
-        {
-            "lr": 4e-3,
-            "weight_decay": 0.01,
-            "warmup": 0.05,
-            "b2": 0.98,
-            "muon": r"(?!regions\.(presence|minimap|filter)\.).*\.kernel",
-        }
-    )
-    config.loop.update({"log_every": 10, "eval_every": 350, "save_every": 350})
+    config.optim.update({"lr": 1.5e-3, "weight_decay": 0.01, "warmup": 0.05, "b2": 0.98})
+    config.loop.update({"log_every": 10, "eval_every": 250, "save_every": 100})
     config.eval.update(
         {
             "canvas": (128, 128),
