@@ -1,7 +1,6 @@
 """BERT's own properties; tests/parity holds it against transformers."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,6 @@ from flax import nnx
 
 from refseg_jax.encoders.bert import Bert, BertLayer, bert_config
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.exports.folders import compiling_in_a_hurry
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    with compiling_in_a_hurry():
-        yield
-
 
 LENGTHS = np.array([[9], [4], [1]])
 VALID = np.arange(9) < LENGTHS

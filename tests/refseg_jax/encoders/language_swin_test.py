@@ -1,7 +1,6 @@
 """LAVT's fusion against its definition written another way."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,6 @@ from refseg_jax.encoders.language_swin import (
 )
 from refseg_jax.encoders.swin import Swin, swin_config
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.exports.folders import compiling_in_a_hurry
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    with compiling_in_a_hurry():
-        yield
-
 
 SMALL = {"preset": "tiny", "depths": (1, 1), "heads": (1, 2), "width": 8, "word_width": 6}
 

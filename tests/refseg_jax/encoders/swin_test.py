@@ -1,7 +1,6 @@
 """Swin against its definition written another way; tests/parity holds it against transformers."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +20,6 @@ from refseg_jax.encoders.swin import (
     swin_config,
 )
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.exports.folders import compiling_in_a_hurry
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    with compiling_in_a_hurry():
-        yield
-
 
 #: Two stages compile in half the time of three.
 SMALL = {"preset": "tiny", "depths": (2, 1), "heads": (1, 2), "width": 8}
