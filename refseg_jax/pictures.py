@@ -146,7 +146,7 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
     shrunk = cv2.resize(mask.astype(np.uint8), large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     top = [overlay(large, shrunk.astype(bool), PREDICTED_COLOUR), _minimap(large, found)]
     strip = [
-        _glowing(small, found.over(_whole_range(one), small.shape[:2], smooth=True))
+        _glowing(small, lay_over(_whole_range(one), found, small.shape[:2], smooth=True))
         for one in found.masks
     ]
     width = 8 + max(2 * (_REGIONS + 8), len(strip) * ((_REGIONS - 8) // 2 + 8))
@@ -165,15 +165,47 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
     return np.asarray(drawing)
 
 
+def lay_over(
+    values: np.ndarray, found: RegionMap, size: tuple[int, int], *, smooth: bool
+) -> np.ndarray:
+    """A map of the network's square as the picture sees it: letterboxing and stretching are undone.
+
+    Args:
+        values: f32 `[h, w]`.
+        found: tells how the picture came into the square.
+        size: height and width of the result, `found.size` or that of a copy of the picture that
+            was made smaller.
+        smooth: interpolate, else cells stay cells.
+
+    Returns:
+        f32 `[*size]`.
+    """
+    # From a pixel's index to its place, to network pixels, to a cell's index.
+    cells = np.array(values.shape[::-1]) / found.image_size
+    shrunk = np.array(found.size[::-1]) / np.array(size[::-1])
+    linear, shift = found.affine[:, :2].astype(np.float64), found.affine[:, 2].astype(np.float64)
+    shift = linear @ (0.5 * shrunk - 0.5) + shift
+    matrix = np.column_stack([linear * shrunk, shift + 0.5]) * cells[:, None]
+    matrix[:, 2] -= 0.5
+    way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+    return cv2.warpAffine(
+        values.astype(np.float32),
+        matrix,
+        size[::-1],
+        flags=way | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
 def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
     """Each cell in the colour of its probability, 0 to 1; the highest have their numbers."""
     size = (image.shape[0], image.shape[1])
-    heat = (255 * found.over(found.minimap, size, smooth=False)).round().astype(np.uint8)
+    heat = (255 * lay_over(found.minimap, found, size, smooth=False)).round().astype(np.uint8)
     coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     drawing = Image.fromarray((0.4 * image + 0.6 * coloured).astype(np.uint8))
     pen = ImageDraw.Draw(drawing)
     cells = np.arange(found.minimap.size, dtype=np.float32).reshape(found.minimap.shape)
-    where = found.over(cells, size, smooth=False)
+    where = lay_over(cells, found, size, smooth=False)
     for number, region in enumerate(found.regions):
         rows, columns = np.nonzero(where == region)
         # A cell may lie in the border of a letterbox alone.

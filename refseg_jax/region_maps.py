@@ -3,7 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from refseg_jax.batch import Array
@@ -27,7 +26,7 @@ class RegionMaps(NamedTuple):
 class RegionMap:
     """One pair of an image and an expression: ReLA's Figure 7.
 
-    Maps are of the network's square; `over` lays them over the picture.
+    Maps are of the network's square; `pictures.lay_over` lays them over the picture.
 
     Attributes:
         minimap: f32 `[side, side]` in [0, 1], the probability that a region holds targets.
@@ -46,34 +45,6 @@ class RegionMap:
     affine: np.ndarray
     image_size: int
     size: tuple[int, int]
-
-    def over(self, values: np.ndarray, size: tuple[int, int], *, smooth: bool) -> np.ndarray:
-        """A map of the network's square as the picture sees it: letterboxing and stretching are undone.
-
-        Args:
-            values: f32 `[h, w]`.
-            size: height and width of the result, `self.size` or that of a copy of the picture that
-                was made smaller.
-            smooth: interpolate, else cells stay cells.
-
-        Returns:
-            f32 `[*size]`.
-        """
-        # From a pixel's index to its place, to network pixels, to a cell's index.
-        cells = np.array(values.shape[::-1]) / self.image_size
-        shrunk = np.array(self.size[::-1]) / np.array(size[::-1])
-        linear, shift = self.affine[:, :2].astype(np.float64), self.affine[:, 2].astype(np.float64)
-        shift = linear @ (0.5 * shrunk - 0.5) + shift
-        matrix = np.column_stack([linear * shrunk, shift + 0.5]) * cells[:, None]
-        matrix[:, 2] -= 0.5
-        way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
-        return cv2.warpAffine(
-            values.astype(np.float32),
-            matrix,
-            size[::-1],
-            flags=way | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
 
 
 def highest_regions(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from refseg_jax import preprocess
+from refseg_jax.pictures import lay_over
 from refseg_jax.region_maps import RegionMap, RegionMaps, highest_regions
 
 SIDE, CELLS, SQUARE = 4, 16, 64
@@ -41,7 +42,7 @@ def test_the_highest_regions_come_first_with_their_masks():
 def test_the_border_of_a_letterbox_is_not_in_the_picture(size: tuple[int, int], unseen: str):
     one = _one(size, "letterbox")
     numbers = np.arange(SIDE**2, dtype=np.float32).reshape(SIDE, SIDE)
-    seen = one.over(numbers, size, smooth=False)
+    seen = lay_over(numbers, one, size, smooth=False)
     assert seen.shape == size
     # Half of the square is border, the first and the last quarter.
     middle = numbers[1:3] if unseen == "rows" else numbers[:, 1:3]
@@ -56,7 +57,7 @@ def test_stretched_pictures_have_the_whole_minimap(size: tuple[int, int]):
     one = _one(size, "stretch")
     numbers = np.arange(SIDE**2, dtype=np.float32).reshape(SIDE, SIDE)
     expected = np.kron(numbers, np.ones((size[0] // SIDE, size[1] // SIDE)))
-    assert (one.over(numbers, size, smooth=False) == expected).mean() > 0.95
+    assert (lay_over(numbers, one, size, smooth=False) == expected).mean() > 0.95
 
 
 def test_smooth_maps_are_where_the_mask_of_a_prediction_would_be():
@@ -64,7 +65,7 @@ def test_smooth_maps_are_where_the_mask_of_a_prediction_would_be():
     one = _one((60, 120), "letterbox")
     ramp = np.tile((np.arange(CELLS, dtype=np.float32) + 0.5) / CELLS, (CELLS, 1))
     for height, width in ((60, 120), (15, 30)):
-        seen = one.over(ramp, (height, width), smooth=True)
+        seen = lay_over(ramp, one, (height, width), smooth=True)
         expected = (np.arange(width) + 0.5) / width
         inside = slice(width // 20, -width // 20)
         error = np.abs(seen - expected)[:, inside]
