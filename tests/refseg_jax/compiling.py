@@ -18,6 +18,9 @@ _OPTIONS: dict[str, bool | int] = {
 if jax.__version_info__ < (0, 11):
     _OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
+#: The same for a process of its own: its `XLA_FLAGS`.
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in _OPTIONS.items())
+
 #: `jax.jit`, compiling with these.
 quick_jit = functools.partial(jax.jit, compiler_options=_OPTIONS)
 

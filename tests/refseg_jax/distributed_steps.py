@@ -36,6 +36,7 @@ SMALL = {
     "embedding_width": 32,
     "text_width": 32,
     "decoder_width": 32,
+    "decoder_layers": 1,
     "decoder_hidden": 64,
     "low_tokens": 4,
     "high_tokens": 2,

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.refseg_jax.compiling import FLAGS
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,8 +22,7 @@ def start(*arguments: object, devices: int) -> subprocess.Popen[str]:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         # Compiled in a hurry: the sums are the same.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}",
     }
     command = [sys.executable, "-m", "tests.refseg_jax.distributed_steps", *map(str, arguments)]
     return subprocess.Popen(

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +11,6 @@ from jax.extend.core import jaxprs_in_params
 
 from refseg_jax.decoders.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from refseg_jax.train_state import Forward
-from tests.refseg_jax.exports.folders import compiling_in_a_hurry
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    with compiling_in_a_hurry():
-        yield
-
 
 SMALL = PixelDecoderConfig(width=64, mask_width=12, layers=2, heads=2, points=2, hidden=24)
 WIDTHS = (6, 8, 10)

@@ -1,0 +1,3 @@
+"""What the tests of this folder share."""
+
+from tests.refseg_jax.compiling import in_a_hurry as in_a_hurry
