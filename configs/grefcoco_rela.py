@@ -18,8 +18,15 @@ The paper reports cIoU / gIoU of 62.42 / 63.60 on val, 69.26 / 70.03 on testA an
 the released weights score 63.10 / 66.34 on val by the public code's evaluator (`gres`). Not run here at
 full size: neither COCO nor the towers' weights are at hand on the machines of this project.
 
-The smallest model on few images, from random weights and with CLIP's vocabulary:
-`--config=configs/grefcoco_rela.py:tiny`.
+The smallest model on few images, from random weights and with CLIP's vocabulary, at a rate that it can
+start with: with `:tiny`, 160 px and the recipe below, the five referents of a sample of one image (12
+expressions, of which 2 have no target; of testB) were learnt to 94.3 gIoU, N-acc 1 and T-acc 1 in 80
+steps (2.9 minutes of CPU time with compilation; 92.9 gIoU in 50 steps, when the minimap still is flat):
+
+    python main.py --config=configs/grefcoco_rela.py:tiny --workdir=runs/overfit \
+        --config.data.split=testB --config.steps=80 --config.batch_size=12 \
+        --config.model.image_size=160 --config.loop.eval_every=0 \
+        --config.evals.val.when=never --config.evals.testA.when=never
 """
 
 from typing import Any
@@ -68,7 +75,11 @@ def get_config(preset: str = "B") -> ConfigDict:
             "clip_norm": 0.01,
         }
     )
-    if preset != "tiny":
+    if preset == "tiny":
+        # From random weights and for a few hundred steps at most: the published rate moves nothing.
+        config.data.num_workers = 0
+        config.optim.update({"lr": 1e-3, "b2": 0.98, "warmup": 0.05, "drops": (), "clip_norm": 1.0})
+    else:
         config.data.tokenizer = "bert-base-uncased"
         config.optim.lr_multipliers = ((FROZEN, 0.0), (r".*", 1.0))
     config.loop.update({"eval_every": 10_000, "save_every": 5_000})

@@ -1,4 +1,4 @@
-"""The public code's ReLA as plain torch functions of its state dict, in float64.
+"""The public code's ReLA as plain torch functions of its state dict, in float64 or another type.
 
 Written from the formulas, with maps as `[B, h, w, C]`, and read by the names of the public code: what
 the import table must agree with. Words are transformers' own BERT.
@@ -22,13 +22,20 @@ HEADS = 8
 class TorchReLA:
     """Inference on square images whose side 32 divides."""
 
-    def __init__(self, state: Mapping[str, Any], sizes: Sizes):
-        self.state = {name: torch.as_tensor(value).double() for name, value in state.items()}
+    def __init__(self, state: Mapping[str, Any], sizes: Sizes, dtype: torch.dtype = torch.float64):
+        self.state = {name: torch.as_tensor(value).to(dtype) for name, value in state.items()}
         self.sizes = sizes
+        self.dtype = dtype
+        # A gate of zeros lets nothing through.
+        self.live = any(x.any() for name, x in self.state.items() if ".res_gate." in name)
         self.bert = self._bert()
 
     @torch.no_grad()
     def __call__(self, image: Tensor, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """As `forward`."""
+        return self.forward(image, ids, valid)
+
+    def forward(self, image: Tensor, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """u8 `[B, S, S, 3]`, integers `[B, L]` and bool `[B, L]` to what the public code gives out.
 
         `ref_seg` `[B, 2, S, S]` before its sigmoid, `nt_label` `[B, 2]`, `minimap` `[B, regions, 2]`.
@@ -53,7 +60,7 @@ class TorchReLA:
             intermediate_size=s.text_hidden,
             max_position_embeddings=s.positions,
         )
-        model = BertModel(config, add_pooling_layer=False).double().eval()
+        model = BertModel(config, add_pooling_layer=False).to(self.dtype).eval()
         own = {name.removeprefix("text_encoder."): x for name, x in self.state.items()}
         model.load_state_dict({name: own[name] for name in model.state_dict()})
         return model
@@ -73,8 +80,8 @@ class TorchReLA:
     # The backbone.
 
     def _backbone(self, image: Tensor, words: Tensor, valid: Tensor) -> list[Tensor]:
-        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        pixels = first((image.double() / 255 - mean.double()) / deviation.double())
+        mean, deviation = (torch.tensor(x).to(self.dtype) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        pixels = first((image.to(self.dtype) / 255 - mean) / deviation)
         name = "backbone.patch_embed"
         patches = F.conv2d(
             pixels, self.state[f"{name}.proj.weight"], self.state[f"{name}.proj.bias"], stride=4
@@ -88,8 +95,9 @@ class TorchReLA:
             maps.append(self._norm(fused, f"backbone.norm{number}"))
             if number + 1 == len(self.sizes.depths):
                 return maps
-            opened = F.relu(self._linear(fused, f"{layer}.res_gate.0"))
-            x = x + torch.tanh(self._linear(opened, f"{layer}.res_gate.2")) * fused
+            if self.live:
+                opened = F.relu(self._linear(fused, f"{layer}.res_gate.0"))
+                x = x + torch.tanh(self._linear(opened, f"{layer}.res_gate.2")) * fused
             x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
             x = torch.cat([x[:, r::2, c::2] for c in (0, 1) for r in (0, 1)], -1)
             x = self._linear(
@@ -153,7 +161,7 @@ class TorchReLA:
         for number, x in enumerate(maps[:0:-1]):
             y = self._linear(x, f"{PIXELS}.input_proj.{number}.0")
             projected.append(self._group_norm(y, f"{PIXELS}.input_proj.{number}.1"))
-            sines = sine_positions(y.shape[1], y.shape[2], y.shape[3])
+            sines = sine_positions(y.shape[1], y.shape[2], y.shape[3]).to(self.dtype)
             places.append((sines + self.state[f"{encoder}.level_embed"][number]).flatten(0, 1))
         shapes = [(y.shape[1], y.shape[2]) for y in projected]
         tokens = torch.cat([y.flatten(1, 2) for y in projected], 1)
@@ -187,7 +195,7 @@ class TorchReLA:
         values = self._linear(tokens, f"{name}.value_proj").unflatten(-1, (HEADS, -1))
         centres = []
         for height, width in shapes:
-            y, x = (torch.arange(n).double().add(0.5) / n for n in (height, width))
+            y, x = (torch.arange(n).to(self.dtype).add(0.5) / n for n in (height, width))
             y, x = torch.meshgrid(y, x, indexing="ij")
             centres.append(torch.stack([x, y], -1).flatten(0, 1))
         own = torch.cat(centres)[:, None, None]
@@ -214,7 +222,7 @@ class TorchReLA:
         for number in range(self.sizes.layers):
             level = levels[number % 3]
             tokens = level.flatten(1, 2) + self.state[f"{REGIONS}.level_embed.weight"][number % 3]
-            sines = sine_positions(level.shape[1], level.shape[2], level.shape[3]).flatten(0, 1)
+            sines = sine_positions(*level.shape[1:]).flatten(0, 1).to(self.dtype)
             hidden = self._hidden(x, masks, (level.shape[1], level.shape[2]))
             layer = f"{REGIONS}.RIA_layers.{number}"
             y = self._attend(x + places, tokens + sines, tokens, f"{layer}.multihead_attn", hidden)
@@ -236,6 +244,7 @@ class TorchReLA:
             "minimap": minimap,
         }
 
+    @torch.no_grad()
     def _hidden(self, x: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
         """bool `[B * heads, regions, tokens]`: what a region does not look at."""
         filters = self._perceptron(self._norm(x, f"{REGIONS}.decoder_norm"), "mask_embed", 3)
@@ -253,9 +262,25 @@ class TorchReLA:
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, name: str, hidden: Tensor | None = None
     ) -> Tensor:
-        module = nn.MultiheadAttention(query.shape[-1], HEADS, batch_first=True).double().eval()
-        module.load_state_dict({k: self.state[f"{name}.{k}"] for k in module.state_dict()})
-        return module(query, key, value, attn_mask=hidden, need_weights=False)[0]
+        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+        into, into_bias, out, out_bias = (self.state[f"{name}.{part}"] for part in names)
+        attended, _ = F.multi_head_attention_forward(
+            *(x.transpose(0, 1) for x in (query, key, value)),
+            embed_dim_to_check=query.shape[-1],
+            num_heads=HEADS,
+            in_proj_weight=into,
+            in_proj_bias=into_bias,
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0.0,
+            out_proj_weight=out,
+            out_proj_bias=out_bias,
+            training=False,
+            attn_mask=hidden,
+            need_weights=False,
+        )
+        return attended.transpose(0, 1)
 
     def _perceptron(self, x: Tensor, name: str, count: int) -> Tensor:
         for number in range(count):
