@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -95,11 +96,16 @@ def as_given(text: str, folder: Path, source: Path) -> str:
 
 
 def _rename(error: Exception, folder: Path, source: Path) -> None:
-    """Lets an error speak of the source, and of its only folder where that may have been meant."""
-    within = [path.name for path in folder.iterdir() if path.is_dir() and path.name != "__MACOSX"]
-    hint = ""
-    if isinstance(error, SourceError) and str(folder) in str(error) and len(within) == 1:
-        hint = f"; it holds one folder, perhaps you mean --source_dir={source / within[0]}"
+    """Lets an error speak of the source, and of its only folder where that may have been meant.
+
+    It was not where something is missed within it.
+    """
+    within = [path for path in folder.iterdir() if path.is_dir() and path.name != "__MACOSX"]
+    text, hint = str(error), ""
+    if isinstance(error, SourceError) and str(folder) in text and len(within) == 1:
+        only = within[0]
+        if f"{only}{os.sep}" not in text:
+            hint = f"; it holds one folder, perhaps you mean --source_dir={source / only.name}"
     error.args = tuple(
         as_given(part, folder, source) + hint if isinstance(part, str) else part
         for part in error.args

@@ -6,12 +6,13 @@ import threading
 
 
 def end_with_parent(*_: int) -> None:
-    """Ends this worker as soon as its parent is gone, also where that was killed, and not before.
+    """Ends this worker as soon as its parent is gone, also where that was killed.
 
     A worker that waits for room in its queue would otherwise wait for ever, with its memory. What a
     terminal or `timeout` sends to the whole group is for the parent, which saves first and must not
-    find its workers dead; hence a group of the worker's own. Takes and ignores the worker's number
-    and their count, which grain gives.
+    find its workers dead; hence a group of the worker's own. It has that from this call on: a signal
+    to the group that comes before, while a new worker imports its modules, still ends the worker.
+    Takes and ignores the worker's number and their count, which grain gives.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

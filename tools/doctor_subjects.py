@@ -69,8 +69,10 @@ def opened(
     elif source_dir.is_dir():
         yield _raw(dataset, source_dir, source_dir, splits)
     else:
+        # Nothing is built, so that a folder which is not there is not made.
+        beside = data_dir if data_dir is not None and data_dir.is_dir() else None
         with (
-            tempfile.TemporaryDirectory(prefix="doctor-", dir=data_dir) as room,
+            tempfile.TemporaryDirectory(prefix="doctor-", dir=beside) as room,
             source_folder(source_dir, Path(room)) as folder,
         ):
             yield _raw(dataset, folder, source_dir, splits)

@@ -219,6 +219,17 @@ def test_an_error_names_the_archive_and_what_may_be_meant(
     assert "unpacked" not in capsys.readouterr().out
 
 
+def test_no_folder_is_proposed_where_something_is_missed_within_it(
+    arguments: list[str], source: Path, capsys: pytest.CaptureFixture[str]
+):
+    (source / "refcoco" / "refs(unc).p").unlink()
+    archive = shutil.make_archive(str(source.parent / "all"), "zip", source, "refcoco")
+    assert build_dataset.main([arguments[0], arguments[2], f"--source_dir={archive}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {archive}/refcoco/refs(unc).p: not there;")
+    assert "perhaps" not in error
+
+
 def test_papers_write_a_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     flags = ["--dataset=refcoco+/unc", f"--source_dir={tmp_path}", f"--data_dir={tmp_path}"]
     assert build_dataset.main(flags) == 1

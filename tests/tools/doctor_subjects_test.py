@@ -139,9 +139,11 @@ def test_an_archive_beside_which_others_are_built(
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    assert doctor.main(arguments) == 0
-    assert "another dataset" not in capsys.readouterr().out
-    assert not list((tmp_path / "scratch").iterdir())
+    for more in ([], [f"--data_dir={tmp_path / 'nothing' / 'yet'}"]):
+        assert doctor.main([*arguments, *more]) == 0
+        assert "another dataset" not in capsys.readouterr().out
+        assert not list((tmp_path / "scratch").iterdir())
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_figures_of_the_source_are_no_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
