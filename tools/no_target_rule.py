@@ -4,6 +4,7 @@ ReLA's paper (section 5.1) takes a mask of fewer than 50 pixels for none. The ru
 that it is tried after it, on the same masks as the head that decides by itself.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def matched_min_pixels(dump: Path, t_acc: float) -> int:
         counts, (height, width) = pair.regions.counts(), pair.regions.size
         if counts.target:
             areas.append(counts.prediction * SQUARE // (height * width))
-    # Of n masks ceil(t_acc * n) have to stay: the smallest of them sets the bound.
+    # Of n masks ceil(t_acc * n) have to stay: the smallest of them sets the bound. A share k / n is
+    # rounded, and its product with n may be a little more than k.
     descending = np.sort(areas)[::-1]
-    kept = round(t_acc * len(descending))
+    kept = math.ceil(t_acc * len(descending) - 1e-9)
     return max(int(descending[kept - 1]), 1) if kept else SQUARE + 1
 
 

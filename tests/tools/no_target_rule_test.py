@@ -45,6 +45,19 @@ def test_the_rule_is_as_strict_as_the_share_of_found_targets_allows(
     assert scores_by_min_pixels(dump, found + 1)["T_acc"] < t_acc
 
 
+@pytest.mark.parametrize(("t_acc", "found"), [(0.8, 1.0), (0.51, 0.75), (0.01, 0.25)])
+def test_between_two_shares_the_rule_finds_the_greater(tmp_path: Path, t_acc: float, found: float):
+    dump = _dump(tmp_path, [(10, True), (30, True), (100, True), (200, True)])
+    assert scores_by_min_pixels(dump, matched_min_pixels(dump, t_acc))["T_acc"] == found
+
+
+def test_a_share_that_the_dump_has_is_met_and_not_exceeded(tmp_path: Path):
+    """7 / 25 * 25 is a little more than 7."""
+    dump = _dump(tmp_path, [(10 * number, True) for number in range(1, 26)])
+    assert 7 / 25 * 25 > 7
+    assert scores_by_min_pixels(dump, matched_min_pixels(dump, 7 / 25))["T_acc"] == 7 / 25
+
+
 def test_where_no_rule_finds_as_many_it_is_the_mildest(tmp_path: Path):
     dump = _dump(tmp_path, [(0, True), (30, True), (30, False)])
     assert matched_min_pixels(dump, 1.0) == 1
