@@ -139,14 +139,14 @@ class Experiment:
                 resolved_config=config.to_dict(),
                 workdir=self.workdir,
             )
-            state, seconds = run.resume(functools.partial(self._fresh, trainer))
+            start = run.resume(functools.partial(self._fresh, trainer))
             if jax.process_index() == 0:
                 # Not before: a command that cannot go on says nothing of the run that is there.
                 (self.workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
                 parameter_table.write_table(self.forward.shapes, self.workdir / "parameters.txt")
                 if mixture.exclusions:
                     leakage.write_report(self._left_out, mixture.exclusions)
-            trained = run.train(state, seconds)
+            trained = run.train(start)
         checkpointer.close()
         return trained
 

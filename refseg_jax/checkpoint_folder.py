@@ -23,6 +23,9 @@ from refseg_jax import manifest
 from refseg_jax.errors import UserError
 from refseg_jax.manifest import Soundness
 
+#: Of a step folder: what `RunRecord` is read from.
+RECORD = "run/run.json"
+
 
 class DamagedError(Exception):
     """Content of a checkpoint that cannot be used; one line with the file and the reason."""
@@ -73,7 +76,7 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         DamagedError: it is missing or not what `RunRecord.as_json` writes.
     """
-    path = folder / "run" / "run.json"
+    path = folder / RECORD
     fields = read_json(path)
     try:
         arrays = {k: (str(d), tuple(map(int, s))) for k, (d, s) in fields.pop("arrays").items()}

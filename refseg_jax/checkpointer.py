@@ -5,6 +5,8 @@ renames the folder when it is whole. It notices neither a flipped bit nor an emp
 digests, the choice of a sound checkpoint and the deletion of old ones are done here.
 """
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -41,12 +43,14 @@ class Restored(NamedTuple):
         state: the same tree as the abstract state, laid out as that says.
         data_state: of this process's data iterator.
         config: the resolved experiment config of the run that wrote it.
+        scored: whether it holds scores.
     """
 
     step: int
     state: Any
     data_state: Any
     config: dict[str, Any]
+    scored: bool
 
 
 class Checkpointer:
@@ -123,11 +127,7 @@ class Checkpointer:
             best_metric=self._best_metric,
             best_mode=self._best_mode,
         )
-        if metrics and self._best_metric is not None and self._best_metric not in metrics:
-            logging.warning(
-                "config.checkpoint.best_metric: %s; the best checkpoint is not kept",
-                unknown("score", self._best_metric, metrics),
-            )
+        self._check_best(metrics)
         folder = self._directory / str(step)
         try:
             if not self._make_room(folder):
@@ -137,6 +137,29 @@ class Checkpointer:
         except Exception as error:
             raise self._explained(error, step) from error
         self._pending = step, self._background.submit(self._finish, folder)
+
+    def add_scores(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Stores the scores of a checkpoint that was saved before its evaluation.
+
+        Args:
+            step: of a checkpoint that is there.
+            metrics: scores at this step.
+
+        Raises:
+            UserError: they could not be written (full disk, permission).
+        """
+        self.wait()
+        self._check_best(metrics)
+        if jax.process_index() != 0:
+            return
+        folder = self._directory / str(step)
+        record = dataclasses.replace(checkpoint_folder.read_record(folder), metrics=dict(metrics))
+        try:
+            content = json.dumps(record.as_json()).encode()
+            manifest.rewrite(folder, checkpoint_folder.RECORD, content)
+            self._tidy()
+        except OSError as error:
+            raise self._explained(error, step) from error
 
     def wait(self) -> None:
         """Returns when the last checkpoint is complete, with its manifest.
@@ -204,6 +227,13 @@ class Checkpointer:
             )
         return None
 
+    def _check_best(self, metrics: Mapping[str, float] | None) -> None:
+        if metrics and self._best_metric is not None and self._best_metric not in metrics:
+            logging.warning(
+                "config.checkpoint.best_metric: %s; the best checkpoint is not kept",
+                unknown("score", self._best_metric, metrics),
+            )
+
     def _make_room(self, folder: Path) -> bool:
         """Clears the way for a step; false (on every process) if it is there and sound."""
         free = True
@@ -224,6 +254,10 @@ class Checkpointer:
             return
         manifest.write(folder)
         self._damaged.discard(int(folder.name))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Deletes what is outdated; no save may be in progress."""
         for old in checkpoint_folder.outdated(
             self._directory,
             keep_latest=self._keep_latest,
@@ -266,7 +300,7 @@ def _restore(folder: Path, abstract_state: Any) -> Restored:
         )
         index = 0
     data_state = checkpoint_folder.read_json(folder / "data" / data_name(index, record.processes))
-    return Restored(record.step, state, data_state, record.config)
+    return Restored(record.step, state, data_state, record.config, bool(record.metrics))
 
 
 def _from_primary(value: int) -> int:

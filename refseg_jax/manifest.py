@@ -4,15 +4,20 @@
 that table itself, so that damage to the manifest is told apart from damage to what it describes.
 """
 
+import contextlib
 import enum
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 NAME = "manifest.json"
+
+#: What reading a manifest that is missing or not ours leads to.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 #: Hashing leaves the interpreter's lock; more threads than this wait for the disk anyway.
 _THREADS = 4
@@ -46,15 +51,36 @@ def write(folder: Path) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
     }
-    partial = folder / f"{NAME}.partial"
-    try:
-        with partial.open("w") as file:
-            json.dump({"files": files, "sha256": _table_digest(files)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+    with _partial(folder / NAME, _as_json(files)) as partial:
         partial.replace(folder / NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    _sync_folder(folder)
+
+
+def rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Replaces one file of a folder, and its entry in the manifest where that can be read.
+
+    Killed half-way, it leaves the folder unverified at worst, never damaged; the other files are not
+    read, so that what the manifest says of them stays as it was.
+
+    Raises:
+        OSError: it cannot be written; then nothing has changed.
+    """
+    path = folder / name
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        known = _read(folder / NAME)
+    except _UNREADABLE:
+        with _partial(path, content) as partial:
+            partial.replace(path)
+        return
+    files = {n: {"bytes": size, "sha256": digest} for n, (size, digest) in known.items()}
+    table = _as_json({**files, name: entry})
+    with _partial(path, content) as partial, _partial(folder / NAME, table) as described:
+        (folder / NAME).unlink()
+        _sync_folder(folder)
+        partial.replace(path)
+        _sync_folder(path.parent)
+        described.replace(folder / NAME)
     _sync_folder(folder)
 
 
@@ -74,7 +100,7 @@ def check(folder: Path) -> Verdict:
         return Verdict(Soundness.UNVERIFIED, f"{path}: missing")
     try:
         files = _read(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         return Verdict(Soundness.UNVERIFIED, f"{path}: unreadable ({type(error).__name__})")
     with ThreadPoolExecutor(_THREADS) as pool:
         reasons = pool.map(lambda item: _compare(folder / item[0], *item[1]), files.items())
@@ -112,6 +138,24 @@ def _compare(path: Path, size: int, digest: str) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_json(files: dict[str, Any]) -> bytes:
+    return json.dumps({"files": files, "sha256": _table_digest(files)}, indent=1).encode()
+
+
+@contextlib.contextmanager
+def _partial(path: Path, content: bytes) -> Iterator[Path]:
+    """A file beside `path` that holds the content on the disk; removed unless it gets a name."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _table_digest(files: dict[str, Any]) -> str:

@@ -12,11 +12,12 @@ class Preemption:
     """While it is open, SIGTERM asks the training loop to save and leave instead of killing it.
 
     With several processes the coordination service of `jax.distributed` catches the signal (and
-    must keep its own handler): a notice to one process becomes true at the same step on all.
+    must keep its own handler): a notice to one process becomes true at the same call on all.
     """
 
     def __init__(self) -> None:
         self._noticed = False
+        self._asked = 0
         self._previous: Any = None
 
     def __enter__(self) -> "Preemption":
@@ -34,10 +35,15 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and leave now; called once a step, by every process."""
+    def reached(self) -> bool:
+        """Whether to save and leave now; all processes ask equally often, at the same places.
+
+        With several processes it is true at one call only: who has heard it leaves.
+        """
+        self._asked += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            # The processes agree on the number of a call that none of them has made yet.
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed
 
     def _notice(self, number: int, frame: FrameType | None) -> None:

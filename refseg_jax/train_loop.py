@@ -55,6 +55,21 @@ class Trained(NamedTuple):
     scores: dict[str, float]
 
 
+class Start(NamedTuple):
+    """What a run goes on from, for `Run.train`.
+
+    Attributes:
+        state: fresh, or of a checkpoint.
+        seconds: that training it has taken.
+        unscored: it is of a checkpoint without scores: if an evaluation was due there, it was left
+            out since the run was preempted, and has still to be made.
+    """
+
+    state: TrainState
+    seconds: float = 0.0
+    unscored: bool = False
+
+
 class DataIterator(Protocol):
     """An endless iterator of batches whose position can be stored."""
 
@@ -172,11 +187,8 @@ class Run:
     resolved_config: dict[str, Any]
     workdir: Path
 
-    def resume(self, fresh: Callable[[], TrainState]) -> tuple[TrainState, float]:
+    def resume(self, fresh: Callable[[], TrainState]) -> Start:
         """The newest sound checkpoint, with the data iterator moved to it, else a fresh state.
-
-        Returns:
-            The state, and the seconds that training it has taken.
 
         Raises:
             UserError: the checkpoint is of another run, or cannot be used.
@@ -186,19 +198,21 @@ class Run:
         if restored is None:
             # What a run that was killed before its first save has told is told again.
             self.writer.truncate_after(-1)
-            return fresh(), 0.0
+            return Start(fresh())
         self.batches.set_state(restored.data_state)
         self.writer.truncate_after(restored.step)
         logging.info("resumed at step %d", restored.step)
         progress = restored.config.get("progress", {})
-        return TrainState(**restored.state), float(progress.get("train_seconds", 0.0))
+        seconds = float(progress.get("train_seconds", 0.0))
+        return Start(TrainState(**restored.state), seconds, unscored=not restored.scored)
 
-    def train(self, state: TrainState, earlier_seconds: float = 0.0) -> Trained:
+    def train(self, start: Start) -> Trained:
         """Trains to the last step, from what `resume` has returned."""
         compiled = self.trainer.compile_step()
+        state = start.state
         first = step = int(state.step)
         total = self.trainer.steps
-        clock = Clock(earlier_seconds)
+        clock = Clock(start.seconds)
         quarantine = Quarantine(self.config.max_bad_share)
         pending: deque[_Begun] = deque()
         losses: dict[str, float] = {}
@@ -211,16 +225,21 @@ class Run:
         while True:
             scores = None
             # Before an evaluation, which may take longer than the machine is still there.
-            preempted = self.preemption.reached(step)
-            if not preempted and step > first and _due(step, self.config.eval_every, total):
+            preempted = self.preemption.reached()
+            unscored = step > first or start.unscored
+            if not preempted and unscored and _due(step, self.config.eval_every, total):
                 settle()
                 with clock.paused():
                     scores = self._evaluate(state, step)
+                # In that time a notice may have come.
+                preempted = self.preemption.reached()
             due = preempted or scores or _due(step, self.config.save_every, total)
             if step > first and due:
                 settle()
                 with clock.paused():
                     self._save(state, step, scores, clock.elapsed())
+            elif scores:
+                self.checkpointer.add_scores(step, scores)
             if preempted or step >= total:
                 break
             with clock.waiting():

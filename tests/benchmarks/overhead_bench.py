@@ -25,7 +25,7 @@ from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.preemption import Preemption
-from refseg_jax.train_loop import LoopConfig, Run
+from refseg_jax.train_loop import LoopConfig, Run, Start
 from refseg_jax.train_state import Forward, Trainer, TrainState
 from refseg_jax.writers import FileWriter, ProgressLine
 from tests.benchmarks.turns import ratios, spread, take_turns
@@ -141,7 +141,7 @@ class Bench:
                 resolved_config={},
                 workdir=workdir,
             )
-            run.train(self.fresh())
+            run.train(Start(self.fresh()))
         batches.close()
         checkpointer.close()
         # As of the last step, when nothing was saved yet.

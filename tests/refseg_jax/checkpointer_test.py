@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from refseg_jax import checkpoint_arrays, manifest
+from refseg_jax.checkpoint_folder import read_record
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
@@ -105,6 +106,31 @@ def test_newest_and_best_are_kept(directory: Path) -> None:
     params, config = load_params(directory.parent, step="best")
     assert config == CONFIG
     assert_same(params, jax.tree.map(np.asarray, state_of(2)["params"]))
+
+
+def test_scores_that_come_later_choose_the_best(directory: Path) -> None:
+    saver = Checkpointer(directory, keep_latest=1, best_metric="mIoU", keep_best=1)
+    save(saver, 1, {"mIoU": 0.5})
+    save(saver, 2)
+    saver.add_scores(2, {"mIoU": 0.9, "loss": float("nan")})
+    assert step_names(directory) == ["2"]
+    save(saver, 3, {"mIoU": 0.1})
+    saver.close()
+    assert step_names(directory) == ["2", "3"]
+    assert read_record(directory / "2").metrics == {"mIoU": 0.9, "loss": None}
+    assert manifest.check(directory / "2").soundness is manifest.Soundness.SOUND
+    params, config = load_params(directory.parent, step="best")
+    assert config == CONFIG
+    assert_same(params, jax.tree.map(np.asarray, state_of(2)["params"]))
+
+
+def test_scores_that_cannot_be_written_are_one_line(saver: Checkpointer, directory: Path) -> None:
+    save(saver, 1)
+    saver.wait()
+    (directory / "1" / "run" / "run.json.partial").mkdir()
+    with pytest.raises(UserError, match=r"1 .*Is a directory.*checkpoints kept: 1") as caught:
+        saver.add_scores(1, {"mIoU": 0.5})
+    assert "\n" not in str(caught.value)
 
 
 def test_smallest_is_best_and_several_are_kept(directory: Path) -> None:

@@ -52,14 +52,21 @@ class Signalling:
 
 
 class Noting:
-    """An evaluation that notes when it was called and with which parameters."""
+    """An evaluation that notes when it was called and with which parameters.
 
-    def __init__(self) -> None:
+    At step `signal_at` the notice to leave comes during it. The first score is the best where they
+    are `falling`.
+    """
+
+    def __init__(self, signal_at: int = 0, *, falling: bool = False) -> None:
         self.calls: list[tuple[int, float]] = []
+        self.signal_at, self.falling = signal_at, falling
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
         self.calls.append((step, float(params["liked"].sum())))
-        return {"val/mIoU": step / 100}
+        if step == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"val/mIoU": 1 / step if self.falling else step / 100}
 
 
 def trainer_of(steps: int) -> Trainer:
@@ -99,7 +106,7 @@ def train(
                 resolved_config=config or {},
                 workdir=workdir,
             )
-            return run.train(*run.resume(trainer.create))
+            return run.train(run.resume(trainer.create))
     finally:
         checkpointer.close()
         writer.close()

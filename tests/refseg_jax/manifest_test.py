@@ -1,5 +1,6 @@
 """Digests find every change, and say where it is."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -119,3 +120,53 @@ def test_missing_manifest(folder: Path) -> None:
     verdict = manifest.check(folder)
     assert verdict.soundness is Soundness.UNVERIFIED
     assert str(folder / manifest.NAME) in verdict.reason
+
+
+def test_a_file_is_rewritten_with_its_entry_and_nothing_else(folder: Path) -> None:
+    manifest.rewrite(folder, "a/small", b"other")
+    assert (folder / "a" / "small").read_bytes() == b"other"
+    assert manifest.check(folder) == (Soundness.SOUND, "")
+    assert not list(folder.rglob("*.partial"))
+    # What has changed by itself is not taken for right.
+    (folder / "empty").write_bytes(b"x")
+    manifest.rewrite(folder, "a/small", b"third")
+    assert "empty: 1 bytes instead of 0" in manifest.check(folder).reason
+    (folder / manifest.NAME).write_bytes(b"{")
+    manifest.rewrite(folder, "a/small", b"fourth")
+    assert (folder / "a" / "small").read_bytes() == b"fourth"
+    assert manifest.check(folder).soundness is Soundness.UNVERIFIED
+
+
+def test_a_rewriting_that_is_cut_short_damages_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for last in range(20):
+        left = [last]
+
+        def cut(path: Path, to: Path, left: list[int] = left) -> Path:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            path.rename(to)
+            return to
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "replace", cut)
+            manifest.rewrite(folder, "a/small", b"other")
+        content = (folder / "a" / "small").read_bytes()
+        if left[0] >= 0:
+            assert (content, manifest.check(folder).soundness) == (b"other", Soundness.SOUND)
+            break
+        assert content in (b"x", b"other")
+        assert manifest.check(folder).soundness is Soundness.UNVERIFIED
+        (folder / "a" / "small").write_bytes(b"x")
+        manifest.write(folder)
+    assert last == 2
+
+
+def test_a_file_that_cannot_be_written_changes_nothing(folder: Path) -> None:
+    (folder / f"{manifest.NAME}.partial").mkdir()
+    with pytest.raises(IsADirectoryError):
+        manifest.rewrite(folder, "a/small", b"other")
+    assert (folder / "a" / "small").read_bytes() == b"x"
+    assert manifest.check(folder) == (Soundness.SOUND, "")

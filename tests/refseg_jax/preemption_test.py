@@ -11,11 +11,11 @@ from refseg_jax.preemption import Preemption
 def test_notice_and_restored_handler() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert not preemption.reached(0)
+        assert not preemption.reached()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached(1)
+        assert preemption.reached()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached(2)
+        assert preemption.reached()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

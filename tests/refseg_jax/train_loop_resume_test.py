@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from input_pipeline.mixtures import Member, Mixture, open_mixture
+from refseg_jax import manifest
+from refseg_jax.checkpoint_folder import read_record
 from refseg_jax.checkpoint_params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.train_state import Trainer
@@ -54,6 +56,49 @@ def test_preempted_run_saves_before_an_evaluation_that_is_due(sound: Path, tmp_p
     train(tmp_path, sound, 7, signal_at=3, eval_every=3, evaluations=(noting,))
     assert noting.calls == []
     assert saved_steps(tmp_path) == {3}
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_notice_during_an_evaluation_is_followed_when_that_has_ended(
+    sound: Path, tmp_path: Path, at: int
+) -> None:
+    leaving = Noting(at)
+    told = train(tmp_path, sound, 4, eval_every=2, evaluations=(leaving,)).speed
+    assert (told["steps"], told["preempted"]) == (at, 1)
+    assert [step for step, _ in leaving.calls] == list(range(2, at + 1, 2))
+    assert saved_steps(tmp_path) == set(range(2, at + 1, 2))
+    # It is not made twice.
+    again = Noting()
+    train(tmp_path, sound, 4, eval_every=2, evaluations=(again,))
+    assert [step for step, _ in again.calls] == list(range(at + 2, 5, 2))
+
+
+@pytest.mark.parametrize("steps", [(2,), (4,), (2, 4), (3,)])
+def test_scores_do_not_depend_on_when_a_run_was_preempted(
+    sound: Path, tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    alone, noting = Noting(falling=True), Noting(falling=True)
+    expected = train(whole, sound, 4, eval_every=2, evaluations=(alone,))
+    for step, since in zip(steps, (0, *steps), strict=False):
+        fields = {"signal_at": step - since, "eval_every": 2, "evaluations": (noting,)}
+        assert train(cut, sound, 4, **fields).speed["preempted"]
+    assert train(cut, sound, 4, eval_every=2, evaluations=(noting,)).scores == expected.scores
+    assert noting.calls == alone.calls
+    assert load_params(cut, step="best")[1]["progress"]["step"] == 2
+    timings = {"time", "images_per_second", "data_wait_share"}
+    told = [
+        [
+            {name: value for name, value in line.items() if name not in timings}
+            for line in lines_of(workdir / "metrics.jsonl")
+        ]
+        for workdir in (cut, whole)
+    ]
+    assert told[0] == told[1]
+    for step in (2, 4):
+        folder = cut / "checkpoints" / str(step)
+        assert read_record(folder).metrics == {"val/mIoU": 1 / step}
+        assert manifest.check(folder).soundness is manifest.Soundness.SOUND
 
 
 def test_finished_run_does_nothing_when_it_is_started_again(sound: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import types
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +122,7 @@ def test_evaluation_and_saving_happen_when_due_and_at_the_end(sound: Path, tmp_p
 def test_an_evaluated_step_is_saved_with_its_scores_though_no_save_is_due(
     sound: Path, tmp_path: Path
 ) -> None:
-    class Falling(Noting):
-        def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-            return {"val/mIoU": 1 / step}
-
-    train(tmp_path, sound, 5, evaluations=(Falling(),), eval_every=2, save_every=0)
+    train(tmp_path, sound, 5, evaluations=(Noting(falling=True),), eval_every=2, save_every=0)
     assert saved_steps(tmp_path) == {2, 4, 5}
     _, stored = load_params(tmp_path, step="best")
     assert stored["progress"]["step"] == 2
