@@ -1,0 +1,94 @@
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+import scipy.special
+
+from tools.ablation_page import Cell, Scores, by_chance, difference, markdown
+from tools.studies import GROUP_TOKENS, RELA, Row, Table, by_pixels
+
+
+def test_a_cell_is_the_mean_and_its_standard_error():
+    cell = Cell.of([0.5, 0.6, 0.7])
+    assert cell.mean == pytest.approx(0.6)
+    assert cell.error == pytest.approx(0.1 / 3**0.5)
+    with pytest.raises(ValueError, match="needs two scores or more, there are 1"):
+        Cell.of([0.5])
+
+
+def test_a_difference_is_resolved_above_two_standard_errors():
+    assert Cell(0.11, 0.05).resolved
+    assert Cell(-0.11, 0.05).resolved
+    assert not Cell(0.09, 0.05).resolved
+    assert not Cell(0.0, 0.0).resolved, "both are 0 for every seed: nothing differs"
+
+
+def test_other_trainings_scatter_apart_and_the_same_ones_together():
+    scores, base = [0.52, 0.62, 0.72], [0.51, 0.60, 0.69]
+    apart = difference(scores, base, paired=False)
+    assert apart.mean == pytest.approx(0.02)
+    assert apart.error == pytest.approx((0.01 / 3 + 0.0081 / 3) ** 0.5)
+    paired = difference(scores, base, paired=True)
+    assert paired.mean == pytest.approx(0.02)
+    assert paired.error == pytest.approx(0.01 / 3**0.5), "of 0.01, 0.02 and 0.03"
+    assert paired.resolved and not apart.resolved
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 9, 30])
+def test_the_chance_of_two_standard_errors_is_students(freedom: int):
+    assert by_chance(freedom) == pytest.approx(2 * scipy.special.stdtr(freedom, -2.0))
+
+
+def _scores(*values: float) -> Scores:
+    return [dict.fromkeys(GROUP_TOKENS.metrics, value) for value in values]
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The cells of a page's tables, without their headers."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def _page(rows: Sequence[Row], scores: Sequence[Scores]) -> str:
+    study = dataclasses.replace(GROUP_TOKENS, tables=(Table("group tokens", tuple(rows)),))
+    return markdown(study, [scores], seeds=(0, 1, 2), steps=400)
+
+
+def test_the_table_calls_small_differences_unresolved():
+    rows = [Row(name, name) for name in ("both", "low only", "none")]
+    scores = [_scores(0.59, 0.60, 0.61), _scores(0.58, 0.59, 0.60), _scores(0.49, 0.50, 0.51)]
+    text = _page(rows, scores)
+    assert "| group tokens | object/mIoU | part/mIoU | multi/mIoU | mIoU |" in text
+    first, second, third = _rows(text)
+    assert first[:2] == ["both", "60.00 ± 0.58"]
+    assert second[:2] == ["low only", "59.00 ± 0.58 (-1.00, unresolved)"]
+    assert third[:2] == ["none", "50.00 ± 0.58 (-10.00)"]
+    assert "400 steps a run, seeds 0, 1, 2" in text
+    assert "the difference to `both`" in text
+
+
+def test_rows_of_the_same_trainings_are_compared_seed_by_seed():
+    scores = [_scores(0.4, 0.6, 0.8), _scores(0.41, 0.62, 0.83), _scores(0.41, 0.62, 0.83)]
+    rows = [Row("head", "both"), Row("pixels", "both", by_pixels), Row("other", "none")]
+    _, same, other = _rows(_page(rows, scores))
+    assert same[1] == "62.00 ± 12.12 (+2.00)"
+    assert other[1] == "62.00 ± 12.12 (+2.00, unresolved)"
+
+
+def test_two_rows_of_zeros_differ_in_nothing():
+    rows = [Row("both", "both"), Row("none", "none"), Row("again", "both")]
+    _, *others = _rows(_page(rows, [_scores(0.0, 0.0, 0.0)] * 3))
+    assert [row[1] for row in others] == ["0.00 ± 0.00 (+0.00, unresolved)"] * 2
+
+
+def test_the_page_tells_how_many_differences_there_are_and_what_chance_makes_of_them():
+    text = _page([Row("both", "both"), Row("none", "none")], [_scores(0.1, 0.2, 0.3)] * 2)
+    assert "tells 4 differences" in text
+    assert "3 seeds pass two standard errors with p = 0.12 (" in text
+    assert "same trainings" not in text
+    some = dict.fromkeys(RELA.metrics, 0.5)
+    scores = [[[some, some, some]] * len(table.rows) for table in RELA.tables]
+    text = markdown(RELA, scores, seeds=(0, 1, 2), steps=200)
+    assert "tells 64 differences" in text
+    assert "p = 0.18 in the 8 between rows of the same trainings" in text
+    assert "about 8 would be called resolved by chance" in text

@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import scenes_rela, scenes_unires
+from refseg_jax.predictions import encode
+from tools import trainings
+from tools.studies import (
+    PAPER_MIN_PIXELS,
+    RELA,
+    STUDIES,
+    Study,
+    by_matched_pixels,
+    by_pixels,
+    summary,
+)
+from tools.trainings import resolved
+
+_ROOT = Path(trainings.__file__).parents[1]
+
+
+def _dump(folder: Path, targeted: list[int], absent: list[int]) -> None:
+    """Predictions of so many of 480 x 480 pixels; `present` is what no pixel rule may ask."""
+    folder.mkdir(parents=True)
+    predictions, references = [], []
+    for number, (pixels, there) in enumerate([(p, 1) for p in targeted] + [(p, 0) for p in absent]):
+        mask = np.arange(480 * 480).reshape(480, 480) < pixels
+        line = {"id": str(number), "segmentation": encode(mask), "present": not there}
+        predictions.append(json.dumps(line))
+        target = np.full((480, 480), bool(there))
+        references.append(json.dumps({"id": str(number), "segmentation": encode(target)}))
+    (folder / "predictions.jsonl").write_text("\n".join(predictions))
+    (folder / "references.jsonl").write_text("\n".join(references))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The head finds half the targets of val and a quarter of those of test."""
+    _dump(tmp_path / "dump" / "val", [20, 60, 200, 400], [10, 300, 600])
+    _dump(tmp_path / "dump" / "test", [10, 30, 190, 500, 700], [40, 60, 100, 199, 201])
+    scores = {"T_acc": 0.25, "N_acc": 0.9, "val/T_acc": 0.5, "val/N_acc": 0.8}
+    (tmp_path / "summary.json").write_text(json.dumps(scores))
+    return tmp_path
+
+
+def test_the_run_s_own_scores_are_the_head_s(run: Path):
+    assert (summary(run)["T_acc"], summary(run)["N_acc"]) == (0.25, 0.9)
+
+
+def test_fifty_pixels_decide_on_test(run: Path):
+    """On val 50 pixels would find 3 of 4 targets and 1 of 3 that are absent."""
+    scores = by_pixels(run)
+    assert (scores["T_acc"], scores["N_acc"]) == (3 / 5, 1 / 5)
+
+
+def test_the_matched_rule_is_found_on_val_by_the_head_s_t_acc_there_and_scores_test(run: Path):
+    """Of val's targets half have 200 pixels or more. Any other way to read it tells another pair.
+
+    By the T_acc of test the rule would be 400 pixels, on the targets of test 500.
+    """
+    scores = by_matched_pixels(run)
+    assert (scores["T_acc"], scores["N_acc"]) == (2 / 5, 4 / 5)
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_studies_change_fields_that_there_are_and_tell_of_all_that_they_train(study: Study):
+    for variant in study.variants.values():
+        # An unknown field raises.
+        resolved(_ROOT / (variant.config or study.config), (*study.fields, *variant.overrides))
+    told = {row.variant for table in study.tables for row in table.rows}
+    assert told == set(study.variants)
+
+
+def test_the_page_states_where_the_systems_recipes_differ():
+    rela, unires = scenes_rela.get_config(), scenes_unires.get_config()
+    head = resolved(_ROOT / "configs/scenes_unires.py", RELA.variants["unires head"].overrides)
+    assert rela.optim.muon == "" and unires.optim.muon
+    text = " ".join(RELA.text)
+    assert (
+        f"AdamW at a rate of {rela.optim.lr:g}, and its masks are cut at {rela.eval.threshold:g}"
+        in text
+    )
+    assert f"AdamW for the rest) at {unires.optim.lr:g}" in text
+    assert f"cut at {unires.eval.threshold:g}, as in its paper" in text
+    weights = (rela.objective.presence, head["objective"]["presence"])
+    assert "weighs {:g} in ReLA's loss and {:g} in UniRES's".format(*weights) in text
+
+
+def test_what_never_saw_an_absent_pair_is_told_by_its_masks_too():
+    readers = {row.read for row in RELA.tables[0].rows if row.variant == "single targets"}
+    assert readers == {summary, by_pixels}
+
+
+def test_labels_say_how_a_row_is_read():
+    for row in (row for table in RELA.tables for row in table.rows):
+        _, _, how = row.label.rpartition(", ")
+        expected = {
+            f"fewer than {PAPER_MIN_PIXELS} pixels": by_pixels,
+            "pixels at the head's T_acc on val": by_matched_pixels,
+        }
+        assert row.read is expected.get(how, summary), row.label
