@@ -157,7 +157,7 @@ def test_other_model_is_an_error_and_not_damage(saver: Checkpointer) -> None:
         saver.restore_latest(abstract(other))
 
 
-@pytest.mark.parametrize("where", ["json.dump", "os.fsync", "hashlib.file_digest"])
+@pytest.mark.parametrize("where", ["Path.replace", "os.fsync", "hashlib.file_digest"])
 def test_disk_is_full_for_the_manifest(
     saver: Checkpointer, directory: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
