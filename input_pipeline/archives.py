@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from input_pipeline.datasets.conversion import SourceError
-from input_pipeline.locks import exclusive
 from refseg_jax.errors import UserError
+from refseg_jax.locks import exclusive
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 
@@ -75,7 +75,10 @@ def source_folder(source: Path, data_dir: Path) -> Iterator[Path]:
     facts = f"{archive.resolve()} {state.st_size} {state.st_mtime_ns}"
     name = f"unpacked-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
     folder = data_dir / name
-    busy = ArchiveError(f"{archive}: another process builds from it; wait for it")
+
+    def busy(who: str) -> ArchiveError:
+        return ArchiveError(f"{archive}: {who} builds from it; wait for it")
+
     with exclusive(folder.with_name(f"{name}.lock"), busy):
         if not folder.is_dir():
             extract(archive, folder)

@@ -1,33 +1,47 @@
-"""The folder of a run, which a start that fails does not leave behind."""
+"""The folder of a run: of one at a time, and not left behind by a start that fails."""
 
 import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from refseg_jax.errors import UserError
+from refseg_jax.locks import exclusive
+
+_LOCK = "running.lock"
+
 #: Of these only what is in them tells of a run: a writer that is opened makes them.
-_EMPTY_AT_FIRST = ("tensorboard",)
+_EMPTY_AT_FIRST = ("tensorboard", _LOCK)
 
 
 @contextlib.contextmanager
 def opened(workdir: Path, *, first: bool = True) -> Iterator[None]:
-    """Makes the folder; if the block fails before it has told anything there, the folder goes again.
+    """Makes the folder and holds it; if the block fails before it has told anything, it goes again.
 
     Args:
         workdir: the folder; one that was there before stays as it is.
-        first: whether this process is the one that writes; the others remove nothing.
+        first: whether this process is the one that writes; the others hold and remove nothing.
 
     Raises:
+        UserError: another run writes there.
         OSError: it cannot be made.
     """
+
+    def busy(who: str) -> UserError:
+        return UserError(
+            f"{workdir}: another run ({who}) is at it: wait until that has ended, or stop it, or "
+            "choose another --workdir"
+        )
+
     new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if new and first and not _tells(workdir):
-            shutil.rmtree(workdir, ignore_errors=True)
-        raise
+    with exclusive(workdir / _LOCK, busy) if first else contextlib.nullcontext():
+        try:
+            yield
+        except BaseException:
+            if new and first and not _tells(workdir):
+                shutil.rmtree(workdir, ignore_errors=True)
+            raise
 
 
 def _tells(workdir: Path) -> bool:

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import main
 from configs import scenes_unires
 from main import Experiment
+from refseg_jax import workdir
 from refseg_jax.errors import UserError
 from refseg_jax.models import model_config
 from tests.refseg_jax.exports.folders import one_line, tiny_params
@@ -58,3 +64,22 @@ def test_a_checkpoint_of_another_preset_names_both(experiment, tmp_path, own: bo
     with pytest.raises(UserError) as error:
         experiment(Path("/nowhere") if own else workdir).evaluate()
     one_line(error, str(workdir), "its model is of preset 'L/14', this run's of 'tiny'")
+
+
+def test_a_second_run_in_a_workdir_is_refused_with_one_line(tmp_path: Path) -> None:
+    command = (sys.executable, "main.py", "--config=configs/scenes_unires.py", "--mode=eval")
+    with workdir.opened(tmp_path):
+        before = set(tmp_path.iterdir())
+        done = subprocess.run(
+            [*command, f"--workdir={tmp_path}"],
+            cwd=Path(main.__file__).parent,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert set(tmp_path.iterdir()) == before
+    assert done.returncode == 1
+    assert done.stderr.count("error") == 1
+    said = f"error: {tmp_path}: another run (process {os.getpid()} on {platform.node()}) is at it: "
+    assert said in done.stderr

@@ -43,10 +43,10 @@ from input_pipeline.datasets.beam import Runner
 from input_pipeline.datasets.conversion import BuildError
 from input_pipeline.datasets.counts import REPORT
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
-from input_pipeline.locks import exclusive
 from input_pipeline.sources import split_names
 from input_pipeline.workers import usable_cores
 from refseg_jax.errors import UserError
+from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
 from tools.command_line import unwound_by_sigterm
 
@@ -70,7 +70,10 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
     # What is built may lie where nothing can be written.
     if overwrite or _aside(folder).is_dir() or not folder.is_dir():
         aside = _aside(folder)
-        busy = BuildError(f"{folder}: another process is building it; wait for it")
+
+        def busy(who: str) -> BuildError:
+            return BuildError(f"{folder}: {who} is building it; wait for it")
+
         with exclusive(aside.with_name(f"{aside.name}.lock"), busy):
             built = _build_anew(entry, request, folder, overwrite=overwrite)
     else:

@@ -28,9 +28,9 @@ from input_pipeline.datasets.conversion import BuildError, Outcome, Plan
 from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.shards import Shard, Summary
 from input_pipeline.leakage import HELD_OUT
-from input_pipeline.locks import exclusive
 from input_pipeline.schema import features
 from refseg_jax.errors import UserError
+from refseg_jax.locks import exclusive
 
 #: Fewer images than this are read before processes have started.
 _FEW = 256
@@ -96,7 +96,10 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
             BuildError: what is wrong with the items; nothing of the build is kept.
         """
         lock = self.unfinished.with_name(f"{self.unfinished.name}.lock")
-        busy = BuildError(f"{lock.parent}: another process is building it; wait for it")
+
+        def busy(who: str) -> BuildError:
+            return BuildError(f"{lock.parent}: {who} is building it; wait for it")
+
         with exclusive(lock, busy):
             for stale in self.unfinished.parent.glob(f"incomplete.*{self.VERSION}"):
                 shutil.rmtree(stale)

@@ -306,7 +306,7 @@ def test_two_processes_do_not_share_what_one_removes(tmp_path):
     archive = write(tmp_path, "a.zip", SOUND["a.zip"])
     with (
         source_folder(archive, tmp_path / "data"),
-        pytest.raises(ArchiveError, match="another process builds from it"),
+        pytest.raises(ArchiveError, match=r"zip: process \d+ on \S+ builds from it"),
         source_folder(archive, tmp_path / "data"),
     ):
         pass

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def test_a_run_that_ends_well_keeps_its_folder(tmp_path: Path) -> None:
     with workdir.opened(tmp_path / "new"):
         pass
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with workdir.opened(folder):
+        said = rf"run: another run \(process {os.getpid()} on .*\) is at it: .* another --workdir$"
+        with pytest.raises(UserError, match=said), workdir.opened(folder):
+            raise AssertionError
+        assert folder.is_dir()
+        # Of the same run, where that has several processes.
+        with workdir.opened(folder, first=False):
+            pass
+    with workdir.opened(folder):
+        pass
+    assert not list(folder.iterdir())

@@ -1,4 +1,5 @@
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -164,7 +165,8 @@ def test_a_second_command_disturbs_no_build(
     for more in ([], ["--overwrite"]):
         assert build_dataset.main([*arguments, *more]) == 1
         error = capsys.readouterr().err
-        assert error == f"error: {folder}: another process is building it; wait for it\n"
+        who = f"process {first.pid} on {platform.node()}"
+        assert error == f"error: {folder}: {who} is building it; wait for it\n"
     image_path(source, 2).write_bytes(image)  # What the first one waits for.
     assert first.wait(60) == 0
     assert len(read_records(folder, "val")) == 2
