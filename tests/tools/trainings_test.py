@@ -153,12 +153,19 @@ def test_all_failures_are_told_each_with_its_log(runs: PlannedRuns):
     ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    "scores", [None, {"mIoU": 0.5, "step": 3}], ids=["saves", "ends just then"]
+)
 def test_a_signal_to_the_command_alone_stops_what_runs_and_nothing_begins(
-    runs: PlannedRuns, number: int, error: type[BaseException], jobs: int
+    runs: PlannedRuns,
+    number: int,
+    error: type[BaseException],
+    jobs: int,
+    scores: dict[str, float] | None,
 ):
     todo = [_training(runs, name) for name in "abcde"]
     for one in todo:
-        runs.plan(one.workdir.name, one.config, None, wait=True)
+        runs.plan(one.workdir.name, one.config, scores, wait=True)
     with runs.signalled(number, children=jobs), unwound_by_sigterm(), pytest.raises(error):
         train_all(todo, jobs)
     assert sorted(runs.started) == list("abcde"[:jobs])
