@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from refseg_jax import checkpoint_folder, manifest
+from refseg_jax import checkpoint_folder, manifest, sharding
 from refseg_jax.checkpoint_arrays import (
     ArrayWriter,
     check_arrays,
@@ -214,7 +214,7 @@ class Checkpointer:
                 restored: Restored | DamagedError = _restore(folder, abstract_state)
             except DamagedError as error:
                 restored = error
-            if _everywhere(isinstance(restored, Restored)):
+            if sharding.everywhere(isinstance(restored, Restored)):
                 assert isinstance(restored, Restored)
                 # What was passed over on the way here cannot be used.
                 self._damaged = {s for s in checkpoint_folder.steps(self._directory) if s > step}
@@ -308,10 +308,3 @@ def _from_primary(value: int) -> int:
     if jax.process_count() == 1:
         return int(value)
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _everywhere(value: bool) -> bool:
-    """Whether it is true on all processes."""
-    if jax.process_count() == 1:
-        return value
-    return bool(np.all(multihost_utils.process_allgather(np.int32(value))))

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -157,6 +158,13 @@ def local_rows(array: jax.Array) -> np.ndarray:
         if start not in rows:
             rows[start] = np.asarray(shard.data)
     return np.concatenate([rows[start] for start in sorted(rows)])
+
+
+def everywhere(value: bool) -> bool:
+    """Whether it is true on all processes, which all have to ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
 
 
 def _spec(

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from refseg_jax import sharding
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 
@@ -20,28 +21,42 @@ def opened(workdir: Path, *, first: bool = True) -> Iterator[None]:
 
     Args:
         workdir: the folder; one that was there before stays as it is.
-        first: whether this process is the one that writes; the others hold and remove nothing.
+        first: whether this process is the one that writes; the others hold and remove nothing, but
+            are refused with it.
 
     Raises:
         UserError: another run writes there.
         OSError: it cannot be made.
     """
-
-    def busy(who: str) -> UserError:
-        return UserError(
-            f"{workdir}: another run ({who}) is at it: wait until that has ended, or stop it, or "
-            "choose another --workdir"
-        )
-
     new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
-    with exclusive(workdir / _LOCK, busy) if first else contextlib.nullcontext():
+    with _held(workdir, first):
         try:
             yield
         except BaseException:
             if new and first and not _tells(workdir):
                 shutil.rmtree(workdir, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _held(workdir: Path, first: bool) -> Iterator[None]:
+    cure = "wait until that has ended, or stop it, or choose another --workdir"
+
+    def busy(who: str) -> UserError:
+        return UserError(f"{workdir}: another run ({who}) is at it: {cure}")
+
+    refused = None
+    with contextlib.ExitStack() as held:
+        if first:
+            try:
+                held.enter_context(exclusive(workdir / _LOCK, busy))
+            except UserError as error:
+                refused = error
+        # Else the others would wait in vain for the one that has left.
+        if not sharding.everywhere(refused is None):
+            raise refused or busy("process 0 tells which")
+        yield
 
 
 def _tells(workdir: Path) -> bool:

@@ -1,4 +1,7 @@
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,43 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
     with workdir.opened(folder):
         pass
     assert not list(folder.iterdir())
+
+
+#: One of two processes that open a folder: what it was told, or nothing.
+MEMBER = """
+import sys
+from pathlib import Path
+import jax
+from refseg_jax import workdir
+from refseg_jax.errors import UserError
+jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+try:
+    with workdir.opened(Path(sys.argv[1]), first=jax.process_index() == 0):
+        print("opened")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_all_processes_of_a_run_are_refused_together(tmp_path: Path) -> None:
+    def told() -> list[str]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        members = [
+            subprocess.Popen(
+                [sys.executable, "-c", MEMBER, str(tmp_path), address, str(number)],
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        return [member.communicate(timeout=120)[0].splitlines()[-1] for member in members]
+
+    assert told() == ["opened", "opened"]
+    with workdir.opened(tmp_path):
+        first, second = told()
+    assert f"{tmp_path}: another run (process {os.getpid()} on " in first
+    assert f"{tmp_path}: another run (process 0 tells which) is at it" in second
