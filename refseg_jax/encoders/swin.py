@@ -24,9 +24,6 @@ PATCH = 4
 #: Standard deviation of fresh kernels and relative positions (torch's truncation at 2 is void).
 STDDEV = 0.02
 
-#: What is added to the scores of tokens that were no neighbours before the shift, as published.
-FAR = -100.0
-
 #: Mean and standard deviation of RGB, by the name that configs use.
 PIXELS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "clip": (CLIP_MEAN, CLIP_STD)}
 
@@ -292,19 +289,17 @@ class SwinBlock(nnx.Module):
         shifted = jnp.roll(x, (-self.shift, -self.shift), (1, 2)) if self.shift else x
         windows = cut(shifted, self.window)
         tokens = windows.reshape(-1, self.window**2, x.shape[-1])
-        bias = self._bias(x.shape[1], x.shape[2])
-        mixed = self.attention(tokens, tokens, tokens, bias=bias).reshape(windows.shape)
+        near = shift_mask(x.shape[1], x.shape[2], self.window, self.shift) if self.shift else None
+        mixed = self.attention(
+            tokens,
+            tokens,
+            tokens,
+            visible=None if near is None else jnp.asarray(near),
+            bias=self.relative_positions[...][relative_index(self.window)].transpose(2, 0, 1),
+        ).reshape(windows.shape)
         joined = mixed.swapaxes(2, 3).reshape(x.shape)
         back = jnp.roll(joined, (self.shift, self.shift), (1, 2)) if self.shift else joined
         return back[:, :height, :width]
-
-    def _bias(self, height: int, width: int) -> jax.Array:
-        """f32 `[windows or 1, heads, T, T]` for a (filled) map."""
-        bias = self.relative_positions[...][relative_index(self.window)].transpose(2, 0, 1)[None]
-        if not self.shift:
-            return bias
-        near = shift_mask(height, width, self.window, self.shift)
-        return bias + np.where(near, 0.0, FAR).astype(np.float32)[:, None]
 
 
 def relative_index(window: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from refseg_jax.layers.chunked_attention import chunked_attention
+from refseg_jax.layers.chunked_attention import MASKED, chunked_attention
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
-
-#: Where a key must not be attended to; finite, so that a row without any key gives no NaN.
-MASKED = -1e30
 
 #: Kernels that do not store the scores pay from here; shorter rows of scores cost little.
 FLASH_MIN_KEYS = 128
@@ -53,21 +49,21 @@ def attention(
         key_valid: bool `[B, S]`, false for keys that nothing may look at (padding). Where all of a
             row's keys are invalid the result is their plain mean.
         causal: position t sees the keys 0..t (T = S).
-        visible: bool `[B, T, S]`, which keys each query sees, in all heads alike; a query that sees
-            none gives the values' plain mean.
-        bias: f32 `[G, heads, T, S]`; row b takes `bias[b % G]` (G divides B).
+        visible: bool `[G, T, S]`, which keys each query sees, in all heads alike; row b takes
+            `visible[b % G]` (G divides B). A query that sees none gives the values' plain mean.
+        bias: f32 `[heads, T, S]`, alike for all rows.
 
     Returns:
         `[B, T, heads, D]` of the query's dtype.
     """
-    mask = _scores_mask(query.shape[1], key.shape[1], key_valid, causal, visible)
+    mask = _scores_mask(query.shape[1], key_valid, causal, visible)
     if _portable.get():
         return _batched(query, key, value, mask, bias)
     backend = jax.default_backend()
     plain = key_valid is None and visible is None and bias is None
     if backend == "cpu":
-        if plain and not causal and key.shape[1] >= FLASH_MIN_KEYS:
-            return chunked_attention(query, key, value)
+        if key.shape[1] >= FLASH_MIN_KEYS:
+            return chunked_attention(query, key, value, mask, bias)
         return _head_loop(query, key, value, mask, bias)
     if backend in ("gpu", "cuda") and plain and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(
@@ -84,18 +80,27 @@ def _cudnn_takes(query: jax.Array, key: jax.Array) -> bool:
 
 def _scores_mask(
     queries: int,
-    keys: int,
     key_valid: jax.Array | None,
     causal: bool,
     visible: jax.Array | None,
 ) -> jax.Array | None:
-    """bool `[B or 1, T or 1, S]`, true where a query sees a key."""
-    masks = [] if visible is None else [visible]
+    """bool `[G, T or 1, S]`, true where a query sees a key; row b takes that of `b % G`."""
+    mask = visible
     if key_valid is not None:
-        masks.append(key_valid[:, None, :])
+        valid = key_valid[:, None, :]
+        mask = valid if mask is None else _each(mask, valid.shape[0]) & valid
     if causal:
-        masks.append(jnp.tril(jnp.ones((queries, keys), bool))[None])
-    return functools.reduce(jnp.logical_and, masks) if masks else None
+        seen = jnp.tril(jnp.ones((queries, queries), bool))[None]
+        mask = seen if mask is None else mask & seen
+    return mask
+
+
+def _each(mask: jax.Array, rows: int) -> jax.Array:
+    """A group's masks `[G, ...]` for each row `[B, ...]`."""
+    groups = mask.shape[0]
+    if groups in (1, rows):
+        return mask
+    return jnp.broadcast_to(mask, (rows // groups, *mask.shape)).reshape(rows, *mask.shape[1:])
 
 
 def _batched(
@@ -123,7 +128,7 @@ def _head_loop(
     for head in range(query.shape[2]):
         q, k, v = query[:, :, head], key[:, :, head], value[:, :, head]
         scores = jnp.einsum("btd,bsd->bts", q, k, preferred_element_type=jnp.float32)
-        own_bias = None if bias is None else bias[:, head]
+        own_bias = None if bias is None else bias[head]
         weights = _weights(scores, query.shape[-1], mask, own_bias).astype(v.dtype)
         mixed = jnp.einsum("bts,bsd->btd", weights, v, preferred_element_type=jnp.float32)
         heads.append(mixed.astype(query.dtype))
@@ -133,10 +138,16 @@ def _head_loop(
 def _weights(
     scores: jax.Array, width: int, mask: jax.Array | None, bias: jax.Array | None
 ) -> jax.Array:
+    """Of scores `[B, ...]` and what they broadcast with; `mask` `[G, ...]`."""
     scores = scores * (width**-0.5)
     if bias is not None:
-        scores = (scores.reshape(-1, *bias.shape) + bias).reshape(scores.shape)
-    return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED), axis=-1)
+        scores = scores + bias
+    if mask is None:
+        return jax.nn.softmax(scores, axis=-1)
+    if mask.shape[0] in (1, scores.shape[0]):
+        return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    groups = scores.reshape(-1, mask.shape[0], *scores.shape[1:])
+    return jax.nn.softmax(jnp.where(mask, groups, MASKED).reshape(scores.shape), axis=-1)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -200,7 +211,7 @@ class MultiHeadAttention(nnx.Module):
     ) -> jax.Array:
         """`query` `[B, T, width]`, `key` and `value` `[B, S, width]` to `[B, T, width]`.
 
-        `key_valid` (bool `[B, S]`), `causal`, `visible` (bool `[B, T, S]`) and `bias` as in
+        `key_valid` (bool `[B, S]`), `causal`, `visible` (bool `[G, T, S]`) and `bias` as in
         `attention`.
         """
         projected = self.project_query(query)

@@ -87,22 +87,22 @@ def make_trainer(pair: Pair) -> Trainer:
     return Trainer(pair.forward, MaskObjective(), OPTIM, steps=1000, mesh=mesh)
 
 
-def make_torch_optimizer(model: torch.nn.Module) -> Callable[[], None]:
+def make_torch_optimizer(model: torch.nn.Module, config: OptimConfig = OPTIM) -> Callable[[], None]:
     """Clipping and AdamW as `refseg_jax.optim` does them, by torch's fastest kernels."""
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     adamw = torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": OPTIM.weight_decay},
+            {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ],
-        lr=OPTIM.lr,
+        lr=config.lr,
         fused=True,
     )
 
     def update() -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, OPTIM.clip_norm, foreach=True)
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
         adamw.step()
 
     return update

@@ -49,7 +49,8 @@ if SMALL:
         pixel_layers=1, layers=3,
     )  # fmt: skip
 LENGTH = 20
-OPTIM = OptimConfig(lr=1e-5, warmup=0.0, clip_norm=0.01)
+#: Adam's first steps move random weights far: a rate at which rounding does not grow.
+OPTIM = OptimConfig(lr=1e-7, warmup=0.0, clip_norm=0.01)
 
 
 class Twin:
@@ -156,7 +157,7 @@ def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
         torch.from_numpy(np.array(x)[:, 0]) for x in (batch.image, batch.text, batch.text_valid)
     )
     mask = torch.from_numpy(np.array(batch.mask)[:, 0, 0] >= 128)
-    update = make_torch_optimizer(pair.twin)  # pyright: ignore[reportArgumentType]
+    update = make_torch_optimizer(pair.twin, OPTIM)  # pyright: ignore[reportArgumentType]
 
     def theirs() -> None:
         pair.twin.zero_grad()
@@ -167,8 +168,7 @@ def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
 
     yield Row("step", ours, theirs)
     # The same work: equal parameters have an equal loss, and an update does alike.
-    np.testing.assert_allclose(losses["ours"][0], losses["theirs"][0], rtol=1e-4)
-    np.testing.assert_allclose(losses["ours"][1], losses["theirs"][1], rtol=5e-2)
+    np.testing.assert_allclose(losses["ours"][:3], losses["theirs"][:3], rtol=1e-4)
 
 
 def towers(pair: Pair, batch: Batch) -> Iterator[Row]:

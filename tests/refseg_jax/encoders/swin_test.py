@@ -188,7 +188,7 @@ def test_a_block_is_attention_among_neighbours_of_the_filled_map(shift):
     dy, dx = y[:, None] - y + 3, x_place[:, None] - x_place + 3
     index = np.where(far, 0, dy * 7 + dx)
     bias = np.asarray(block.relative_positions[...])[index].transpose(2, 0, 1)
-    bias = np.where(far, -1e30, bias)[None].astype(np.float32)
+    bias = np.where(far, -1e30, bias).astype(np.float32)
     tokens = jnp.asarray(filled.reshape(2, 96, 8))
     mixed = block.attention(tokens, tokens, tokens, bias=jnp.asarray(bias)).reshape(2, 8, 12, 8)
     expected = jnp.asarray(x) + mixed[:, :6, :9]

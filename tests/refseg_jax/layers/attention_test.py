@@ -79,35 +79,59 @@ def test_a_query_sees_the_valid_keys_that_are_visible_to_it(portable, keys):
 
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("keys", [4, attention_module.FLASH_MIN_KEYS])
-def test_a_row_takes_the_bias_of_its_place_in_the_group(portable, keys):
+def test_a_row_sees_what_is_visible_at_its_place_in_the_group(portable, keys):
     arrays = _arrays(batch=6, keys=keys)
-    bias = np.random.default_rng(1).standard_normal((3, 2, 5, keys)).astype(np.float32)
-    valid = np.random.default_rng(2).random((6, keys)) < 0.8
+    rng = np.random.default_rng(1)
+    visible, valid = rng.random((3, 5, keys)) < 0.5, rng.random((6, keys)) < 0.8
+    bias = rng.standard_normal((2, 5, keys)).astype(np.float32)
     with (portable_attention if portable else _nothing)():
-        plain = attention(*arrays, bias=jnp.asarray(bias))
-        masked = attention(*arrays, bias=jnp.asarray(bias), key_valid=jnp.asarray(valid))
-    tiled = np.concatenate([bias, bias])
-    np.testing.assert_allclose(plain, _reference(*arrays, bias=tiled), atol=1e-6)
-    expected = _reference(*arrays, valid[:, None, None], tiled)
-    np.testing.assert_allclose(masked, expected, atol=1e-6)
+        biased = attention(*arrays, bias=jnp.asarray(bias))
+        shown = attention(*arrays, bias=jnp.asarray(bias), visible=jnp.asarray(visible))
+        one = attention(*arrays, visible=jnp.asarray(visible[:1]), key_valid=jnp.asarray(valid))
+        masked = attention(
+            *arrays,
+            bias=jnp.asarray(bias),
+            visible=jnp.asarray(visible),
+            key_valid=jnp.asarray(valid),
+        )
+    tiled = np.concatenate([visible, visible])[:, None]
+    valid = valid[:, None, None]
+    np.testing.assert_allclose(biased, _reference(*arrays, bias=bias), atol=1e-6)
+    np.testing.assert_allclose(shown, _reference(*arrays, tiled, bias), atol=1e-6)
+    np.testing.assert_allclose(one, _reference(*arrays, visible[0] & valid), atol=1e-6)
+    np.testing.assert_allclose(masked, _reference(*arrays, tiled & valid, bias), atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 4 * 128 * 130, CHUNK_SCORES])
-def test_chunked_attention_and_its_gradient(monkeypatch, chunk):
+@pytest.mark.parametrize("groups", [None, 1, 3, 6])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2 * 128 * 130, CHUNK_SCORES])
+def test_chunked_attention_and_its_gradient(monkeypatch, chunk, biased, groups):
     monkeypatch.setattr("refseg_jax.layers.chunked_attention.CHUNK_SCORES", chunk)
-    arrays = tuple(jnp.asarray(x) for x in _arrays(queries=128, keys=130))
-    weight = np.random.default_rng(1).standard_normal((3, 128, 2, 6)).astype(np.float32)
+    arrays = tuple(jnp.asarray(x) for x in _arrays(batch=6, queries=128, keys=130))
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((6, 128, 2, 6)).astype(np.float32)
+    bias = jnp.asarray(rng.standard_normal((2, 128, 130)), jnp.float32) if biased else None
+    mask = None
+    if groups is not None:
+        mask = rng.random((groups, 128, 130)) < 0.5
+        mask[0, 3] = False
 
-    def plain(*inputs):
-        return attention_module._batched(*inputs, None, None)
+    def ours(inputs, bias):
+        return chunked_attention(*inputs, mask if mask is None else jnp.asarray(mask), bias)
 
-    np.testing.assert_allclose(chunked_attention(*arrays), _reference(*arrays), atol=1e-6)
-    for ours, expected in zip(
-        jax.grad(lambda a: jnp.sum(weight * chunked_attention(*a)))(arrays),
-        jax.grad(lambda a: jnp.sum(weight * plain(*a)))(arrays),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, expected, atol=2e-6)
+    def plain(inputs, bias):
+        return attention_module._batched(*inputs, mask, bias)
+
+    tiled = None if mask is None else np.tile(mask, (6 // len(mask), 1, 1))[:, None]
+    expected = _reference(*arrays, tiled, bias)
+    np.testing.assert_allclose(ours(arrays, bias), expected, atol=1e-6)
+    found, wanted = (
+        jax.tree.leaves(jax.grad(lambda *a: jnp.sum(weight * f(*a)), (0, 1))(arrays, bias))  # noqa: B023
+        for f in (ours, plain)
+    )
+    assert len(found) == 3 + biased
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_long_rows_of_keys_take_the_chunked_kernel_and_exports_do_not():
@@ -129,7 +153,7 @@ def test_the_gpu_rule_takes_cudnn_only_where_it_can(monkeypatch):
     assert chosen == ["cudnn"]
     attention(*(x.astype(np.float32) for x in long))
     attention(*long, key_valid=jnp.ones((3, 128), bool))
-    attention(*long, bias=jnp.zeros((1, 2, 128, 128)))
+    attention(*long, bias=jnp.zeros((2, 128, 128)))
     attention(*_arrays(keys=20, width=8, dtype=jnp.bfloat16))
     attention(*_arrays(queries=128, keys=128, width=6, dtype=jnp.bfloat16))
     assert chosen == ["cudnn"]
