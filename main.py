@@ -29,6 +29,7 @@ from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
 from refseg_jax.exports.source import load_start
+from refseg_jax.host_memory import keep_freed_memory
 from refseg_jax.models import build_model, difference
 from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
@@ -332,6 +333,8 @@ def main(_: list[str]) -> None:
             _join()
         first = jax.process_index() == 0
         logging.set_verbosity(logging.INFO if first else logging.WARNING)
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         with workdir.opened(Path(FLAGS.workdir), first=first):
             experiment = Experiment(FLAGS.config, Path(FLAGS.workdir))
             experiment.train() if FLAGS.mode == "train" else experiment.evaluate()

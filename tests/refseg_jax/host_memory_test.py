@@ -1,0 +1,44 @@
+"""Freed memory that stays with the process, by the page faults of getting it again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from refseg_jax.host_memory import keep_freed_memory
+
+#: Takes, fills and frees 64 MB a few times, and tells the page faults of all but the first time.
+_SCRIPT = """
+import ctypes, resource, sys
+from refseg_jax.host_memory import keep_freed_memory
+if "keep" in sys.argv:
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def use():
+    place = libc.malloc(64 << 20)
+    libc.memset(place, 1, 64 << 20)
+    libc.free(place)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_kept_memory_is_not_asked_for_again() -> None:
+    faults = {
+        kept: int(subprocess.check_output([sys.executable, "-c", _SCRIPT, kept], text=True))
+        for kept in ("keep", "give back")
+    }
+    assert faults["keep"] < 100 < faults["give back"]
+
+
+def test_other_c_libraries_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()
