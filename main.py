@@ -29,7 +29,7 @@ from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
 from refseg_jax.exports.source import load_start
-from refseg_jax.host_memory import keep_freed_memory
+from refseg_jax.host_memory import keep_freed_memory, only_cpus
 from refseg_jax.models import build_model, difference
 from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
@@ -328,13 +328,13 @@ def main(_: list[str]) -> None:
     """The command line."""
     # JAX tells of every backend that is not there.
     python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.WARNING)
+    if only_cpus():
+        keep_freed_memory()
     try:
         if FLAGS.distributed:
             _join()
         first = jax.process_index() == 0
         logging.set_verbosity(logging.INFO if first else logging.WARNING)
-        if jax.default_backend() == "cpu":
-            keep_freed_memory()
         with workdir.opened(Path(FLAGS.workdir), first=first):
             experiment = Experiment(FLAGS.config, Path(FLAGS.workdir))
             experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
