@@ -29,7 +29,6 @@ from refseg_jax.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.evaluators import Evaluator
 from refseg_jax.exports.source import load_start
-from refseg_jax.host_memory import keep_freed_memory, only_cpus
 from refseg_jax.models import build_model, difference
 from refseg_jax.naming import construct
 from refseg_jax.objectives import build_objective
@@ -328,8 +327,6 @@ def main(_: list[str]) -> None:
     """The command line."""
     # JAX tells of every backend that is not there.
     python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.WARNING)
-    if only_cpus():
-        keep_freed_memory()
     try:
         if FLAGS.distributed:
             _join()
