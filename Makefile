@@ -21,7 +21,7 @@ run: $(VENV)/.library
 	$(BIN)/python main.py --config=configs/scenes_unires.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2 --dist=loadfile
+	$(PYTEST) -n 2 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
