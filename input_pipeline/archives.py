@@ -168,7 +168,7 @@ class _RefusedError(Exception):
 def _one_line(archive: Path) -> Iterator[None]:
     damage = (
         *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError),
-        *(OverflowError, RecursionError, NotImplementedError, RuntimeError, OSError, struct.error),
+        *(OverflowError, RuntimeError, OSError, struct.error),
     )
     try:
         yield

@@ -142,12 +142,11 @@ def _weights(
     scores = scores * (width**-0.5)
     if bias is not None:
         scores = scores + bias
-    if mask is None:
-        return jax.nn.softmax(scores, axis=-1)
-    if mask.shape[0] in (1, scores.shape[0]):
-        return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-    groups = scores.reshape(-1, mask.shape[0], *scores.shape[1:])
-    return jax.nn.softmax(jnp.where(mask, groups, MASKED).reshape(scores.shape), axis=-1)
+    if mask is not None:
+        each = mask.shape[0] in (1, scores.shape[0])
+        groups = scores if each else scores.reshape(-1, mask.shape[0], *scores.shape[1:])
+        scores = jnp.where(mask, groups, MASKED).reshape(scores.shape)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 class MultiHeadAttention(nnx.Module):
