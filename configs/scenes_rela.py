@@ -19,9 +19,18 @@ def get_config() -> ConfigDict:
     config.data.update(
         {"dataset": "scenes", "pairs": 4, "granularities": ("object", "multi", "none")}
     )
-    config.model = rela("tiny")
+    config.model = rela("tiny", relationship="paper")
     config.objective = relation_objective()
-    config.optim.update({"lr": 1.5e-3, "weight_decay": 0.01, "warmup": 0.05, "b2": 0.98})
+    config.objective.update({"dice": 1.0, "presence": 0.5})
+    config.optim.update(
+        {
+            "lr": 5e-3,
+            "weight_decay": 0.01,
+            "warmup": 0.05,
+            "b2": 0.98,
+            "muon": r".*\.kernel",
+        }
+    )
     config.loop.update({"log_every": 10, "eval_every": 250, "save_every": 100})
     config.eval.update(
         {

@@ -68,7 +68,7 @@ _BACKGROUND, _FOREGROUND = 0.9, 1.1
 class RelationObjective:
     """ReLA (Liu, Ding and Jiang 2023, section 4.4; weights and coefficients from its public code).
 
-        5 [ CE(mask) + 0.1 CE(minimap) + 0.1 CE(no target) ]
+        5 [ CE(mask) + 0.1 CE(minimap) + 0.1 CE(no target) + dice * Dice(mask) ]
 
     Each cross entropy is of two classes with weights 0.9 and 1.1 and is divided by the sum of the
     weights of its targets. Pairs without a target count in all three, as background.
@@ -77,11 +77,14 @@ class RelationObjective:
         scale: of the whole.
         minimap, presence: shares of the second and the third term; `presence` may be 0 only for a
             model without the head.
+        dice: share of the Dice loss, averaged over the pairs with a target; ReLA has none. From random
+            weights it teaches small targets in far fewer steps.
     """
 
     scale: float = 5.0
     minimap: float = 0.1
     presence: float = 0.1
+    dice: float = 0.0
 
     def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
         """Sums over valid pairs; reads `aux["minimap_logits"]`, f32 `[B, N, K, side, side]`.
@@ -94,6 +97,12 @@ class RelationObjective:
         masks = jnp.asarray(jnp.asarray(batch.mask) >= 128, jnp.float32)
         cells = output.aux["minimap_logits"]
         terms = {"mask": _weighted(output.mask_logits, masks, valid, self.scale)}
+        if self.dice:
+            targeted = jnp.asarray(batch.valid & batch.present, jnp.float32)
+            overlaps = losses.dice(jnp.asarray(output.mask_logits, jnp.float32), masks)
+            terms["dice"] = Term(
+                (overlaps * targeted).sum(), targeted.sum(), self.scale * self.dice
+            )
         if self.minimap:
             target = losses.minimap_target(masks, cells.shape[-1])
             terms["minimap"] = _weighted(cells, target, valid, self.scale * self.minimap)

@@ -66,6 +66,21 @@ def test_the_three_terms():
         assert terms[name].coefficient == coefficient
 
 
+def test_dice_is_of_pairs_with_a_target():
+    output, batch = case()
+    term = RelationObjective(dice=0.4)(output, batch, jnp.float32(0))["dice"]
+    found = 0.0
+    targeted = np.asarray(batch.valid) & np.asarray(batch.present)
+    assert 0 < targeted.sum() < np.asarray(batch.valid).sum()
+    for place in np.argwhere(targeted):
+        logits, target = (np.asarray(x)[tuple(place)] for x in (output.mask_logits, batch.mask))
+        p, t = 1 / (1 + np.exp(-logits.astype(float))), target >= 128
+        found += 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    assert float(term.sum) == pytest.approx(found, rel=1e-5)
+    assert float(term.weight) == targeted.sum()
+    assert term.coefficient == pytest.approx(5 * 0.4)
+
+
 def test_the_minimap_samples_the_middle_of_cells():
     masks = np.ones((8, 8), np.float32)
     np.testing.assert_array_equal(losses.minimap_target(jnp.asarray(masks), 2), np.ones((2, 2)))
