@@ -143,6 +143,8 @@ _UNIRES = (
     "--config.checkpoint.best_metric=val/gIoU",
 )
 _EVERYTHING = "('object', 'multi', 'none')"
+#: What `by_matched_pixels` reads beside the test's.
+_VAL = "--config.evals.val.when=final"
 
 RELA = Study(
     title="ReLA, its parts, and UniRES on several targets, one, or none",
@@ -158,16 +160,15 @@ RELA = Study(
     steps=200,
     fields=(
         "--config.loop.eval_every=0",
-        "--config.evals.val.when=final",
+        "--config.evals.val.when=never",
         "--config.eval.dump=dump",
         "--config.eval.pictures=0",
     ),
     variants={
-        "paper": Variant(),
+        "paper": Variant((_VAL,)),
         "single targets": Variant(
             (
                 "--config.data.granularities=('object',)",
-                f"--config.evals.val.granularities={_EVERYTHING}",
                 f"--config.evals.test.granularities={_EVERYTHING}",
             )
         ),
@@ -175,6 +176,7 @@ RELA = Study(
         "unires head": Variant(
             (
                 *_UNIRES,
+                _VAL,
                 "--config.model.presence_head=True",
                 "--config.objective.presence=0.5",
             ),

@@ -87,6 +87,18 @@ def test_the_page_states_where_the_systems_recipes_differ():
     assert f"weighs {weights.pop():g} of either" in text and not weights
 
 
+def test_what_is_matched_on_val_is_evaluated_there():
+    rows = {
+        row.variant for table in RELA.tables for row in table.rows if row.read is by_matched_pixels
+    }
+    assert rows
+    for name, variant in RELA.variants.items():
+        config = resolved(
+            _ROOT / (variant.config or RELA.config), (*RELA.fields, *variant.overrides)
+        )
+        assert (config["evals"]["val"]["when"] == "final") == (name in rows), name
+
+
 def test_what_never_saw_an_absent_pair_is_told_by_its_masks_too():
     readers = {row.read for row in RELA.tables[0].rows if row.variant == "single targets"}
     assert readers == {summary, by_pixels}
