@@ -1,3 +1,4 @@
+import contextlib
 import os
 import platform
 import shutil
@@ -5,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -144,31 +145,50 @@ def test_a_killed_overwrite_is_put_right_by_the_next_command(
     assert state(folder) == before
 
 
+@contextlib.contextmanager
+def build_in_its_middle(
+    arguments: list[str], source: Path, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A build in a process of its own, held in its second file by an image that never ends."""
+    image_path(source, 2).unlink()
+    os.mkfifo(image_path(source, 2))
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.build_dataset", *arguments, "--num_workers=0"],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not any_shard_is_whole(folder):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+
+
+def any_shard_is_whole(folder: Path) -> bool:
+    try:
+        return any(folder.parent.glob("unfinished-*/*.done.npz"))
+    except FileNotFoundError:  # A build that begins makes the folder anew.
+        return False
+
+
 def test_a_second_command_disturbs_no_build(
     arguments: list[str], source: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert build_dataset.main(arguments) == 0
     image = image_path(source, 2).read_bytes()
-    image_path(source, 2).unlink()
-    os.mkfifo(image_path(source, 2))
-    first = subprocess.Popen(
-        [sys.executable, "-m", "tools.build_dataset", *arguments, "--overwrite", "--num_workers=0"],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not list(folder.parent.glob("unfinished-*/*.done.npz")):
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    capsys.readouterr()
-    for more in ([], ["--overwrite"]):
-        assert build_dataset.main([*arguments, *more]) == 1
-        error = capsys.readouterr().err
-        who = f"process {first.pid} on {platform.node()}"
-        assert error == f"error: {folder}: {who} is building it; wait for it\n"
-    image_path(source, 2).write_bytes(image)  # What the first one waits for.
-    assert first.wait(60) == 0
+    with build_in_its_middle([*arguments, "--overwrite"], source, folder) as first:
+        capsys.readouterr()
+        for more in ([], ["--overwrite"]):
+            assert build_dataset.main([*arguments, *more]) == 1
+            error = capsys.readouterr().err
+            who = f"process {first.pid} on {platform.node()}"
+            assert error == f"error: {folder}: {who} is building it; wait for it\n"
+        image_path(source, 2).write_bytes(image)  # What the first one waits for.
+        assert first.wait(60) == 0
     assert len(read_records(folder, "val")) == 2
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -316,23 +336,10 @@ def test_stopped_and_started_again_it_ends_with_the_same_bytes(
     how: signal.Signals, arguments: list[str], source: Path, folder: Path, tmp_path: Path
 ):
     whole = refcoco_files.build("refcoco/unc", source, tmp_path / "whole")
-    # An image that never ends holds the build in the middle of its second file.
     image = image_path(source, 2).read_bytes()
-    image_path(source, 2).unlink()
-    os.mkfifo(image_path(source, 2))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.build_dataset", *arguments, "--num_workers=0"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 60
-    while not list(folder.parent.glob("unfinished-*/*.done.npz")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(how)
-    process.communicate(timeout=60)
-    assert process.returncode == (128 + how if how == signal.SIGTERM else -how)
+    with build_in_its_middle(arguments, source, folder) as process:
+        process.send_signal(how)
+        assert process.wait(60) == (128 + how if how == signal.SIGTERM else -how)
     assert not folder.exists()
     image_path(source, 2).unlink()
     image_path(source, 2).write_bytes(image)
