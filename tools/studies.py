@@ -157,7 +157,7 @@ RELA = Study(
         "more pixels there.",
     ),
     config="configs/scenes_rela.py",
-    steps=200,
+    steps=160,
     fields=(
         "--config.loop.eval_every=0",
         "--config.evals.val.when=never",
