@@ -1,5 +1,6 @@
 # make run   set everything up and run the main job on the embedded Scenes dataset
 # make test  set everything up and run the tests
+# make setup the environment alone
 # Python 3.11 or 3.12 is taken from the path; `make PYTHON=/path/to/python run` names another.
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
@@ -14,7 +15,9 @@ PYTEST := $(BIN)/python -m pytest
 # page faults of 4 KB were a quarter of its CPU time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test lint parity bench bench-gpu soak ablation clean
+.PHONY: setup run test lint parity bench bench-gpu soak ablation clean
+
+setup: $(VENV)/.library
 
 run: $(VENV)/.library
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data

@@ -66,6 +66,8 @@ class Experiment:
         model: Any = self.forward.model
         check_tokenizer(config.data.tokenizer, config.data.context_length, model.config)
         self.writer = make_writer(workdir)
+        #: The step whose evaluations leave dumps and pages of pictures.
+        self.last_step = 0
 
     def train(self) -> None:
         """Trains (or resumes), then runs every evaluation and writes the report."""
@@ -86,6 +88,7 @@ class Experiment:
             mesh=self.mesh,
             seed=config.seed,
         )
+        self.last_step = trainer.steps
         logging.info("parameters:\n%s", parameter_table.summary(self.forward.shapes))
         logging.info("%d steps of %d of %d rows", trainer.steps, config.batch_size, rows)
         trained = self._run(trainer, mixture)
@@ -94,6 +97,7 @@ class Experiment:
             return
         speed = trained.speed
         if not speed["steps"]:
+            logging.info("nothing is left to train: all %d steps are done", trainer.steps)
             # Nothing was trained in this call: the earlier one knows how long it took.
             earlier = report.read_summary(self._summary)
             speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
@@ -111,7 +115,7 @@ class Experiment:
             data = rows.config
             try:
                 check_tokenizer(data.tokenizer, data.context_length, model.config)
-                jax.eval_shape(self.forward.apply, self.forward.shapes, rows.padding.batch)
+                output = jax.eval_shape(self.forward.apply, self.forward.shapes, rows.padding.batch)
             except (UserError, ValueError, TypeError) as error:
                 field = f"config.mixture.{rows.name}" if rows.name else "config.data"
                 shape = (data.images, data.pairs, data.context_length)
@@ -119,6 +123,9 @@ class Experiment:
                     f"{field}: the model does not take rows of (images, pairs, context_length) = "
                     f"{shape}: {error}"
                 ) from error
+            if output.present_logits is not None and "none" not in data.granularities:
+                what = rows.name or "config.data"
+                logging.info("%s: granularities without 'none' teach no presence head a no", what)
         return mixture
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:
@@ -162,6 +169,7 @@ class Experiment:
             source = self.workdir
         params, step = self._load(source)
         logging.info("scoring the checkpoint of step %d in %s", step, source)
+        self.last_step = step
         self.report(params, step, summary=report.read_summary(self._summary), known={})
 
     def check_evaluations(self) -> None:
@@ -261,7 +269,6 @@ class Experiment:
 
     def _evaluator(self, name: str, entry: Any) -> Evaluator:
         chosen = self.config.eval
-        final = entry.when == "final"
         model: Any = self.forward.model
         return Evaluator(
             name=name,
@@ -278,8 +285,9 @@ class Experiment:
             threshold=chosen.threshold,
             prefix=entry.prefix,
             pictures=chosen.pictures,
-            show=functools.partial(self._show, name, final),
-            dump=self.workdir / chosen.dump / name if final and chosen.dump else None,
+            show=functools.partial(self._show, name),
+            dump=self.workdir / chosen.dump / name if chosen.dump else None,
+            dump_at=self.last_step,
             protocols=self._protocols,
         )
 
@@ -294,10 +302,10 @@ class Experiment:
             canvas=tuple(chosen.canvas),
         )
 
-    def _show(self, name: str, final: bool, step: int, shown: list[pictures.Picture]) -> None:
+    def _show(self, name: str, step: int, shown: list[pictures.Picture]) -> None:
         panels = {f"{name}/{number}": pictures.panel(p) for number, p in enumerate(shown)}
         self.writer.images(step, panels)
-        if final:
+        if step == self.last_step:
             path = self.workdir / f"pictures-{name}.png"
             pictures.page(shown, path)
             print(f"pictures: {path}")
@@ -352,14 +360,26 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         if os.environ.get("REFSEG_TRACEBACK"):
             raise
-        reason: Any = error
-        while isinstance(reason, (AttributeError, KeyError)):
-            reason = reason.args[0]
-        # Where a config file raises, absl's message is the whole traceback.
-        *_, last = str(reason).strip().splitlines()
-        print(f"error: --config: {last}", file=sys.stderr)
+        print(f"error: {_told(error, arguments)}", file=sys.stderr)
         sys.exit(1)
     return rest
+
+
+def _told(error: Exception, arguments: list[str]) -> str:
+    """One line for what absl or the config raised; what names no flag gets one in front."""
+    reason: Any = error
+    while isinstance(reason, (AttributeError, KeyError)):
+        reason = reason.args[0]
+    first, *more = str(reason).strip().splitlines()
+    # Where a config file raises, absl's message is the whole traceback.
+    last = " ".join((more or [first])[-1].split())
+    if isinstance(error, flags.Error) and not more:
+        return last
+    if first.startswith("'") and not more:
+        last = f"there is no field {first}; the config file and `configs/common.py` have them all"
+    given = (argument.split("=")[0] for argument in arguments)
+    missing = first.strip("'")
+    return f"{next((g for g in given if missing in g.split('.')[1:]), '--config')}: {last}"
 
 
 def _join() -> None:

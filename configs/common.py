@@ -82,7 +82,7 @@ def base_config() -> ConfigDict:
     # than so many of 480 x 480 pixels (50 in ReLA's paper); 0 asks the head.
     config.eval.min_pixels = 0
     config.evals = ConfigDict()
-    # A folder below the workdir for the predictions and references of the final evaluations; ""
+    # A folder below the workdir for the predictions and references of the last step's evaluations; ""
     # writes none.
     config.eval.dump = ""
     # Score an oracle that knows the kind but not the words on this split; "" leaves it out.

@@ -87,6 +87,7 @@ class Evaluator:
         pictures: so many pairs are kept as pictures, given to `show`.
         show: takes (step, pictures); called on the first process.
         dump: folder for `predictions-*.jsonl` and `references-*.jsonl`, or `None`.
+        dump_at: the only step whose evaluation is dumped; `None`: of all, the last stays.
         protocols: what is scored. The first one's keys are plain, those of another begin with its
             name: `gres/gIoU`.
     """
@@ -102,6 +103,7 @@ class Evaluator:
     pictures: int = 0
     show: Callable[[int, list[Picture]], None] | None = None
     dump: Path | None = None
+    dump_at: int | None = None
     protocols: tuple[Protocol, ...] = (build_protocol("cris"),)
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
@@ -117,7 +119,7 @@ class Evaluator:
         quarantined: list[str] = []
         shown: list[Picture] = []
         logging.info("evaluating %s at step %d ...", self.name, step)
-        with self._dump() as write:
+        with self._dump(step) as write:
             for host, outputs in self._outputs(params):
                 quarantined += [meta.error for meta in host.meta if meta.error]
                 seen = self._seen(host, outputs)
@@ -251,9 +253,9 @@ class Evaluator:
         return found
 
     @contextlib.contextmanager
-    def _dump(self) -> Iterator[Callable[[list[Seen]], None]]:
+    def _dump(self, step: int) -> Iterator[Callable[[list[Seen]], None]]:
         """Writes both files of this process; they are whole or not there."""
-        if self.dump is None:
+        if self.dump is None or self.dump_at not in (None, step):
             yield lambda seen: None
             return
         suffix = "" if jax.process_count() == 1 else f"-{jax.process_index()}"

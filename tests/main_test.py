@@ -183,14 +183,14 @@ def test_run_leaves_metrics_config_and_pictures(
     assert config["steps"] == STEPS
     assert config["model"]["head"] == "linear"
     assert config["eval"]["canvas"] == [32, 32]
-    for name in ("test", "shuffled"):
+    for name in ("val", "test", "shuffled"):
         page = place.workdir / f"pictures-{name}.png"
         assert str(page) in first.stdout
         with Image.open(page) as image:
             assert len(np.unique(np.asarray(image))) > 10
-    # The evaluation during training is in TensorBoard alone, and is not done twice.
-    assert not (place.workdir / "pictures-val.png").exists()
-    assert not (place.workdir / "dump" / "val").exists()
+    # The evaluation during training leaves them at the last step, and is not done twice.
+    assert (place.workdir / "dump" / "val" / "predictions.jsonl").exists()
+    assert first.stderr.count(f"evaluating val at step {STEPS} ") == 1
     assert list((place.workdir / "tensorboard").iterdir())
     assert not list(place.workdir.rglob("*.partial"))
 
@@ -276,7 +276,9 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
     ("flag", "named"),
     [
         ("--config.optim.lrr=1e-3", '"lr"'),
-        ("--config.optm.lr=1e-3", '"optim"'),
+        ("--config.optm.lr=1e-3", '--config.optm.lr: Did you mean "optim"'),
+        ("--config.optim.learning_rate=1", "--config.optim.learning_rate: there is no field"),
+        ("--stepz=3", "error: Unknown command line flag 'stepz'"),
         ("--config.model.head=projecter", "'projector'"),
         ("--config.data.dataset=nothing", "tools.build_dataset"),
         ("--config.eval.protocol=criss", "unknown protocol 'criss': did you mean 'cris'?"),

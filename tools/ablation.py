@@ -76,7 +76,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.ablation", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--study", choices=STUDIES, required=True)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--output_dir", type=Path, required=True)

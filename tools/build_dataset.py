@@ -116,6 +116,10 @@ def _check(name: str, entry: Entry, request: Request) -> None:
             raise UserError(f"{name}: no {flag}; {_MISSING[field.name]}")
         if field.name in _OPTIONAL - entry.needs - entry.takes and given:
             raise UserError(f"{name}: {flag} does not apply to it; leave it out")
+    if request.name in {published.partition("/")[0] for published in DATASETS}:
+        raise UserError(
+            f"--name={request.name}: a dataset of that name is known already; take another"
+        )
     source = request.source_dir
     if source is not None and not (source.is_dir() or _in_archive(source)):
         raise UserError(f"{source}: no such folder or archive; check --source_dir")

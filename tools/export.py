@@ -18,7 +18,9 @@ from tools.command_line import unwound_by_sigterm
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.export", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,

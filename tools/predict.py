@@ -168,20 +168,24 @@ def run(options: argparse.Namespace) -> int:
                 )
             for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
                 write(_line(f"{image.name}#{k}", image.name, text, one))
-                if one.present:
+                # A head may be sure of what no pixel shows.
+                if one.mask.any():
                     matches[k].append(Match(image.name, one.score, int(one.mask.sum())))
                 if not folder:
                     pixels = f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
                     print(f"{text}: {pixels if one.present else 'no match'}")
     if folder:
         write_matches(options.output_dir, len(images) - bad, options.text, matches)
-    print(f"{options.output_dir}: {len(images) - bad} images, {len(options.text)} texts each")
+    skipped = f"; {bad} could not be used" if bad else ""
+    print(f"{options.output_dir}: images: {len(images) - bad}, texts: {len(options.text)}{skipped}")
     return bad
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.predict", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument(
         "--checkpoint", required=True, help="a run's workdir, one checkpoint, or an export"
     )

@@ -59,6 +59,10 @@ def run(options: argparse.Namespace) -> None:
     """Scores, prints, and writes."""
     if options.json is not None and options.json.is_dir():
         raise UserError(f"--json={options.json}: is a folder; name a file")
+    for flag in ("predictions", "references"):
+        path = getattr(options, flag)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; check --{flag}")
     states = score(
         options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
     )
@@ -75,7 +79,9 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.score", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument(
         "--protocol", required=True, help=f"one, or several with commas: {', '.join(PROTOCOLS)}"
     )

@@ -82,6 +82,9 @@ def _loads(data: bytes, where: str) -> Any:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BuildError(f"{where}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        why = f"{error.msg} at character {error.pos + 1}"
+        raise BuildError(f"{where}: no JSON ({why}); one object a line") from None
     except (ValueError, RecursionError) as error:
         raise BuildError(f"{where}: no JSON ({error}); one object a line") from None
 
@@ -104,14 +107,19 @@ def _line(line: Any, where: str, default_id: str) -> Line:
         raise BuildError(
             f"{where}: give either 'mask' or 'segmentation' (null: nothing matches){box}"
         )
+    present = line.get("present", True)
+    if not isinstance(present, bool):
+        raise BuildError(f"{where}: 'present' is {present!r:.40}; write true or false")
+    masks = _mask_names(line.get("mask"), where)
     return Line(
         where=where,
         id=line.get("id", default_id),
         image=line.get("image", ""),
         image_id=_image_id(line.get("image_id", ""), where),
         text=line["expression"],
-        masks=_mask_names(line.get("mask"), where),
-        segmentation=line.get("segmentation"),
+        # A prediction that says "no match" has the mask that was cleared.
+        masks=masks if present else (),
+        segmentation=line.get("segmentation") if present else None,
         box=_box(line, where),
         granularity=_granularity(line, where),
         category=line.get("category", ""),

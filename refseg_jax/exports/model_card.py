@@ -79,4 +79,4 @@ def _scores(config: ExportConfig) -> str:
     if not prefixes:
         return "This checkpoint was not evaluated."
     tables = full_text(config.metrics, prefixes, protocols, config.eval["threshold"])
-    return f"In percent; `test` is the test split.\n\n```\n{tables}\n```"
+    return f"In percent, by the name of the evaluation.\n\n```\n{tables}\n```"

@@ -85,12 +85,15 @@ def test_predictions_are_a_dataset(folder, tmp_path):
     with jsonl_writer(folder / "train.jsonl") as put:
         put(prediction_line("a.png#0", "a.png", "the thing", LEFT, 0.9))
         put(prediction_line("a.png#1", "a.png", "a whale", np.zeros(SIZE, bool), 0.0))
+        put(prediction_line("a.png#2", "a.png", "no match", RIGHT, 0.6, present=False))
     jsonl.build("mine", folder, data_dir=tmp_path / "data")
     record = RecordSource(str(tmp_path / "data"), "mine", "train")[0]
     assert [(e.id, e.granularity) for e in record.expressions] == [
         ("a.png#0", "object"),
         ("a.png#1", "none"),
+        ("a.png#2", "none"),
     ]
+    assert not record.mask(record.expressions[2].targets).any()
     np.testing.assert_array_equal(record.mask(record.expressions[0].targets), LEFT)
 
 
@@ -125,6 +128,7 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         ),
         (drawn([2, 2, 2.1, 2, 2.1, 2.1]), "train.jsonl:2: the region covers no pixel"),
         (line(image_id="000000391895"), "write COCO's ids without zeros in front"),
+        (line(present="no"), "train.jsonl:2: 'present' is 'no'; write true or false"),
         (line(image_id=1.5), "'image_id' is 1.5, no text"),
         (line(parent="train-1", granularity="object"), "a 'object' with a parent"),
         (line(parent="train-1"), "a region that is its own parent, or has two"),

@@ -282,6 +282,10 @@ def test_mistyped_names(flags: list[str], message: str, capsys: pytest.CaptureFi
             ["--dataset=refcoco/unc", "--source_dir=nowhere"],
             "nowhere: no such folder or archive; check",
         ),
+        (
+            ["--dataset=jsonl", "--source_dir=.", "--name=refcoco"],
+            "--name=refcoco: a dataset of that name is known already; take another",
+        ),
         (["--dataset=scenes", "--source_dir=x"], "scenes: --source_dir does not apply"),
         (["--dataset=scenes", "--splits=val"], "scenes: --splits does not apply"),
         (["--dataset=scenes", "--skip_missing"], "scenes: --skip_missing does not apply"),

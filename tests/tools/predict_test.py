@@ -35,7 +35,7 @@ FIELDS = {"id", "image", "expression", "segmentation", "score", "present"}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    save_unires(folder, presence_params(-0.4), config=unires_run_config(0.6, WITH_PRESENCE))
+    save_unires(folder, presence_params(-0.4), config=unires_run_config(0.5, WITH_PRESENCE))
     return folder
 
 
@@ -95,7 +95,7 @@ def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path
         assert set(np.unique(mask)) <= {0, 255}
         assert line["segmentation"]["size"] == [height, width]
         decoded = coco_mask.decode(line["segmentation"])
-        assert (0.6 < line["score"] <= 1.0) if decoded.any() else line["score"] == 0.0
+        assert (0.5 < line["score"] <= 1.0) if decoded.any() else line["score"] == 0.0
         # What the evaluator of `gres` counts, which a person is not shown.
         np.testing.assert_array_equal(decoded * 255 * line["present"], mask)
         cleared += not line["present"] and decoded.any()
@@ -103,6 +103,17 @@ def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path
         expected_files |= {f"{name}-{k}-mask.png", f"{name}-{k}-overlay.png"}
     assert some and cleared
     assert {path.name for path in out.iterdir()} == expected_files
+
+
+def test_what_a_head_is_sure_of_and_no_pixel_shows_is_no_match(
+    images: Path, tmp_path: Path
+) -> None:
+    config = unires_run_config(0.999999, WITH_PRESENCE)
+    save_unires(tmp_path / "run", presence_params(99.0), config=config)
+    assert _call(tmp_path / "run", images, tmp_path / "out", *TEXTS) == 0
+    assert all(line["present"] and line["score"] == 0 for line in _lines(tmp_path / "out"))
+    told = (tmp_path / "out" / "matches.jsonl").read_text().splitlines()
+    assert [json.loads(line)["matches"] for line in told] == [[], []]
 
 
 def test_of_a_folder_the_images_that_contain_the_thing_are_listed_by_score(
@@ -213,9 +224,11 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
     assert _call(run, images, out, *TEXTS) == 1
     assert {line["image"] for line in _lines(out)} == {"b.jpg"}
     assert not list(out.glob("a.png*"))
-    errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error:")]
+    told = capsys.readouterr()
+    errors = [e for e in told.err.splitlines() if e.startswith("error:")]
     assert len(errors) == 1
     assert "a.png" in errors[0]
+    assert f"{out}: images: 1, texts: {len(TEXTS)}; 1 could not be used" in told.out
 
 
 @pytest.mark.parametrize("missing", ["checkpoint", "version", "image", "folder", "text"])
