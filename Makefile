@@ -17,11 +17,11 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: setup run test lint parity bench bench-gpu soak ablation clean
 
-setup: $(VENV)/.library
-
 run: $(VENV)/.library
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
 	$(BIN)/python main.py --config=configs/scenes_unires.py --workdir=$(WORKDIR)
+
+setup: $(VENV)/.library
 
 test: $(VENV)/.test
 	$(PYTEST) -n 2 --dist=loadfile --no-loadscope-reorder

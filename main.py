@@ -111,6 +111,7 @@ class Experiment:
         known = leakage.read_report(self._left_out) if begun else {}
         mixture = mixtures.open_mixture(members, known)
         model: Any = self.forward.model
+        headed = absent = False
         for rows in mixture.rows:
             data = rows.config
             try:
@@ -123,9 +124,10 @@ class Experiment:
                     f"{field}: the model does not take rows of (images, pairs, context_length) = "
                     f"{shape}: {error}"
                 ) from error
-            if output.present_logits is not None and "none" not in data.granularities:
-                what = rows.name or "config.data"
-                logging.info("%s: granularities without 'none' teach no presence head a no", what)
+            headed = output.present_logits is not None
+            absent |= "none" in data.granularities
+        if headed and not absent:
+            logging.info("no granularities with 'none': nothing teaches the presence head a no")
         return mixture
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:
@@ -368,18 +370,20 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 def _told(error: Exception, arguments: list[str]) -> str:
     """One line for what absl or the config raised; what names no flag gets one in front."""
     reason: Any = error
-    while isinstance(reason, (AttributeError, KeyError)):
+    while isinstance(reason, (AttributeError, KeyError)) and reason.args:
         reason = reason.args[0]
-    first, *more = str(reason).strip().splitlines()
+    first, *more = str(reason).strip().splitlines() or [type(error).__name__]
     # Where a config file raises, absl's message is the whole traceback.
     last = " ".join((more or [first])[-1].split())
     if isinstance(error, flags.Error) and not more:
         return last
-    if first.startswith("'") and not more:
-        last = f"there is no field {first}; the config file and `configs/common.py` have them all"
-    given = (argument.split("=")[0] for argument in arguments)
     missing = first.strip("'")
-    return f"{next((g for g in given if missing in g.split('.')[1:]), '--config')}: {last}"
+    paths = [argument.split("=")[0] for argument in arguments if argument.startswith("--config.")]
+    blamed = [path for path in paths if missing in path.split(".")[1:]]
+    if blamed and not more:
+        last = f"there is no field {first}; the config file and `configs/common.py` have them all"
+    # Of several with that name any may be meant.
+    return f"{blamed[0] if len(blamed) == 1 else '--config'}: {last}"
 
 
 def _join() -> None:

@@ -120,7 +120,7 @@ class Evaluator:
         shown: list[Picture] = []
         logging.info("evaluating %s at step %d ...", self.name, step)
         with self._dump(step) as write:
-            for host, outputs in self._outputs(params):
+            for host, outputs in self._outputs(params, self._dumps(step)):
                 quarantined += [meta.error for meta in host.meta if meta.error]
                 seen = self._seen(host, outputs)
                 for one in seen:
@@ -173,13 +173,15 @@ class Evaluator:
 
         return run
 
-    def _outputs(self, params: Mapping[str, jax.Array]) -> Iterator[tuple[HostBatch, Outputs]]:
+    def _outputs(
+        self, params: Mapping[str, jax.Array], dumps: bool
+    ) -> Iterator[tuple[HostBatch, Outputs]]:
         """Keeps one batch in flight, so that host and device work at once."""
         waiting: tuple[HostBatch, Outputs] | None = None
         for number, host in enumerate(self.batches()):
             # By the batch's number, since all processes must run the same function.
             begun = number * len(host.meta) < self.pictures
-            keep = self._reads("masks", "map") or self.dump is not None
+            keep = self._reads("masks", "map") or dumps
             keep |= self.show is not None and begun
             batch, weights = sharding.put_batch((host.batch, self._weights(host)), self.mesh)
             running = host, self._compiled(params, batch, keep, weights)
@@ -252,10 +254,13 @@ class Evaluator:
             )
         return found
 
+    def _dumps(self, step: int) -> bool:
+        return self.dump is not None and self.dump_at in (None, step)
+
     @contextlib.contextmanager
     def _dump(self, step: int) -> Iterator[Callable[[list[Seen]], None]]:
         """Writes both files of this process; they are whole or not there."""
-        if self.dump is None or self.dump_at not in (None, step):
+        if self.dump is None or not self._dumps(step):
             yield lambda seen: None
             return
         suffix = "" if jax.process_count() == 1 else f"-{jax.process_index()}"

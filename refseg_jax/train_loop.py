@@ -199,6 +199,11 @@ class Run:
             # What a run that was killed before its first save has told is told again.
             self.writer.truncate_after(-1)
             return Start(fresh())
+        if restored.step > self.trainer.steps:
+            raise UserError(
+                f"{self.workdir}: has been trained for {restored.step} steps, and {self.trainer.steps} "
+                "are asked for; ask for as many, or take another --workdir"
+            )
         self.batches.set_state(restored.data_state)
         self.writer.truncate_after(restored.step)
         logging.info("resumed at step %d", restored.step)

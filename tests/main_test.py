@@ -244,6 +244,10 @@ def test_evaluation_alone_scores_the_own_checkpoint_and_keeps_what_else_is_known
     before, path = place.summary(), place.workdir / "summary.json"
     config = (place.workdir / "config.json").read_bytes()
     path.write_text(json.dumps({**before, "mIoU": -1.0, "note": 1.0}))
+    left = [place.workdir / "pictures-val.png", place.workdir / "dump/val/predictions.jsonl"]
+    dumped = left[1].read_bytes()
+    for file in left:
+        file.unlink()
     done = place.run(
         *place.command(
             "--mode=eval",
@@ -254,6 +258,7 @@ def test_evaluation_alone_scores_the_own_checkpoint_and_keeps_what_else_is_known
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert place.summary() == {**before, "note": 1.0}
+    assert left[0].exists() and left[1].read_bytes() == dumped
     assert str(path) in done.stdout
     assert "shuffled" not in done.stdout
     assert f"checkpoint of step {STEPS} in {place.workdir}" in done.stderr
@@ -278,6 +283,7 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.optim.lrr=1e-3", '"lr"'),
         ("--config.optm.lr=1e-3", '--config.optm.lr: Did you mean "optim"'),
         ("--config.optim.learning_rate=1", "--config.optim.learning_rate: there is no field"),
+        ("--config.optim.lr=1 --config.model.lr=2", "error: --config: there is no field 'lr'"),
         ("--stepz=3", "error: Unknown command line flag 'stepz'"),
         ("--config.model.head=projecter", "'projector'"),
         ("--config.data.dataset=nothing", "tools.build_dataset"),

@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
                     matches[k].append(Match(image.name, one.score, int(one.mask.sum())))
                 if not folder:
                     pixels = f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
-                    print(f"{text}: {pixels if one.present else 'no match'}")
+                    print(f"{text}: {pixels if one.mask.any() else 'no match'}")
     if folder:
         write_matches(options.output_dir, len(images) - bad, options.text, matches)
     skipped = f"; {bad} could not be used" if bad else ""

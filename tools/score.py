@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     for flag in ("predictions", "references"):
         path = getattr(options, flag)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; check --{flag}")
+            raise UserError(f"{path}: is no file; check --{flag}")
     states = score(
         options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
     )

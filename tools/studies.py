@@ -153,6 +153,8 @@ RELA = Study(
         "number of steps of 16 images with four expressions each. Both systems learn by Muon (AdamW for",
         "what is no kernel, and for UniRES's head), ReLA at a rate of 0.005 and UniRES of 0.004, from",
         "cross entropy and Dice; a head that says whether something is there weighs 0.5 of either.",
+        "UniRES's Dice is of all expressions, ReLA's of those with a target; ReLA's cross entropies",
+        "have its class weights, and its minimap is a term of its own.",
         "ReLA's masks are cut at 0.5, UniRES's at 0.35, as in its paper: the same probabilities give",
         "more pixels there.",
     ),

@@ -11,8 +11,8 @@ A line is one expression of one image. What it means is one of
   lines are therefore lines of this format; a polygon may leave the picture by 5 pixels or 2 % of its
   longer side, and is cut there;
 
-and `null`, an RLE without a pixel, or `"present": false` beside any mask (as a prediction has it whose
-mask was cleared) says that nothing matches. Optional are
+and `null`, an RLE without a pixel, or `"present": false` beside a segmentation (as a prediction has it
+whose mask was cleared) says that nothing matches. Optional are
 
 - `granularity` (else `object`, `multi` for several masks, `part` with a parent; `none` exactly where
   nothing matches) and `category` (of the region where it comes first);

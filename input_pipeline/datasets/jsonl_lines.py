@@ -30,6 +30,7 @@ class Line:
         image, image_id: as given, or `""`.
         masks: names of files.
         segmentation: COCO's, `BOX`, or `None`.
+        cleared: nothing matches, and `segmentation` is what a prediction would else have been.
         box: (x, y, width, height) in pixels, or empty.
         granularity, category, parent: as given, or `""`; `parent` is the id of another expression.
     """
@@ -41,6 +42,7 @@ class Line:
     text: str
     masks: tuple[str, ...]
     segmentation: Any
+    cleared: bool
     box: tuple[float, ...]
     granularity: str
     category: str
@@ -79,12 +81,10 @@ def parse_line(data: bytes, where: str, default_id: str) -> Line:
 
 def _loads(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8"))
+        # Without what ends the line, in which a JSON that is cut off would else be said to end.
+        return json.loads(data.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise BuildError(f"{where}: not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        why = f"{error.msg} at character {error.pos + 1}"
-        raise BuildError(f"{where}: no JSON ({why}); one object a line") from None
     except (ValueError, RecursionError) as error:
         raise BuildError(f"{where}: no JSON ({error}); one object a line") from None
 
@@ -110,16 +110,18 @@ def _line(line: Any, where: str, default_id: str) -> Line:
     present = line.get("present", True)
     if not isinstance(present, bool):
         raise BuildError(f"{where}: 'present' is {present!r:.40}; write true or false")
-    masks = _mask_names(line.get("mask"), where)
+    region = line.get("segmentation")
+    if not present and (line.get("mask") or region == BOX):
+        raise BuildError(f"{where}: a region, and 'present' is false; leave one of them out")
     return Line(
         where=where,
         id=line.get("id", default_id),
         image=line.get("image", ""),
         image_id=_image_id(line.get("image_id", ""), where),
         text=line["expression"],
-        # A prediction that says "no match" has the mask that was cleared.
-        masks=masks if present else (),
-        segmentation=line.get("segmentation") if present else None,
+        masks=_mask_names(line.get("mask"), where),
+        segmentation=region,
+        cleared=not present,
         box=_box(line, where),
         granularity=_granularity(line, where),
         category=line.get("category", ""),

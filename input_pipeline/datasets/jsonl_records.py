@@ -190,6 +190,8 @@ def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) 
             counts.append(encode_segmentation(region, *size).counts)
     except SegmentationError as error:
         raise BuildError(f"{line.where}: {error}; correct the segmentation") from None
+    if line.cleared:
+        counts = []
     if line.box and line.segmentation != BOX:
         _check_box(line, counts, size)
     return counts

@@ -79,4 +79,5 @@ def _scores(config: ExportConfig) -> str:
     if not prefixes:
         return "This checkpoint was not evaluated."
     tables = full_text(config.metrics, prefixes, protocols, config.eval["threshold"])
-    return f"In percent, by the name of the evaluation.\n\n```\n{tables}\n```"
+    heading = "In percent; a table is named by its evaluation's prefix, without one it is `test`."
+    return f"{heading}\n\n```\n{tables}\n```"

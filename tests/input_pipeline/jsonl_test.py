@@ -129,6 +129,12 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         (drawn([2, 2, 2.1, 2, 2.1, 2.1]), "train.jsonl:2: the region covers no pixel"),
         (line(image_id="000000391895"), "write COCO's ids without zeros in front"),
         (line(present="no"), "train.jsonl:2: 'present' is 'no'; write true or false"),
+        (line(present=False), "train.jsonl:2: a region, and 'present' is false; leave one of"),
+        (
+            {**drawn(SOUND), "segmentation": encode(np.ones((3, 3))), "present": False},
+            "train.jsonl:2: the RLE's size is [3, 3], the image's [12, 20]",
+        ),
+        ('{"image": "a.png",', "line 1 column 19 (char 18)); one object a line"),
         (line(image_id=1.5), "'image_id' is 1.5, no text"),
         (line(parent="train-1", granularity="object"), "a 'object' with a parent"),
         (line(parent="train-1"), "a region that is its own parent, or has two"),

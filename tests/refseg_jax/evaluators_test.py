@@ -272,6 +272,16 @@ def test_damaged_images_are_left_out_and_counted(
     assert {name.split("-")[0] for name in names} == {"val0", "val2"}
 
 
+def test_only_the_step_that_is_asked_for_is_dumped(
+    data_dir: Path, tmp_path: Path, forward: Forward, params: Any
+) -> None:
+    evaluator = make_evaluator(data_dir, forward, dump=tmp_path / "dump", dump_at=2)
+    before = evaluator.evaluate(params, 1)
+    assert not (tmp_path / "dump").exists()
+    assert evaluator.evaluate(params, 2) == before
+    assert _lines(tmp_path / "dump" / "predictions.jsonl")
+
+
 def test_an_id_that_stands_twice_is_one_line_and_no_dump(
     tmp_path: Path, forward: Forward, params: Any
 ) -> None:

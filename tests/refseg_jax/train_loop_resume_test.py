@@ -171,6 +171,17 @@ def test_more_steps_and_new_fields_resume(sound: Path, trained: Path) -> None:
     assert train(trained, sound, 3, config=config).speed["steps"] == 1
 
 
+def test_fewer_steps_than_were_done_are_refused_and_nothing_is_lost(
+    sound: Path, trained: Path
+) -> None:
+    told = (trained / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        UserError, match=r"trained for \d steps, and 1 are asked for; ask for as many"
+    ):
+        train(trained, sound, 1, config=_config(steps=1))
+    assert (trained / "metrics.jsonl").read_bytes() == told
+
+
 def _mixture(data_dir: Path) -> Mixture:
     """Two members of one shape, and a third of another, at every fourth step."""
     data = data_config(data_dir, "train")

@@ -106,7 +106,7 @@ def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path
 
 
 def test_what_a_head_is_sure_of_and_no_pixel_shows_is_no_match(
-    images: Path, tmp_path: Path
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = unires_run_config(0.999999, WITH_PRESENCE)
     save_unires(tmp_path / "run", presence_params(99.0), config=config)
@@ -114,6 +114,9 @@ def test_what_a_head_is_sure_of_and_no_pixel_shows_is_no_match(
     assert all(line["present"] and line["score"] == 0 for line in _lines(tmp_path / "out"))
     told = (tmp_path / "out" / "matches.jsonl").read_text().splitlines()
     assert [json.loads(line)["matches"] for line in told] == [[], []]
+    capsys.readouterr()
+    assert _call(tmp_path / "run", images / "a.png", tmp_path / "one", *TEXTS) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [f"{text}: no match" for text in TEXTS]
 
 
 def test_of_a_folder_the_images_that_contain_the_thing_are_listed_by_score(
