@@ -123,7 +123,9 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
     Args:
         rgb: u8 `[H, W, 3]`.
         size: side of the network's square input.
-        resize: `letterbox` (bicubic, the border is CLIP's mean colour) or `stretch` (bicubic).
+        resize: `letterbox` (CRIS's: OpenCV's bicubic warp, the border is CLIP's mean colour) or
+            `stretch` (ReLA's and LAVT's: Pillow's bilinear resize, whose kernel widens where an
+            image shrinks, so that nothing is skipped).
 
     Returns:
         u8 `[size, size, 3]`, and the affine map f32 `[2, 3]`.
@@ -131,9 +133,16 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
     affine = make_affine(rgb.shape[0], rgb.shape[1], size, resize)
     if _is_identity(affine, rgb.shape[:2], size):
         return rgb, affine
-    border = cv2.BORDER_CONSTANT if resize == "letterbox" else cv2.BORDER_REPLICATE
+    if resize == "stretch":
+        stretched = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(stretched), affine
     warped = cv2.warpAffine(
-        rgb, affine, (size, size), flags=cv2.INTER_CUBIC, borderMode=border, borderValue=_BORDER
+        rgb,
+        affine,
+        (size, size),
+        flags=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=_BORDER,
     )
     return warped, affine
 

@@ -239,7 +239,7 @@ def test_image_and_mask_stay_aligned(resize: Resize, before: tuple[Transform, ..
     if resize == "letterbox":
         bright[:16] = bright[48:] = False  # The border, of CLIP's mean colour, is no box.
     covered = mask > 127
-    # The image is warped bicubically, the mask bilinearly: they may differ by the edge's pixels.
+    # The image and the mask are resized by different kernels: they may differ by the edge's pixels.
     assert (bright & covered).sum() / (bright | covered).sum() > 0.9
     # The centre of the box goes where `affine` sends it.
     centre = (2.5, 3.5) if not before else (WIDTH - 1 - 2.5, 3.5)

@@ -266,21 +266,46 @@ def _warp(
     return np.einsum("yi,ijc,xj->yxc", rows, wide, columns, optimize=True)
 
 
-@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+def _waves(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / width * 5), np.cos(y / height * 6), np.sin((x + y) / (height + width) * 9)]
+    return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
+
+
 @pytest.mark.parametrize("shape", [(9, 16), (24, 10), (90, 120)])
-def test_images_are_warped_bicubically(shape: tuple[int, int], resize: preprocess.Resize) -> None:
+def test_letterboxed_images_are_warped_bicubically(shape: tuple[int, int]) -> None:
     """OpenCV 4 rounds positions to 1/32 pixel, hence a smooth image and 3 levels; a shift of half a
     native pixel would be off by 4 to 77."""
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    waves = [np.sin(x / shape[1] * 5), np.cos(y / shape[0] * 6), np.sin((x + y) / sum(shape) * 9)]
-    image = (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
-    found, affine = preprocess.prepare_image(image, 64, resize)
+    image = _waves(*shape)
+    found, affine = preprocess.prepare_image(image, 64, "letterbox")
     mean = np.array([0.48145466, 0.4578275, 0.40821073]) * 255
-    border = mean if resize == "letterbox" else None
-    expected = _warp(image, preprocess.make_affine(*shape, 64, resize), 64, _cubic, border)
+    expected = _warp(image, preprocess.letterbox_affine(*shape, 64), 64, _cubic, mean)
     assert (found.dtype, found.shape) == (np.uint8, (64, 64, 3))
-    np.testing.assert_array_equal(affine, preprocess.make_affine(*shape, 64, resize))
+    np.testing.assert_array_equal(affine, preprocess.letterbox_affine(*shape, 64))
     assert np.abs(found - expected.clip(0, 255)).max() < 3
+
+
+def _triangle(length: int, size: int) -> np.ndarray:
+    """Pillow's bilinear weights `[size, length]`: a triangle around the output pixel's centre, one
+    input pixel wide on either side where the image grows, one output pixel where it shrinks."""
+    ratio = length / size
+    centres = (np.arange(size) + 0.5) * ratio
+    distance = np.abs(np.arange(length) + 0.5 - centres[:, None])
+    weights = np.maximum(1 - distance / max(ratio, 1.0), 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(9, 16), (24, 10), (90, 120), (300, 64), (1, 1)])
+def test_stretched_images_are_resized_as_pillow_does(shape: tuple[int, int]) -> None:
+    """Noise, of which a kernel that skips pixels would keep the whole contrast. Pillow rounds after
+    each axis: one level."""
+    image = RNG.integers(0, 256, (*shape, 3), np.uint8)
+    found, affine = preprocess.prepare_image(image, 64, "stretch")
+    rows, columns = _triangle(shape[0], 64), _triangle(shape[1], 64)
+    expected = np.einsum("yi,ijc,xj->yxc", rows, image, columns, optimize=True)
+    assert (found.dtype, found.shape) == (np.uint8, (64, 64, 3))
+    np.testing.assert_array_equal(affine, preprocess.stretch_affine(*shape, 64))
+    assert np.abs(found - expected).max() <= 1.01
 
 
 def test_letterbox_borders_have_the_mean_colour() -> None:
