@@ -8,6 +8,7 @@ from configs import scenes_rela, scenes_unires
 from refseg_jax.predictions import encode
 from tools import trainings
 from tools.studies import (
+    NO_TARGET,
     PAPER_MIN_PIXELS,
     RELA,
     STUDIES,
@@ -87,16 +88,21 @@ def test_the_page_states_where_the_systems_recipes_differ():
     assert f"weighs {weights.pop():g} of either" in text and not weights
 
 
-def test_what_is_matched_on_val_is_evaluated_there():
+@pytest.mark.parametrize("study", [RELA, NO_TARGET], ids=["rela", "no_target"])
+def test_what_is_matched_on_val_is_evaluated_there(study: Study):
     rows = {
-        row.variant for table in RELA.tables for row in table.rows if row.read is by_matched_pixels
+        row.variant for table in study.tables for row in table.rows if row.read is by_matched_pixels
     }
     assert rows
-    for name, variant in RELA.variants.items():
+    for name, variant in study.variants.items():
         config = resolved(
-            _ROOT / (variant.config or RELA.config), (*RELA.fields, *variant.overrides)
+            _ROOT / (variant.config or study.config), (*study.fields, *variant.overrides)
         )
         assert (config["evals"]["val"]["when"] == "final") == (name in rows), name
+
+
+def test_the_study_of_the_head_is_of_the_recipe_s_length():
+    assert NO_TARGET.steps == scenes_rela.get_config().steps
 
 
 def test_what_never_saw_an_absent_pair_is_told_by_its_masks_too():
