@@ -152,7 +152,7 @@ _DUMPED = (
 )
 #: What `by_matched_pixels` reads beside the test's.
 _VAL = "--config.evals.val.when=final"
-#: Of one training.
+#: Who clears the masks of one training.
 _DECIDERS = (
     Row("ReLA, its head", "paper"),
     Row("ReLA, fewer than 50 pixels", "paper", by_pixels),
