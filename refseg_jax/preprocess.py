@@ -135,7 +135,7 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
         return rgb, affine
     if resize == "stretch":
         stretched = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(stretched), affine
+        return np.array(stretched), affine
     warped = cv2.warpAffine(
         rgb,
         affine,

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from refseg_jax.batch import Array
 
@@ -62,8 +63,17 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     if size[0] % height == 0 and size[1] % width == 0:
         wide = upsample_axis(x, size[1] // width, 2)
         return upsample_axis(wide, size[0] // height, 1)
-    shape = (x.shape[0], *size, x.shape[3])
-    return jax.image.resize(x, shape, "linear", antialias=False)
+    rows, columns = _blend(height, size[0]), _blend(width, size[1])
+    exact = jax.lax.Precision.HIGHEST
+    wide = jnp.einsum("xj,bijc->bixc", columns.astype(x.dtype), x, precision=exact)
+    return jnp.einsum("yi,bixc->byxc", rows.astype(x.dtype), wide, precision=exact)
+
+
+def _blend(cells: int, pixels: int) -> np.ndarray:
+    """Bilinear weights f32 `[pixels, cells]`: half-pixel centres, edges clamped."""
+    position = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    distance = np.abs(position[:, None] - np.arange(cells))
+    return np.maximum(1.0 - distance, 0.0).astype(np.float32)
 
 
 def resize_position_embedding(table: Array, grid: int) -> jax.Array:

@@ -123,15 +123,18 @@ def _caution(study: Study, seeds: int) -> str:
     told = [_paired(table, row) for table in study.tables for row in range(1, len(table.rows))]
     paired, apart = (len(study.metrics) * told.count(kind) for kind in (True, False))
     of_pairs, of_others = by_chance(seeds - 1), by_chance(2 * seeds - 2)
+    parts = [
+        f"p = {chance:.2f} in the {number} between rows of {kind}"
+        for number, chance, kind in (
+            (apart, of_others, "different trainings"),
+            (paired, of_pairs, "the same trainings, whose error is that of the seeds' differences"),
+        )
+        if number
+    ]
     text = (
         f"The page tells {paired + apart} differences. Where there is none, {seeds} seeds pass two "
-        f"standard errors with p = {of_others:.2f} (Student's t)"
+        f"standard errors with {', '.join(parts)} (Student's t)"
     )
-    if paired:
-        text += (
-            f"; with p = {of_pairs:.2f} in the {paired} between rows of the same trainings, whose "
-            "standard error is that of the seeds' differences"
-        )
     expected = paired * of_pairs + apart * of_others
     return f"{text}. If nothing differed, about {expected:.0f} would be called resolved by chance."
 

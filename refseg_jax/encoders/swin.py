@@ -12,9 +12,9 @@ from flax import nnx
 from refseg_jax import naming
 from refseg_jax.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
 from refseg_jax.encoders.stem import cut
-from refseg_jax.layers.attention import MultiHeadAttention
+from refseg_jax.layers.attention import MultiHeadAttention, attention
 from refseg_jax.layers.dropout import drop_path, split_key
-from refseg_jax.layers.linear import Linear, gaussian
+from refseg_jax.layers.linear import Linear, contract, gaussian
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import Mlp, exact_gelu, run_block
 
@@ -283,23 +283,38 @@ class SwinBlock(nnx.Module):
         return x + drop_path(self.mlp(self.mlp_norm(x)), self.drop_path, mlp_key)
 
     def _look_around(self, x: jax.Array) -> jax.Array:
-        """Attention within (shifted) windows."""
+        """Attention within (shifted) windows.
+
+        What windows are filled up with is zero before the projections and dropped after them, so
+        that it is projected by nothing: its query, key and value are the biases.
+        """
         height, width = x.shape[1:3]
-        x = _fill(x, self.window)
-        shifted = jnp.roll(x, (-self.shift, -self.shift), (1, 2)) if self.shift else x
-        windows = cut(shifted, self.window)
-        tokens = windows.reshape(-1, self.window**2, x.shape[-1])
-        near = shift_mask(x.shape[1], x.shape[2], self.window, self.shift) if self.shift else None
-        mixed = self.attention(
-            tokens,
-            tokens,
-            tokens,
+        filled = [length + -length % self.window for length in (height, width)]
+        near = shift_mask(*filled, self.window, self.shift) if self.shift else None
+        own = self.attention
+        mixed = attention(
+            self._project(own.query, x),
+            self._project(own.key, x),
+            self._project(own.value, x),
             visible=None if near is None else jnp.asarray(near),
             bias=self.relative_positions[...][relative_index(self.window)].transpose(2, 0, 1),
-        ).reshape(windows.shape)
-        joined = mixed.swapaxes(2, 3).reshape(x.shape)
+        )
+        tall, wide = (length // self.window for length in filled)
+        windows = mixed.reshape(-1, tall, wide, self.window, self.window, x.shape[-1])
+        joined = windows.swapaxes(2, 3).reshape(-1, *filled, x.shape[-1])
         back = jnp.roll(joined, (self.shift, self.shift), (1, 2)) if self.shift else joined
-        return back[:, :height, :width]
+        return own.out(back[:, :height, :width])
+
+    def _project(self, linear: Linear, x: jax.Array) -> jax.Array:
+        """`[B, h, w, width]` to the tokens of (shifted) windows `[B * windows, T, heads, D]`."""
+        y = _fill(contract(x, linear.kernel[...], linear.dtype), self.window)
+        if linear.bias is not None:
+            y = y + linear.bias[...].astype(y.dtype)
+        shifted = jnp.roll(y, (-self.shift, -self.shift), (1, 2)) if self.shift else y
+        windows = cut(shifted, self.window)
+        return windows.reshape(
+            -1, self.window**2, self.attention.heads, x.shape[-1] // self.attention.heads
+        )
 
 
 def relative_index(window: int) -> np.ndarray:

@@ -5,6 +5,7 @@ own. All is computed in f32, whatever the model was trained in.
 """
 
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -66,7 +67,8 @@ def write_onnx(
             check=False,
         )
         if done.returncode:
-            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            # The exception's line; JAX adds advice of many lines to some.
+            said = re.findall(r"^[\w.]+: .*$", done.stderr, re.MULTILINE)
             reason = said[-1] if said else f"exit code {done.returncode}"
             raise UserError(
                 f"{target.name}: jax2onnx cannot convert this model ({reason[:200]}); "

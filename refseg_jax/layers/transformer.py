@@ -18,8 +18,12 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """`x * Phi(x)` by the error function: what Swin and BERT have (JAX's default is a tanh formula)."""
-    return jax.nn.gelu(x, approximate=False)
+    """`x * (1 + erf(x / sqrt(2))) / 2`, what Swin and BERT have, as torch computes it.
+
+    `jax.nn.gelu` has a tanh formula by default; its exact one takes `erfc`, whose two branches are
+    both computed, for tails that nothing here needs.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 2**-0.5))
 
 
 #: Of a CLIP's MLPs, by the name that configs use: OpenAI's, and most of OpenCLIP's.

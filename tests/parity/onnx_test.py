@@ -22,6 +22,7 @@ from refseg_jax.exports.onnx_environment import ensure_environment
 from refseg_jax.exports.onnx_graphs import OnnxEngine, write_onnx
 from refseg_jax.exports.source import Source
 from refseg_jax.predictor import Predictor
+from refseg_jax.train_state import Params
 from tests.refseg_jax.exports.folders import (
     TEXTS,
     compiling_in_a_hurry,
@@ -36,6 +37,7 @@ from tests.refseg_jax.exports.folders import (
     write_all,
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
+from tests.refseg_jax.models.rela_test import SMALL as RELA
 from tests.refseg_jax.tiny_run import UNIRES, random_params
 
 pytestmark = pytest.mark.parity
@@ -77,14 +79,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 )
 def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = {"name": "unires", **FIELDS, "decoder_layers": 1, **changes}
-    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
-    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
-    graphs, _ = write_onnx(tmp_path, source)
-    config = ExportConfig("onnx", model, source.data, {}, 1, {}, graphs)
-    folder.write_config(tmp_path, config)
-    found = OnnxEngine(tmp_path, folder.read_config(tmp_path))
-    expected = ParameterEngine(params, {**model, "dtype": "float32"})
-    assert (found.image_size, found.mask_stride) == (expected.image_size, expected.mask_stride)
+    params, found, expected = _exported(tmp_path, model)
     for batch, count in ((2, 3), (1, 1)):
         inputs = graph_inputs(batch, count, eos=EOS, length=LENGTH)
         ours, theirs = (engine_outputs(each, inputs) for each in (expected, found))
@@ -97,6 +92,35 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     size = sum(path.stat().st_size for path in tmp_path.glob("*.onnx"))
     stored = sum(value.nbytes for value in params.values())
     assert size < stored + 800_000
+
+
+def _exported(target: Path, model: dict[str, Any]) -> tuple[Params, OnnxEngine, ParameterEngine]:
+    """Random numbers, the graphs of the model that has them, and the model in f32."""
+    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
+    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
+    graphs, _ = write_onnx(target, source)
+    folder.write_config(target, ExportConfig("onnx", model, source.data, {}, 1, {}, graphs))
+    found = OnnxEngine(target, folder.read_config(target))
+    expected = ParameterEngine(params, {**model, "dtype": "float32"})
+    assert (found.image_size, found.mask_stride) == (expected.image_size, expected.mask_stride)
+    return params, found, expected
+
+
+def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
+    """By the blocks of the public code, whose image features are all stages."""
+    model = {**RELA, "relationship": "official", "gate": "closed"}
+    _, found, expected = _exported(tmp_path, model)
+    for batch, count in ((2, 3), (1, 1)):
+        inputs = graph_inputs(
+            batch, count, eos=RELA["eos_id"], length=LENGTH, side=RELA["image_size"]
+        )
+        assert found.encode_image(inputs["image"]).keys() == {"maps.0", "maps.1"}
+        ours, theirs = (engine_outputs(each, inputs) for each in (expected, found))
+        assert ours.keys() == theirs.keys() == {"mask_logits", "present_logits"}
+        for name, logits in ours.items():
+            assert batch * count == 1 or logits.std() > 0.01
+            largest = np.abs(logits).max()
+            np.testing.assert_allclose(theirs[name], logits, rtol=0, atol=1e-5 * largest)
 
 
 def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path) -> None:

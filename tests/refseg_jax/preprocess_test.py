@@ -249,15 +249,13 @@ def _warp(
     affine: np.ndarray,
     size: int,
     kernel: Callable[[np.ndarray], np.ndarray],
-    border: np.ndarray | None,
+    border: np.ndarray,
 ) -> np.ndarray:
-    """Every output pixel as the sum over all input pixels; beyond the image `border` or its edge."""
+    """Every output pixel as the sum over all input pixels; beyond the image it is `border`."""
     pad = 2 * size
-    wide = np.pad(image.astype(np.float64), ((pad, pad), (pad, pad), (0, 0)), mode="edge")
-    if border is not None:
-        outside = np.ones(wide.shape[:2], bool)
-        outside[pad : pad + image.shape[0], pad : pad + image.shape[1]] = False
-        wide[outside] = border
+    height, width = image.shape[:2]
+    wide = np.tile(border.astype(np.float64), (height + 2 * pad, width + 2 * pad, 1))
+    wide[pad : pad + height, pad : pad + width] = image
     steps = np.arange(size)
     source_x = (steps - affine[0, 2]) / affine[0, 0]
     source_y = (steps - affine[1, 2]) / affine[1, 1]

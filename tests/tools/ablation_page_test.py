@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 
 from tools.ablation_page import Cell, Scores, by_chance, difference, markdown
-from tools.studies import GROUP_TOKENS, RELA, Row, Table, by_pixels
+from tools.studies import GROUP_TOKENS, NO_TARGET, RELA, Row, Study, Table, by_pixels
 
 
 def test_a_cell_is_the_mean_and_its_standard_error():
@@ -84,11 +84,18 @@ def test_two_rows_of_zeros_differ_in_nothing():
 def test_the_page_tells_how_many_differences_there_are_and_what_chance_makes_of_them():
     text = _page([Row("both", "both"), Row("none", "none")], [_scores(0.1, 0.2, 0.3)] * 2)
     assert "tells 4 differences" in text
-    assert "3 seeds pass two standard errors with p = 0.12 (" in text
+    assert "3 seeds pass two standard errors with p = 0.12 in the 4 between rows of diff" in text
     assert "same trainings" not in text
-    some = dict.fromkeys(RELA.metrics, 0.5)
-    scores = [[[some, some, some]] * len(table.rows) for table in RELA.tables]
-    text = markdown(RELA, scores, seeds=(0, 1, 2), steps=200)
-    assert "tells 64 differences" in text
-    assert "p = 0.18 in the 8 between rows of the same trainings" in text
-    assert "about 8 would be called resolved by chance" in text
+    text = _text_of_constants(RELA)
+    assert "tells 68 differences" in text
+    assert "p = 0.12 in the 44 between rows of different trainings, p = 0.18 in the 24 " in text
+    assert "about 10 would be called resolved by chance" in text
+    text = _text_of_constants(NO_TARGET)
+    assert "standard errors with p = 0.18 in the 8 between rows of the same trainings" in text
+    assert "different trainings" not in text
+
+
+def _text_of_constants(study: Study) -> str:
+    some = dict.fromkeys(study.metrics, 0.5)
+    scores = [[[some, some, some]] * len(table.rows) for table in study.tables]
+    return markdown(study, scores, seeds=(0, 1, 2), steps=200)

@@ -89,14 +89,16 @@ def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (40, 33, 3), np.uint8)
 
 
-def graph_inputs(batch: int, count: int, *, eos: int, length: int) -> dict[str, np.ndarray]:
-    """Images of 32 pixels, and texts of different lengths."""
+def graph_inputs(
+    batch: int, count: int, *, eos: int, length: int, side: int = 32
+) -> dict[str, np.ndarray]:
+    """Square images, and texts of different lengths."""
     rng = np.random.default_rng(batch)
     ends = rng.integers(2, length, (batch, count, 1))
     place = np.arange(length)
     text = rng.integers(1, eos, (batch, count, length))
     return {
-        "image": rng.integers(0, 256, (batch, 32, 32, 3), np.uint8),
+        "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
         "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
         "text_valid": place <= ends,
     }

@@ -40,6 +40,7 @@ from tests.refseg_jax.exports.folders import (
     write_all,
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
+from tests.refseg_jax.models.rela_test import SMALL as RELA
 from tests.refseg_jax.tiny_run import UNIRES, random_params
 
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
@@ -77,14 +78,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 )
 def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = {"name": "unires", **FIELDS, "decoder_layers": 1, **changes}
-    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
-    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
-    written = FORMATS["stablehlo"](tmp_path, source)
-    config = ExportConfig("stablehlo", model, source.data, {}, 1, {}, written.graphs)
-    folder.write_config(tmp_path, config)
-    graphs = StablehloEngine(tmp_path, folder.read_config(tmp_path))
-    engine = ParameterEngine(params, model)
-    assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
+    graphs, engine = _exported(tmp_path, model)
     inputs = graph_inputs(2, 3, eos=EOS, length=LENGTH)
     found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
     _agree(found.pop("mask_logits"), expected.pop("mask_logits"))
@@ -93,6 +87,33 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
     for name, logits in expected.items():
         assert np.ptp(logits) > 0.01
         np.testing.assert_allclose(found[name], logits, rtol=0, atol=1e-5)
+
+
+def _exported(target: Path, model: dict[str, Any]) -> tuple[StablehloEngine, ParameterEngine]:
+    """Graphs of a model of random numbers, and the model."""
+    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
+    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
+    written = FORMATS["stablehlo"](target, source)
+    config = ExportConfig("stablehlo", model, source.data, {}, 1, {}, written.graphs)
+    folder.write_config(target, config)
+    graphs = StablehloEngine(target, folder.read_config(target))
+    engine = ParameterEngine(params, model)
+    assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
+    return graphs, engine
+
+
+def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
+    """With the gate open an image's features are its patches alone, and words enter the stages."""
+    model = {**RELA, "relationship": "paper", "gate": "live"}
+    graphs, engine = _exported(tmp_path, model)
+    inputs = graph_inputs(2, 3, eos=RELA["eos_id"], length=LENGTH, side=RELA["image_size"])
+    assert graphs.encode_image(inputs["image"]).keys() == {"maps.0"}
+    found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
+    _agree(found["mask_logits"], expected["mask_logits"])
+    assert np.ptp(expected["present_logits"]) > 0.01
+    np.testing.assert_allclose(
+        found["present_logits"], expected["present_logits"], rtol=0, atol=1e-5
+    )
 
 
 def test_a_graph_takes_just_the_parameters_that_it_uses() -> None:
