@@ -289,8 +289,8 @@ class SwinBlock(nnx.Module):
         that it is projected by nothing: its query, key and value are the biases.
         """
         height, width = x.shape[1:3]
-        filled = [length + -length % self.window for length in (height, width)]
-        near = shift_mask(*filled, self.window, self.shift) if self.shift else None
+        tall, wide = height + -height % self.window, width + -width % self.window
+        near = shift_mask(tall, wide, self.window, self.shift) if self.shift else None
         own = self.attention
         mixed = attention(
             self._project(own.query, x),
@@ -299,9 +299,9 @@ class SwinBlock(nnx.Module):
             visible=None if near is None else jnp.asarray(near),
             bias=self.relative_positions[...][relative_index(self.window)].transpose(2, 0, 1),
         )
-        tall, wide = (length // self.window for length in filled)
-        windows = mixed.reshape(-1, tall, wide, self.window, self.window, x.shape[-1])
-        joined = windows.swapaxes(2, 3).reshape(-1, *filled, x.shape[-1])
+        grid = (tall // self.window, wide // self.window)
+        windows = mixed.reshape(-1, *grid, self.window, self.window, x.shape[-1])
+        joined = windows.swapaxes(2, 3).reshape(-1, tall, wide, x.shape[-1])
         back = jnp.roll(joined, (self.shift, self.shift), (1, 2)) if self.shift else joined
         return own.out(back[:, :height, :width])
 

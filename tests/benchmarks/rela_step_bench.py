@@ -6,7 +6,7 @@ the step are forward and backward pass of the parts, on inputs of the shapes the
 Dropout and drop path are off on both sides. `RELA_BENCH=small` runs it with few layers at 64.
 
 The step is slower than the sum of its parts: XLA gets its 3.5 GB anew for every step, 0.9 million page
-faults that take 5 of 19 CPU seconds. Large pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) take them away
+faults that take 5 of 19 CPU seconds. `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` takes them away
 in a process without torch, 8.3 to 9.3 s in place of 10.6 to 12.6, but not in this one.
 """
 
