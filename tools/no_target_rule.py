@@ -1,6 +1,6 @@
 """The pixel rule for "nothing matches" over the predictions that a run has dumped.
 
-ReLA's paper (section 5.1) takes a mask of fewer than 50 pixels for none. The rule needs no training, so
+ReLA's paper (section 5.3) takes a mask of fewer than 50 pixels for none. The rule needs no training, so
 that it is tried after it, on the same masks as the head that decides by itself.
 """
 

@@ -14,7 +14,7 @@ from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
 #: Reads the scores of a finished run out of its folder.
 Reader = Callable[[Path], Mapping[str, float]]
 
-#: ReLA's paper clears masks of fewer pixels of 480 x 480 (section 5.1).
+#: ReLA's paper clears masks of fewer pixels (section 5.3); that they are of 480 x 480 is its code's.
 PAPER_MIN_PIXELS = 50
 
 
@@ -225,8 +225,9 @@ RELA = Study(
             _deciders("ReLA: who says that nothing is there", "paper"),
             text=(
                 "In each of the next four tables a seed's rows are of one training: the same masks,",
-                "cleared by the head, or by the pixel rule (ReLA's paper, section 5.1), which counts",
-                "pixels of 480 x 480, scaled by the area of the image.",
+                "cleared by the head, or by the pixel rule (ReLA's paper, section 5.3), which counts",
+                "pixels of 480 x 480, scaled by the area of the image. In the last row of three the",
+                "rule has the number of pixels at which it keeps as many of val's targets as the head.",
             ),
         ),
         dataclasses.replace(
@@ -265,7 +266,7 @@ NO_TARGET = Study(
     text=(
         "On Scenes, by the whole recipe of `configs/scenes_rela.py`; written by `make ablation`. A",
         "seed's rows are of one training: the same masks, cleared by the head that was trained for it,",
-        "or by the pixel rule (ReLA's paper, section 5.1), which counts pixels of 480 x 480, scaled by",
+        "or by the pixel rule (ReLA's paper, section 5.3), which counts pixels of 480 x 480, scaled by",
         "the area of the image. In the last row the rule has the number of pixels at which it keeps as",
         "many of val's targets as the head. The recipe was chosen by test scores of seed 0.",
     ),

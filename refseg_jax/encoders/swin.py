@@ -285,8 +285,9 @@ class SwinBlock(nnx.Module):
     def _look_around(self, x: jax.Array) -> jax.Array:
         """Attention within (shifted) windows.
 
-        What windows are filled up with is zero before the projections and dropped after them, so
-        that it is projected by nothing: its query, key and value are the biases.
+        A token that fills a window up is zero, so that its query, key and value are the biases:
+        products are taken before windows are filled, biases added after. It is attended to like any
+        other, and cut off before the output projection.
         """
         height, width = x.shape[1:3]
         tall, wide = height + -height % self.window, width + -width % self.window
@@ -308,13 +309,12 @@ class SwinBlock(nnx.Module):
     def _project(self, linear: Linear, x: jax.Array) -> jax.Array:
         """`[B, h, w, width]` to the tokens of (shifted) windows `[B * windows, T, heads, D]`."""
         y = _fill(contract(x, linear.kernel[...], linear.dtype), self.window)
-        if linear.bias is not None:
-            y = y + linear.bias[...].astype(y.dtype)
+        assert linear.bias is not None
+        y = y + linear.bias[...].astype(y.dtype)
         shifted = jnp.roll(y, (-self.shift, -self.shift), (1, 2)) if self.shift else y
         windows = cut(shifted, self.window)
-        return windows.reshape(
-            -1, self.window**2, self.attention.heads, x.shape[-1] // self.attention.heads
-        )
+        heads = self.attention.heads
+        return windows.reshape(-1, self.window**2, heads, x.shape[-1] // heads)
 
 
 def relative_index(window: int) -> np.ndarray:

@@ -67,9 +67,7 @@ def write_onnx(
             check=False,
         )
         if done.returncode:
-            # The exception's line; JAX adds advice of many lines to some.
-            said = re.findall(r"^[\w.]+: .*$", done.stderr, re.MULTILINE)
-            reason = said[-1] if said else f"exit code {done.returncode}"
+            reason = raised(done.stderr) or f"exit code {done.returncode}"
             raise UserError(
                 f"{target.name}: jax2onnx cannot convert this model ({reason[:200]}); "
                 "export it with --format=stablehlo"
@@ -78,6 +76,16 @@ def write_onnx(
         for path in made.glob("*.onnx*"):
             path.rename(target / path.name)
     return written["graphs"], written["error"]
+
+
+def raised(stderr: str) -> str:
+    """The first line of the exception that ended a Python process; else its last words, if any.
+
+    After an exception may stand more lines of its message, and advice of JAX.
+    """
+    tracebacks = re.findall(r"^Traceback .*\n(?:[ \t].*\n)+(\S.*)", stderr, re.MULTILINE)
+    words = tracebacks or [line.strip() for line in stderr.splitlines() if line.strip()]
+    return words[-1] if words else ""
 
 
 class OnnxEngine:

@@ -178,6 +178,10 @@ def test_a_block_is_attention_among_neighbours_of_the_filled_map(shift):
     block = SwinBlock(
         8, 2, window=4, shift=shift, drop_path=0.0, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
+    # What fills windows up is keys and values of the biases, which start as zeros.
+    own = block.attention
+    for number, linear in enumerate((own.query, own.key, own.value, own.out)):
+        linear.bias = nnx.Param(jax.random.normal(jax.random.key(number), (8,)))
     x = np.random.default_rng(0).standard_normal((2, 6, 9, 8)).astype(np.float32)
     filled = np.zeros((2, 8, 12, 8), np.float32)
     filled[:, :6, :9] = block.attention_norm(jnp.asarray(x))

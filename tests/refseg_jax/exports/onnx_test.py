@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.exports import onnx_environment
+from refseg_jax.exports import onnx_environment, onnx_graphs
 from refseg_jax.exports.exporter import FORMATS, export
 from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.predictor import Predictor
@@ -94,6 +94,32 @@ def test_a_conversion_that_fails_is_one_line_and_leaves_nothing(
         )
     one_line(caught, "cannot convert", "No module named", "--format=stablehlo")
     assert [path.name for path in tmp_path.iterdir()] == ["env"]
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (
+            "a.b.Inconclusive: of b*k\nSee: a page\n\n-----\nFor simplicity, JAX hid frames.",
+            "of b*k",
+        ),
+        (
+            "KeyError: 'a'\n\nDuring it:\n\nTraceback (most recent call last):\n  x\nMemoryError",
+            "Mem",
+        ),
+        ("ValueError: no order\nname: foo OpType: Bar", "no order"),
+    ],
+)
+def test_the_reason_is_the_last_exception_whatever_stands_behind_it(after: str, said: str) -> None:
+    frames = (
+        'warning: old\nTraceback (most recent call last):\n  File "x", line 1\n    f()\n    ^^^\n'
+    )
+    assert said in onnx_graphs.raised(frames + after + "\n")
+
+
+@pytest.mark.parametrize(("stderr", "said"), [("", ""), ("began\nKilled\n\n", "Killed")])
+def test_without_a_traceback_the_reason_is_the_last_line(stderr: str, said: str) -> None:
+    assert onnx_graphs.raised(stderr) == said
 
 
 @pytest.mark.parametrize("read", [read_source, lambda path: load_start(path, {})])

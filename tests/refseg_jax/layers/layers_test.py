@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
 
 from refseg_jax.layers.convolution import Conv3x3, UpsampleConv3x3, dynamic_conv3x3
@@ -17,6 +18,7 @@ from refseg_jax.layers.positions import (
     sine_positions_2d,
     sine_positions_relative,
 )
+from refseg_jax.layers.transformer import exact_gelu
 from refseg_jax.resize import upsample_bilinear
 
 
@@ -65,6 +67,19 @@ def test_layer_norm_adds_its_own_epsilon():
         norm = LayerNorm(16, dtype=jnp.float32, epsilon=epsilon)
         expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
         np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_exact_gelu_keeps_its_tail_in_bf16():
+    """`1 + erf` cancels there unless it is computed in f32."""
+    x = np.linspace(-5, 3, 801, dtype=np.float32)
+    expected = x * scipy.special.ndtr(x.astype(np.float64))
+    np.testing.assert_allclose(exact_gelu(jnp.asarray(x)), expected, rtol=0, atol=1e-6)
+    half = jnp.asarray(x, jnp.bfloat16)
+    rounded = np.asarray(half, np.float64)
+    expected = rounded * scipy.special.ndtr(rounded)
+    found = jax.jit(exact_gelu)(half)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-6)
 
 
 def test_group_norm_normalises_groups_over_the_area():
