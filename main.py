@@ -90,7 +90,12 @@ class Experiment:
         )
         self.last_step = trainer.steps
         logging.info("parameters:\n%s", parameter_table.summary(self.forward.shapes))
-        logging.info("%d steps of %d of %d rows", trainer.steps, config.batch_size, rows)
+        logging.info(
+            "%d steps of %d of %d rows; the first is compiled",
+            trainer.steps,
+            config.batch_size,
+            rows,
+        )
         trained = self._run(trainer, mixture)
         if trained.speed["preempted"]:
             logging.info("saved and stopped on SIGTERM; the same command resumes")

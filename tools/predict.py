@@ -11,7 +11,8 @@ that `tools.export` wrote. With `--group_maps` the group tokens' maps are writte
 Figure 5), with `--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
 
 A line of `predictions.jsonl` is what an evaluation dumps: where a presence head says that nothing is
-there, it has `"present": false` and the mask that was cleared, because ReLA's evaluator scores that one.
+there, it has `"present": false` and the mask that was cleared, because ReLA's evaluator scores that one;
+where the head says that something is there and no pixel shows it, `"present": true` and an empty mask.
 With `--maps` it has a `"map"` as well, the probabilities as a grey PNG in base64 (docs/protocols.md).
 """
 
@@ -65,6 +66,13 @@ class Match(NamedTuple):
     image: str
     score: float
     pixels: int
+
+
+def _told(one: Prediction) -> str:
+    """What is printed of one pair."""
+    if one.mask.any():
+        return f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
+    return "no match (its head says yes, but no pixel shows it)" if one.present else "no match"
 
 
 def write_matches(
@@ -172,8 +180,7 @@ def run(options: argparse.Namespace) -> int:
                 if one.mask.any():
                     matches[k].append(Match(image.name, one.score, int(one.mask.sum())))
                 if not folder:
-                    pixels = f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
-                    print(f"{text}: {pixels if one.mask.any() else 'no match'}")
+                    print(f"{text}: {_told(one)}")
     if folder:
         write_matches(options.output_dir, len(images) - bad, options.text, matches)
     skipped = f"; {bad} could not be used" if bad else ""

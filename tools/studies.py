@@ -234,7 +234,7 @@ RELA = Study(
             _deciders("ReLA trained on single targets", "single targets", matched=False),
             text=(
                 "This head never saw an expression without a target: that its N_acc is near 0 is by",
-                "construction, and only its masks can tell.",
+                "construction; only the size of its masks can say that nothing is there.",
             ),
         ),
         _deciders("UniRES", "unires", head="an empty mask", matched=False),
@@ -253,9 +253,9 @@ RELA = Study(
                 Row("the public code's, of 8 x 8 regions", "official"),
             ),
             (
-                "Of the paper's Tables 2, 3 and 4, on its own block; not repeated are the hard split of",
-                "the input (Table 2) and the 10 x 10 regions that are best there (Table 4). Last, the",
-                "block of its public code.",
+                "This repeats the paper's Tables 2, 3 and 4 on its own block, but for the hard split of",
+                "the input (Table 2) and the 10 x 10 regions that are best there (Table 4). Last stands",
+                "the block of its public code.",
             ),
         ),
     ),

@@ -116,7 +116,8 @@ def test_what_a_head_is_sure_of_and_no_pixel_shows_is_no_match(
     assert [json.loads(line)["matches"] for line in told] == [[], []]
     capsys.readouterr()
     assert _call(tmp_path / "run", images / "a.png", tmp_path / "one", *TEXTS) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == [f"{text}: no match" for text in TEXTS]
+    why = "(its head says yes, but no pixel shows it)"
+    assert capsys.readouterr().out.splitlines()[:2] == [f"{text}: no match {why}" for text in TEXTS]
 
 
 def test_of_a_folder_the_images_that_contain_the_thing_are_listed_by_score(
