@@ -10,6 +10,7 @@ from flax import nnx
 from refseg_jax.batch import Array, Batch, SegOutput
 from refseg_jax.decoders.masked_relationship import MaskedRelationship, MaskedRelationshipConfig
 from refseg_jax.decoders.pixel_decoder import PixelDecoder, PixelFeatures
+from refseg_jax.decoders.presence import MaskEvidence
 from refseg_jax.decoders.relationship import Regions, Relationship
 from refseg_jax.encoders.bert import Bert
 from refseg_jax.encoders.language_swin import LanguageSwin
@@ -45,7 +46,8 @@ class TextFeatures(NamedTuple):
 class ReLA(nnx.Module):
     """Swin with words, BERT, pixel decoder, relationship block; separable (`SeparableModel`).
 
-    The parameters' paths begin with `vision`, `text`, `pixels` and `regions`.
+    The parameters' paths begin with `vision`, `text`, `pixels`, `regions` and, where the no-target
+    head looks at the mask, `evidence`.
     """
 
     #: Published towers that it can start from, and where their parameters lie.
@@ -57,6 +59,7 @@ class ReLA(nnx.Module):
         self.text = Bert(config.text_tower, rngs=rngs)
         self.pixels = PixelDecoder(config.pixel_decoder, config.image_tower.widths, rngs=rngs)
         self.regions = self._block(rngs)
+        self.evidence = MaskEvidence(rngs=rngs) if config.mask_evidence else None
 
     @property
     def image_size(self) -> int:
@@ -109,17 +112,11 @@ class ReLA(nnx.Module):
         """
         pixels, regions = self._relate(image_features, text_features, rngs)
         pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
-        masks = jnp.einsum(
-            "ghwc,gc->ghw",
-            pixels.masks,
-            regions.target_filter(),
-            preferred_element_type=jnp.float32,
-        )
-        side, cells = self.config.side, self.config.image_size // self.config.mask_stride
-        masks = resize_bilinear(masks[..., None], (cells, cells))[..., 0]
+        masks, present = self._answer(pixels, regions)
+        side = self.config.side
         return SegOutput(
-            masks.reshape(*pairs, cells, cells),
-            regions.present_logits.reshape(pairs),
+            masks.reshape(*pairs, *masks.shape[1:]),
+            present.reshape(pairs),
             {"minimap_logits": regions.minimap_logits.reshape(*pairs, side, side)},
         )
 
@@ -133,12 +130,13 @@ class ReLA(nnx.Module):
         text_features = self.encode_text(text, text_valid)
         pixels, regions = self._relate(image_features, text_features, None)
         pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
+        _, present = self._answer(pixels, regions)
         masks = jnp.einsum("ghwc,grc->grhw", pixels.masks, regions.filters.astype(jnp.float32))
         side = self.config.side
         return RegionMaps(
             jax.nn.sigmoid(regions.minimap_logits).reshape(*pairs, side, side),
             jax.nn.sigmoid(masks).reshape(*pairs, *masks.shape[1:]),
-            jax.nn.sigmoid(regions.present_logits).reshape(pairs),
+            jax.nn.sigmoid(present).reshape(pairs),
         )
 
     def _relate(
@@ -154,6 +152,19 @@ class ReLA(nnx.Module):
         fused = self.vision.fuse(maps, words, valid, _key(rngs))
         pixels = self.pixels(fused)
         return pixels, self.regions(pixels, words, valid)
+
+    def _answer(self, pixels: PixelFeatures, regions: Regions) -> tuple[jax.Array, jax.Array]:
+        """The targets' mask logits f32 `[G, h, w]`, and presence logits f32 `[G]`."""
+        masks = jnp.einsum(
+            "ghwc,gc->ghw",
+            pixels.masks,
+            regions.target_filter(),
+            preferred_element_type=jnp.float32,
+        )
+        cells = self.config.image_size // self.config.mask_stride
+        masks = resize_bilinear(masks[..., None], (cells, cells))[..., 0]
+        present = regions.present_logits
+        return masks, present if self.evidence is None else present + self.evidence(masks)
 
     def _block(self, rngs: nnx.Rngs) -> MaskedRelationship | Relationship:
         config, sizes = self.config, self.config.block

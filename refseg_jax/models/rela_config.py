@@ -43,6 +43,8 @@ class ReLAConfig:
             The public code's own rate is a hundredth, with gradients clipped at 0.01.
         region_layers, region_hidden, mask_padding: of `official` alone.
         region_level, regions, region_attention, language_attention: of `paper` alone.
+        mask_evidence: the no-target head also looks at the decoded mask (not in the paper), see
+            `MaskEvidence`; a checkpoint without it does not start a model with it.
         dtype: compute type of the towers and of the block, `float32` or `bfloat16`; the pixel
             decoder is in f32, as in the public code.
         remat: compute the blocks' insides again in the backward pass instead of storing them.
@@ -80,6 +82,7 @@ class ReLAConfig:
     regions: RegionSource = "attention"
     region_attention: bool = True
     language_attention: bool = True
+    mask_evidence: bool = False
     dtype: str = "float32"
     remat: bool = False
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from refseg_jax.batch import Array, Batch, SegOutput
 from refseg_jax.decoders.heads import KERNEL_WIDTH, PixelKernelHead, build_head
-from refseg_jax.decoders.presence import PresenceHead
+from refseg_jax.decoders.presence import MaskEvidence, PresenceHead
 from refseg_jax.decoders.region_filter import RegionFilter
 from refseg_jax.decoders.vision_language import VisionLanguageDecoder, repeat_rows
 from refseg_jax.encoders.clip_text import ClipText
@@ -53,7 +53,7 @@ class UniRES(nnx.Module):
     """CLIP towers, region filters, two-stage decoder, head; separable (`SeparableModel`).
 
     The parameters' paths begin with `vision`, `text`, `low_filter`, `high_filter`, `decoder`
-    (stage 1), `group_decoder` (stage 2), `head`, and, where there are any, `presence`,
+    (stage 1), `group_decoder` (stage 2), `head`, and, where there are any, `presence`, `evidence`,
     `patch_adapter` and `word_adapter`.
     """
 
@@ -107,6 +107,7 @@ class UniRES(nnx.Module):
         self.head = self._head(rngs)
         # Last, so that the random numbers of the others do not depend on it.
         self.presence = self._presence(rngs)
+        self.evidence = MaskEvidence(rngs=rngs) if config.mask_evidence else None
 
     @property
     def image_size(self) -> int:
@@ -193,7 +194,10 @@ class UniRES(nnx.Module):
         logits = self.head(x, guide)  # pyright: ignore[reportCallIssue]
         present = None
         if self.presence is not None:
-            present = self.presence(x, sentence).reshape(rows, images, expressions)
+            present = self.presence(x, sentence)
+            if self.evidence is not None:
+                present = present + self.evidence(logits)
+            present = present.reshape(rows, images, expressions)
         return SegOutput(logits.reshape(rows, images, expressions, *logits.shape[1:]), present)
 
     def group_assignment(self, image: Array) -> dict[str, jax.Array]:

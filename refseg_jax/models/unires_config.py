@@ -44,6 +44,8 @@ class UniRESConfig:
         mask_stride: network pixels per mask cell; divides `patch_size`.
         presence_head: also answer whether anything is there at all (not in the paper); trained by
             `config.objective.presence`.
+        mask_evidence: the presence head also looks at the decoded mask (not in the paper), see
+            `MaskEvidence`; a checkpoint without it does not start a model with it.
         dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
         remat: compute the blocks' insides again in the backward pass instead of storing them.
     """
@@ -73,6 +75,7 @@ class UniRESConfig:
     head: str = "projector"
     mask_stride: int = 4
     presence_head: bool = False
+    mask_evidence: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -105,6 +108,8 @@ class UniRESConfig:
                 raise ValueError(
                     f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}"
                 )
+        if self.mask_evidence and not self.presence_head:
+            raise ValueError("mask_evidence is of the presence head: set presence_head, too")
         if self.decoder_width % 4:
             raise ValueError(
                 f"decoder_width={self.decoder_width}: its 2-D positions need 4 | width"

@@ -37,7 +37,7 @@ NEW = {
     r"(low|high)_filter\..*": "region filter: new in UniRES",
     r"(group_)?decoder\..*": "decoder: new in UniRES",
     r"head\..*": "head: new in UniRES",
-    r"presence\..*": "presence head: new in UniRES",
+    r"(presence|evidence)\..*": "presence head: new in UniRES",
     r"(patch|word)_adapter\..*": "adapter between CLIP's width and the decoder's: new in UniRES",
 }
 

@@ -1,14 +1,13 @@
 """The training step of UniRES B/16 at 416 in f32 on this CPU, against a plain torch twin.
 
-Both sides take turns on an otherwise idle machine, so that what disturbs one disturbs the other;
-the ratio is the median over rounds of (torch's time / ours), above 1 where ours is faster. A
-module's row is its forward and backward pass alone, on inputs of the shapes it gets in the step.
+Both sides take turns on an otherwise idle machine, each in a process of its own; the ratio is the
+median over rounds of (torch's time / ours), above 1 where ours is faster. A module's row is its
+forward and backward pass alone, on inputs of the shapes it gets in the step.
 """
 
-import statistics
-import time
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,64 +21,28 @@ from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
 from refseg_jax.objectives import MaskObjective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.train_state import Trainer
+from tests.benchmarks.sides import Row, Run, report
 from tests.parity import torch_unires
 from tests.parity.pairs import Pair, as_torch, make_batch, make_pair
 
-ROUNDS = 5
 OPTIM = OptimConfig(lr=1e-5, warmup=0.0)
-
-Run = Callable[[], Any]
-
-
-class Row(NamedTuple):
-    """One line of the table: the same work on both sides."""
-
-    name: str
-    ours: Run
-    theirs: Run
 
 
 @pytest.mark.bench
 @pytest.mark.parametrize("rows", [1, 2])
 def test_training_step_of_unires_b16_at_416(rows):
-    report({"name": "unires", "preset": "B/16"}, rows)
+    fields = {"name": "unires", "preset": "B/16"}
+    print(f"\nUniRES B/16, {rows} image(s) of 416, {torch.get_num_threads()} threads")
+    report(functools.partial(all_rows, fields, rows))
 
 
-def report(fields: dict[str, Any], rows: int) -> None:
-    """Prints the table."""
+def all_rows(fields: dict[str, Any], rows: int) -> Iterator[Row]:
+    """The lines of the table; run in both processes."""
     pair = make_pair(fields)
     pair = pair._replace(params=jax.device_put(pair.params))
     batch = make_batch(pair.forward, rows, ends=[9], length=17)
-    threads = torch.get_num_threads()
-    print(f"\nUniRES, {rows} image(s) of {pair.forward.model.image_size}, {threads} threads")
-    print(f"{'':10} {'JAX':>9} {'torch':>9} {'ratio':>7}  (least .. most)")
-    # Generators, so that a row's arrays are gone before the next row's are made.
     for make in (whole_step, optimiser, towers, decoders):
-        for row in make(pair, batch):
-            ours, theirs = take_turns(row)
-            ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-            print(
-                f"{row.name:10} {statistics.median(ours):8.3f}s {statistics.median(theirs):8.3f}s "
-                f"{statistics.median(ratios):7.2f}  ({ratios[0]:.2f} .. {ratios[-1]:.2f})",
-                flush=True,
-            )
-
-
-def take_turns(row: Row) -> tuple[list[float], list[float]]:
-    """Seconds of every round on both sides; who begins alternates."""
-    seconds: dict[Run, list[float]] = {row.ours: [], row.theirs: []}
-    for run in seconds:
-        run()
-        run()
-    for number in range(ROUNDS):
-        order = (row.ours, row.theirs) if number % 2 else (row.theirs, row.ours)
-        for run in order:
-            # Idle OpenMP threads spin for a moment before they sleep.
-            time.sleep(0.3)
-            start = time.perf_counter()
-            run()
-            seconds[run].append(time.perf_counter() - start)
-    return seconds[row.ours], seconds[row.theirs]
+        yield from make(pair, batch)
 
 
 def make_trainer(pair: Pair) -> Trainer:
@@ -111,12 +74,13 @@ def make_torch_optimizer(model: torch.nn.Module, config: OptimConfig = OPTIM) ->
 def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
     trainer = make_trainer(pair)
     step = trainer.compile_step()
-    # The step consumes its state, the other rows still need these parameters.
-    state = trainer.create_from(jax.tree.map(jnp.copy, pair.params))
-    placed = sharding.put_batch(batch, trainer.mesh)
+    state, placed = None, sharding.put_batch(batch, trainer.mesh)
 
     def ours() -> None:
         nonlocal state
+        if state is None:
+            # The step consumes its state, the other rows still need these parameters.
+            state = trainer.create_from(jax.tree.map(jnp.copy, pair.params))
         state, metrics = step(state, placed)
         assert np.isfinite(float(metrics["loss"]))
         jax.block_until_ready(state)
@@ -132,15 +96,14 @@ def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
         update()
         assert np.isfinite(loss.item())
 
+    # Dropout is on, so that the losses are not the same.
     yield Row("step", ours, theirs)
 
 
 def optimiser(pair: Pair, batch: Batch) -> Iterator[Row]:
     del batch
     optimizer = make_trainer(pair).optimizer
-    params = jax.tree.map(jnp.copy, pair.params)
-    gradients = jax.tree.map(lambda p: 1e-3 * p, params)
-    state = jax.jit(optimizer.init)(params)
+    params = gradients = state = None
 
     def move(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params)
@@ -149,12 +112,24 @@ def optimiser(pair: Pair, batch: Batch) -> Iterator[Row]:
     compiled = jax.jit(move, donate_argnums=(0, 1))
 
     def ours() -> None:
-        nonlocal params, state
+        nonlocal params, state, gradients
+        if params is None:
+            params = jax.tree.map(jnp.copy, pair.params)
+            gradients = jax.tree.map(lambda p: 1e-3 * p, params)
+            state = jax.jit(optimizer.init)(params)
         params, state = jax.block_until_ready(compiled(params, state, gradients))
 
-    for parameter in pair.twin.parameters():
-        parameter.grad = 1e-3 * parameter.detach()
-    yield Row("optimiser", ours, make_torch_optimizer(pair.twin))
+    update = make_torch_optimizer(pair.twin)
+
+    def theirs() -> None:
+        for parameter in pair.twin.parameters():
+            if parameter.grad is None:
+                parameter.grad = 1e-3 * parameter.detach()
+        update()
+
+    pair.twin.zero_grad()
+    yield Row("optimiser", ours, theirs)
+    pair.twin.zero_grad()
 
 
 def both_ways(

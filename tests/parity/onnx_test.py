@@ -70,7 +70,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"head": "projector", "presence_head": True},
+        {"head": "projector", "presence_head": True, "mask_evidence": True},
         # Computed in f32 all the same: the model of the comparison is f32.
         {"head": "pixel_shuffle", "patch_size": 4, "remat": True, "dtype": "bfloat16"},
         {"head": "pixel_kernel", "stem_width": 8, "low_tokens": 0, "high_tokens": 0},
@@ -108,7 +108,7 @@ def _exported(target: Path, model: dict[str, Any]) -> tuple[Params, OnnxEngine, 
 
 def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
     """By the blocks of the public code, whose image features are all stages."""
-    model = {**RELA, "relationship": "official", "gate": "closed"}
+    model = {**RELA, "relationship": "official", "gate": "closed", "mask_evidence": True}
     _, found, expected = _exported(tmp_path, model)
     for batch, count in ((2, 3), (1, 1)):
         inputs = graph_inputs(

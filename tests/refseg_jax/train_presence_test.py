@@ -1,4 +1,4 @@
-"""A presence head learns from what the pipeline says is there."""
+"""A presence head, and what it makes of the mask, learn from what the pipeline says is there."""
 
 import itertools
 from pathlib import Path
@@ -23,14 +23,16 @@ def test_the_presence_term_falls_and_the_head_tells_what_is_there(tmp_path: Path
     config = data_config(tmp_path, "train", pairs=6)
     batches = pipeline.train_batches(config, batch_size=4, seed=0)
     trainer = Trainer(
-        Forward(lambda rngs: build_model(WITH_PRESENCE, rngs=rngs)),
+        Forward(lambda rngs: build_model({**WITH_PRESENCE, "mask_evidence": True}, rngs=rngs)),
         build_objective({"name": "mask", "presence": 0.5}),
         OptimConfig(lr=1e-2, warmup=0.1),
         steps=STEPS,
         mesh=one_device(),
     )
     state = trainer.create()
-    head = {p: np.asarray(x) for p, x in state.params.items() if p.startswith("presence.")}
+    heads = ("presence.", "evidence.")
+    head = {p: np.asarray(x) for p, x in state.params.items() if p.startswith(heads)}
+    assert len(head) == 8
     step = trainer.compile_step()
     terms = []
     for host in itertools.islice(batches, STEPS):

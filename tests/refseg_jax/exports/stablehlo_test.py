@@ -69,7 +69,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"head": "projector", "presence_head": True},
+        {"head": "projector", "presence_head": True, "mask_evidence": True},
         # More keys than FLASH_MIN_KEYS, where the CPU has a kernel of its own.
         {"head": "pixel_shuffle", "patch_size": 2, "low_tokens": 0, "remat": True},
         {"head": "pixel_kernel", "stem_width": 8, "low_tokens": 0, "high_tokens": 0},

@@ -72,6 +72,23 @@ def batch(seed: int = 0) -> Batch:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_head_that_looks_at_the_mask_adds_what_it_sees(form: dict[str, str]):
+    headed, given = model(**form, mask_evidence=True), batch()
+    blind = nnx.clone(headed)
+    blind.evidence = None
+    found, without = run(headed, given), run(blind, given)
+    np.testing.assert_array_equal(found.mask_logits, without.mask_logits)
+    assert headed.evidence is not None
+    said = headed.evidence(found.mask_logits.reshape(-1, 32, 32))
+    said = said.reshape(ROWS, IMAGES, EXPRESSIONS)
+    assert np.ptp(said) > 1e-3
+    np.testing.assert_allclose(found.present_logits, without.present_logits + said, atol=1e-4)
+    # The pictures of regions tell the same.
+    maps = headed.region_maps(given.image, given.text, given.text_valid)
+    np.testing.assert_allclose(maps.present, jax.nn.sigmoid(found.present_logits), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_shapes_and_pairs(form: dict[str, str]):
     """Every pair is that of its own image and expression, as if it were alone."""
     rela, given = model(**form), batch()

@@ -62,6 +62,21 @@ def test_a_presence_head_adds_its_parameters_and_changes_nothing_else():
     np.testing.assert_allclose(alone[:, 0, 0], found.present_logits[:, 1, 2], atol=2e-5)
 
 
+def test_evidence_of_the_mask_is_added_to_what_the_head_says():
+    headed, both = (micro(presence_head=True, **more) for more in ({}, {"mask_evidence": True}))
+    more = both.shapes.keys() - headed.shapes.keys()
+    assert more == {f"evidence.{name}.{leaf}" for name in ("up", "down") for leaf in LEAVES}
+    params, batch = micro_params(both), micro_batch(rows=2, images=2, expressions=3)
+    found = quick_jit(both.apply)(params, batch)
+    plain = quick_jit(headed.apply)({p: params[p] for p in headed.shapes}, batch)
+    np.testing.assert_array_equal(found.mask_logits, plain.mask_logits)
+    evidence = both.bind(params).evidence
+    assert evidence is not None
+    said = evidence(found.mask_logits.reshape(-1, 16, 16)).reshape(2, 2, 3)
+    assert np.ptp(said) > 1e-3
+    np.testing.assert_allclose(found.present_logits, plain.present_logits + said, atol=1e-5)
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_pixel_kernels_give_the_same_masks_together_one_by_one_and_in_parts(stride):
     forward = micro(head="pixel_kernel", stem_width=8, mask_stride=stride)
@@ -78,6 +93,7 @@ def test_pixel_kernels_give_the_same_masks_together_one_by_one_and_in_parts(stri
     ("changes", "message"),
     [
         ({"head": "pixel_kernel"}, "needs stem_width > 0"),
+        ({"mask_evidence": True}, "set presence_head, too"),
         ({"head": "pixel_kernel", "stem_width": 8, "mask_stride": 8}, "mask_stride 1, 2 or 4"),
         ({"stem_width": 8, "patch_size": 4}, "a stem needs a multiple of 8"),
     ],

@@ -72,7 +72,7 @@ def refusal(forward: Forward[UniRES], source: Path, **changes: Any) -> str:
         ("B/32", "B/32", {}),
         ("B/16", "B/16", {}),
         ("B/16", "B/16", {"image_size": 224, "low_tokens": 0, "high_tokens": 0}),
-        ("B/32", "B/32", {"presence_head": True}),
+        ("B/32", "B/32", {"presence_head": True, "mask_evidence": True}),
         ("L/14", "L/14", {}),
         ("L/14@336", "L/14", {}),
         ("L/14@336", "L/14", {"image_size": 336}),

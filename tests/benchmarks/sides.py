@@ -1,0 +1,121 @@
+"""The same work on two sides, ours and torch's, each in a process of its own; they take turns.
+
+In one process they would disturb each other: beside torch a step of ReLA at 480 took up to twice the
+time that it takes alone, for page faults of memory that the other side had left in pieces.
+"""
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.benchmarks.turns import REST, clocked, ratios, spread
+
+ROUNDS = 5
+#: Compilation, and torch's first allocations.
+WARM_UP = 2
+#: Losses that have to be the same; later ones differ by the rounding of more updates.
+COMPARED = 3
+
+Run = Callable[[], Any]
+
+
+class Row(NamedTuple):
+    """One line of the table: the same work on both sides.
+
+    Both give back the loss if it has to be the same. What only one side needs is made in its first
+    call: both processes have the rows of both.
+    """
+
+    name: str
+    ours: Run
+    theirs: Run
+
+
+#: Makes what the rows need, one row after the other, so that its arrays are gone before the next's.
+Rows = Callable[[], Iterator[Row]]
+
+
+def report(rows: Rows) -> None:
+    """Prints a table of both sides' seconds and their ratio, torch's / ours: median, least and most.
+
+    Args:
+        rows: can be pickled; called in both processes, in each of which one side is run.
+    """
+    print(f"{'':13} {'JAX':>8} {'torch':>9}   ratio (least .. most)")
+    with _side(rows, "ours") as ours, _side(rows, "theirs") as theirs:
+        while name := ours.recv():
+            assert theirs.recv() == name
+            seconds, losses = _take_turns([ours, theirs])
+            _check(*losses)
+            shown = (f"{sorted(x)[len(x) // 2]:8.3f}s" for x in seconds)
+            print(name.ljust(13), *shown, " ", spread(ratios(*seconds[::-1]), ".2f"), flush=True)
+            for side in (ours, theirs):
+                side.send(False)
+        assert not theirs.recv()
+
+
+def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds of every round on each side, and the losses of all calls; who begins alternates."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    losses: list[list[float]] = [[] for _ in sides]
+
+    def ask(number: int) -> float:
+        sides[number].send(True)
+        taken, found = sides[number].recv()
+        losses[number].extend(found)
+        return taken
+
+    for number in range(len(sides)):
+        for _ in range(WARM_UP):
+            ask(number)
+    for turn in range(ROUNDS):
+        for number in (0, 1) if turn % 2 else (1, 0):
+            # Idle OpenMP threads spin for a moment before they sleep.
+            time.sleep(REST)
+            seconds[number].append(ask(number))
+    return seconds, losses
+
+
+def _check(ours: list[float], theirs: list[float]) -> None:
+    """The same work: equal parameters have an equal loss, and the first updates do alike."""
+    np.testing.assert_allclose(ours[:COMPARED], theirs[:COMPARED], rtol=1e-4)
+
+
+@contextlib.contextmanager
+def _side(rows: Rows, name: str) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(rows, name, there), daemon=True)
+    process.start()
+    # The end of the process ends `recv` here.
+    there.close()
+    try:
+        yield here
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(rows: Rows, side: str, asked: Connection) -> None:
+    """Says each row's name, then works whenever it is asked to, until it is told to go on."""
+    for row in rows():
+        work, losses = getattr(row, side), []
+
+        # A result that lived on would make the next call take other memory.
+        def call(work: Run = work, losses: list[float] = losses) -> None:
+            if isinstance(loss := work(), float):
+                losses.append(loss)
+
+        asked.send(row.name)
+        while asked.recv():
+            taken = clocked(call)
+            asked.send((taken, losses))
+            losses.clear()
+        # Before the next row's arrays are made.
+        del row, work, call
+    asked.send("")
