@@ -10,10 +10,11 @@ have gIoU 73.1 +- 0.2, N-acc 92.3 +- 0.6 and T-acc 99.0 +- 0.2 (`docs/ablation_n
 recipe was chosen by test scores of seed 0, in six runs of 150 steps, and that the head looks at the
 mask by val of seeds 0 and 1.
 
-The paper's own relationship block, Muon, Dice, a head that says "no match" with five times the public
-code's weight, and its look at the mask are what teaches it from random weights: with the public code's
-block and loss, by AdamW at 0.0015, as many steps ended at gIoU 47.7, N-acc 100 and T-acc 71.0, its head
-having learned which form of words may be absent, and not to look.
+The paper's own relationship block, Muon, Dice, and five times the public code's weight of the head that
+says "no match" are what teaches it from random weights: with the public code's block and loss, by AdamW
+at 0.0015, as many steps ended at gIoU 47.7, N-acc 100 and T-acc 71.0, its head having learned which
+form of words may be absent, and not to look. That the head looks at the mask, too, adds 1.9 points of
+gIoU and 2.4 of N-acc.
 """
 
 from typing import Any
