@@ -55,8 +55,20 @@ def _backward(residuals, gradient: jax.Array):
     q, k, v, out, maxima, sums, mask, bias = residuals
     pieces, rows = q.shape[:2]
     own = functools.partial(_own, mask, bias, pieces=pieces, rows=rows)
-    cut = (jnp.arange(pieces), q, k, v, out, maxima, sums, _chunks(gradient, rows))
-    dq, dk, dv, d_bias = jax.lax.map(lambda piece: _backward_chunk(*own(piece[0]), *piece[1:]), cut)
+    cut = (out, maxima, sums, _chunks(gradient, rows))
+
+    def work(number: jax.Array, whole: Any) -> Any:
+        piece = [x[number] for x in (*whole[:3], *cut)]
+        return jax.tree.map(
+            lambda x, found: jax.lax.dynamic_update_index_in_dim(x, found, number, 0),
+            whole,
+            _backward_chunk(*own(number), *piece),
+        )
+
+    # Each piece's gradients are written where its Q, K and V were: XLA:CPU would fill other buffers
+    # with zeros before the forward pass, and hold them until now.
+    d_bias = None if bias is None else jnp.zeros((pieces, *bias.shape[1:]), jnp.float32)
+    dq, dk, dv, d_bias = jax.lax.fori_loop(0, pieces, work, (q, k, v, d_bias))
     if bias is not None:
         d_bias = jnp.sum(d_bias.reshape(len(bias), -1, *bias.shape[1:]), 1)
     batch = gradient.shape[0]

@@ -11,10 +11,31 @@ EPSILON = 1e-5
 
 
 def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
-    """`(x - mean) / sqrt(var + epsilon)`; the two-pass variance, which does not cancel."""
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon)
+    """`y = (x - mean) / sqrt(var + epsilon)`; the two-pass variance, which does not cancel.
+
+    The gradient `(dy - mean(dy) - y * mean(dy * y)) / sqrt(var + epsilon)` needs y alone, where
+    differentiating the steps one by one stores `x - mean` as well.
+    """
+
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.mean(x, axes, keepdims=True)
+
+    @jax.custom_vjp
+    def standardise(x: jax.Array) -> jax.Array:
+        return forward(x)[0]
+
+    def forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        centred = x - mean(x)
+        rate = jax.lax.rsqrt(mean(jnp.square(centred)) + epsilon)
+        y = centred * rate
+        return y, (y, rate)
+
+    def backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+        y, rate = kept
+        return (rate * (dy - mean(dy) - y * mean(dy * y)),)
+
+    standardise.defvjp(forward, backward)
+    return standardise(x)
 
 
 class LayerNorm(nnx.Module):

@@ -12,12 +12,18 @@ from refseg_jax.layers.attention import MultiHeadAttention
 from refseg_jax.layers.linear import Initializer, Linear, gaussian
 from refseg_jax.layers.norm import LayerNorm
 
+# Both activations are computed again in the backward pass: what they have inside, the sigmoid and
+# the error function, would else be stored beside the input and the output, all three of the width
+# that a network has most of. To get that memory takes a CPU longer than to compute them twice.
 
+
+@jax.checkpoint
 def quick_gelu(x: jax.Array) -> jax.Array:
     """`x * sigmoid(1.702 x)`, CLIP's activation."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+@jax.checkpoint
 def exact_gelu(x: jax.Array) -> jax.Array:
     """`x * (1 + erf(x / sqrt(2))) / 2`, computed in f32: what Swin and BERT have.
 

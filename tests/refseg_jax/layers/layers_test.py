@@ -18,7 +18,7 @@ from refseg_jax.layers.positions import (
     sine_positions_2d,
     sine_positions_relative,
 )
-from refseg_jax.layers.transformer import exact_gelu
+from refseg_jax.layers.transformer import exact_gelu, quick_gelu
 from refseg_jax.resize import upsample_bilinear
 
 
@@ -80,6 +80,45 @@ def test_exact_gelu_keeps_its_tail_in_bf16():
     found = jax.jit(exact_gelu)(half)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-6)
+
+
+def _standardised(x, axes):
+    return (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + 1e-5)
+
+
+def test_the_gradients_of_norms_are_those_of_their_formulas():
+    x, weight = 3.0 + _normal(2, 5, 4, 6), _normal(2, 5, 4, 6, seed=1)
+    group = GroupNorm(6, groups=2, dtype=jnp.float32)
+    pairs = {
+        "layer": (LayerNorm(6, dtype=jnp.float32), lambda x: _standardised(x, (3,))),
+        "group": (
+            group,
+            lambda x: _standardised(x.reshape(2, 20, 2, 3), (1, 3)).reshape(x.shape),
+        ),
+        "instance": (
+            lambda x: instance_norm(x.reshape(2, 20, 6), dtype=jnp.float32).reshape(x.shape),
+            lambda x: _standardised(x, (1, 2)),
+        ),
+    }
+    for name, (ours, formula) in pairs.items():
+        found = jax.grad(lambda x, norm=ours: jnp.sum(weight * norm(x)))(jnp.asarray(x))
+        expected = jax.grad(lambda x, norm=formula: jnp.sum(weight * norm(x)))(jnp.asarray(x))
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("activation", [exact_gelu, quick_gelu])
+def test_of_an_activation_its_input_alone_is_kept_for_the_backward_pass(activation):
+    x = jnp.asarray(_normal(3, 7))
+    gradient = jax.vjp(activation, x)[1]
+    assert [kept.shape for kept in jax.tree.leaves(gradient)] == [x.shape]
+    slope = (activation(x + 1e-2) - activation(x - 1e-2)) / 2e-2
+    np.testing.assert_allclose(gradient(jnp.ones_like(x))[0], slope, atol=1e-4)
+
+
+def test_of_a_norm_one_map_is_kept_for_the_backward_pass():
+    x = jnp.asarray(_normal(2, 3, 4))
+    gradient = jax.vjp(lambda x: instance_norm(x, dtype=jnp.float32), x)[1]
+    assert sorted(kept.size for kept in jax.tree.leaves(gradient)) == [2 * 4, x.size]
 
 
 def test_group_norm_normalises_groups_over_the_area():
