@@ -23,11 +23,12 @@ def chunked_attention(
 ) -> jax.Array:
     """`softmax(Q K^T / sqrt(D) + bias) V` per head; softmax and sums in f32.
 
-    Heads and rows are one axis, worked through in pieces. Nothing of size T x S outlives a piece:
-    the backward pass computes the weights again from Q, K and the row maxima and sums, with
-    `dS = P * (dP - sum(dO * O))` (FlashAttention, Dao et al. 2022, section 3.1). On a CPU, where
-    memory is slow to get and to fill, this is up to 1.6 times as fast as storing them; Swin-B with
-    words at 480, whose windows have a bias and masks, took 4.4 s forward and backward where it took 6.0.
+    Heads and rows are one axis, worked through in pieces. Nothing of size T x S outlives a piece but a
+    bias's gradient: the backward pass computes the weights again from Q, K and the row maxima and
+    sums, with `dS = P * (dP - sum(dO * O))` (FlashAttention, Dao et al. 2022, section 3.1). On a CPU,
+    where memory is slow to get and to fill, this is up to 1.6 times as fast as storing them; Swin-B
+    with words at 480, whose windows have a bias and masks, took 4.4 s forward and backward where it
+    took 6.0.
 
     Args:
         query: `[B, T, heads, D]`.
@@ -55,20 +56,24 @@ def _backward(residuals, gradient: jax.Array):
     q, k, v, out, maxima, sums, mask, bias = residuals
     pieces, rows = q.shape[:2]
     own = functools.partial(_own, mask, bias, pieces=pieces, rows=rows)
-    cut = (out, maxima, sums, _chunks(gradient, rows))
+    cut = (v, out, maxima, sums, _chunks(gradient, rows))
 
     def work(number: jax.Array, whole: Any) -> Any:
-        piece = [x[number] for x in (*whole[:3], *cut)]
+        piece = [x[number] for x in (*whole[:2], *cut)]
         return jax.tree.map(
             lambda x, found: jax.lax.dynamic_update_index_in_dim(x, found, number, 0),
             whole,
             _backward_chunk(*own(number), *piece),
         )
 
-    # Each piece's gradients are written where its Q, K and V were: XLA:CPU would fill other buffers
-    # with zeros before the forward pass, and hold them until now.
-    d_bias = None if bias is None else jnp.zeros((pieces, *bias.shape[1:]), jnp.float32)
-    dq, dk, dv, d_bias = jax.lax.fori_loop(0, pieces, work, (q, k, v, d_bias))
+    # Gradients of Q and K are written over them, piece by piece. Those of V do not need V: to keep
+    # what of it is still to be read, XLA would copy all of it in each piece. Theirs and the bias's
+    # are filled with a number of the gradient, any: zeros XLA:CPU would make before the forward
+    # pass, and hold until now.
+    first = gradient[0, 0, 0, 0]
+    d_value = jnp.full_like(v, first)
+    d_bias = None if bias is None else jnp.full((pieces, *bias.shape[1:]), first, jnp.float32)
+    dq, dk, dv, d_bias = jax.lax.fori_loop(0, pieces, work, (q, k, d_value, d_bias))
     if bias is not None:
         d_bias = jnp.sum(d_bias.reshape(len(bias), -1, *bias.shape[1:]), 1)
     batch = gradient.shape[0]

@@ -14,7 +14,7 @@ def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Arr
     """`y = (x - mean) / sqrt(var + epsilon)`; the two-pass variance, which does not cancel.
 
     The gradient `(dy - mean(dy) - y * mean(dy * y)) / sqrt(var + epsilon)` needs y alone, where
-    differentiating the steps one by one stores `x - mean` as well.
+    differentiating the steps one by one stores `x - mean` as well. There is no forward mode.
     """
 
     def mean(x: jax.Array) -> jax.Array:

@@ -60,7 +60,10 @@ def report(rows: Rows) -> None:
 
 
 def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[float]]]:
-    """Seconds of every round on each side, and the losses of all calls; who begins alternates."""
+    """Seconds of every round on each side, and the losses of all calls; who begins alternates.
+
+    Of a round's two calls, one right after the other, the second is clocked.
+    """
     seconds: list[list[float]] = [[] for _ in sides]
     losses: list[list[float]] = [[] for _ in sides]
 
@@ -77,7 +80,7 @@ def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[f
         for number in (0, 1) if turn % 2 else (1, 0):
             # Idle OpenMP threads spin for a moment before they sleep.
             time.sleep(REST)
-            # Like in training, a call follows one of its own: memory that lay free for seconds, as
+            # As in training, a call follows one of its own: memory that lay free for seconds, as
             # during the other's turn, goes back to a virtual machine's host, and is slow to get.
             ask(number)
             seconds[number].append(ask(number))

@@ -1,5 +1,7 @@
 """Every attention kernel against the formula in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +134,27 @@ def test_chunked_attention_and_its_gradient(monkeypatch, chunk, biased, groups):
     assert len(found) == 3 + biased
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [128, 140])
+@pytest.mark.parametrize("biased", [False, True])
+def test_no_piece_of_chunked_attention_copies_more_than_itself(monkeypatch, biased, queries):
+    """A copy of the whole in each piece would make the backward pass quadratic in the batch."""
+    monkeypatch.setattr("refseg_jax.layers.chunked_attention.CHUNK_SCORES", 2 * queries * 128)
+    arrays = tuple(jnp.asarray(x) for x in _arrays(batch=6, queries=queries, keys=128))
+    bias = jnp.zeros((2, queries, 128)) if biased else None
+
+    def loss(inputs, bias):
+        return jnp.sum(jnp.sin(chunked_attention(*(2 * x for x in inputs), None, bias)))
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(arrays, bias).compile().as_text()
+    assert text is not None
+    bodies = re.findall(r"body=%([\w.-]+)", text)
+    assert len(bodies) == 2
+    for body in bodies:
+        (inside,) = re.findall(rf"^%{re.escape(body)} .*?^}}", text, re.MULTILINE | re.DOTALL)
+        copied = re.findall(r"= \w+\[([\d,]*)\]\S* copy\(", inside)
+        assert all(shape.count(",") < 3 for shape in copied), copied
 
 
 def test_long_rows_of_keys_take_the_chunked_kernel_and_exports_do_not():

@@ -42,9 +42,15 @@ def test_every_parameter_that_matters_gets_a_finite_gradient(params, dtype):
 def test_remat_changes_nothing_but_memory(params):
     plain, remat = (_loss_and_gradients(params, remat=remat) for remat in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, remat)
-    text = str(jax.make_jaxpr(lambda p: _loss(p, None, remat=True))(params))
-    # 2 vision blocks, 1 text block, 2 branches of each of the 2 + 1 decoder layers.
-    assert text.count("checkpoint[") + text.count("remat2[") + text.count("remat[") == 9
+    plain, remat = (
+        str(jax.make_jaxpr(lambda p, remat=remat: _loss(p, None, remat=remat))(params)).count(
+            "remat2["
+        )
+        for remat in (False, True)
+    )
+    # 2 vision blocks, 1 text block, 2 branches of each of the 2 + 1 decoder layers; their
+    # activations are computed again in any case.
+    assert (plain, remat - plain) == (3, 9)
 
 
 def test_remat_with_dropout_keeps_its_pattern(params):
