@@ -66,10 +66,10 @@ def _backward(residuals, gradient: jax.Array):
             _backward_chunk(*own(number), *piece),
         )
 
-    # Gradients of Q and K are written over them, piece by piece. Those of V do not need V: to keep
-    # what of it is still to be read, XLA would copy all of it in each piece. Theirs and the bias's
-    # are filled with a number of the gradient, any: zeros XLA:CPU would make before the forward
-    # pass, and hold until now.
+    # The gradients of Q and K are written over Q and K. V's is not written over V: it can be computed
+    # before V is read, and XLA would copy all of V in each piece to be safe. It and the bias's get
+    # arrays filled with any number of the gradient: arrays of zeros, which depend on nothing, XLA:CPU
+    # makes before the forward pass, and holds until now.
     first = gradient[0, 0, 0, 0]
     d_value = jnp.full_like(v, first)
     d_bias = None if bias is None else jnp.full((pieces, *bias.shape[1:]), first, jnp.float32)

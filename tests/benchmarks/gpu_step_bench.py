@@ -1,8 +1,8 @@
 """The training step of UniRES B/16 at 416 in bf16 on one GPU, with the batch that fills the card.
 
 Work is counted without what remat computes again and without padding of kernels: the operations of
-the plain step, attention written out. The card's peak is that of a large bf16 matrix product, which
-takes turns with the step.
+the plain step, attention written out (an activation's few are in it twice). The card's peak is that of
+a large bf16 matrix product, which takes turns with the step.
 """
 
 import dataclasses

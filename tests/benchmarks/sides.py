@@ -43,6 +43,8 @@ Rows = Callable[[], Iterator[Row]]
 def report(rows: Rows) -> None:
     """Prints a table of both sides' seconds and their ratio, torch's / ours: median, least and most.
 
+    In a round each side makes two calls, one right after the other, and the second is clocked.
+
     Args:
         rows: can be pickled; called in both processes, in each of which one side is run.
     """
@@ -60,10 +62,7 @@ def report(rows: Rows) -> None:
 
 
 def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[float]]]:
-    """Seconds of every round on each side, and the losses of all calls; who begins alternates.
-
-    Of a round's two calls, one right after the other, the second is clocked.
-    """
+    """Seconds of every round on each side, and the losses of all calls; who begins alternates."""
     seconds: list[list[float]] = [[] for _ in sides]
     losses: list[list[float]] = [[] for _ in sides]
 
@@ -80,8 +79,9 @@ def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[f
         for number in (0, 1) if turn % 2 else (1, 0):
             # Idle OpenMP threads spin for a moment before they sleep.
             time.sleep(REST)
-            # As in training, a call follows one of its own: memory that lay free for seconds, as
-            # during the other's turn, goes back to a virtual machine's host, and is slow to get.
+            # As in training, a call follows one of its own. The first after the other's turn is
+            # another thing: the page faults of our step of ReLA took three times as long in it (seen
+            # on a virtual machine; why was not shown).
             ask(number)
             seconds[number].append(ask(number))
     return seconds, losses
