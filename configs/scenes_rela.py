@@ -3,12 +3,12 @@
 python -m tools.build_dataset --dataset=scenes --data_dir=data
 python main.py --config=configs/scenes_rela.py --workdir=runs/scenes_rela
 
-On 2 cores without an accelerator it took 13 minutes, 11.7 of them training with the evaluation halfway
-(timed before its head looked at the mask). On the held-out scenes it scored gIoU 73.4, cIoU 67.4, N-acc
-93.3 and T-acc 98.6; one target alone has gIoU 65.7, several 75.1. That is seed 0; the seeds 0, 1 and 2
-have gIoU 73.1 +- 0.2, N-acc 92.3 +- 0.6 and T-acc 99.0 +- 0.2 (`docs/ablation_no_target.md`). The
-recipe was chosen by test scores of seed 0, in six runs of 150 steps, and that the head looks at the
-mask by val of seeds 0 and 1.
+On 2 cores without an accelerator it took 9.4 minutes, 8.5 of them training with the evaluation halfway.
+On the held-out scenes it scored gIoU 73.1, cIoU 66.8, N-acc 93.2 and T-acc 99.0; one target alone has
+gIoU 65.3, several 75.0. That is seed 0 on both cores; the seeds 0, 1 and 2, a core each, have gIoU 73.1
++- 0.2, N-acc 92.3 +- 0.6 and T-acc 99.0 +- 0.2 (`docs/ablation_no_target.md`). The recipe was chosen by
+test scores of seed 0, in six runs of 150 steps, and that the head looks at the mask by val of seeds 0
+and 1.
 
 The paper's own relationship block, Muon, Dice, and five times the public code's weight of the head that
 says "no match" are what teaches it from random weights: with the public code's block and loss, by AdamW
