@@ -53,6 +53,8 @@ ablation: $(VENV)/.library
 		--page=docs/ablation_rela.md
 	$(BIN)/python -m tools.ablation --study=no_target --output_dir=runs/ablation/no_target --jobs=2 \
 		--page=docs/ablation_no_target.md
+	$(BIN)/python -m tools.ablation --study=no_target --steps=160 --jobs=2 \
+		--output_dir=runs/ablation/no_target_160 --page=docs/ablation_no_target_160.md
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }

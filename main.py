@@ -132,7 +132,7 @@ class Experiment:
             headed = output.present_logits is not None
             absent |= "none" in data.granularities
         if headed and not absent:
-            logging.info("no granularities with 'none': nothing teaches the presence head a no")
+            logging.warning("no granularities with 'none': nothing teaches the presence head a no")
         return mixture
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:

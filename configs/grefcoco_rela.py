@@ -10,6 +10,11 @@ and at 140,000 steps, weight decay 0.05 but for norms, embeddings and position t
 at 0.01; BERT's embeddings and its last two layers stay as they are. `relationship` is the public code's;
 `--config.model.relationship=paper` is the paper's own block.
 
+The working memory of a step was 2.8 GB for one image (f32, XLA's plan for a CPU); the batch is cut over
+the devices. `--config.model.dtype=bfloat16`, `--config.model.remat=True` and
+`--config.optim.accumulation=2` need less (the public code trains with mixed precision). An evaluation
+holds 16 images of 8 expressions each; `--config.eval.batch_size=4` needs less.
+
 BERT's vocabulary comes from the hub as well. Where there is no network, a downloaded file or folder
 takes the place of each name, and `--config.data.tokenizer=FILE` that of the vocabulary
 (tokenizer.json).

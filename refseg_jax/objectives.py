@@ -93,7 +93,7 @@ class RelationObjective:
             ValueError: `presence` is set for a model without the head, or 0 for one with it.
         """
         del progress
-        valid = jnp.asarray(batch.valid, jnp.float32)[..., None, None]
+        valid = jnp.asarray(batch.valid, jnp.float32)
         masks = jnp.asarray(jnp.asarray(batch.mask) >= 128, jnp.float32)
         cells = output.aux["minimap_logits"]
         terms = {"mask": _weighted(output.mask_logits, masks, valid, self.scale)}
@@ -134,10 +134,21 @@ def presence_term(output: SegOutput, batch: Batch, coefficient: float) -> Term:
 
 
 def _weighted(logits: Array, targets: jax.Array, valid: jax.Array, coefficient: float) -> Term:
-    """Cross entropy with ReLA's class weights, over valid pairs; `valid` broadcasts to the targets."""
-    weights = losses.class_weights(targets, _BACKGROUND, _FOREGROUND) * valid
+    """Cross entropy with ReLA's class weights, over the cells of valid pairs.
+
+    Args:
+        logits, targets: `[B, N, K, ...]`, what follows are a pair's cells.
+        valid: f32 `[B, N, K]`.
+        coefficient: of the term.
+    """
+    weights = losses.class_weights(targets, _BACKGROUND, _FOREGROUND)
     values = losses.sigmoid_cross_entropy(jnp.asarray(logits, jnp.float32), targets)
-    return Term((values * weights).sum(), weights.sum(), coefficient)
+    loss, weight = values * weights, weights
+    # Axis by axis, and pairs last: one f32 sum over thousands of cells is some 1e-6 off, and by
+    # something else for each layout of the devices.
+    for _ in range(targets.ndim - valid.ndim):
+        loss, weight = loss.mean(-1), weight.mean(-1)
+    return Term((loss * valid).sum(), (weight * valid).sum(), coefficient)
 
 
 _OBJECTIVES: dict[str, Callable[..., Objective]] = {

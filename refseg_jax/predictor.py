@@ -169,7 +169,10 @@ class Predictor:
         network, _ = preprocess.prepare_image(to_rgb(image), engine.image_size, self._resize)
         levels = engine.group_assignment(network)
         if not levels:
-            raise UserError("the model has no group tokens, so that there are no maps of them")
+            raise UserError(
+                "the model has no group tokens, so that there are no maps of them; leave out "
+                "--group_maps (ReLA has --region_maps)"
+            )
         return network, levels
 
     def region_maps(
@@ -202,7 +205,10 @@ class Predictor:
             part = slice(start, start + self._at_once)
             maps = engine.region_maps(network, *self._padded(ids[part], valid[part]))
             if maps is None:
-                raise UserError("the model has no regions, so that there are no maps of them")
+                raise UserError(
+                    "the model has no regions, so that there are no maps of them; leave out "
+                    "--region_maps (UniRES has --group_maps)"
+                )
             found += highest_regions(maps, regions, affine, engine.image_size, (height, width))
         return found[: len(ids)]
 
@@ -214,6 +220,16 @@ class Predictor:
                 "it with --format=safetensors"
             )
         return self._engine
+
+    def cut_short(self, expressions: Sequence[str]) -> list[str]:
+        """Those that have more tokens than `config.data.context_length`: their ends are not read.
+
+        Raises:
+            ExpressionError: as `predict`.
+        """
+        self._words(expressions)
+        _, valid = self._tokenizer(expressions, self._length + 1)
+        return [text for text, long in zip(expressions, valid[:, -1], strict=True) if long]
 
     def _words(self, expressions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """i32 and bool `[K, L]`."""

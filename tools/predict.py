@@ -5,7 +5,8 @@
 
 Writes for each pair of an image and a text a mask (PNG, 0 or 255, the image's own size) and an
 overlay, and one line of `predictions.jsonl`. Where the text matches nothing, the mask is empty. Of a
-folder, `matches.jsonl` lists for each text the images that contain what it means, by score. An image
+folder, `matches.jsonl` lists for each text the images that contain what it means, by score (the mean
+probability inside the mask). A text with more tokens than the model reads is named, and cut. An image
 that cannot be used is named and left out; the exit code is then 1. The checkpoint may also be a folder
 that `tools.export` wrote. With `--group_maps` the group tokens' maps are written too (UniRES's
 Figure 5), with `--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
@@ -50,10 +51,23 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; name an image with --image")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS and p.is_file())
     if not found:
         raise UserError(f"{path}: no images ({', '.join(_ENDINGS)}) in this folder")
     return found
+
+
+def make_folder(path: Path) -> None:
+    """The output's folder, without an earlier call's `matches.jsonl`, which is of other predictions.
+
+    Raises:
+        UserError: a file is in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: not a folder; name another --output_dir") from None
+    (path / "matches.jsonl").unlink(missing_ok=True)
 
 
 class Match(NamedTuple):
@@ -151,7 +165,13 @@ def run(options: argparse.Namespace) -> int:
     """Predicts everything; the number of images that could not be used."""
     images, folder = find_images(options.image), options.image.is_dir()
     predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    for text in predictor.cut_short(options.text):
+        print(
+            f"warning: --text={text[:60]!r} ... is longer than what the model reads "
+            "(config.data.context_length); its end is left out",
+            file=sys.stderr,
+        )
+    make_folder(options.output_dir)
     bad = 0
     matches: list[list[Match]] = [[] for _ in options.text]
     with jsonl_writer(options.output_dir / "predictions.jsonl") as write:

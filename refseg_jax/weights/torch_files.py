@@ -28,8 +28,8 @@ from refseg_jax.unpickling import (
 )
 
 _CURE = (
-    "use the original file, or its state dict alone: "
-    "torch.save(torch.load(FILE, weights_only=True), OTHER)"
+    "use the original file, or save its state dict alone, e.g. "
+    "torch.save(torch.load(FILE)['model'], OTHER)"
 )
 _AGAIN = "download or copy the file again"
 

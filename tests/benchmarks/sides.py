@@ -22,6 +22,8 @@ WARM_UP = 2
 COMPARED = 3
 
 Run = Callable[[], Any]
+#: Of each side.
+Numbers = list[list[float]]
 
 
 class Row(NamedTuple):
@@ -43,28 +45,33 @@ Rows = Callable[[], Iterator[Row]]
 def report(rows: Rows) -> None:
     """Prints a table of both sides' seconds and their ratio, torch's / ours: median, least and most.
 
-    In a round each side makes two calls, one right after the other, and the second is clocked.
+    In a round each side makes two calls, one right after the other. The second is what counts, for in
+    training a step follows a step; the ratio of the first ones, each right after the other side's
+    turn, is printed last.
 
     Args:
         rows: can be pickled; called in both processes, in each of which one side is run.
     """
-    print(f"{'':13} {'JAX':>8} {'torch':>9}   ratio (least .. most)")
+    print(f"{'':13} {'JAX':>8} {'torch':>9}   ratio (least .. most)   of first calls")
     with _side(rows, "ours") as ours, _side(rows, "theirs") as theirs:
         while name := ours.recv():
             assert theirs.recv() == name
-            seconds, losses = _take_turns([ours, theirs])
+            first, second, losses = _take_turns([ours, theirs])
             _check(*losses)
-            shown = (f"{sorted(x)[len(x) // 2]:8.3f}s" for x in seconds)
-            print(name.ljust(13), *shown, " ", spread(ratios(*seconds[::-1]), ".2f"), flush=True)
+            shown = (f"{sorted(x)[len(x) // 2]:8.3f}s" for x in second)
+            found = (spread(ratios(*seconds[::-1]), ".2f") for seconds in (second, first))
+            print(name.ljust(13), *shown, *found, sep="  ", flush=True)
             for side in (ours, theirs):
                 side.send(False)
         assert not theirs.recv()
 
 
-def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[float]]]:
-    """Seconds of every round on each side, and the losses of all calls; who begins alternates."""
-    seconds: list[list[float]] = [[] for _ in sides]
-    losses: list[list[float]] = [[] for _ in sides]
+def _take_turns(sides: list[Connection]) -> tuple[Numbers, Numbers, Numbers]:
+    """Seconds of the first and second calls of every round on each side, and the losses of all calls.
+
+    Who begins alternates.
+    """
+    first, second, losses = ([[] for _ in sides] for _ in range(3))
 
     def ask(number: int) -> float:
         sides[number].send(True)
@@ -79,12 +86,11 @@ def _take_turns(sides: list[Connection]) -> tuple[list[list[float]], list[list[f
         for number in (0, 1) if turn % 2 else (1, 0):
             # Idle OpenMP threads spin for a moment before they sleep.
             time.sleep(REST)
-            # As in training, a call follows one of its own. The first after the other's turn is
-            # another thing: the page faults of our step of ReLA took three times as long in it (seen
-            # on a virtual machine; why was not shown).
-            ask(number)
-            seconds[number].append(ask(number))
-    return seconds, losses
+            # The page faults of our step of ReLA took three times as long in the first call (seen on
+            # a virtual machine; why was not shown).
+            first[number].append(ask(number))
+            second[number].append(ask(number))
+    return first, second, losses
 
 
 def _check(ours: list[float], theirs: list[float]) -> None:

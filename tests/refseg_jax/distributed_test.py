@@ -42,14 +42,25 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @cache
-def one_device() -> dict[str, Any]:
-    return result(start(1, 1, 1, devices=1))
+def one_device(model: str = "unires") -> dict[str, Any]:
+    return result(start(model, 1, 1, 1, devices=1))
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 4, 1), (1, 8, 1), (8, 1, 1), (2, 2, 2)])
-def test_layout_equals_one_device(mesh):
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [
+        ("unires", (2, 1, 1)),
+        ("unires", (1, 4, 1)),
+        ("unires", (1, 8, 1)),
+        ("unires", (8, 1, 1)),
+        ("unires", (2, 2, 2)),
+        ("rela_official", (8, 1, 1)),
+        ("rela_paper", (2, 2, 1)),
+    ],
+)
+def test_layout_equals_one_device(model: str, mesh: tuple[int, int, int]):
     devices = int(np.prod(mesh))
-    got, alone = result(start(*mesh, devices=devices)), one_device()
+    got, alone = result(start(model, *mesh, devices=devices)), one_device(model)
     # The first loss sees equal parameters; later ones also what rounding did to the updates.
     assert got["losses"][0] == pytest.approx(alone["losses"][0], abs=1e-6)
     np.testing.assert_allclose(got["losses"], alone["losses"], atol=1e-5)
@@ -63,7 +74,7 @@ def test_two_processes_equal_one():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    processes = [start(2, 1, 1, address, 2, number, devices=1) for number in range(2)]
+    processes = [start("unires", 2, 1, 1, address, 2, number, devices=1) for number in range(2)]
     first, second = (result(process) for process in processes)
     assert first["losses"] == second["losses"]
     np.testing.assert_allclose(first["losses"], one_device()["losses"], atol=1e-6)

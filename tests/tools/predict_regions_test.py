@@ -91,7 +91,8 @@ def test_a_model_without_regions_is_one_line_before_anything_is_written(
     flags = [f"--checkpoint={run}", f"--image={image}", "--text=x", f"--output_dir={out}"]
     assert predict.main([*flags, "--region_maps"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "error: the model has no regions, so that there are no maps of them"
+    assert line.startswith("error: the model has no regions, so that there are no maps of them; ")
+    assert "leave out --region_maps" in line
     assert not list(out.iterdir())
 
 

@@ -160,6 +160,35 @@ def test_an_image_alone_is_told_text_by_text(
     assert not (out / "matches.jsonl").exists()
 
 
+def test_matches_of_an_earlier_folder_do_not_stay(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert _call(run, images, out, *TEXTS) == 0
+    assert (out / "matches.jsonl").exists()
+    assert _call(run, images / "a.png", out, *TEXTS) == 0
+    assert not (out / "matches.jsonl").exists()
+
+
+def test_a_text_that_is_cut_is_named(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "the red car " * 40
+    assert _call(run, images / "a.png", tmp_path / "out", "the red car", long) == 0
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith("warning: --text='the red car the red car")
+    assert "(config.data.context_length)" in told
+    assert len(told) < 200
+
+
+def test_a_folder_that_ends_like_an_image_is_none(run: Path, images: Path, tmp_path: Path) -> None:
+    (images / "sub.png").mkdir()
+    out = tmp_path / "out"
+    try:
+        assert _call(run, images, out, *TEXTS) == 0
+    finally:
+        (images / "sub.png").rmdir()
+    assert {line["image"] for line in _lines(out)} == set(SIZES)
+
+
 def test_of_many_matches_the_first_are_printed_and_all_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,7 +264,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
     assert f"{out}: images: 1, texts: {len(TEXTS)}; 1 could not be used" in told.out
 
 
-@pytest.mark.parametrize("missing", ["checkpoint", "version", "image", "folder", "text"])
+@pytest.mark.parametrize("missing", ["checkpoint", "version", "image", "folder", "text", "output"])
 def test_what_cannot_work_is_one_line_and_leaves_no_lines(
     run: Path,
     images: Path,
@@ -254,6 +283,8 @@ def test_what_cannot_work_is_one_line_and_leaves_no_lines(
     image = {"image": images / "none.png", "folder": empty}.get(missing, images / "a.png")
     texts = ("a", " ") if missing == "text" else TEXTS
     out = tmp_path / "out"
+    if missing == "output":
+        out.write_text("mine")
     assert _call(checkpoint, image, out, *texts) == 1
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1
@@ -264,9 +295,13 @@ def test_what_cannot_work_is_one_line_and_leaves_no_lines(
         "image": "none.png",
         "folder": str(empty),
         "text": "empty",
+        "output": f"{out}: not a folder",
     }
     assert named[missing] in printed[0]
-    assert not out.exists() or not list(out.iterdir())
+    if missing == "output":
+        assert out.read_text() == "mine"
+    else:
+        assert not out.exists() or not list(out.iterdir())
 
 
 def test_group_maps_show_the_group_token_of_each_patch(
