@@ -60,9 +60,11 @@ def test_the_three_terms():
         ),
     }
     assert terms.keys() == expected.keys()
+    # Sum and weight are means over a pair's cells, which leaves their ratio as it is.
+    cells = {"mask": masks[0, 0, 0].size, "minimap": SIDE**2, "presence": 1}
     for name, ((total, weight), coefficient) in expected.items():
-        assert float(terms[name].sum) == pytest.approx(total, rel=1e-5)
-        assert float(terms[name].weight) == pytest.approx(weight, rel=1e-5)
+        assert float(terms[name].sum) == pytest.approx(total / cells[name], rel=1e-5)
+        assert float(terms[name].weight) == pytest.approx(weight / cells[name], rel=1e-5)
         assert terms[name].coefficient == coefficient
 
 
