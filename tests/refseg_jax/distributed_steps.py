@@ -20,6 +20,7 @@ from refseg_jax.objectives import MaskObjective, RelationObjective
 from refseg_jax.optim import OptimConfig
 from refseg_jax.protocols import build_protocols
 from refseg_jax.train_state import Forward, Trainer
+from tests.refseg_jax.models.rela_test import SMALL
 
 STEPS = 4
 ROWS = 16
@@ -45,25 +46,12 @@ UNIRES: dict[str, Any] = {
     "eos_id": 511,
 }
 RELA: dict[str, Any] = {
-    "name": "rela",
-    "preset": "tiny",
-    "image_size": 64,
-    "mask_stride": 2,
-    "swin_width": 16,
+    **SMALL,
     "swin_depths": (1, 1),
-    "swin_heads": (1, 2),
-    "pixel_layers": 1,
     "region_layers": 1,
-    "text_layers": 1,
+    "mask_stride": 2,
     "vocab_size": 512,
     "eos_id": 511,
-    "text_width": 16,
-    "text_hidden": 24,
-    "width": 32,
-    "side": 4,
-    "region_level": 0,
-    "region_hidden": 32,
-    "pixel_hidden": 32,
 }
 #: With a rate at which rounding hardly grows: Adam makes whole steps of the smallest gradients.
 MODELS = {
