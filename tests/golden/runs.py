@@ -1,0 +1,77 @@
+"""Twenty steps and one evaluation of each system on a small Scenes, and what they gave.
+
+python -m tests.golden.runs            prints today's numbers
+python -m tests.golden.runs --write    makes them the golden ones (in a commit that says why)
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.datasets.scenes.config import ScenesConfig
+from input_pipeline.datasets.scenes.scenes import build
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "losses.json"
+STEPS = 20
+#: Drawn once for all systems; the splits are small, the images are Scenes' own.
+DATA = ScenesConfig(train=64, val=8, test=16, train_groups=1, val_groups=1, test_groups=1)
+#: System -> its config file.
+CONFIGS = {"unires": "configs/scenes_unires.py", "rela": "configs/scenes_rela.py"}
+OVERRIDES = {
+    "steps": STEPS,
+    "batch_size": 4,
+    "eval.batch_size": 8,
+    "eval.pictures": 0,
+    "eval.dump": "",
+    "eval.oracle": "",
+    "evals.val.when": "never",
+    "loop.log_every": 1,
+    "loop.eval_every": 0,
+    "loop.save_every": 0,
+}
+
+
+def run(system: str, folder: Path, **variables: str) -> dict[str, Any]:
+    """Trains a system as a user does.
+
+    Args:
+        system: a key of `CONFIGS`.
+        folder: an empty one, for the data and the run.
+        variables: of the environment, e.g. `XLA_FLAGS`.
+
+    Returns:
+        `loss`, one number a step, and `scores` of the split `test`.
+    """
+    build(folder / "data", DATA)
+    command = [sys.executable, "main.py", f"--config={CONFIGS[system]}"]
+    command += [f"--workdir={folder / 'run'}"]
+    fields = {**OVERRIDES, "data.data_dir": folder / "data"}
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    scores = {name: summary[name] for name in sorted(summary) if "mIoU" in name or "gIoU" in name}
+    return {"loss": [losses[step] for step in range(1, STEPS + 1)], "scores": scores}
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    found = {}
+    for system in CONFIGS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[system] = run(system, Path(folder))
+    text = json.dumps(found, indent=1) + "\n"
+    GOLDEN.write_text(text) if "--write" in arguments else print(text, end="")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
