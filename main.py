@@ -23,23 +23,28 @@ from ml_collections import config_flags
 from input_pipeline import leakage, mixtures, oracle, pipeline
 from input_pipeline.mixtures import Mixture
 from input_pipeline.sources import DatasetError, RecordSource
-from refseg_jax import checkpoint_folder, parameter_table, pictures, report, sharding, workdir
-from refseg_jax.checkpoint_params import OtherParametersError
-from refseg_jax.checkpointer import Checkpointer
+from refseg_jax import sharding
+from refseg_jax.checkpoints import folder as checkpoint_folder
+from refseg_jax.checkpoints import workdir
+from refseg_jax.checkpoints.checkpointer import Checkpointer
+from refseg_jax.checkpoints.params import OtherParametersError
 from refseg_jax.errors import UserError
-from refseg_jax.evaluators import Evaluator
+from refseg_jax.evaluation.evaluator import Evaluator
+from refseg_jax.evaluation.protocols import Protocol, build_protocols
 from refseg_jax.exports.source import load_start
 from refseg_jax.models import build_model, difference
+from refseg_jax.models.forward import Forward, Params
 from refseg_jax.naming import construct
-from refseg_jax.objectives import build_objective
-from refseg_jax.optim import OptimConfig
-from refseg_jax.preemption import Preemption
-from refseg_jax.protocols import Protocol, build_protocols
-from refseg_jax.tokenizers import check_tokenizer
-from refseg_jax.train_loop import LoopConfig, Run, Trained
-from refseg_jax.train_state import Forward, Params, Trainer, TrainState
+from refseg_jax.reporting import parameter_table, pictures
+from refseg_jax.reporting import tables as report
+from refseg_jax.reporting.writers import ProgressLine, make_writer
+from refseg_jax.text.tokenizers import check_tokenizer
+from refseg_jax.training.loop import LoopConfig, Run, Trained
+from refseg_jax.training.objectives import build_objective
+from refseg_jax.training.optim import OptimConfig
+from refseg_jax.training.preemption import Preemption
+from refseg_jax.training.state import Trainer, TrainState
 from refseg_jax.weights.start import published_towers
-from refseg_jax.writers import ProgressLine, make_writer
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)

@@ -5,13 +5,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from refseg_jax.images.preprocess import MAX_PIXELS
 from refseg_jax.models.rela_config import rela_config
 from refseg_jax.models.unires_config import unires_config
-from refseg_jax.objectives import MaskObjective, RelationObjective
-from refseg_jax.optim import OptimConfig
-from refseg_jax.preprocess import MAX_PIXELS
 from refseg_jax.sharding import MeshConfig
-from refseg_jax.train_loop import LoopConfig
+from refseg_jax.training.loop import LoopConfig
+from refseg_jax.training.objectives import MaskObjective, RelationObjective
+from refseg_jax.training.optim import OptimConfig
 
 
 def base_config() -> ConfigDict:
@@ -19,8 +19,8 @@ def base_config() -> ConfigDict:
 
     Fields and their meaning stand with the dataclasses that are made of them: `data`
     (`input_pipeline.pipeline.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
-    (`refseg_jax.objectives`), `optim` (`refseg_jax.optim.OptimConfig`), `loop`
-    (`refseg_jax.train_loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`).
+    (`refseg_jax.training.objectives`), `optim` (`refseg_jax.training.optim.OptimConfig`), `loop`
+    (`refseg_jax.training.loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`).
     """
     config: Any = ConfigDict()
     config.seed = 0

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import Record
-from input_pipeline.segmentation import SegmentationError
-from refseg_jax.preprocess import ImageError, decode_image
+from refseg_jax.images.preprocess import ImageError, decode_image
+from refseg_jax.images.segmentation import SegmentationError
 
 #: A target of fewer pixels is remarked upon.
 TINY = 16

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.schema import HELD_OUT
 from input_pipeline.sources import (
     DatasetError,
     ExpressionTable,
@@ -30,10 +31,6 @@ from input_pipeline.sources import (
 )
 from refseg_jax import naming
 from refseg_jax.errors import UserError
-
-#: Beside a dataset's records: the image ids of all its evaluation splits, also of those that were not
-#: built, as `{split: [id, ...]}`.
-HELD_OUT = "held_out.json"
 
 
 @dataclasses.dataclass(frozen=True)

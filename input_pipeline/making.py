@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.datasets import prompts
+from input_pipeline import prompts
 from input_pipeline.rows import RowTable, Sampling
 from input_pipeline.schema import Expression, Record
 from input_pipeline.sources import DAMAGED, DatasetError, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
-from refseg_jax import preprocess
 from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
-from refseg_jax.tokenizers import ExpressionError, Tokenizer, build_tokenizer
+from refseg_jax.images import preprocess
+from refseg_jax.text.tokenizers import ExpressionError, Tokenizer, build_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PipelineConfig:
         image_size: side of the network's input. mask_stride: network pixels per mask cell.
         resize: `letterbox` or `stretch`.
         context_length: L, SOS and EOS included.
-        tokenizer: see `refseg_jax.tokenizers.build_tokenizer`.
+        tokenizer: see `refseg_jax.text.tokenizers.build_tokenizer`.
         flip_probability: of mirrored training rows.
         num_workers: processes that prepare batches; 0 prepares them in threads of this one. An
             evaluation has no more of them than there are cores and batches.

@@ -19,10 +19,10 @@ from input_pipeline.making import MakeRow, PipelineConfig, collate
 from input_pipeline.rows import RowTable, make_rows, of_granularities
 from input_pipeline.sources import DAMAGED, ExpressionTable, RecordSource
 from input_pipeline.transforms import Transform
-from refseg_jax import preprocess
 from refseg_jax.batch import GRANULARITIES, HostBatch
 from refseg_jax.errors import UserError
-from refseg_jax.tokenizers import build_tokenizer, check_length
+from refseg_jax.images import preprocess
+from refseg_jax.text.tokenizers import build_tokenizer, check_length
 
 
 @dataclasses.dataclass(frozen=True)

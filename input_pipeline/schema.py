@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from input_pipeline.segmentation import SegmentationError, checked_rle, decode_counts
 from refseg_jax.batch import GRANULARITIES
+from refseg_jax.images.segmentation import SegmentationError, checked_rle, decode_counts
 
 #: Values of `Target.granularity`.
 TARGET_GRANULARITIES = ("object", "part", "stuff")
+
+#: Beside a dataset's records: the image ids of all its evaluation splits, also of those that were not
+#: built, as `{split: [id, ...]}`.
+HELD_OUT = "held_out.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from input_pipeline.schema import Expression, Record
-from refseg_jax import preprocess
+from refseg_jax.images import preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class HorizontalFlip:
 
 @dataclasses.dataclass(frozen=True)
 class ResizeImage:
-    """Brings the images to the network's size; see `refseg_jax.preprocess`."""
+    """Brings the images to the network's size; see `refseg_jax.images.preprocess`."""
 
     size: int
     resize: preprocess.Resize

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import build_dataset, predict
+from refseg_jax.cli import predict
+from tools import build_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "grefcoco_rela.py"

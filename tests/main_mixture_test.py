@@ -12,12 +12,12 @@ from configs import mres_unires
 from configs.common import evaluation, member
 from main import Experiment
 from refseg_jax.batch import Batch, SegOutput
-from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.models import UniRESConfig
-from refseg_jax.train_state import Forward
-from tests.input_pipeline.pools import build_pool
-from tests.refseg_jax.tiny_run import IMAGE_SIZE, MASK_STRIDE, ColourModel
+from refseg_jax.models.forward import Forward
+from tests.input_pipeline.building.pools import build_pool
+from tests.refseg_jax.training.tiny_run import IMAGE_SIZE, MASK_STRIDE, ColourModel
 
 Make = Callable[..., Experiment]
 

@@ -15,11 +15,11 @@ import pytest
 import main
 from configs import scenes_unires
 from main import Experiment
-from refseg_jax import workdir
+from refseg_jax.checkpoints import workdir
 from refseg_jax.errors import UserError
 from refseg_jax.models import model_config
 from tests.refseg_jax.exports.folders import one_line, tiny_params
-from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
+from tests.refseg_jax.training.tiny_run import UNIRES, save_unires, unires_run_config
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from configs import scenes_unires
 from input_pipeline.sources import RecordSource
 from main import Experiment
 from refseg_jax import sharding
-from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpoints.params import load_params
+from refseg_jax.cli.score import score
 from refseg_jax.errors import UserError
-from refseg_jax.protocols import keyed_counts, keyed_scores
-from refseg_jax.tokenizers import CLIP_EOS, CLIP_VOCAB
+from refseg_jax.evaluation.protocols import keyed_counts, keyed_scores
+from refseg_jax.text.tokenizers import CLIP_EOS, CLIP_VOCAB
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.refseg_jax.weights.clip_sources import SMALL, SMALL_MODEL, arrays, hf_folder, hf_shapes
-from tools.score import score
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3

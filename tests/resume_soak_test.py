@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refseg_jax.checkpoint_params import load_params
-from tests.input_pipeline.pools import build_pool
+from refseg_jax.checkpoints.params import load_params
+from tests.input_pipeline.building.pools import build_pool
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.main_test import OVERRIDES, ROOT
 

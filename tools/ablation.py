@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from refseg_jax.cli.command_line import unwound_by_sigterm
 from refseg_jax.errors import UserError
 from tools.ablation_page import Scores, markdown
-from tools.command_line import unwound_by_sigterm
 from tools.studies import STUDIES, Row, Study
 from tools.trainings import Training, train_all
 

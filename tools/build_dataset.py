@@ -38,17 +38,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from input_pipeline.archives import source_folder
-from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.conversion import BuildError
-from input_pipeline.datasets.counts import REPORT
+from input_pipeline.building.beam import Runner
+from input_pipeline.building.conversion import BuildError
+from input_pipeline.building.counts import REPORT
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
+from input_pipeline.formats.archives import source_folder
 from input_pipeline.sources import split_names
 from input_pipeline.workers import usable_cores
+from refseg_jax.cli.command_line import unwound_by_sigterm
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
-from tools.command_line import unwound_by_sigterm
 
 #: What to say where a dataset cannot do without a flag.
 _MISSING = {

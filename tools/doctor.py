@@ -31,6 +31,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from input_pipeline.building.counts import Tally, compare, not_there
+from input_pipeline.building.processes import ordered_map
 from input_pipeline.checks import (
     CANNOT_BE_BUILT,
     CHECKS,
@@ -39,13 +41,11 @@ from input_pipeline.checks import (
     record_findings,
     split_findings,
 )
-from input_pipeline.datasets.counts import Tally, compare, not_there
-from input_pipeline.datasets.processes import ordered_map
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.leakage import evaluation_images
 from input_pipeline.workers import usable_cores
+from refseg_jax.cli.command_line import unwound_by_sigterm
 from refseg_jax.errors import UserError
-from tools.command_line import unwound_by_sigterm
 from tools.doctor_page import Example, Sample, examples_of, sample_of, write_page
 from tools.doctor_subjects import Reading, Subject, opened
 

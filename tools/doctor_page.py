@@ -11,9 +11,9 @@ import numpy as np
 
 from input_pipeline.checks import Finding
 from input_pipeline.schema import Record
-from input_pipeline.segmentation import SegmentationError
-from refseg_jax.pictures import overlay
-from refseg_jax.preprocess import ImageError, decode_image
+from refseg_jax.images.drawing import overlay
+from refseg_jax.images.preprocess import ImageError, decode_image
+from refseg_jax.images.segmentation import SegmentationError
 
 #: Longer side of a picture.
 _SIDE = 320

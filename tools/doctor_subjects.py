@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.archives import as_given, source_folder
+from input_pipeline.building.conversion import Conversion, Outcome, SourceError, as_given, converted
 from input_pipeline.checks import CANNOT_BE_BUILT, Finding
-from input_pipeline.datasets import jsonl_records
-from input_pipeline.datasets.conversion import Conversion, Outcome, SourceError, converted
 from input_pipeline.datasets.registry import CONVERSIONS
+from input_pipeline.formats import jsonl_records
+from input_pipeline.formats.archives import source_folder
 from input_pipeline.schema import Record
 from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
 from refseg_jax.errors import UserError

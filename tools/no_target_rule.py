@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from refseg_jax.protocols import State
-from refseg_jax.protocols.gres import SQUARE, Gres
-from tools.score_lines import ReadPair, read_pairs
+from refseg_jax.cli.score_lines import ReadPair, read_pairs
+from refseg_jax.evaluation.protocols import State
+from refseg_jax.evaluation.protocols.gres import SQUARE, Gres
 
 
 def scores_by_min_pixels(dump: Path, min_pixels: int) -> dict[str, float]:

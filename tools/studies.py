@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from refseg_jax.report import read_summary
+from refseg_jax.reporting.tables import read_summary
 from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
 
 #: Reads the scores of a finished run out of its folder.

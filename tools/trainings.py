@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from refseg_jax.errors import UserError
-from refseg_jax.report import read_summary
+from refseg_jax.reporting.tables import read_summary
 
 _ROOT = Path(__file__).resolve().parents[1]
 MAIN = _ROOT / "main.py"

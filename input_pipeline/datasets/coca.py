@@ -14,10 +14,10 @@ The counts (1,295 images in 80 groups) are the paper's (Gradient-Induced Co-Sali
 import os
 from pathlib import Path
 
-from input_pipeline.datasets import prompts
-from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, read_image
-from input_pipeline.datasets.label_maps import MapItem, first_folders, held_out, pair_files
+from input_pipeline import prompts
+from input_pipeline.building.conversion import Conversion, Outcome, Plan, read_image
 from input_pipeline.datasets.saliency import read_mask
+from input_pipeline.formats.label_maps import MapItem, first_folders, held_out, pair_files
 from input_pipeline.schema import Expression, Target, encode_mask
 
 LAYOUT = "image/<group>/*.jpg and binary/<group>/*.png (CoCA.zip, unpacked)"

@@ -18,8 +18,8 @@ import functools
 import re
 from pathlib import Path
 
-from input_pipeline.datasets.conversion import Conversion, Plan, SourceError
-from input_pipeline.datasets.label_maps import (
+from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.formats.label_maps import (
     Classes,
     MapItem,
     convert_categories,

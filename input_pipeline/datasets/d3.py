@@ -25,18 +25,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from input_pipeline.datasets.conversion import (
-    Conversion,
-    Outcome,
-    Plan,
-    SourceError,
-    read_image,
-)
-from input_pipeline.datasets.json_stream import elements
-from input_pipeline.datasets.refcoco.refs import stored_text
+from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
+from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target
-from input_pipeline.segmentation import SegmentationError, encode_segmentation
-from input_pipeline.unpickling import load_pickle
+from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
+from refseg_jax.unpickling import load_pickle
 
 #: A note of a build.
 NOT_SATISFIED = "images without any of the descriptions, left out"

@@ -37,11 +37,11 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.conversion import BuildError
-from input_pipeline.datasets.jsonl_files import find_splits, read_images
-from input_pipeline.datasets.jsonl_records import make_record
-from input_pipeline.datasets.own import build_records
+from input_pipeline.building.beam import Runner
+from input_pipeline.building.conversion import BuildError
+from input_pipeline.building.own import build_records
+from input_pipeline.formats.jsonl_files import find_splits, read_images
+from input_pipeline.formats.jsonl_records import make_record
 from refseg_jax.naming import unknown
 
 

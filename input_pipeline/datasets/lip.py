@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.datasets import prompts
-from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, Plan, read_image
-from input_pipeline.datasets.label_maps import (
+from input_pipeline import prompts
+from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, read_image
+from input_pipeline.formats.label_maps import (
     NOTHING,
     MapItem,
     encode_labels,

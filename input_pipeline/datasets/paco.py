@@ -17,8 +17,8 @@ import functools
 import re
 from pathlib import Path
 
-from input_pipeline.datasets import coco_json
-from input_pipeline.datasets.conversion import Conversion, Plan, SourceError
+from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.formats import coco_json
 
 SPLITS = ("train", "val", "test")
 #: Where COCO's images may lie in the source folder.

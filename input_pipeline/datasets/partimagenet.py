@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from input_pipeline.datasets import coco_json
-from input_pipeline.datasets.conversion import Conversion, Plan, SourceError
+from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.formats import coco_json
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS = ("{0}.json", "annotations/{0}.json", "annotations/{0}/{0}.json")

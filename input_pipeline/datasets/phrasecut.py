@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, read_image
-from input_pipeline.datasets.json_stream import elements, packed, words
+from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
+from input_pipeline.formats.json_stream import elements, packed, words
 from input_pipeline.schema import Expression, Target
-from input_pipeline.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
 
 SPLITS = ("train", "val", "miniv", "test")
 IMAGE_FOLDERS = ("images", "VG_100K", "VG_100K_2")

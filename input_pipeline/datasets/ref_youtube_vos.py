@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.datasets.conversion import Conversion, Outcome, Plan, SourceError, read_image
-from input_pipeline.datasets.json_stream import elements, words
-from input_pipeline.datasets.label_maps import encode_labels, read_labels
+from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
+from input_pipeline.formats.json_stream import elements, words
+from input_pipeline.formats.label_maps import encode_labels, read_labels
 from input_pipeline.schema import Expression, Target
 
 SPLITS = ("train", "valid", "test")

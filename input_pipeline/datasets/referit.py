@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.datasets.conversion import (
+from input_pipeline.building.conversion import (
     Conversion,
     ItemError,
     Outcome,
@@ -27,10 +27,10 @@ from input_pipeline.datasets.conversion import (
     SourceError,
     read_image,
 )
-from input_pipeline.datasets.json_stream import elements
-from input_pipeline.datasets.refcoco.layout import NO_WORD
-from input_pipeline.datasets.refcoco.refs import stored_text
-from input_pipeline.matfile import MatError, load_mat
+from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.matfile import MatError, load_mat
+from input_pipeline.formats.refer.layout import NO_WORD
+from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target, encode_mask
 
 #: split -> counts of the released files; a ref is a region.

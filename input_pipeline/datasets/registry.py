@@ -11,31 +11,26 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from input_pipeline.building.beam import Runner
+from input_pipeline.building.conversion import Conversion
 from input_pipeline.datasets import (
-    ade20k_150,
-    ade20k_full,
     coca,
     coco_stuff,
-    cris,
     d3,
-    grefcoco,
     lip,
     paco,
     partimagenet,
-    pascal_context,
-    pascal_part,
     phrasecut,
     ref_youtube_vos,
-    refclef,
-    refcocom,
     referit,
-    regrouped,
     sa1b,
     saliency,
 )
-from input_pipeline.datasets.beam import Runner
-from input_pipeline.datasets.conversion import Conversion
-from input_pipeline.datasets.refcoco import conversions as refcoco
+from input_pipeline.datasets.ade20k import full as ade20k_full
+from input_pipeline.datasets.ade20k import scene_parsing as ade20k_150
+from input_pipeline.datasets.pascal import context as pascal_context
+from input_pipeline.datasets.pascal import part as pascal_part
+from input_pipeline.datasets.refcoco import cris, grefcoco, refclef, refcoco, refcocom, regrouped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +88,13 @@ CONVERSIONS: Mapping[str, Conversion] = {
 
 
 def _published_folder(conversion: Conversion, request: Request) -> Path:
-    from input_pipeline.datasets.published import builder_of
+    from input_pipeline.building.published import builder_of
 
     return Path(str(builder_of(conversion, data_dir=request.data_dir).data_dir))
 
 
 def _build_published(conversion: Conversion, request: Request) -> None:
-    from input_pipeline.datasets.published import builder_of
+    from input_pipeline.building.published import builder_of
 
     assert request.source_dir is not None
     builder_of(
@@ -127,7 +122,7 @@ def _build_scenes(request: Request) -> None:
 
 
 def _jsonl_folder(request: Request) -> Path:
-    from input_pipeline.datasets.own import own_folder
+    from input_pipeline.building.own import own_folder
 
     return own_folder(request.name, request.data_dir)
 

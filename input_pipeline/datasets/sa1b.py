@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.archives import tar_members
-from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, Plan, SourceError
+from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, SourceError
+from input_pipeline.formats.archives import tar_members
 from input_pipeline.schema import Record, Target
-from input_pipeline.segmentation import EmptyRegion, SegmentationError, encode_segmentation
-from refseg_jax.preprocess import decode_image
+from refseg_jax.images.preprocess import decode_image
+from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
 
 #: A note of a build.
 EMPTY = "masks without a pixel, left out"

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.datasets import prompts
-from input_pipeline.datasets.conversion import Conversion, ItemError, Outcome, read_image
-from input_pipeline.datasets.label_maps import MapItem, plan_pairs, read_levels
+from input_pipeline import prompts
+from input_pipeline.building.conversion import Conversion, ItemError, Outcome, read_image
+from input_pipeline.formats.label_maps import MapItem, plan_pairs, read_levels
 from input_pipeline.schema import Expression, Target, encode_mask
 
 #: From here on a pixel is salient.

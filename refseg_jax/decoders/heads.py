@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.images.resize import upsample_bilinear
 from refseg_jax.layers.convolution import UpsampleConv3x3, dynamic_conv3x3
 from refseg_jax.layers.linear import Linear, gaussian
 from refseg_jax.layers.norm import GroupNorm
-from refseg_jax.resize import upsample_bilinear
 
 #: Heads by the name that configs use.
 HEADS = ("projector", "pixel_shuffle", "linear", "pixel_kernel")

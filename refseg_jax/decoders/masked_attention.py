@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.images.resize import resize_bilinear
 from refseg_jax.layers.attention import MultiHeadAttention
 from refseg_jax.layers.linear import packed_xavier_uniform
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import Mlp
-from refseg_jax.resize import resize_bilinear
 
 
 def visible_cells(mask_logits: jax.Array, size: tuple[int, int]) -> jax.Array:

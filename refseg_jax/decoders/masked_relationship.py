@@ -10,12 +10,12 @@ from flax import nnx
 from refseg_jax.decoders.masked_attention import MaskedAttentionLayer, visible_cells
 from refseg_jax.decoders.pixel_decoder import PixelFeatures
 from refseg_jax.decoders.relationship import Perceptron, Regions, difference
+from refseg_jax.images.resize import resize_bilinear
 from refseg_jax.layers.attention import MultiHeadAttention
 from refseg_jax.layers.linear import Linear, packed_xavier_uniform
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.positions import sine_positions_relative
 from refseg_jax.layers.transformer import run_block
-from refseg_jax.resize import resize_bilinear
 
 #: What the words' share is multiplied with in the public code, beside its learned gate.
 WORDS_SHARE = 0.1

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from refseg_jax.images.resize import resize_bilinear
 from refseg_jax.layers.convolution import Conv3x3
 from refseg_jax.layers.deformable_attention import DeformableAttention, Shapes
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 from refseg_jax.layers.norm import GroupNorm, LayerNorm
 from refseg_jax.layers.positions import sine_positions_relative
 from refseg_jax.layers.transformer import Mlp, run_block
-from refseg_jax.resize import resize_bilinear
 
 #: All of it is in f32, whatever the towers compute in, as in the original.
 DTYPE = jnp.float32

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD, normalise
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD, normalise
 from refseg_jax.layers.convolution import Conv3x3
 from refseg_jax.layers.linear import Linear, contract, gaussian
 from refseg_jax.layers.norm import LayerNorm

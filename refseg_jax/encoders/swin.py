@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from refseg_jax import naming
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
 from refseg_jax.encoders.stem import cut
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
 from refseg_jax.layers.attention import MultiHeadAttention, attention
 from refseg_jax.layers.dropout import drop_path, split_key
 from refseg_jax.layers.linear import Linear, contract, gaussian

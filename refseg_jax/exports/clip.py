@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.exports.arrays_file import write_arrays
 from refseg_jax.exports.source import Source
 from refseg_jax.exports.tokenizer_files import is_clips, write_json, write_tokenizer
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.layers.norm import EPSILON
 from refseg_jax.weights import clip
 from refseg_jax.weights.table import Change, Table, convolution, positions, row, same, transposed

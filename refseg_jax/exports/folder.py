@@ -44,7 +44,7 @@ class ExportConfig:
         format: name out of `refseg_jax.exports.exporter.FORMATS`.
         model: the resolved config of the model (`name` and every field).
         data: `dataset`, `resize`, `context_length` and `tokenizer` (a file of the folder).
-        eval: `threshold`, and `protocol` as `refseg_jax.protocols.build_protocols` takes it.
+        eval: `threshold`, and `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
         step: updates that the parameters have seen.
         metrics: scores at that step, `{}` where nothing was evaluated.
         graphs: name -> what the format needs to call it, `{}` for weights alone.

@@ -5,10 +5,10 @@ import types
 from pathlib import Path
 from typing import Any
 
-from refseg_jax.engines import GRAPHS
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.models.graphs import GRAPHS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Description:
     Attributes:
         files: graph -> file of the folder.
         params: graph -> the parameters that it takes, none where they are inside it.
-        image_size, mask_stride: see `refseg_jax.engines.Engine`.
+        image_size, mask_stride: see `refseg_jax.prediction.engines.Engine`.
         model: the fields of the model's config.
     """
 

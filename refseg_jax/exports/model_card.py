@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from refseg_jax.batch import GRANULARITIES
+from refseg_jax.evaluation.protocols import PROTOCOLS, build_protocols
 from refseg_jax.exports.folder import ExportConfig
-from refseg_jax.protocols import PROTOCOLS, build_protocols
-from refseg_jax.report import full_text
+from refseg_jax.reporting.tables import full_text
 
 #: Licences of the datasets that this code builds, by the first part of their names.
 _COCO = "COCO's annotations are under CC BY 4.0, each image keeps the Flickr licence of its photographer"
@@ -22,7 +22,7 @@ _LOADING = """## Use it
 With refseg_jax, from this folder alone:
 
 ```python
-from refseg_jax.predictor import Predictor
+from refseg_jax.prediction.predictor import Predictor
 
 predictor = Predictor.from_checkpoint("FOLDER")
 for prediction in predictor.predict("picture.jpg", ["the red car", "the wheels of the red car"]):

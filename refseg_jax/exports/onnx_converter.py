@@ -21,8 +21,8 @@ from jax import export
 from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import load_file
 
-from refseg_jax.engines import GRAPHS, Features, Graphs, described, dimensions, forward_of
 from refseg_jax.layers.attention import portable_attention
+from refseg_jax.models.graphs import GRAPHS, Features, Graphs, described, dimensions, forward_of
 
 #: Graphs that differ more from JAX, relative to the largest logit, are no export.
 TOLERANCE = 1e-4

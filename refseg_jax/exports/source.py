@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from refseg_jax import report
-from refseg_jax.checkpoint_folder import RunRecord, locate
-from refseg_jax.checkpoint_params import lay_out, load_recorded
-from refseg_jax.engines import another_version, check_params, forward_of
+from refseg_jax.checkpoints.folder import RunRecord, another_version, locate
+from refseg_jax.checkpoints.params import lay_out, load_recorded
 from refseg_jax.errors import UserError
+from refseg_jax.evaluation.protocols import PROTOCOLS
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import Step
-from refseg_jax.protocols import PROTOCOLS
-from refseg_jax.tokenizers import build_tokenizer, check_tokenizer
+from refseg_jax.models.graphs import check_params, forward_of
+from refseg_jax.reporting import tables as report
+from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer
 
 #: Of `summary.json`: what is a score, and not the speed of the run.
 _SCORES = frozenset(("count", *(name for p in PROTOCOLS.values() for name in p.columns)))
@@ -107,7 +107,7 @@ def load_start(
 
     Args:
         path: as of `read_source`.
-        expected: as of `refseg_jax.checkpoint_params.load_params`.
+        expected: as of `refseg_jax.checkpoints.params.load_params`.
 
     Returns:
         The parameters, and the updates that they have seen.

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.images.resize import axis_phases
 from refseg_jax.layers.linear import Initializer, contract, fan_in_uniform
-from refseg_jax.resize import axis_phases
 
 
 class Conv3x3(nnx.Module):

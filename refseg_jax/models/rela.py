@@ -14,10 +14,10 @@ from refseg_jax.decoders.presence import MaskEvidence
 from refseg_jax.decoders.relationship import Regions, Relationship
 from refseg_jax.encoders.bert import Bert
 from refseg_jax.encoders.language_swin import LanguageSwin
+from refseg_jax.images.resize import resize_bilinear
 from refseg_jax.layers.rows import over_images
+from refseg_jax.models.region_maps import RegionMaps
 from refseg_jax.models.rela_config import ReLAConfig
-from refseg_jax.region_maps import RegionMaps
-from refseg_jax.resize import resize_bilinear
 
 
 class ImageFeatures(NamedTuple):

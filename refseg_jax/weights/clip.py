@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.errors import UserError
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.layers.norm import EPSILON
 from refseg_jax.weights.loader import Plan, first_match, plan
 from refseg_jax.weights.table import (

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from refseg_jax import checkpoint_folder
-from refseg_jax.checkpoint_params import load_params
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
+from refseg_jax.checkpoints import folder as checkpoint_folder
+from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.layers.transformer import ACTIVATIONS
 from refseg_jax.naming import unknown
 from refseg_jax.weights import clip, clip_settings, hub

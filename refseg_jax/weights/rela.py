@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from refseg_jax.colours import IMAGENET_MEAN, IMAGENET_STD
 from refseg_jax.errors import UserError
+from refseg_jax.images.colours import IMAGENET_MEAN, IMAGENET_STD
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.rela import ReLA
 from refseg_jax.models.rela_config import ReLAConfig
-from refseg_jax.train_state import Forward
 from refseg_jax.weights import bert, hub, loader, swin, towers
 from refseg_jax.weights.folder import weight_file
 from refseg_jax.weights.loader import Plan, Weights
@@ -83,7 +83,7 @@ class OpenedReLA:
         """What a predictor, an evaluation or an export reads of a run's config.
 
         Args:
-            tokenizer: as `refseg_jax.tokenizers.build_tokenizer` takes it.
+            tokenizer: as `refseg_jax.text.tokenizers.build_tokenizer` takes it.
         """
         return {
             "model": {"name": "rela", **dataclasses.asdict(self.config)},

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from refseg_jax.resize import resize_relative_positions
+from refseg_jax.images.resize import resize_relative_positions
 from refseg_jax.weights.table import (
     Rule,
     Table,

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from refseg_jax.resize import resize_position_embedding
+from refseg_jax.images.resize import resize_position_embedding
 
 #: From an entry and the shape of the parameter to the parameter. It may use methods (`.T`,
 #: `.reshape`), slices and `jax.numpy` only, because it also runs under `jax.eval_shape`.

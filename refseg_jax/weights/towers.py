@@ -14,8 +14,8 @@ from refseg_jax.encoders.bert import Bert, BertConfig
 from refseg_jax.encoders.swin import PATCH, Swin, SwinConfig
 from refseg_jax.errors import UserError
 from refseg_jax.layers.norm import EPSILON
+from refseg_jax.models.forward import Forward
 from refseg_jax.naming import unknown
-from refseg_jax.train_state import Forward
 from refseg_jax.weights import bert, hub, loader, swin
 from refseg_jax.weights.folder import read_json, weight_file
 from refseg_jax.weights.loader import Plan, Weights, first_match

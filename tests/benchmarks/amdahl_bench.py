@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from refseg_jax import preprocess
+from refseg_jax.images import preprocess
 from refseg_jax.models import build_model
-from refseg_jax.predictor import Prediction, Predictor
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
+from refseg_jax.prediction.predictor import Prediction, Predictor
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
-from tests.refseg_jax.tiny_run import random_params
+from tests.refseg_jax.training.tiny_run import random_params
 
 #: UniRES B/16 on images of a smaller side, so that a round takes seconds on two cores.
 MODEL = {"name": "unires", "preset": "B/16", "image_size": 224}

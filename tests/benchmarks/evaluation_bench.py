@@ -12,11 +12,11 @@ import pytest
 
 from input_pipeline import pipeline
 from refseg_jax import sharding
-from refseg_jax.evaluators import Evaluator
-from refseg_jax.metrics import pair_counts
+from refseg_jax.evaluation.counts import pair_counts
+from refseg_jax.evaluation.evaluator import Evaluator
+from refseg_jax.evaluation.protocols import State, build_protocol
 from refseg_jax.models import build_model
-from refseg_jax.protocols import State, build_protocol
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from tests.benchmarks.turns import clocked, cpu_seconds, ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset, make_record
 

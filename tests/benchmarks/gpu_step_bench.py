@@ -22,9 +22,10 @@ from refseg_jax import sharding
 from refseg_jax.batch import Batch
 from refseg_jax.layers.attention import portable_attention
 from refseg_jax.models import build_model
-from refseg_jax.objectives import MaskObjective
-from refseg_jax.optim import OptimConfig
-from refseg_jax.train_state import Forward, Trainer, TrainState
+from refseg_jax.models.forward import Forward
+from refseg_jax.training.objectives import MaskObjective
+from refseg_jax.training.optim import OptimConfig
+from refseg_jax.training.state import Trainer, TrainState
 from tests.benchmarks.turns import ratios, spread, take_turns
 
 MODEL: dict[str, Any] = {"name": "unires", "preset": "B/16", "dtype": "bfloat16"}

@@ -18,9 +18,9 @@ import torch
 from refseg_jax import sharding
 from refseg_jax.batch import Batch
 from refseg_jax.layers.positions import sine_positions_1d, sine_positions_2d
-from refseg_jax.objectives import MaskObjective
-from refseg_jax.optim import OptimConfig
-from refseg_jax.train_state import Trainer
+from refseg_jax.training.objectives import MaskObjective
+from refseg_jax.training.optim import OptimConfig
+from refseg_jax.training.state import Trainer
 from tests.benchmarks.sides import Row, Run, report
 from tests.parity import torch_unires
 from tests.parity.pairs import Pair, as_torch, make_batch, make_pair
@@ -51,7 +51,7 @@ def make_trainer(pair: Pair) -> Trainer:
 
 
 def make_torch_optimizer(model: torch.nn.Module, config: OptimConfig = OPTIM) -> Callable[[], None]:
-    """Clipping and AdamW as `refseg_jax.optim` does them, by torch's fastest kernels."""
+    """Clipping and AdamW as `refseg_jax.training.optim` does them, by torch's fastest kernels."""
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]

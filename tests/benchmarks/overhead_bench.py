@@ -19,15 +19,16 @@ import pytest
 from configs import scenes_unires
 from input_pipeline import pipeline
 from refseg_jax import sharding
-from refseg_jax.checkpointer import Checkpointer
+from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.models import build_model
+from refseg_jax.models.forward import Forward
 from refseg_jax.naming import construct
-from refseg_jax.objectives import build_objective
-from refseg_jax.optim import OptimConfig
-from refseg_jax.preemption import Preemption
-from refseg_jax.train_loop import LoopConfig, Run, Start
-from refseg_jax.train_state import Forward, Trainer, TrainState
-from refseg_jax.writers import FileWriter, ProgressLine
+from refseg_jax.reporting.writers import FileWriter, ProgressLine
+from refseg_jax.training.loop import LoopConfig, Run, Start
+from refseg_jax.training.objectives import build_objective
+from refseg_jax.training.optim import OptimConfig
+from refseg_jax.training.preemption import Preemption
+from refseg_jax.training.state import Trainer, TrainState
 from tests.benchmarks.turns import ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 

@@ -19,8 +19,8 @@ from configs import refcoco_unires
 from input_pipeline import pipeline
 from input_pipeline.schema import Record
 from input_pipeline.sources import RecordSource
+from refseg_jax.images.preprocess import decode_image
 from refseg_jax.naming import construct
-from refseg_jax.preprocess import decode_image
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 

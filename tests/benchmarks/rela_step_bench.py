@@ -30,9 +30,10 @@ from refseg_jax import sharding
 from refseg_jax.batch import Batch
 from refseg_jax.decoders.pixel_decoder import PixelFeatures
 from refseg_jax.models import ReLA
-from refseg_jax.objectives import RelationObjective
-from refseg_jax.optim import OptimConfig
-from refseg_jax.train_state import Forward, Trainer
+from refseg_jax.models.forward import Forward
+from refseg_jax.training.objectives import RelationObjective
+from refseg_jax.training.optim import OptimConfig
+from refseg_jax.training.state import Trainer
 from refseg_jax.weights.loader import load
 from refseg_jax.weights.rela import open_rela
 from tests.benchmarks.model_step_bench import (

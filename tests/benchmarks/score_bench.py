@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from refseg_jax import predictions
+from refseg_jax.cli.score import score
+from refseg_jax.evaluation import predictions
 from tests.benchmarks.turns import clocked, cpu_seconds, ratios, spread, take_turns
-from tools.score import score
 
 PAIRS, COMPARED, ROUNDS = 20_000, 1_000, 5
 HEIGHT, WIDTH = 480, 640

@@ -8,7 +8,7 @@ import numpy as np
 
 from refseg_jax.layers.attention import portable_attention
 from refseg_jax.models import build_model
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 
 PATCH = 16
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.exports.clip import towers
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 from tests.benchmarks import vit
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
 

@@ -17,14 +17,14 @@ from input_pipeline.mixtures import read_members
 from input_pipeline.pipeline import PipelineConfig
 from refseg_jax import sharding
 from refseg_jax.batch import GRANULARITIES
+from refseg_jax.evaluation.protocols import PROTOCOLS
 from refseg_jax.models import build_model, model_config
+from refseg_jax.models.forward import Forward
 from refseg_jax.naming import construct
-from refseg_jax.objectives import build_objective
-from refseg_jax.optim import OptimConfig, make_optimizer, trainable
-from refseg_jax.protocols import PROTOCOLS
-from refseg_jax.tokenizers import CLIP_EOS, CLIP_VOCAB
-from refseg_jax.train_loop import LoopConfig
-from refseg_jax.train_state import Forward
+from refseg_jax.text.tokenizers import CLIP_EOS, CLIP_VOCAB
+from refseg_jax.training.loop import LoopConfig
+from refseg_jax.training.objectives import build_objective
+from refseg_jax.training.optim import OptimConfig, make_optimizer, trainable
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(

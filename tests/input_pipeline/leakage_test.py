@@ -11,16 +11,16 @@ import pytest
 
 from input_pipeline import leakage
 from input_pipeline.leakage import (
-    HELD_OUT,
     check_remains,
     evaluation_images,
     find_leaks,
     read_report,
     write_report,
 )
+from input_pipeline.schema import HELD_OUT
 from input_pipeline.sources import ExpressionTable, RecordSource
 from refseg_jax.errors import UserError
-from tests.input_pipeline.pools import build_pool
+from tests.input_pipeline.building.pools import build_pool
 from tests.input_pipeline.tiny_dataset import flip_a_bit
 
 

@@ -7,7 +7,7 @@ from input_pipeline import pipeline
 from input_pipeline.making import category_of
 from input_pipeline.schema import Expression, Record, Target
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset, make_record
-from tests.refseg_jax.tiny_run import data_config
+from tests.refseg_jax.training.tiny_run import data_config
 
 
 def _grouped(record: Record) -> Record:

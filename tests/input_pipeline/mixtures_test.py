@@ -19,7 +19,7 @@ from refseg_jax.batch import HostBatch
 from refseg_jax.errors import UserError
 from refseg_jax.naming import construct
 from tests.input_pipeline.batches import assert_same_rows, rows_of, take, weave
-from tests.input_pipeline.pools import build_pool
+from tests.input_pipeline.building.pools import build_pool
 
 #: Of each member: N, K, L.
 SHAPES = {"objects": (1, 2, 12), "parts": (1, 1, 9), "groups": (2, 1, 12)}

@@ -13,7 +13,7 @@ from input_pipeline.schema import (
     from_features,
     to_features,
 )
-from input_pipeline.segmentation import SegmentationError
+from refseg_jax.images.segmentation import SegmentationError
 
 HEIGHT, WIDTH = 6, 10
 

@@ -19,7 +19,7 @@ from input_pipeline.transforms import (
     Transform,
     swap_sides,
 )
-from refseg_jax.preprocess import ImageError, Resize, prepare_mask
+from refseg_jax.images.preprocess import ImageError, Resize, prepare_mask
 
 HEIGHT, WIDTH = 8, 16
 

@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.datasets import shards
-from input_pipeline.datasets.beam import Runner
-from tests.input_pipeline.refcoco_files import build, default_refs, ref, sentence, write_source
+from input_pipeline.building import shards
+from input_pipeline.building.beam import Runner
+from tests.input_pipeline.datasets.refcoco_files import (
+    build,
+    default_refs,
+    ref,
+    sentence,
+    write_source,
+)
 from tools import build_dataset
 
 pytestmark = pytest.mark.parity

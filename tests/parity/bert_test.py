@@ -16,7 +16,7 @@ from transformers import BertForPreTraining, BertModel
 from refseg_jax.encoders import bert
 from refseg_jax.encoders.bert import Bert, BertConfig
 from refseg_jax.layers import norm
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights import bert as tables
 from tests.parity.towers import BAR, errors, loaded, scatter
 

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.encoders import clip_text, clip_vision
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
+from refseg_jax.images.resize import resize_position_embedding
 from refseg_jax.layers import norm, transformer
 from refseg_jax.models import UniRES, UniRESConfig
-from refseg_jax.resize import resize_position_embedding
+from refseg_jax.models.forward import Forward
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
-from refseg_jax.train_state import Forward
 from refseg_jax.weights import clip as tables
 from refseg_jax.weights.clip_files import load_towers
 from refseg_jax.weights.table import Rule, Table

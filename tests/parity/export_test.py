@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
-from refseg_jax.engines import forward_of
 from refseg_jax.exports.exporter import export
-from refseg_jax.tokenizers import build_tokenizer
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
+from refseg_jax.models.graphs import forward_of
+from refseg_jax.text.tokenizers import build_tokenizer
 from tests.parity.pairs import Params, random_parameters
 from tests.refseg_jax.exports.folders import TEXTS
-from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
+from tests.refseg_jax.training.tiny_run import UNIRES, save_unires, unires_run_config
 
 pytestmark = pytest.mark.parity
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import jsonl, shards
-from input_pipeline.datasets.beam import Runner
+from input_pipeline.building import shards
+from input_pipeline.building.beam import Runner
+from input_pipeline.datasets import jsonl
 
 pytestmark = pytest.mark.parity
 

@@ -15,7 +15,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from refseg_jax.decoders.pixel_decoder import PixelDecoder, PixelDecoderConfig
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights.table import Table, convolution, linear, norm, packed, rename
 from tests.parity.towers import loaded, scatter
 

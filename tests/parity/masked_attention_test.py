@@ -13,7 +13,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerMask
 
 from refseg_jax.decoders import masked_attention
 from refseg_jax.decoders.masked_attention import MaskedAttentionLayer, visible_cells
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from tests.parity.mask2former import copied, layer_table, their_layer
 from tests.parity.towers import BAR, errors
 

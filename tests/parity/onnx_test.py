@@ -13,16 +13,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from refseg_jax.engines import ParameterEngine, forward_of
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.exporter import export
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.onnx_environment import ensure_environment
-from refseg_jax.exports.onnx_graphs import OnnxEngine, write_onnx
+from refseg_jax.exports.onnx_graphs import write_onnx
 from refseg_jax.exports.source import Source
-from refseg_jax.predictor import Predictor
-from refseg_jax.train_state import Params
+from refseg_jax.models.forward import Params
+from refseg_jax.models.graphs import forward_of
+from refseg_jax.prediction.engines import ParameterEngine
+from refseg_jax.prediction.onnx import OnnxEngine
+from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.exports.folders import (
     TEXTS,
     compiling_in_a_hurry,
@@ -38,7 +40,7 @@ from tests.refseg_jax.exports.folders import (
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.models.rela_test import SMALL as RELA
-from tests.refseg_jax.tiny_run import UNIRES, random_params
+from tests.refseg_jax.training.tiny_run import UNIRES, random_params
 
 pytestmark = pytest.mark.parity
 

@@ -10,8 +10,8 @@ import torch
 
 from refseg_jax.batch import Batch
 from refseg_jax.models import build_model
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.unires import UniRES
-from refseg_jax.train_state import Forward
 from tests.parity.torch_loading import load_parameters
 from tests.parity.torch_unires import TorchUniRES
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from refseg_jax.batch import Batch, SegOutput
 from refseg_jax.models import ReLA
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights.loader import load
 from refseg_jax.weights.rela import open_rela
 from tests.parity.torch_rela import TorchReLA

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from refseg_jax import losses
 from refseg_jax.batch import Batch, SegOutput
-from refseg_jax.objectives import RelationObjective
+from refseg_jax.training import losses
+from refseg_jax.training.objectives import RelationObjective
 
 pytestmark = pytest.mark.parity
 

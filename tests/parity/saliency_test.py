@@ -6,9 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from refseg_jax.protocols import saliency
-from refseg_jax.protocols.saliency import saliency_entry
-from tests.refseg_jax.protocols.saliency_cases import Case, cases, sums
+from refseg_jax.evaluation.protocols import saliency
+from refseg_jax.evaluation.protocols.saliency import saliency_entry
+from tests.refseg_jax.evaluation.protocols.saliency_cases import Case, cases, sums
 
 theirs = pytest.importorskip("py_sod_metrics", reason="pysodmetrics is not installed")
 

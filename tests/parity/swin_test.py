@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from transformers import SwinBackbone, SwinModel
 from transformers import SwinConfig as TheirConfig
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from refseg_jax.encoders import swin
 from refseg_jax.encoders.swin import Swin, SwinConfig
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from refseg_jax.images.resize import resize_relative_positions
 from refseg_jax.layers import norm
-from refseg_jax.resize import resize_relative_positions
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights import swin as tables
 from tests.parity.towers import BAR, errors, loaded, scatter
 

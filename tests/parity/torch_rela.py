@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from refseg_jax.colours import IMAGENET_MEAN, IMAGENET_STD
+from refseg_jax.images.colours import IMAGENET_MEAN, IMAGENET_STD
 from tests.refseg_jax.weights.rela_sources import PIXELS, REGIONS, Sizes
 
 HEADS = 8

@@ -355,7 +355,7 @@ def sine_positions_2d(side: int, width: int) -> torch.Tensor:
 def mask_loss(
     logits: torch.Tensor, mask: torch.Tensor, *, cross_entropy: float = 1.0, dice: float = 0.0
 ) -> torch.Tensor:
-    """The loss of `refseg_jax.objectives.MaskObjective` for logits and u8 masks `[B, K, h, w]`."""
+    """The loss of `MaskObjective` for logits and u8 masks `[B, K, h, w]`."""
     target = mask.float() / 255.0
     share = torch.sigmoid(logits)
     overlap, total = (share * target).sum((-2, -1)), (share + target).sum((-2, -1))

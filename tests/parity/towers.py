@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights.loader import Plan, load, plan
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import Table

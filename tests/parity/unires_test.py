@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from refseg_jax.batch import Batch
-from refseg_jax.objectives import MaskObjective
+from refseg_jax.training.objectives import MaskObjective
 from tests.parity.pairs import Pair, Params, as_torch, make_batch, make_pair
 from tests.parity.torch_loading import load_parameters
 from tests.parity.torch_unires import TorchUniRES, mask_loss

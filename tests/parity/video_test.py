@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refseg_jax.protocols import video
+from refseg_jax.evaluation.protocols import video
 
 benchmark = pytest.importorskip("vos_benchmark.evaluator", reason="vos-benchmark is not installed")
 

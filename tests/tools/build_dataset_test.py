@@ -13,8 +13,8 @@ import pytest
 
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from refseg_jax.errors import UserError
-from tests.input_pipeline import refcoco_files
-from tests.input_pipeline.refcoco_files import (
+from tests.input_pipeline.datasets import refcoco_files
+from tests.input_pipeline.datasets.refcoco_files import (
     default_refs,
     image_path,
     read_records,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import jsonl_records
-from input_pipeline.datasets.conversion import Conversion, Plan
-from input_pipeline.datasets.own import build_records
+from input_pipeline.building.conversion import Conversion, Plan
+from input_pipeline.building.own import build_records
 from input_pipeline.datasets.registry import CONVERSIONS
-from tests.input_pipeline import jsonl_folders, regrouped_test
-from tests.input_pipeline.refcoco_files import (
+from input_pipeline.formats import jsonl_records
+from tests.input_pipeline.datasets import jsonl_folders, regrouped_test
+from tests.input_pipeline.datasets.refcoco_files import (
     HEIGHT,
     WIDTH,
     image_path,

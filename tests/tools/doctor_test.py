@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.building.own import build_records
 from input_pipeline.checks import (
     CHECKS,
     Finding,
@@ -19,13 +20,8 @@ from input_pipeline.checks import (
     record_findings,
     split_findings,
 )
-from input_pipeline.datasets.own import build_records
 from input_pipeline.schema import Expression, Record, Target, encode_mask
-from tests.input_pipeline.refcoco_files import (
-    HEIGHT,
-    WIDTH,
-    jpeg,
-)
+from tests.input_pipeline.datasets.refcoco_files import HEIGHT, WIDTH, jpeg
 from tools import doctor
 
 

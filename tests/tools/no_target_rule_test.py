@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refseg_jax.predictions import encode
+from refseg_jax.evaluation.predictions import encode
 from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
 
 

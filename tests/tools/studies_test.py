@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import scenes_rela, scenes_unires
-from refseg_jax.predictions import encode
+from refseg_jax.evaluation.predictions import encode
 from tools import trainings
 from tools.studies import (
     NO_TARGET,

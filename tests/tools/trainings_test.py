@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from refseg_jax.cli.command_line import unwound_by_sigterm
 from refseg_jax.errors import UserError
 from tests.tools.planned_runs import PlannedRuns
 from tools import trainings
-from tools.command_line import unwound_by_sigterm
 from tools.trainings import Training, resolved, train_all
 
 METRICS = ("mIoU",)

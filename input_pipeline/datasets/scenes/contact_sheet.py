@@ -20,8 +20,8 @@ from input_pipeline.datasets.scenes.config import ScenesConfig
 from input_pipeline.datasets.scenes.graph import from_json
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
-from refseg_jax.pictures import overlay
-from refseg_jax.preprocess import decode_image
+from refseg_jax.images.drawing import overlay
+from refseg_jax.images.preprocess import decode_image
 
 #: What is shown, in reading order: a granularity and a word that the expression must have.
 WANTED = (

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from input_pipeline.datasets.conversion import Outcome
+from input_pipeline.building.conversion import Outcome
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.drawing import Scene, draw_scene
 from input_pipeline.datasets.scenes.expressions import describe

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from input_pipeline.datasets.building import RecordBuilder
-from input_pipeline.datasets.conversion import Outcome, Plan
+from input_pipeline.building.builder import RecordBuilder
+from input_pipeline.building.conversion import Outcome, Plan
+from input_pipeline.building.shards import Summary
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.records import make
-from input_pipeline.datasets.shards import Summary
 from input_pipeline.schema import features
 
 

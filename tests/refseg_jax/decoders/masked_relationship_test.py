@@ -15,7 +15,7 @@ from refseg_jax.decoders.masked_relationship import (
     MaskedRelationshipConfig,
 )
 from refseg_jax.decoders.pixel_decoder import PixelFeatures
-from refseg_jax.resize import resize_bilinear
+from refseg_jax.images.resize import resize_bilinear
 
 CONFIG = MaskedRelationshipConfig(width=16, side=3, heads=2, hidden=24, layers=4)
 PAIRS, LENGTH, TEXT_WIDTH, MASK_WIDTH = 2, 6, 10, 12

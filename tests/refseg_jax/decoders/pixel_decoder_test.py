@@ -10,7 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from refseg_jax.decoders.pixel_decoder import PixelDecoder, PixelDecoderConfig
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 
 SMALL = PixelDecoderConfig(width=64, mask_width=12, layers=2, heads=2, points=2, hidden=24)
 WIDTHS = (6, 8, 10)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from refseg_jax.encoders.bert import Bert, BertLayer, bert_config
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 
 LENGTHS = np.array([[9], [4], [1]])
 VALID = np.arange(9) < LENGTHS

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.encoders.clip_text import ClipText
 from refseg_jax.encoders.clip_vision import ClipVision, assign_groups
 from refseg_jax.encoders.stem import PatchEmbedding
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 
 
 def _vision(low=3, high=2, layers=4):

@@ -16,7 +16,7 @@ from refseg_jax.encoders.language_swin import (
     WordFusion,
 )
 from refseg_jax.encoders.swin import Swin, swin_config
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 
 SMALL = {"preset": "tiny", "depths": (1, 1), "heads": (1, 2), "width": 8, "word_width": 6}
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.encoders.stem import ConvolutionalStem, cut
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 

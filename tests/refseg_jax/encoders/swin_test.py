@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refseg_jax.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from refseg_jax.encoders import swin as swin_module
 from refseg_jax.encoders.swin import (
     PatchMerging,
@@ -19,7 +18,8 @@ from refseg_jax.encoders.swin import (
     shift_mask,
     swin_config,
 )
-from refseg_jax.train_state import Forward
+from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from refseg_jax.models.forward import Forward
 
 #: Two stages compile in half the time of three.
 SMALL = {"preset": "tiny", "depths": (2, 1), "heads": (1, 2), "width": 8}

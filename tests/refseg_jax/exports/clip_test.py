@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from refseg_jax import sharding
-from refseg_jax.engines import forward_of
 from refseg_jax.exports.clip import backwards, towers
 from refseg_jax.exports.exporter import export
+from refseg_jax.models.graphs import forward_of
 from refseg_jax.weights import clip
 from refseg_jax.weights.clip_files import load_towers
 from refseg_jax.weights.table import Rule, Table, rename, same
 from tests.refseg_jax.exports.folders import tiny_params
 from tests.refseg_jax.models.micro import FIELDS
-from tests.refseg_jax.tiny_run import (
+from tests.refseg_jax.training.tiny_run import (
     UNIRES,
     one_device,
     random_params,

@@ -10,14 +10,14 @@ import pytest
 import tokenizers as hub
 from safetensors.numpy import load_file
 
-from refseg_jax.checkpointer import Checkpointer
+from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder as layout
 from refseg_jax.exports.exporter import export
 from refseg_jax.exports.source import read_source
-from refseg_jax.predictor import Predictor
-from refseg_jax.tokenizers import ClipTokenizer, build_tokenizer
-from refseg_jax.train_state import Params
+from refseg_jax.models.forward import Params
+from refseg_jax.prediction.predictor import Predictor
+from refseg_jax.text.tokenizers import ClipTokenizer, build_tokenizer
 from tests.refseg_jax.exports.folders import (
     TEXTS,
     THRESHOLD,
@@ -29,7 +29,7 @@ from tests.refseg_jax.exports.folders import (
     tiny_params,
     write_all,
 )
-from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
+from tests.refseg_jax.training.tiny_run import UNIRES, save_unires, unires_run_config
 
 
 @pytest.fixture(scope="module")

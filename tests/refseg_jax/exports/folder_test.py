@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refseg_jax.cli import export as command
 from refseg_jax.errors import UserError
 from refseg_jax.exports import onnx_environment
 from refseg_jax.exports.arrays_file import write_arrays
 from refseg_jax.exports.exporter import export
 from refseg_jax.exports.folder import is_export, new_folder
 from tests.refseg_jax.exports.folders import one_line, tiny_params
-from tests.refseg_jax.tiny_run import save_unires
-from tools import export as command
+from tests.refseg_jax.training.tiny_run import save_unires
 
 
 def test_a_folder_that_looks_like_a_partial_one_is_left_alone(tmp_path: Path) -> None:

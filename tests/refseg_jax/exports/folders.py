@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from refseg_jax.engines import Engine
 from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
-from refseg_jax.predictor import Prediction
-from refseg_jax.train_state import Forward, Params
-from tests.refseg_jax.tiny_run import (
+from refseg_jax.models.forward import Forward, Params
+from refseg_jax.prediction.engines import Engine
+from refseg_jax.prediction.predictor import Prediction
+from tests.refseg_jax.training.tiny_run import (
     UNIRES,
     WITH_PRESENCE,
     presence_params,

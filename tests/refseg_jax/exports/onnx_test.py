@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from refseg_jax.cli import export as command
 from refseg_jax.errors import UserError
 from refseg_jax.exports import onnx_environment, onnx_graphs
 from refseg_jax.exports.exporter import FORMATS, export
 from refseg_jax.exports.source import load_start, read_source
-from refseg_jax.predictor import Predictor
+from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.exports.folders import damaged, one_line, write_all
-from tools import export as command
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,9 @@ def test_models_are_built_from_what_the_environment_has() -> None:
     script = """
 import sys
 for name in ("cv2", "PIL", "simplejpeg", "grain", "clu", "tensorflow_datasets", "array_record",
-             "pycocotools", "tokenizers", "transformers", "refseg_jax.checkpointer"):
+             "pycocotools", "tokenizers", "transformers", "refseg_jax.checkpoints.checkpointer"):
     sys.modules[name] = None
-import refseg_jax.engines
+import refseg_jax.prediction.engines
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

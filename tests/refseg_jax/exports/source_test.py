@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from refseg_jax import sharding
-from refseg_jax.checkpoint_params import OtherParametersError, load_params
+from refseg_jax.checkpoints.params import OtherParametersError, load_params
 from refseg_jax.errors import UserError
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.model_card import model_card
 from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.models import build_model
-from refseg_jax.predictor import Predictor
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
+from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.exports.folders import damaged, one_line, tiny_params, write_all
-from tests.refseg_jax.tiny_run import UNIRES, save_unires, unires_run_config
+from tests.refseg_jax.training.tiny_run import UNIRES, save_unires, unires_run_config
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,18 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 
-from refseg_jax.engines import GRAPHS, Graphs, ParameterEngine, forward_of
 from refseg_jax.errors import UserError
+from refseg_jax.evaluation.counts import predicted_mask
 from refseg_jax.exports import folder
 from refseg_jax.exports.exporter import FORMATS, export
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.source import Source, read_source
-from refseg_jax.exports.stablehlo import StablehloEngine, read_graph, used_params
-from refseg_jax.metrics import predicted_mask
-from refseg_jax.predictor import Predictor
-from refseg_jax.resize import logits_on_canvas
+from refseg_jax.exports.stablehlo import used_params
+from refseg_jax.images.resize import logits_on_canvas
+from refseg_jax.models.graphs import GRAPHS, Graphs, forward_of
+from refseg_jax.prediction.engines import ParameterEngine
+from refseg_jax.prediction.predictor import Predictor
+from refseg_jax.prediction.stablehlo import StablehloEngine, read_graph
 from tests.refseg_jax.exports.folders import (
     TEXTS,
     THRESHOLD,
@@ -41,7 +43,7 @@ from tests.refseg_jax.exports.folders import (
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.models.rela_test import SMALL as RELA
-from tests.refseg_jax.tiny_run import UNIRES, random_params
+from tests.refseg_jax.training.tiny_run import UNIRES, random_params
 
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 LENGTH = 7

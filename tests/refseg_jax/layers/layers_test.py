@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 from flax import nnx
 
+from refseg_jax.images.resize import upsample_bilinear
 from refseg_jax.layers.convolution import Conv3x3, UpsampleConv3x3, dynamic_conv3x3
 from refseg_jax.layers.dropout import drop_path, dropout
 from refseg_jax.layers.linear import Linear, contract
@@ -19,7 +20,6 @@ from refseg_jax.layers.positions import (
     sine_positions_relative,
 )
 from refseg_jax.layers.transformer import exact_gelu, quick_gelu
-from refseg_jax.resize import upsample_bilinear
 
 
 def _normal(*shape, seed=0):

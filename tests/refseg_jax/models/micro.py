@@ -9,8 +9,8 @@ import numpy as np
 
 from refseg_jax.batch import Batch
 from refseg_jax.models import build_model
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.unires import UniRES
-from refseg_jax.train_state import Forward
 
 EOS = 63
 

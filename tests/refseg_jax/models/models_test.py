@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from refseg_jax.models import build_model, difference, model_config
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.unires_config import PRESETS
-from refseg_jax.train_state import Forward
 from tests.refseg_jax.models.micro import FIELDS
 
 #: Parameters of CLIP's own vision tower (with projection) at its native number of positions.

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from refseg_jax.batch import Batch, SegOutput
-from refseg_jax.engines import ParameterEngine
 from refseg_jax.models import MODELS, ReLA, build_model, model_config
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.rela_config import ReLAConfig, rela_config
-from refseg_jax.train_state import Forward
+from refseg_jax.prediction.engines import ParameterEngine
 
 ROWS, IMAGES, EXPRESSIONS, LENGTH = 2, 2, 3, 6
 SMALL: dict[str, Any] = {

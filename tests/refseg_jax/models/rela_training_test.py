@@ -12,9 +12,10 @@ from jax.sharding import AbstractMesh, AxisType
 from refseg_jax import sharding
 from refseg_jax.batch import Batch
 from refseg_jax.models import build_model
-from refseg_jax.objectives import RelationObjective
-from refseg_jax.optim import OptimConfig, make_optimizer
-from refseg_jax.train_state import Forward, Trainer
+from refseg_jax.models.forward import Forward
+from refseg_jax.training.objectives import RelationObjective
+from refseg_jax.training.optim import OptimConfig, make_optimizer
+from refseg_jax.training.state import Trainer
 from tests.refseg_jax.models.rela_test import EXPRESSIONS, IMAGES, ROWS, SMALL, batch
 
 #: The backward pass of every layer is compiled.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.refseg_jax.compiling import quick_jit
+from tests.refseg_jax.layers.compiling import quick_jit
 from tests.refseg_jax.models.micro import EOS, micro, micro_batch, micro_params
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from configs import mres_unires, refcoco_unires
+from refseg_jax.cli.import_weights import main
 from refseg_jax.errors import UserError
+from refseg_jax.images.resize import resize_position_embedding
 from refseg_jax.models import model_config
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import UniRESConfig, unires_config
-from refseg_jax.resize import resize_position_embedding
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
-from refseg_jax.train_state import Forward
 from refseg_jax.weights import clip
 from refseg_jax.weights.clip_files import load_towers, open_clip
 from tests.refseg_jax.weights.clip_sources import (
@@ -32,7 +33,6 @@ from tests.refseg_jax.weights.clip_sources import (
     openclip_folder,
     structs,
 )
-from tools.import_weights import main
 
 NAMES = {"openai_clip": openai_shapes, "openclip": openai_shapes, "hf_clip": hf_shapes}
 SAVED: dict[str, tuple[Callable[[Path], Path], str]] = {

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpoints.params import load_params
+from refseg_jax.cli import export, predict
+from refseg_jax.cli.import_weights import main
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.models import ReLA, build_model
+from refseg_jax.models.forward import Forward
 from refseg_jax.models.rela_config import ReLAConfig
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
-from refseg_jax.train_state import Forward
 from refseg_jax.weights import rela
 from refseg_jax.weights.loader import plan
 from tests.refseg_jax.weights import rela_sources
 from tests.refseg_jax.weights.rela_sources import BASE, PIXELS, REGIONS, SMALL, TINY
-from tools import export, predict
-from tools.import_weights import main
 
 Values = dict[str, np.ndarray]
 

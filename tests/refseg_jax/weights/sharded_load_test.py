@@ -14,7 +14,7 @@ import numpy as np
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import UniRESConfig
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
-from refseg_jax.train_state import Forward
+from refseg_jax.training.state import Forward
 from refseg_jax.weights.clip_files import load_towers
 from tests.refseg_jax.weights.clip_sources import SMALL_MODEL
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from refseg_jax import sharding
 from refseg_jax.errors import UserError
 from refseg_jax.models import build_model
-from refseg_jax.train_state import Forward
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights.start import published_towers
 from tests.refseg_jax.weights import tower_sources
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from refseg_jax.checkpoint_params import load_params
+from refseg_jax.checkpoints.params import load_params
+from refseg_jax.cli.import_weights import main
 from refseg_jax.encoders.bert import Bert, BertConfig, bert_config
 from refseg_jax.encoders.swin import Swin, swin_config
 from refseg_jax.errors import UserError
-from refseg_jax.resize import resize_relative_positions
-from refseg_jax.train_state import Forward
+from refseg_jax.images.resize import resize_relative_positions
+from refseg_jax.models.forward import Forward
 from refseg_jax.weights import towers
 from refseg_jax.weights.loader import plan
 from tests.refseg_jax.weights import tower_sources
 from tests.refseg_jax.weights.torch_archive import torch_archive
 from tests.refseg_jax.weights.tower_sources import Shapes
-from tools.import_weights import main
 
 SIZES = {"B": (128, (4, 8, 16, 32)), "L": (192, (6, 12, 24, 48))}
 SMALL: Any = (8, (2, 1), (1, 2), 4)

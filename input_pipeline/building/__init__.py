@@ -1,0 +1,1 @@
+"""Records to ArrayRecord files: builders, shards, worker processes, Beam, counts."""

@@ -1,0 +1,162 @@
+"""Builds a published dataset out of its conversion."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from input_pipeline.building.beam import Runner
+from input_pipeline.building.builder import RecordBuilder
+from input_pipeline.building.conversion import (
+    BuildError,
+    Conversion,
+    Outcome,
+    Plan,
+    SourceError,
+    as_given,
+    converted,
+)
+from input_pipeline.building.counts import REPORT, compare, not_there
+from input_pipeline.building.shards import Summary
+from input_pipeline.schema import features
+from refseg_jax.naming import unknown
+
+#: Problems that an error lists.
+_LISTED = 20
+
+
+def builder_of(
+    conversion: Conversion,
+    *,
+    data_dir: str | Path,
+    source_dir: str | Path = "",
+    given: Path | None = None,
+    splits: Sequence[str] = (),
+    num_workers: int = 0,
+    skip_missing: bool = False,
+    runner: Runner | None = None,
+) -> RecordBuilder:
+    """The TFDS builder of a dataset.
+
+    Args:
+        conversion: what it is made of.
+        data_dir: where datasets lie.
+        source_dir: the downloaded files; not needed to read what is built.
+        given: what the report calls them; `None` for `source_dir`.
+        splits: those to build; empty for all.
+        num_workers: processes that read images; at most 1, or few images, read in this one.
+        skip_missing: build what is there instead of failing on what is not.
+        runner: makes whole shards by Apache Beam instead.
+    """
+    # TFDS takes the name of a dataset, and the configs that it knows, from its class.
+    configs = [_config(conversion)] if conversion.config else []
+    fields = {"name": conversion.name, "BUILDER_CONFIGS": configs}
+    kind = type(conversion.name, (_Builder,), fields, skip_registration=True)
+    return kind(
+        conversion,
+        Path(source_dir),
+        given or Path(source_dir),
+        tuple(splits),
+        skip_missing,
+        data_dir=data_dir,
+        num_workers=num_workers,
+        runner=runner,
+    )
+
+
+class _Builder(RecordBuilder, skip_registration=True):
+    name = "published"
+
+    def __init__(
+        self,
+        conversion: Conversion,
+        source_dir: Path,
+        given: Path,
+        splits: tuple[str, ...],
+        skip_missing: bool,
+        *,
+        data_dir: str | Path,
+        num_workers: int,
+        runner: Runner | None,
+    ) -> None:
+        self._conversion = conversion
+        self._source_dir = source_dir
+        self._given = given
+        self._wanted = splits
+        self._skip = skip_missing
+        config = conversion.config or None
+        super().__init__(data_dir=data_dir, config=config, num_workers=num_workers, runner=runner)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._conversion.description,
+            features=features(),
+            homepage=self._conversion.homepage,
+            license=self._conversion.licence,
+        )
+
+    def _plan(self) -> Plan:
+        """The chosen splits, in the published order."""
+        plan = self._conversion.read_plan(self._source_dir)
+        self._raise(plan.problems)
+        there = {split: items for split, items in plan.splits.items() if items}
+        missing = [split for split in self._wanted if split not in there]
+        if missing:
+            raise SourceError(
+                "; ".join(unknown(f"split of {self.source}", split, there) for split in missing)
+            )
+        order = [*self._conversion.published, *there]
+        chosen = sorted(self._wanted or there, key=order.index)
+        if not chosen:
+            raise SourceError(
+                f"{self._source_dir}: nothing of {self.source} is there; it must hold "
+                f"{self._conversion.layout}"
+            )
+        return dataclasses.replace(plan, splits={split: there[split] for split in chosen})
+
+    def _maker(self) -> Callable[[Any], Outcome]:
+        return functools.partial(converted, self._conversion.convert, self.source)
+
+    def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
+        problems = dict.fromkeys(plan.problems)
+        notes = dict(plan.notes)
+        for summary in built.values():
+            problems |= summary.problems
+            for note, number in summary.notes.items():
+                notes[note] = notes.get(note, 0) + number
+        self._raise(tuple(problems))
+        counts = {split: summary.tally.result() for split, summary in built.items()}
+        for split, counted in counts.items():
+            if not counted["images"]:
+                raise SourceError(f"{self.source}: no image of {split} could be built")
+        lines = compare(counts, self._conversion.published)
+        if not self._wanted:
+            lines += not_there(counts, self._conversion.published)
+        lines += [f"{name}: {number}" for name, number in [*plan.facts.items(), *notes.items()]]
+        if problems:
+            lines.append(f"left out: {_number(problems)}")
+            lines += [as_given(line, self._source_dir, self._given) for line in problems]
+        (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _raise(self, problems: Sequence[str]) -> None:
+        if not problems or self._skip:
+            return
+        listed = "\n".join(problems[:_LISTED])
+        more = len(problems) - _LISTED
+        raise BuildError(
+            f"{self.source}: nothing was built, {_number(problems)}; cure what is listed, "
+            f"or build the rest by --skip_missing\n{listed}"
+            + (f"\n... {more} more" if more > 0 else "")
+        )
+
+
+def _number(problems: Collection[str]) -> str:
+    return f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+
+
+def _config(conversion: Conversion) -> tfds.core.BuilderConfig:
+    return tfds.core.BuilderConfig(name=conversion.config, description=conversion.description)

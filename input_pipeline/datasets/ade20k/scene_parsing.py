@@ -1,0 +1,99 @@
+"""ADE20K's SceneParse150: every pixel as one of 150 classes, or as something else.
+
+    SOURCE/objectInfo150.txt
+    SOURCE/images/{training,validation}/ADE_{train,val}_<8 digits>.jpg
+    SOURCE/annotations/{training,validation}/ADE_{train,val}_<8 digits>.png
+
+That is `ADEChallengeData2016.zip` as it unpacks. A map's value is the class's line in
+`objectInfo150.txt`; 0 is what has no class. A class is called by the first of its names there
+(`traffic light, traffic signal, stoplight` is `traffic light`), as other codes do too. The file
+`objectInfo150.csv` of the development kit is not read: it has lost where one name ends and the next
+begins. It alone says which 35 classes are stuff; here these are a constant.
+
+The counts are those of CSAILVision/sceneparsing's README.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError
+from input_pipeline.formats.label_maps import Classes, MapItem, convert_categories, plan_pairs
+
+#: Classes that the development kit calls stuff.
+# fmt: off
+STUFF = frozenset({
+    1, 2, 3, 4, 6, 7, 10, 12, 14, 17, 22, 26, 27, 29, 30, 47, 49, 52, 53, 55, 60, 61, 62, 69, 80, 85,
+    92, 95, 97, 102, 106, 110, 114, 129, 141,
+})
+# fmt: on
+
+NAMES_FILE = "objectInfo150.txt"
+
+_NUMBER = 150
+_CURE = "unpack ADEChallengeData2016.zip again"
+_SPLITS = {"train": "training", "val": "validation"}
+
+LAYOUT = (
+    f"{NAMES_FILE}, images/{{training,validation}}/*.jpg and "
+    "annotations/{training,validation}/*.png (ADEChallengeData2016.zip, unpacked)"
+)
+
+
+def read_plan(source: Path) -> Plan:
+    """Reads the names of the classes and lists images and maps.
+
+    Raises:
+        SourceError: no split is there, or the names are not.
+    """
+    choices = {
+        split: [(f"images/{folder}", f"annotations/{folder}")] for split, folder in _SPLITS.items()
+    }
+    plan = plan_pairs(source, choices, image_id="ade20k/{}".format, layout=LAYOUT, cure=_CURE)
+    names = read_names(source / NAMES_FILE)
+    return dataclasses.replace(
+        plan,
+        splits={
+            split: tuple(dataclasses.replace(item, names=names) for item in items)
+            for split, items in plan.splits.items()
+        },
+    )
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The first name of each class, from lines of `Idx, Ratio, Train, Val, Name`, between tabs.
+
+    Raises:
+        SourceError: the file is missing, or is not that one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line.split("\t") for line in text.splitlines()[1:] if line.strip()]
+        names = {int(fields[0]): fields[4].split(",")[0].strip() for fields in lines}
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; {_CURE}") from None
+    except (ValueError, IndexError):
+        names = {}
+    if list(names) != list(range(1, _NUMBER + 1)) or not all(names.values()):
+        raise SourceError(f"{path}: does not name {_NUMBER} classes; {_CURE}")
+    return tuple(names.values())
+
+
+def convert(item: MapItem, source: str) -> Outcome:
+    """As `convert_categories`, by the names of the release."""
+    classes = Classes(item.names, void=0, stuff=STUFF)
+    return convert_categories(item, source, classes=classes, cure=_CURE)
+
+
+CONVERSIONS = (
+    Conversion(
+        name="ade20k",
+        config="150",
+        description="ADE20K, SceneParse150: scenes, every pixel one of 150 classes.",
+        homepage="http://sceneparsing.csail.mit.edu",
+        licence="images and annotations: ADE20K's terms, non-commercial research and education only",
+        layout=LAYOUT,
+        read_plan=read_plan,
+        convert=convert,
+        published={"train": {"images": 20_210}, "val": {"images": 2_000}},
+    ),
+)

@@ -1,0 +1,1 @@
+"""PASCAL-Context and PASCAL-Part."""

@@ -1,0 +1,108 @@
+"""PASCAL-Context: every pixel of VOC2010's train and val as one of the 59 frequent classes.
+
+    SOURCE/JPEGImages/<2008_000002>.jpg
+    SOURCE/SegmentationClassContext/<2008_000002>.png
+    SOURCE/ImageSets/SegmentationContext/{train,val}.txt      else ImageSets/Main/{train,val}.txt
+
+That is VOCdevkit/VOC2010 with the maps that mmsegmentation's converter draws. Their values are the
+classes in the order of the alphabet, from 1 on; 0 is everything else. Codes that follow
+`59_labels.txt` of the PASCAL-Context site number the classes otherwise (VOC's 20 first): maps drawn
+by them must not be put here, and nothing in them tells.
+
+The names are those of mmsegmentation's `PascalContextDataset59`, with which two other codebases
+agree; `pottedplant` and `tvmonitor` are written in two words, since they are words here. Nothing says
+which classes are stuff, so all targets are `object`. 4,998 and 5,105 images are VOC2010's train and
+val, as the dataset's authors count them.
+"""
+
+import functools
+from pathlib import Path
+
+from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.formats.label_maps import (
+    Classes,
+    MapItem,
+    convert_categories,
+    first_folders,
+    list_files,
+)
+
+_NAMES = (
+    "aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, "
+    "cabinet, car, cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, "
+    "flower, food, grass, ground, horse, keyboard, light, motorbike, mountain, mouse, person, plate, "
+    "platform, potted plant, road, rock, sheep, shelves, sidewalk, sign, sky, snow, sofa, table, "
+    "track, train, tree, truck, tv monitor, wall, water, window, wood"
+)
+
+CLASSES = Classes(tuple(_NAMES.split(", ")), void=0)
+
+LAYOUT = (
+    "VOC2010's JPEGImages/*.jpg and ImageSets/SegmentationContext/{train,val}.txt (or "
+    "ImageSets/Main), and SegmentationClassContext/*.png of mmsegmentation's pascal_context.py"
+)
+
+_CURE = "use VOC2010's images and the maps that mmsegmentation's pascal_context.py draws"
+_ROOTS = ("", "VOC2010/", "VOCdevkit/VOC2010/")
+_LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
+
+
+def read_plan(source: Path) -> Plan:
+    """Reads the lists of the splits and looks for their images and maps.
+
+    Raises:
+        SourceError: a folder or both lists are missing.
+    """
+    choices = [(f"{up}JPEGImages", f"{up}SegmentationClassContext") for up in _ROOTS]
+    images, maps = first_folders(source, choices, layout=LAYOUT)
+    problems: list[str] = []
+    of_image = list_files(images, (".jpg",), problems, cure=_CURE)
+    of_map = list_files(maps, (".png",), problems, cure=_CURE)
+    listed = {split: _read_list(images.parent, split) for split in ("train", "val")}
+    if not any(listed.values()):
+        raise SourceError(f"{source}: no list of images; --source_dir must hold {LAYOUT}")
+    for name in dict.fromkeys(listed["train"] + listed["val"]):
+        for there, path in ((of_image, images / f"{name}.jpg"), (of_map, maps / f"{name}.png")):
+            if name not in there:
+                problems.append(f"{path}: not there; {_CURE}")
+    splits = {
+        split: tuple(
+            MapItem(of_image[name], of_map[name], f"voc/{name}", name)
+            for name in names
+            if name in of_image and name in of_map
+        )
+        for split, names in listed.items()
+    }
+    held_out = {"val": tuple(f"voc/{name}" for name in listed["val"])} if listed["val"] else {}
+    return Plan(splits, tuple(problems), held_out=held_out)
+
+
+def _read_list(folder: Path, split: str) -> list[str]:
+    """Names of the images of a split, each once, out of the first list that is there."""
+    for lists in _LISTS:
+        path = folder / lists / f"{split}.txt"
+        if not path.is_file():
+            continue
+        try:
+            names = dict.fromkeys(path.read_text(encoding="ascii").split())
+        except UnicodeDecodeError:
+            raise SourceError(f"{path}: is no list of images; use VOC2010's") from None
+        hostile = [name for name in names if Path(name).name != name]
+        if hostile:
+            raise SourceError(f"{path}: {hostile[0]!r:.60} is no name of an image; use VOC2010's")
+        return list(names)
+    return []
+
+
+CONVERSIONS = (
+    Conversion(
+        name="pascal_context_59",
+        description="PASCAL-Context: VOC2010's images, every pixel one of 59 classes.",
+        homepage="https://cs.stanford.edu/~roozbeh/pascal-context/",
+        licence="images: VOC2010's (Flickr's terms); annotations: no licence stated",
+        layout=LAYOUT,
+        read_plan=read_plan,
+        convert=functools.partial(convert_categories, classes=CLASSES, cure=_CURE),
+        published={"train": {"images": 4_998}, "val": {"images": 5_105}},
+    ),
+)

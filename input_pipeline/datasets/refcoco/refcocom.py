@@ -1,0 +1,100 @@
+"""RefCOCOm: expressions of parts, and of objects and parts, of RefCOCO's val and test images.
+
+    SOURCE/annotations/<split>_part_only.json      in the form that `cris.py` describes
+    SOURCE/annotations/<split>_object_part.json
+    SOURCE/masks/<segment_id>.png                  0 or 255, three channels
+    SOURCE/images/*.jpg                            COCO train2014 (or at images/train2014)
+
+with the splits val, testA and testB; there is none to train on. The archive is at Google Drive
+(1Qzt4cxyexe0xspsH_2oexylOKBI4Jim_, Refcocom_Benchmark.zip).
+
+It was not at hand here. Two independent public readers agree on `img_name`, `segment_id`,
+`sentences[].sent` and the masks; of the files' names `val_part_only.json`, `val_object_part.json` and
+`testA_part_only.json` were seen in code. Not verified:
+
+- the names of the other files, which follow the same pattern;
+- `sent_id`, `cat` and `bbox`, which are therefore not used: ids of expressions are
+  `<split>-<segment_id>-<k>`, and regions have no category;
+- which regions of `object_part` are parts: those whose (image, segment_id) `part_only` has, too. A
+  file of which it has none is refused.
+
+The paper counts 26k masks of parts and 70k references to them, without saying how they are split.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.formats.cris import Segment, convert, plan_of, read_segments
+from input_pipeline.formats.refer.layout import IMAGE_FOLDERS
+
+SPLITS = ("val", "testA", "testB")
+
+#: Facts of a build.
+REFERENCES = "expressions of parts in all splits (the paper has 70k)"
+MASKS = "masks of parts in all splits (the paper has 26k)"
+
+
+def _read_plan(source: Path, *, files: str) -> Plan:
+    folder = source / "annotations"
+    there = [split for split in SPLITS if (folder / f"{split}_{files}.json").is_file()]
+    if not there:
+        raise SourceError(
+            f"{folder}: no {SPLITS[0]}_{files}.json there; --source_dir must be the folder of "
+            "Refcocom_Benchmark.zip, which holds annotations, masks and images"
+        )
+    splits: dict[str, list[Segment]] = {}
+    empty = 0
+    for split in there:
+        found, without = read_segments(folder / f"{split}_{files}.json", prefix=split)
+        splits[split] = _with_granularity(found, folder, split, files)
+        empty += without
+    plan = plan_of(source, splits, source / "masks", empty)
+    parts = [s for found in splits.values() for s in found if s.granularity == "part"]
+    facts = {
+        REFERENCES: sum(len(s.sentences) for s in parts),
+        MASKS: len({s.segment_id for s in parts}),
+    }
+    return dataclasses.replace(plan, facts=facts)
+
+
+def _with_granularity(
+    segments: list[Segment], folder: Path, split: str, files: str
+) -> list[Segment]:
+    if files == "part_only":
+        return [dataclasses.replace(segment, granularity="part") for segment in segments]
+    file = folder / f"{split}_part_only.json"
+    if not file.is_file():
+        raise SourceError(f"{file}: not there; it says which regions of {split} are parts")
+    parts = {(s.img_name, s.segment_id) for s in read_segments(file, prefix=split)[0]}
+    if not any((s.img_name, s.segment_id) in parts for s in segments):
+        raise SourceError(
+            f"{folder / f'{split}_{files}.json'}: has no region of {file.name}, so that parts "
+            "cannot be told from objects; use both files of one release"
+        )
+    return [
+        dataclasses.replace(segment, granularity="part")
+        if (segment.img_name, segment.segment_id) in parts
+        else segment
+        for segment in segments
+    ]
+
+
+def _conversion(config: str, files: str, what: str) -> Conversion:
+    return Conversion(
+        name="refcocom",
+        config=config,
+        description=f"RefCOCOm: expressions of {what} in COCO images.",
+        homepage="https://github.com/Rubics-Xuan/MRES",
+        licence="images: Flickr licences, per image; the repository of MRES: Apache-2.0",
+        layout=f"annotations/*_{files}.json, masks/*.png and {IMAGE_FOLDERS[-1]}/*.jpg",
+        read_plan=functools.partial(_read_plan, files=files),
+        convert=convert,
+    )
+
+
+CONVERSIONS = (
+    _conversion("part", "part_only", "parts"),
+    _conversion("object_part", "object_part", "objects and parts"),
+)

@@ -1,0 +1,248 @@
+"""Regions with named categories out of files of COCO's form: PACO's, PartImageNet's."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from input_pipeline.building.conversion import Outcome, Plan, SourceError, read_image
+from input_pipeline.formats.json_stream import elements, packed, words
+from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
+from input_pipeline.schema import Record
+from refseg_jax.images.segmentation import (
+    EmptyRegion,
+    SegmentationError,
+    encode_segmentation,
+    misplaced,
+    stated_box,
+)
+
+#: Notes of a build.
+TINY = "polygons of fewer than three points, left out of masks"
+EMPTY = "annotations without a pixel, left out"
+NO_ANNOTATION = "images without an annotation, left out"
+INCOMPLETE = "categories that were not annotated everywhere in an image, not asked for there"
+
+#: How a category's name is spoken: (kind of object, part or "").
+Spoken = Callable[[str], tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """A region.
+
+    Attributes:
+        whole, part: kind of object, and part of it or `""`.
+        parent: id of its object's annotation, or -1.
+        segmentation: JSON.
+        box: (x, y, width, height), empty where none is stated.
+    """
+
+    id: int
+    whole: str
+    part: str
+    parent: int
+    segmentation: bytes
+    box: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoImage:
+    """An image with its annotations.
+
+    Attributes:
+        name: its file's, without folders.
+        incomplete: (whole, part) that were not annotated everywhere (LVIS).
+    """
+
+    name: str
+    height: int
+    width: int
+    incomplete: tuple[tuple[str, str], ...]
+    annotations: tuple[Annotation, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedImage:
+    """An image that can be converted: `image_id` is its record's."""
+
+    image: CocoImage
+    image_id: str
+    path: Path
+    cure: str
+
+
+def read_plan(
+    files: Mapping[str, Path],
+    spoken: Spoken,
+    *,
+    locate: Callable[[str, str], Path],
+    image_id: Callable[[str], str],
+    cure: str,
+) -> Plan:
+    """The plan of some splits.
+
+    Args:
+        files: annotations by split.
+        spoken: a category's name -> (kind of object, part or `""`).
+        locate: (split, name of an image file) -> where it should lie.
+        image_id: name of an image file -> its id among all datasets; raises `ValueError`.
+        cure: of a missing image, e.g. `"copy it from COCO 2017"`.
+
+    Raises:
+        SourceError: a file of annotations is missing, damaged or of another form.
+    """
+    problems: list[str] = []
+    notes: dict[str, int] = {}
+    splits: dict[str, tuple[PlannedImage, ...]] = {}
+    held_out: dict[str, tuple[str, ...]] = {}
+    for split, file in files.items():
+        ids, planned = [], []
+        for image in _read(file, spoken):
+            try:
+                ids.append(image_id(image.name))
+            except ValueError as error:
+                raise SourceError(f"{file}: {error}; download it again") from None
+            path = locate(split, image.name)
+            if not image.annotations:
+                notes[NO_ANNOTATION] = notes.get(NO_ANNOTATION, 0) + 1
+            elif not path.is_file():
+                problems.append(f"{path}: not there; {cure}")
+            else:
+                planned.append(PlannedImage(image, ids[-1], path, cure))
+        splits[split] = tuple(planned)
+        if not split.startswith("train"):
+            held_out[split] = tuple(ids)
+    return Plan(splits, tuple(problems), notes, held_out)
+
+
+class _Entry(NamedTuple):
+    id: int
+    category: int
+    parent: int
+    segmentation: bytes
+    box: tuple[float, ...]
+
+
+def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
+    """The images of a file in its order, with their annotations in its order."""
+    images: dict[int, CocoImage] = {}
+    incomplete: dict[int, tuple[int, ...]] = {}
+    annotations: dict[int, list[_Entry]] = {}
+    names: dict[int, tuple[str, str]] = {}
+    for key, entry in elements(file):
+        try:
+            if key == "images":
+                images[int(entry["id"])] = _image(entry)
+                lacking = entry.get("not_exhaustive_category_ids") or ()
+                incomplete[int(entry["id"])] = tuple(map(int, lacking))
+            elif key == "categories":
+                names[int(entry["id"])] = spoken(words(entry["name"]))
+            elif key == "annotations":
+                annotations.setdefault(int(entry["image_id"]), []).append(_entry(entry))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise SourceError(
+                f"{file}: an entry of {key!r} is not COCO's ({reason}); download it again"
+            ) from None
+    lost = sorted(annotations.keys() - images.keys())
+    lost += sorted({e.category for of in annotations.values() for e in of} - names.keys())
+    if lost or not images:
+        what = f"image or category {lost[0]} of an annotation" if lost else "images"
+        raise SourceError(f"{file}: it does not list {what}; download it again")
+    return [
+        dataclasses.replace(
+            image,
+            incomplete=tuple(names[c] for c in incomplete[number] if c in names),
+            annotations=tuple(
+                Annotation(
+                    entry.id, *names[entry.category], entry.parent, entry.segmentation, entry.box
+                )
+                for entry in annotations.get(number, ())
+            ),
+        )
+        for number, image in images.items()
+    ]
+
+
+def _image(entry: Mapping[str, Any]) -> CocoImage:
+    name = PurePosixPath(words(entry["file_name"]).replace("\\", "/")).name
+    if name in ("", "..") or "\0" in name:
+        raise ValueError(f"file_name {entry['file_name']!r:.40}")
+    return CocoImage(name, int(entry["height"]), int(entry["width"]), (), ())
+
+
+def _entry(entry: Mapping[str, Any]) -> _Entry:
+    number, whole = int(entry["id"]), int(entry.get("obj_ann_id", entry["id"]))
+    parent = -1 if whole == number else whole
+    region, box = packed(entry["segmentation"]), stated_box(entry.get("bbox"))
+    return _Entry(number, int(entry["category_id"]), parent, region, box)
+
+
+def convert(item: PlannedImage, source: str) -> Outcome:
+    """An image with its regions, and the questions for them.
+
+    Raises:
+        ItemError: the image is missing or not the annotated one.
+        ImageError: it is damaged.
+    """
+    image = item.image
+    data = read_image(item.path, size=(image.height, image.width), cure=item.cure).data
+    problems: list[str] = []
+    notes: Counter[str] = Counter()
+    regions: list[NamedRegion] = []
+    incomplete = set(image.incomplete)
+    index: dict[int, int] = {}
+    # Objects first, so that their parts can name them.
+    for annotation in sorted(image.annotations, key=lambda a: a.parent >= 0):
+        try:
+            counts = _counts(annotation, image, notes)
+        except SegmentationError as error:
+            problems.append(f"{item.path}: annotation {annotation.id}: {error}; download its file")
+            incomplete.add((annotation.whole, annotation.part))
+            continue
+        if counts is not None:
+            index[annotation.id] = len(regions)
+            parent = index.get(annotation.parent, -1) if annotation.parent >= 0 else -1
+            regions.append(NamedRegion(counts, annotation.whole, annotation.part, parent))
+    if not regions:
+        return Outcome(None, tuple(problems), notes)
+    # Where an object was not annotated, its parts were not.
+    missing = {
+        (r.whole, r.part) for r in regions if incomplete & {(r.whole, r.part), (r.whole, "")}
+    }
+    if missing:
+        notes[INCOMPLETE] = len(missing)
+    record = Record(
+        image=data,
+        image_id=item.image_id,
+        file_name=image.name,
+        height=image.height,
+        width=image.width,
+        source=source,
+        targets=targets_of(regions),
+        expressions=expressions_of(regions, Path(image.name).stem, missing),
+        metadata=json.dumps({"ann_ids": list(index)}),
+    )
+    return Outcome(record, tuple(problems), notes)
+
+
+def _counts(annotation: Annotation, image: CocoImage, notes: Counter[str]) -> bytes | None:
+    """The region's RLE counts, or `None` where nothing of it is left."""
+    segmentation, size = json.loads(annotation.segmentation), (image.height, image.width)
+    if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
+        whole = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if len(whole) < len(segmentation):
+            notes[TINY] += len(segmentation) - len(whole)
+        segmentation = whole
+    try:
+        if segmentation:
+            counts = encode_segmentation(segmentation, *size).counts
+            notes.update(misplaced(segmentation, counts, annotation.box, *size))
+            return counts
+    except EmptyRegion:
+        pass
+    notes[EMPTY] += 1
+    return None

@@ -1,0 +1,201 @@
+"""The form of CRIS: a JSON list of regions with their sentences, masks as PNG.
+
+RefCOCO as CRIS and ETRIS prepare it and RefCOCOm have it.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from input_pipeline.building.conversion import (
+    ItemError,
+    Outcome,
+    Plan,
+    SourceError,
+    read_image,
+)
+from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.mask_files import read_mask
+from input_pipeline.formats.refer.layout import IMAGE_FOLDERS, NO_WORD, image_folder
+from input_pipeline.formats.refer.refs import stored_text
+from input_pipeline.schema import Expression, Target, encode_mask
+from refseg_jax.images.preprocess import ImageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A region and what is said of it.
+
+    Attributes:
+        segment_id: name of its mask.
+        img_name: name of its image.
+        sentences: pairs of expression id and text.
+        granularity: `object` or `part`.
+    """
+
+    segment_id: str
+    img_name: str
+    sentences: tuple[tuple[str, str], ...]
+    granularity: str = "object"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePlan:
+    """An image of one split, and its regions with the files of their masks."""
+
+    image_id: str
+    path: Path
+    segments: tuple[tuple[Segment, Path], ...]
+
+
+def read_segments(file: Path, *, prefix: str | None = None) -> tuple[list[Segment], int]:
+    """The regions of an annotation file.
+
+    Args:
+        file: JSON.
+        prefix: names the expressions `<prefix>-<segment_id>-<k>`; else they have their `sent_id`.
+
+    Returns:
+        The regions that have a sentence, and how many sentences have no word.
+
+    Raises:
+        SourceError: it is not there, or damaged, or of another form.
+    """
+    segments: list[Segment] = []
+    seen: dict[str, int] = {}
+    empty = 0
+    for number, (_, entry) in enumerate(elements(file)):
+        try:
+            segment_id = str(entry["segment_id"])
+            said = []
+            for sentence in entry["sentences"]:
+                place = seen[segment_id] = seen.get(segment_id, -1) + 1
+                named = f"{prefix}-{segment_id}-{place}" if prefix is not None else None
+                said.append((named or str(int(sentence["sent_id"])), stored_text(sentence["sent"])))
+            words = tuple((i, text) for i, text in said if text)
+            name = str(entry["img_name"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SourceError(
+                f"{file}: entry {number} is not of CRIS's form ({type(error).__name__}: {error}); "
+                "use the file that its authors distribute"
+            ) from None
+        empty += len(said) - len(words)
+        if words:
+            segments.append(Segment(segment_id, name, words))
+    if not seen:
+        raise SourceError(f"{file}: holds no region; use the file that its authors distribute")
+    return segments, empty
+
+
+def plan_of(source: Path, splits: Mapping[str, Sequence[Segment]], masks: Path, empty: int) -> Plan:
+    """Joins regions, masks and images.
+
+    Args:
+        source: the folder of everything.
+        splits: the regions of each.
+        masks: the folder of their masks.
+        empty: sentences without a word.
+
+    Raises:
+        SourceError: the images or the masks are not there.
+    """
+    if not masks.is_dir():
+        raise SourceError(f"{masks}: no folder of masks; unpack it there")
+    images = image_folder(source, IMAGE_FOLDERS, "COCO's train2014")
+    there = {entry.name for entry in os.scandir(images)}
+    drawn = {entry.name for entry in os.scandir(masks)}
+    problems: dict[str, None] = {}
+    plans: dict[str, tuple[ImagePlan, ...]] = {}
+    held_out: dict[str, tuple[str, ...]] = {}
+    for split, segments in splits.items():
+        found: dict[str, list[tuple[Segment, Path]]] = {}
+        ids: dict[str, None] = {}
+        for segment in segments:
+            mask = f"{segment.segment_id}.png"
+            image_id = coco_id(segment.img_name)
+            if image_id is None:
+                problems[f"{images}: {segment.img_name!r:.60} is no name of COCO's; correct it"] = (
+                    None
+                )
+                continue
+            ids[image_id] = None
+            if segment.img_name not in there:
+                line = f"{images / segment.img_name}: not there; copy it from COCO train2014"
+                problems[line] = None
+            elif mask not in drawn:
+                line = f"{masks}: no {mask!r:.60} there (of {segment.img_name}); unpack all of them"
+                problems[line] = None
+            else:
+                found.setdefault(segment.img_name, []).append((segment, masks / mask))
+        plans[split] = tuple(
+            ImagePlan(coco_id(name) or "", images / name, tuple(those))
+            for name, those in found.items()
+        )
+        if split != "train":
+            held_out[split] = tuple(ids)
+    return Plan(plans, tuple(problems), {NO_WORD: empty} if empty else {}, held_out)
+
+
+def coco_id(name: str) -> str | None:
+    """`"COCO_train2014_000000000154.jpg"` -> `"154"`; nothing for other names."""
+    number = re.fullmatch(r"COCO_\w+2014_(\d{12})\.jpg", name, re.ASCII)
+    return str(int(number[1])) if number else None
+
+
+def convert(plan: ImagePlan, source: str) -> Outcome:
+    """Reads an image and the masks of its regions.
+
+    Raises:
+        ItemError: the image is missing.
+        ImageError: it is damaged.
+    """
+    image = read_image(plan.path, cure="copy it from COCO train2014")
+    targets: list[Target] = []
+    expressions: list[Expression] = []
+    segment_ids: list[str] = []
+    problems: list[str] = []
+    # A region may be listed once for each of its sentences.
+    numbers: dict[str, int] = {}
+    for segment, path in plan.segments:
+        if segment.segment_id not in numbers:
+            try:
+                counts = _counts(path, (image.height, image.width))
+            except (ItemError, ImageError) as error:
+                problems.append(str(error))
+                continue
+            numbers[segment.segment_id] = len(targets)
+            segment_ids.append(segment.segment_id)
+            targets.append(Target(counts, "", granularity=segment.granularity))
+        number = numbers[segment.segment_id]
+        expressions.extend(
+            Expression(i, text, (number,), segment.granularity, number)
+            for i, text in segment.sentences
+        )
+    if not expressions:
+        return Outcome(None, tuple(problems))
+    record = image.record(
+        plan.image_id,
+        source,
+        targets=tuple(targets),
+        expressions=tuple(expressions),
+        metadata=json.dumps({"segment_ids": segment_ids}),
+    )
+    return Outcome(record, tuple(problems))
+
+
+def _counts(path: Path, size: tuple[int, int]) -> bytes:
+    try:
+        mask = read_mask(path.read_bytes(), name=str(path))
+    except OSError as error:
+        raise ItemError(f"{path}: {error.strerror}; unpack the masks again") from None
+    if mask.shape != size:
+        raise ItemError(
+            f"{path}: is {mask.shape[1]} x {mask.shape[0]}, its image {size[1]} x {size[0]}; use "
+            "the masks and the images of the same distribution"
+        )
+    if not mask.any():
+        raise ItemError(f"{path}: has no pixel; use its authors' masks")
+    return encode_mask(mask)

@@ -1,0 +1,180 @@
+"""What a line of one's own files may say; `jsonl` has the format."""
+
+import dataclasses
+import json
+import math
+import re
+from typing import Any
+
+from input_pipeline.building.conversion import BuildError
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.naming import unknown
+
+#: As the value of `segmentation`: the rectangle of `box` is the region.
+BOX = "box"
+
+_FIELDS = frozenset(
+    {"image", "image_id", "expression", "mask", "segmentation", "box", "granularity", "category"}
+    | {"parent", "id"}
+    # What `predictions.jsonl` has beside.
+    | {"score", "present"}
+)
+_TEXTS = frozenset({"image", "image_id", "expression", "granularity", "category", "parent", "id"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One expression, with where it stands (`train.jsonl:7`) for errors.
+
+    Attributes:
+        image, image_id: as given, or `""`.
+        masks: names of files.
+        segmentation: COCO's, `BOX`, or `None`.
+        cleared: nothing matches, and `segmentation` is what a prediction would else have been.
+        box: (x, y, width, height) in pixels, or empty.
+        granularity, category, parent: as given, or `""`; `parent` is the id of another expression.
+    """
+
+    where: str
+    id: str
+    image: str
+    image_id: str
+    text: str
+    masks: tuple[str, ...]
+    segmentation: Any
+    cleared: bool
+    box: tuple[float, ...]
+    granularity: str
+    category: str
+    parent: str
+
+
+def parse_lines(data: bytes, where: str, default_id: str) -> list[Line]:
+    """The lines of a sample's JSON: one object, or a list of them.
+
+    Raises:
+        BuildError: they are none.
+    """
+    stored = _loads(data, where)
+    listed = stored if isinstance(stored, list) else [stored]
+    if not listed:
+        raise BuildError(f"{where}: an empty list; write an object for each expression")
+    return [_line(s, f"{where}:{n}", f"{default_id}-{n}") for n, s in enumerate(listed, 1)]
+
+
+def parse_line(data: bytes, where: str, default_id: str) -> Line:
+    """A line of a file.
+
+    Args:
+        data: UTF-8.
+        where: it stands.
+        default_id: of an expression that gives none.
+
+    Raises:
+        BuildError: it is none.
+    """
+    line = _line(_loads(data, where), where, default_id)
+    if not line.image:
+        raise BuildError(f"{where}: 'image' is missing; each line needs it")
+    return line
+
+
+def _loads(data: bytes, where: str) -> Any:
+    try:
+        # Without what ends the line, in which a JSON that is cut off would else be said to end.
+        return json.loads(data.decode("utf-8").rstrip())
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{where}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise BuildError(f"{where}: no JSON ({error}); one object a line") from None
+
+
+def _line(line: Any, where: str, default_id: str) -> Line:
+    if not isinstance(line, dict):
+        raise BuildError(f"{where}: a {type(line).__name__}; write one JSON object a line")
+    line = dict(line)
+    if type(line.get("image_id")) is int:  # As COCO has it.
+        line["image_id"] = str(line["image_id"])
+    for field, value in line.items():
+        if field not in _FIELDS:
+            raise BuildError(f"{where}: {unknown('field', field, _FIELDS)}")
+        if field in _TEXTS and not _is_text(value):
+            raise BuildError(f"{where}: {field!r} is {value!r:.40}, no text; correct or leave out")
+    if "expression" not in line:
+        raise BuildError(f"{where}: 'expression' is missing; each line needs it")
+    if ("mask" in line) == ("segmentation" in line):
+        box = '; a box alone needs "segmentation": "box"' if "box" in line else ""
+        raise BuildError(
+            f"{where}: give either 'mask' or 'segmentation' (null: nothing matches){box}"
+        )
+    present = line.get("present", True)
+    if not isinstance(present, bool):
+        raise BuildError(f"{where}: 'present' is {present!r:.40}; write true or false")
+    region = line.get("segmentation")
+    if not present and (line.get("mask") or region == BOX):
+        raise BuildError(f"{where}: a region, and 'present' is false; leave one of them out")
+    return Line(
+        where=where,
+        id=line.get("id", default_id),
+        image=line.get("image", ""),
+        image_id=_image_id(line.get("image_id", ""), where),
+        text=line["expression"],
+        masks=_mask_names(line.get("mask"), where),
+        segmentation=region,
+        cleared=not present,
+        box=_box(line, where),
+        granularity=_granularity(line, where),
+        category=line.get("category", ""),
+        parent=line.get("parent", ""),
+    )
+
+
+def _granularity(line: dict[str, Any], where: str) -> str:
+    granularity = line.get("granularity", "part" if "parent" in line else "")
+    if granularity not in ("", *GRANULARITIES):
+        raise BuildError(f"{where}: {unknown('granularity', granularity, GRANULARITIES)}")
+    if "parent" in line and granularity != "part":
+        raise BuildError(f"{where}: a {granularity!r} with a parent; only a 'part' has one")
+    return granularity
+
+
+def _image_id(text: str, where: str) -> str:
+    """An id that is equal wherever the image occurs: COCO's have no zeros in front."""
+    if re.fullmatch(r"0\d+", text):
+        raise BuildError(
+            f"{where}: 'image_id' is {text!r}; write COCO's ids without zeros in front"
+        )
+    return text
+
+
+def _box(line: dict[str, Any], where: str) -> tuple[float, ...]:
+    box = line.get("box")
+    if box is None:
+        if line.get("segmentation") == BOX:
+            raise BuildError(f"{where}: 'segmentation' is 'box', and no 'box' is given")
+        return ()
+    sound = isinstance(box, list) and len(box) == 4
+    sound = sound and all(type(value) in (int, float) and math.isfinite(value) for value in box)
+    if not sound or box[2] <= 0 or box[3] <= 0:
+        raise BuildError(f"{where}: 'box' is {box!r:.40}; write [x, y, width, height] in pixels")
+    return tuple(float(value) for value in box)
+
+
+def _is_text(value: Any) -> bool:
+    """Some words, which a file can hold: neither a zero byte nor half a character."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _mask_names(masks: Any, where: str) -> tuple[str, ...]:
+    if masks is None:
+        return ()
+    names = [masks] if isinstance(masks, str) else masks
+    if not isinstance(names, list) or not names or not all(_is_text(name) for name in names):
+        raise BuildError(f"{where}: 'mask' is {masks!r:.40}; name a file, a list of files, or null")
+    return tuple(names)

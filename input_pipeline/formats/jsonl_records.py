@@ -1,0 +1,229 @@
+"""The lines of an image of one's own as a record; runs in worker processes, so it imports no TFDS."""
+
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from input_pipeline.building.conversion import (
+    BuildError,
+    Conversion,
+    ItemError,
+    Outcome,
+    Plan,
+    made,
+)
+from input_pipeline.formats.jsonl_files import ImageLines, find_splits, read_images
+from input_pipeline.formats.jsonl_lines import BOX, Line
+from input_pipeline.formats.mask_files import read_mask
+from input_pipeline.schema import Expression, Record, Target, encode_mask
+from refseg_jax.images.preprocess import decode_image
+from refseg_jax.images.segmentation import (
+    SegmentationError,
+    check_inside,
+    checked_rle,
+    encode_segmentation,
+)
+
+#: The EXIF field of a picture's orientation; 1 is as stored.
+_ORIENTATION = 0x0112
+
+
+def conversion(folder: Path) -> Conversion:
+    """The folder as a published dataset is read: what a build would stop at is a problem of its item."""
+    return Conversion(
+        name="jsonl",
+        description="Pictures and words of one's own.",
+        homepage="",
+        licence="",
+        layout="train.jsonl and the like",
+        read_plan=_read_plan,
+        convert=functools.partial(_convert, folder=folder),
+    )
+
+
+def _read_plan(folder: Path) -> Plan:
+    return Plan({split: read_images(files) for split, files in find_splits(folder).items()})
+
+
+def _convert(item: ImageLines, source: str, *, folder: Path) -> Outcome:
+    try:
+        return made(functools.partial(make_record, folder=folder, source=source), item)
+    except BuildError as error:
+        raise ItemError(str(error)) from None
+
+
+def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
+    """Reads an image, its lines and its masks; runs in worker processes.
+
+    Raises:
+        BuildError: a file is missing, or a region does not fit the image.
+        ImageError: an image is damaged.
+    """
+    lines = item.lines()
+    path = folder / item.key
+    data = item.read(item.name, folder, lines[0].where)
+    height, width, _ = decode_image(data, name=str(path)).shape
+    with Image.open(io.BytesIO(data)) as image:
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            raise BuildError(f"{path}: an EXIF flag turns it; save it as it is to be seen")
+    regions = _Regions()
+    means: dict[str, tuple[int, ...]] = {}
+    for line in lines:
+        means[line.id] = regions.add(line, _regions(line, item, folder, (height, width)))
+    for line in lines:
+        if line.parent:
+            regions.set_parent(line, means)
+    referents: dict[Any, int] = {}
+    expressions = tuple(
+        Expression(
+            id=line.id,
+            text=line.text,
+            targets=means[line.id],
+            granularity=_granularity(line, len(means[line.id])),
+            # Two texts that match nothing are not about the same thing.
+            referent=referents.setdefault(means[line.id] or line.text, len(referents)),
+        )
+        for line in lines
+    )
+    return Record(
+        image=data,
+        image_id=_image_id(lines) or f"{source}/{item.key}",
+        file_name=item.key,
+        height=height,
+        width=width,
+        source=source,
+        targets=regions.targets(),
+        expressions=expressions,
+        metadata=regions.metadata(),
+    )
+
+
+class _Regions:
+    """The targets of an image; lines with equal regions share them."""
+
+    def __init__(self) -> None:
+        self._number: dict[bytes, int] = {}
+        self._category: list[str] = []
+        self._kind: list[str] = []
+        self._parent: list[int] = []
+        self._box: list[bool] = []
+
+    def add(self, line: Line, found: Sequence[bytes]) -> tuple[int, ...]:
+        """The numbers of a line's targets."""
+        chosen: set[int] = set()
+        for counts in found:
+            number = self._number.setdefault(counts, len(self._number))
+            if number == len(self._kind):
+                self._category.append("")
+                self._kind.append("part" if line.granularity == "part" else "object")
+                self._parent.append(-1)
+                self._box.append(True)
+            self._category[number] = self._category[number] or line.category
+            self._box[number] &= line.segmentation == BOX
+            chosen.add(number)
+        return tuple(sorted(chosen))
+
+    def set_parent(self, line: Line, means: Mapping[str, tuple[int, ...]]) -> None:
+        whole = means.get(line.parent)
+        if whole is None or len(whole) != 1:
+            what = "no expression" if whole is None else f"{len(whole)} regions"
+            raise BuildError(
+                f"{line.where}: its parent {line.parent!r:.40} is {what} of this image; name the "
+                "expression of one region"
+            )
+        for number in means[line.id]:
+            if number == whole[0] or self._parent[number] not in (-1, whole[0]):
+                raise BuildError(
+                    f"{line.where}: a region that is its own parent, or has two; give the part a "
+                    "region of its own"
+                )
+            self._parent[number] = whole[0]
+
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(map(Target, self._number, self._category, self._parent, self._kind))
+
+    def metadata(self) -> str:
+        boxes = [number for number, box in enumerate(self._box) if box]
+        return json.dumps({"boxes": boxes}) if boxes else ""
+
+
+def _granularity(line: Line, number: int) -> str:
+    if (line.granularity == "none") != (number == 0) and line.granularity:
+        raise BuildError(
+            f"{line.where}: granularity {line.granularity!r} with {number} targets; it is "
+            "'none' exactly where nothing matches"
+        )
+    return line.granularity or ("none", "object", "multi")[min(number, 2)]
+
+
+def _image_id(lines: Sequence[Line]) -> str:
+    """What the lines of an image call it, or `""`."""
+    given = {line.image_id: line for line in lines if line.image_id}
+    if len(given) > 1:
+        raise BuildError(
+            f"{lines[-1].where}: the image has the ids {' and '.join(map(repr, given))}; give one"
+        )
+    return next(iter(given), "")
+
+
+def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) -> list[bytes]:
+    """RLE counts of what the line means."""
+    counts = [
+        _file_counts(item.read(name, folder, line.where), name, size, line.where)
+        for name in line.masks
+    ]
+    region = line.segmentation
+    try:
+        if region == BOX:
+            region = [_corners(line.box)]
+        check_inside(region, *size)
+        empty = isinstance(region, Mapping) and not coco_mask.area(
+            cast(Any, checked_rle(region, *size))
+        )
+        if region is not None and not empty:
+            counts.append(encode_segmentation(region, *size).counts)
+    except SegmentationError as error:
+        raise BuildError(f"{line.where}: {error}; correct the segmentation") from None
+    if line.cleared:
+        counts = []
+    if line.box and line.segmentation != BOX:
+        _check_box(line, counts, size)
+    return counts
+
+
+def _corners(box: Sequence[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> None:
+    """A box that has no pixel in common with its masks is in other units, or of another image."""
+    rles: Any = [{"size": list(size), "counts": c} for c in counts]
+    for rle in rles:
+        x, y, width, height = coco_mask.toBbox(rle)
+        left, top, wide, high = line.box
+        if not (left < x + width and x < left + wide and top < y + height and y < top + high):
+            raise BuildError(
+                f"{line.where}: a mask lies outside of its 'box' {list(line.box)}; that is [x, y, "
+                "width, height] in pixels"
+            )
+    if not rles:
+        raise BuildError(f"{line.where}: a 'box', and nothing matches; leave one of them out")
+
+
+def _file_counts(data: bytes, name: str, size: tuple[int, int], where: str) -> bytes:
+    mask = read_mask(data, name=f"{where}: {name}")
+    if mask.shape != size:
+        raise BuildError(
+            f"{where}: {name} is {mask.shape[1]} x {mask.shape[0]}, its image "
+            f"{size[1]} x {size[0]}; draw it at the image's size"
+        )
+    if not mask.any():
+        raise BuildError(f"{where}: {name} has no pixel; write null where nothing matches")
+    return encode_mask(mask)

@@ -1,0 +1,1 @@
+"""The layout of the `refer` releases: `refs(*).p` beside `instances.json`."""

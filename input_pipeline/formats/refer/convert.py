@@ -1,0 +1,101 @@
+"""An image of the `refer` layout as a record; runs in worker processes, so it imports no TFDS."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from input_pipeline.building.conversion import Outcome, read_image
+from input_pipeline.formats.refer.layout import Annotation, ImagePlan, Referent
+from input_pipeline.schema import Expression, Target
+from refseg_jax.images.segmentation import SegmentationError, encode_segmentation, misplaced
+
+#: A note of a build.
+TINY = "polygons of fewer than three points, left out of masks"
+
+
+def convert(plan: ImagePlan, source: str) -> Outcome:
+    """Reads and checks an image, and encodes the masks of its referents.
+
+    Args:
+        plan: the image and its refs.
+        source: the record's `source`.
+
+    Returns:
+        The record, and whatever is wrong.
+
+    Raises:
+        ItemError: the image is missing or not the annotated one.
+        ImageError: it is damaged.
+    """
+    size = (plan.height, plan.width)
+    image = read_image(plan.path, size=size, cure=f"copy it from {plan.images}")
+    regions = _Regions(plan)
+    expressions: list[Expression] = []
+    ref_ids: list[int | None] = []
+    for referent in plan.referents:
+        targets = regions.of(referent.annotations)
+        if targets is None:
+            continue
+        expressions.extend(
+            Expression(sent_id, text, targets, granularity(referent), len(ref_ids), referent.group)
+            for sent_id, text in referent.sentences
+        )
+        ref_ids.append(referent.ref_id)
+    problems = tuple(regions.problems)
+    notes = dict(regions.notes)
+    if not expressions:
+        return Outcome(None, problems, notes)
+    facts: dict[str, list[Any]] = {"ann_ids": list(regions.index)}
+    if None not in ref_ids:
+        facts["ref_ids"] = ref_ids
+    record = image.record(
+        plan.image_id,
+        source,
+        targets=tuple(regions.targets),
+        expressions=tuple(expressions),
+        metadata=json.dumps(facts),
+    )
+    return Outcome(record, problems, notes)
+
+
+def granularity(referent: Referent) -> str:
+    """`group`, or by the number of regions that are meant: `none`, `object` or `multi`."""
+    if referent.group:
+        return "group"
+    return ("none", "object", "multi")[min(len(referent.annotations), 2)]
+
+
+class _Regions:
+    """The targets of an image: each annotation once."""
+
+    def __init__(self, plan: ImagePlan) -> None:
+        self._plan = plan
+        self.targets: list[Target] = []
+        self.index: dict[int, int] = {}
+        self.problems: dict[str, None] = {}
+        self.notes: Counter[str] = Counter()
+
+    def of(self, annotations: tuple[Annotation, ...]) -> tuple[int, ...] | None:
+        """Numbers of the targets, or nothing where one of them has no mask."""
+        encoded = [self._encoded(annotation) for annotation in annotations]
+        if not all(encoded):
+            return None
+        return tuple(self.index[annotation.id] for annotation in annotations)
+
+    def _encoded(self, annotation: Annotation) -> bool:
+        if annotation.id in self.index:
+            return True
+        plan = self._plan
+        try:
+            stored = json.loads(annotation.segmentation)
+            region = encode_segmentation(stored, plan.height, plan.width)
+        except SegmentationError as error:
+            line = f"{plan.path}: annotation {annotation.id}: {error}; use its authors' annotations"
+            self.problems[line] = None
+            return False
+        self.notes.update(misplaced(stored, region.counts, annotation.box, plan.height, plan.width))
+        if region.tiny:
+            self.notes[TINY] += region.tiny
+        self.index[annotation.id] = len(self.targets)
+        self.targets.append(Target(region.counts, annotation.category))
+        return True

@@ -1,0 +1,300 @@
+"""What the files of the `refer` layout say, before any image is opened.
+
+    SOURCE/<dataset>/refs(<by>).p      expressions, by annotation
+    SOURCE/<dataset>/instances.json    COCO annotations
+    SOURCE/images/...                  COCO train2014
+
+Source: the reader and README of github.com/lichengunc/refer.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from input_pipeline.building.conversion import Plan, SourceError
+from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.refer.refs import Ref, read_refs
+from refseg_jax.images.segmentation import stated_box
+
+#: Where refer, and the people who shortened its paths, keep the images of COCO train2014.
+IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")
+
+#: Notes of a build.
+NO_WORD = "expressions without a word, left out"
+CROWDS = "crowd annotations of refs, left out of masks"
+LACKED = "refs of images that the published archive lacks, left out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a dataset keeps the files of the `refer` layout.
+
+    Attributes:
+        dataset: folder of the refs and the annotations.
+        by: who made the splits: `unc`, `google`, `umd` or `berkeley`.
+        text: which of a sentence's texts, `sent` or `raw`.
+        refs: name of the refs file.
+        image_folders: places of the images, the first one that has some is taken.
+        images: what the images are, for messages.
+        pool: what precedes the image's own name in `Record.image_id`; empty for COCO's.
+        skip_crowds: leave crowd annotations out of masks, as gRefCOCO's reader does.
+        lacked: ids of images that the published archive lacks.
+    """
+
+    dataset: str
+    by: str
+    text: str = "sent"
+    refs: str = "refs({by}).p"
+    image_folders: tuple[str, ...] = IMAGE_FOLDERS
+    images: str = "COCO train2014"
+    pool: str = ""
+    skip_crowds: bool = False
+    lacked: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> str:
+        """One line, what the source folder holds."""
+        folder = self.image_folders[min(1, len(self.image_folders) - 1)]
+        return f"{self.dataset}/{self.refs_name}, {self.dataset}/instances.json and {folder}/*.jpg"
+
+    @property
+    def refs_name(self) -> str:
+        """Name of the refs file."""
+        return self.refs.format(by=self.by)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """A region, as COCO has it; `segmentation` is JSON, which is small, `box` may be empty."""
+
+    id: int
+    category: str
+    segmentation: bytes
+    box: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Referent:
+    """Something described.
+
+    Attributes:
+        ref_id: of the dataset; `None` for what is put together of several.
+        annotations: the regions that are meant; none where nothing in the image matches.
+        sentences: pairs of expression id and text.
+        group: name of the group of images that are asked for it, or `""`.
+    """
+
+    ref_id: int | None
+    annotations: tuple[Annotation, ...]
+    sentences: tuple[tuple[str, str], ...]
+    group: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePlan:
+    """An image of one split and what is said about it.
+
+    Attributes:
+        image_id: as in `Record`.
+        path: of the file.
+        height, width: as in the JSON.
+        referents: what is said about it.
+        images: what the images are, for messages.
+    """
+
+    image_id: str
+    path: Path
+    height: int
+    width: int
+    referents: tuple[Referent, ...]
+    images: str = "COCO train2014"
+
+
+def read_plan(source: Path, *, layout: Layout) -> Plan:
+    """Reads the refs and the annotations and joins them.
+
+    Args:
+        source: refer's `data` folder.
+        layout: of the dataset.
+
+    Returns:
+        The plan of every split of the refs file: each an `ImagePlan` tuple, in the order of the
+        images' first entries.
+
+    Raises:
+        SourceError: a file is missing, or is not of this layout.
+        PickleError: the refs file is damaged or is more than plain data.
+    """
+    refs_file = source / layout.dataset / layout.refs_name
+    instances_file = source / layout.dataset / "instances.json"
+    for path in (refs_file, instances_file):
+        if not path.is_file():
+            raise SourceError(
+                f"{path}: not there; --source_dir must be the folder that holds {layout.files}"
+            )
+    refs = read_refs(refs_file, layout.text)
+    instances = _Instances.read(instances_file, refs)
+    folder = _image_folder(source, layout)
+    return _join(refs, _Files(layout, refs_file, instances_file, folder, instances))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instances:
+    images: dict[int, tuple[str, int, int]]
+    annotations: dict[int, tuple[int, Annotation]]
+    crowds: frozenset[int]
+
+    @classmethod
+    def read(cls, file: Path, refs: Iterable[Ref]) -> "_Instances":
+        wanted_images = {r.image_id for r in refs}
+        wanted = {i for r in refs for i in r.ann_ids}
+        images: dict[int, tuple[str, int, int]] = {}
+        found: dict[int, tuple[int, int, bytes, tuple[float, ...]]] = {}
+        names: dict[int, str] = {}
+        crowds: set[int] = set()
+        try:
+            for key, entry in elements(file):
+                if key == "categories":
+                    names[entry["id"]] = str(entry["name"])
+                elif key == "images" and entry["id"] in wanted_images:
+                    size = int(entry["height"]), int(entry["width"])
+                    images[entry["id"]] = (str(entry["file_name"]), *size)
+                elif key == "annotations" and entry["id"] in wanted:
+                    region = json.dumps(entry["segmentation"]).encode()
+                    box = stated_box(entry.get("bbox"))
+                    found[entry["id"]] = entry["image_id"], entry["category_id"], region, box
+                    if entry.get("iscrowd"):
+                        crowds.add(entry["id"])
+            if not names:
+                raise KeyError("categories")
+            annotations = {
+                i: (image_id, Annotation(i, names[category_id], region, box))
+                for i, (image_id, category_id, region, box) in found.items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise SourceError(
+                f"{file}: damaged or not COCO's ({reason}); download it again"
+            ) from None
+        return cls(images, annotations, frozenset(crowds))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """What the source folder holds."""
+
+    layout: Layout
+    refs_file: Path
+    instances_file: Path
+    folder: Path
+    instances: _Instances
+
+    def problem(self, ref: Ref, there: set[str]) -> str:
+        """Why a ref cannot be built, or nothing."""
+        file, pair = (
+            self.instances_file,
+            f"use the instances.json that belongs to {self.refs_file.name}",
+        )
+        if ref.image_id not in self.instances.images:
+            return f"{file}: no image {ref.image_id} (of ref {ref.ref_id}); {pair}"
+        for ann_id in ref.ann_ids:
+            if ann_id not in self.instances.annotations:
+                return f"{file}: no annotation {ann_id} (of ref {ref.ref_id}); {pair}"
+            if self.instances.annotations[ann_id][0] != ref.image_id:
+                return (
+                    f"{file}: annotation {ann_id} is of another image than ref {ref.ref_id}; {pair}"
+                )
+        if ref.ann_ids and not self.regions(ref):
+            return f"{file}: ref {ref.ref_id} has crowd annotations alone; {pair}"
+        path = self.path(ref.image_id)
+        return "" if path.name in there else f"{path}: not there; copy it from {self.layout.images}"
+
+    def regions(self, ref: Ref) -> tuple[Annotation, ...]:
+        """The annotations that a ref means."""
+        skipped = self.instances.crowds if self.layout.skip_crowds else frozenset()
+        return tuple(self.instances.annotations[i][1] for i in ref.ann_ids if i not in skipped)
+
+    def path(self, image_id: int) -> Path:
+        """Where an image lies."""
+        return self.folder / base_name(self.instances.images[image_id][0])
+
+    def image_plan(self, image_id: int, referents: Sequence[Referent]) -> ImagePlan:
+        """The item of an image."""
+        _, height, width = self.instances.images[image_id]
+        path, images = self.path(image_id), self.layout.images
+        return ImagePlan(self.key(image_id), path, height, width, tuple(referents), images)
+
+    def key(self, image_id: int) -> str:
+        """`Record.image_id`; that of a pool is by the file's name, which all its datasets share."""
+        if not self.layout.pool:
+            return str(image_id)
+        known = image_id in self.instances.images
+        return f"{self.layout.pool}/{self.path(image_id).stem if known else image_id}"
+
+
+def _join(refs: Sequence[Ref], files: _Files) -> Plan:
+    there = {entry.name for entry in os.scandir(files.folder)}
+    problems: dict[str, None] = {}
+    notes = {NO_WORD: 0, CROWDS: 0, LACKED: 0}
+    splits: dict[str, dict[int, list[Referent]]] = {}
+    held_out: dict[str, dict[str, None]] = {}
+    for ref in refs:
+        notes[NO_WORD] += ref.empty
+        for split in ref.splits:
+            if split != "train":
+                held_out.setdefault(split, {})[files.key(ref.image_id)] = None
+        line = files.problem(ref, there)
+        if line and ref.image_id in files.layout.lacked:
+            notes[LACKED] += 1
+        elif line:
+            problems[line] = None
+        elif ref.sentences:
+            regions = files.regions(ref)
+            notes[CROWDS] += len(ref.ann_ids) - len(regions)
+            for split, sentences in _of_splits(ref):
+                referent = Referent(ref.ref_id, regions, sentences)
+                splits.setdefault(split, {}).setdefault(ref.image_id, []).append(referent)
+    return Plan(
+        {
+            split: tuple(files.image_plan(i, found) for i, found in images.items())
+            for split, images in splits.items()
+        },
+        tuple(problems),
+        {note: number for note, number in notes.items() if number},
+        {split: tuple(ids) for split, ids in held_out.items()},
+    )
+
+
+def _of_splits(ref: Ref) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    """A ref's splits and its sentences in each: ids are unique over all splits."""
+    for split in ref.splits:
+        mark = f"{split}-" if len(ref.splits) > 1 else ""
+        yield split, tuple((f"{mark}{i}", text) for i, text in ref.sentences)
+
+
+def image_folder(source: Path, folders: Iterable[str], images: str) -> Path:
+    """The first folder that holds JPEG images.
+
+    Raises:
+        SourceError: none does.
+    """
+    places = tuple(folders)
+    for folder in places:
+        if (source / folder).is_dir() and any((source / folder).glob("*.jpg")):
+            return source / folder
+    raise SourceError(
+        f"{source}: no folder of images; put (or link) {images} at "
+        f"{source / places[min(1, len(places) - 1)]}"
+    )
+
+
+def _image_folder(source: Path, layout: Layout) -> Path:
+    images = "COCO's train2014" if not layout.pool else layout.images
+    return image_folder(source, layout.image_folders, images)
+
+
+def base_name(file_name: str) -> str:
+    """The last part: `file_name` has folders in some copies, and must not lead out of ours."""
+    return PurePosixPath(file_name.replace("\\", "/")).name

@@ -1,0 +1,109 @@
+"""The list of refs of the `refer` layout, as a pickle or as JSON."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.building.conversion import SourceError
+from input_pipeline.formats.json_stream import elements
+from refseg_jax.unpickling import load_pickle
+
+_CURE = "use the file that its authors distribute"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """Something that is described.
+
+    Attributes:
+        ref_id, image_id: of the dataset.
+        ann_ids: what is meant, each once; several or none in gRefCOCO.
+        splits: that it belongs to.
+        sentences: pairs of expression id and text, those without a word left out.
+        empty: how many those were.
+    """
+
+    ref_id: int
+    image_id: int
+    ann_ids: tuple[int, ...]
+    splits: tuple[str, ...]
+    sentences: tuple[tuple[str, str], ...]
+    empty: int
+
+
+def read_refs(file: Path, text: str) -> list[Ref]:
+    """Reads `refs(<by>).p` or `grefs(<by>).json`.
+
+    Args:
+        file: a pickle, unless its name ends with `.json`.
+        text: which of a sentence's texts, `sent` or `raw`.
+
+    Raises:
+        SourceError: it is damaged or not of this layout, or a sent_id occurs twice.
+        PickleError: it is damaged, or is more than plain data.
+    """
+    refs = [_ref(entry, text, number, file) for number, entry in enumerate(_entries(file))]
+    if not refs:
+        raise SourceError(f"{file}: holds no list of refs; {_CURE}")
+    _check_unique(refs, file)
+    return refs
+
+
+def _entries(file: Path) -> Iterable[Any]:
+    if file.suffix == ".json":
+        return (entry for key, entry in elements(file) if not key)
+    entries = load_pickle(file)
+    return entries if isinstance(entries, list) else ()
+
+
+def stored_text(text: Any) -> str:
+    """Text that can be stored: stripped, lone surrogates replaced, bytes read as the pickle's.
+
+    Raises:
+        AttributeError: it is no text.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError:
+            text = text.decode("latin-1")
+    return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _ref(entry: Any, text: str, number: int, file: Path) -> Ref:
+    try:
+        said = [(int(s["sent_id"]), stored_text(s[text])) for s in entry["sentences"]]
+        words = tuple((str(i), t) for i, t in said if t)
+        ref_id, image_id = int(entry["ref_id"]), int(entry["image_id"])
+        ann_ids, splits = _ann_ids(entry["ann_id"]), _splits(str(entry["split"]))
+        return Ref(ref_id, image_id, ann_ids, splits, words, len(said) - len(words))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"{file}: entry {number} is not refer's ({type(error).__name__}: {error}); {_CURE}"
+        ) from None
+
+
+def _ann_ids(value: Any) -> tuple[int, ...]:
+    """`[-1]` is gRefCOCO's for no target; by it, and not by `no_target`, its reader decides."""
+    if not isinstance(value, list | tuple):
+        return (int(value),)
+    ids = tuple(dict.fromkeys(int(i) for i in value))
+    return () if ids == (-1,) else ids
+
+
+def _splits(name: str) -> tuple[str, ...]:
+    """RefClef's `testAB` is in testA and in testB."""
+    letters = re.fullmatch("test([A-Z]{2,})", name)
+    return tuple(f"test{letter}" for letter in letters[1]) if letters else (name,)
+
+
+def _check_unique(refs: Iterable[Ref], file: Path) -> None:
+    """ids of expressions must be unique, or scores by id would be of nothing."""
+    seen: set[str] = set()
+    for ref in refs:
+        for sent_id, _ in ref.sentences:
+            if sent_id in seen:
+                raise SourceError(f"{file}: sent_id {sent_id} occurs twice; {_CURE}")
+            seen.add(sent_id)

@@ -1,0 +1,240 @@
+"""The checkpoints of one run on the disk: which there are, which are best, which may go.
+
+<workdir>/checkpoints/
+    1200/                   one step
+        manifest.json       digests; written last, see `refseg_jax.checkpoints.manifest`
+        run/run.json        step, config, scores, shape and dtype of every array
+        data/process_0_of_2.json   the data iterator of each process
+        state/              the arrays
+    1300.<anything>         unfinished or being deleted; never read
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import logging
+
+from refseg_jax.checkpoints import manifest
+from refseg_jax.checkpoints.manifest import Soundness
+from refseg_jax.errors import UserError
+
+#: Of a step folder: what `RunRecord` is read from.
+RECORD = "run/run.json"
+
+
+class DamagedError(Exception):
+    """Content of a checkpoint that cannot be used; one line with the file and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What `run/run.json` holds.
+
+    Attributes:
+        step: updates done.
+        config: the resolved experiment config.
+        arrays: name -> `[dtype, shape]` of every array of the state.
+        processes: how many wrote the checkpoint.
+        metrics: scores at this step, `{}` when nothing was evaluated; a value that is not finite
+            is `None`.
+        best_metric: name of the score that chooses the best, or `None`.
+        best_mode: `"max"` or `"min"`.
+    """
+
+    step: int
+    config: dict[str, Any]
+    arrays: dict[str, tuple[str, tuple[int, ...]]]
+    processes: int
+    metrics: dict[str, float | None]
+    best_metric: str | None
+    best_mode: str
+
+    @property
+    def score(self) -> float | None:
+        """The score that chooses the best, larger being better; `None` where there is none."""
+        value = self.metrics.get(self.best_metric) if self.best_metric else None
+        if value is None or not math.isfinite(value):
+            return None
+        return value if self.best_mode == "max" else -value
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON that `read_record` reads."""
+        finite = {
+            k: v if v is not None and math.isfinite(v) else None for k, v in self.metrics.items()
+        }
+        return {**dataclasses.asdict(self), "metrics": finite}
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of one step folder.
+
+    Raises:
+        DamagedError: it is missing or not what `RunRecord.as_json` writes.
+    """
+    path = folder / RECORD
+    fields = read_json(path)
+    try:
+        arrays = {k: (str(d), tuple(map(int, s))) for k, (d, s) in fields.pop("arrays").items()}
+        record = RunRecord(arrays=arrays, **fields)
+        numbers = [*record.metrics.values(), record.step, record.processes]
+        if not isinstance(record.config, dict) or not all(
+            n is None or isinstance(n, int | float) for n in numbers
+        ):
+            raise TypeError("wrong types")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path}: not the record of a checkpoint ({error})") from error
+    return record
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a checkpoint's file.
+
+    Raises:
+        DamagedError: it is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamagedError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: not JSON ({error})") from error
+
+
+def steps(directory: Path) -> dict[int, Path]:
+    """Step folders in ascending order; empty and unfinished ones are no checkpoints."""
+    if not directory.is_dir():
+        return {}
+    found = {
+        int(path.name): path
+        for path in directory.iterdir()
+        if path.name.isdecimal() and path.is_dir() and any(path.iterdir())
+    }
+    return dict(sorted(found.items()))
+
+
+def locate(path: Path) -> tuple[Path, int | None]:
+    """The checkpoints folder that a person means, and the step if they named one.
+
+    Args:
+        path: a run's workdir, its checkpoints folder, or one step folder.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    path = path.absolute()
+    if path.name.isdecimal() and (path / "run").is_dir():
+        return path.parent, int(path.name)
+    for directory in (path / "checkpoints", path):
+        if steps(directory):
+            return directory, None
+    reason = "it is a file" if path.is_file() else "there is no such folder"
+    raise UserError(
+        f"{path}: {'it holds no checkpoint' if path.is_dir() else reason}; name the folder of a run, "
+        "of its checkpoints, of one step or of an export"
+    )
+
+
+def step_choice(text: str) -> int | Literal["latest", "best"]:
+    """What `--step` of a command line means.
+
+    Raises:
+        UserError: neither a number nor one of the two words.
+    """
+    if text == "latest" or text == "best":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise UserError(f"--step={text}: give latest, best or the number of a checkpoint")
+
+
+def usable(order: list[Path]) -> Iterator[Path]:
+    """Sound folders in the given order, then unverified ones; each damaged one gives a warning."""
+    unverified = []
+    for folder in order:
+        soundness, reason = manifest.check(folder)
+        if soundness is Soundness.SOUND:
+            yield folder
+        elif soundness is Soundness.UNVERIFIED:
+            logging.warning("checkpoint %s is unverified, used last: %s", folder.name, reason)
+            unverified.append(folder)
+        else:
+            logging.warning("checkpoint %s is damaged, not used: %s", folder.name, reason)
+    for folder in unverified:
+        logging.warning("using the unverified checkpoint %s: no sound one is left", folder)
+        yield folder
+
+
+def by_score(directory: Path) -> list[Path]:
+    """Step folders that have the score that chooses the best, the best (then the newest) first."""
+    scored = []
+    for step, folder in steps(directory).items():
+        try:
+            score = read_record(folder).score
+        except DamagedError as error:
+            logging.warning("checkpoint %d is damaged, not used: %s", step, error)
+            continue
+        if score is not None:
+            scored.append((score, step, folder))
+    return [folder for *_, folder in sorted(scored, reverse=True)]
+
+
+def outdated(directory: Path, *, keep_latest: int, keep_best: int, damaged: set[int]) -> list[Path]:
+    """Step folders that may go: older than the newest `keep_latest` sound ones, and not the best.
+
+    Only a folder with a manifest that is not known to be damaged counts as sound, so that nothing
+    is given up for a checkpoint that cannot be used.
+    """
+    every = steps(directory)
+    sound = [s for s, folder in every.items() if manifest.present(folder) and s not in damaged]
+    if len(sound) < keep_latest:
+        return []
+    ranked = [int(folder.name) for folder in by_score(directory)]
+    best = [step for step in ranked if step in sound][:keep_best]
+    return [every[s] for s in every if s < sound[-keep_latest] and s not in best]
+
+
+def remove(folder: Path) -> None:
+    """Deletes a step folder; killed half-way, what is left is no longer taken for a checkpoint."""
+    shutil.rmtree(set_aside(folder))
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a step folder so that it is no checkpoint any more; `sweep` deletes it."""
+    aside = folder.with_name(f"{folder.name}.outdated")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
+def sweep(directory: Path) -> None:
+    """Deletes what killed or failed saves and deletions have left. No save may be in progress."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name.partition(".")[0].isdecimal() and "." in path.name and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def another_version(path: str | Path) -> Iterator[None]:
+    """Tells what a checkpoint of another version leads to as one line that names it.
+
+    Raises:
+        UserError: instead of what the block raised.
+    """
+    try:
+        yield
+    except UserError as error:
+        named = str(error).startswith((str(path), str(Path(path).absolute())))
+        raise UserError(str(error) if named else f"{path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):
+            reason = f"its config has no {reason}"
+        raise UserError(
+            f"{path}: the checkpoint is of another version ({reason}); use the version of the "
+            "code that wrote it"
+        ) from None

@@ -1,0 +1,1 @@
+"""The commands that need the library alone; `tools/X.py` calls them."""

@@ -1,0 +1,206 @@
+"""Turns published weights into a checkpoint folder of ours.
+
+    python -m tools.import_weights --format=hf_clip --source=DIR_OR_FILE_OR_HUB_NAME --output=CKPT
+
+Runs start from the folder by `--config.init.clip=CKPT`, as they do from the source itself; the folder
+has digests, and needs neither the source nor the network again. Sizes are the source's own; with
+`--preset=B/16` they must be that preset's, and the table of positions is resized to its image. The
+formats: openai_clip, hf_clip, openclip, and of single towers hf_swin, ms_swin, hf_bert (see
+docs/weights.md).
+
+    python -m tools.import_weights --format=rela --source=FILE --output=CKPT
+
+writes the released ReLA as a whole model: `main.py --mode=eval` takes it by
+`--config.init.checkpoint=CKPT`, tools.predict and tools.export by `--checkpoint=CKPT`. Its words are
+BERT's: `--tokenizer=FILE` names a downloaded tokenizer.json, without which the hub is asked for
+bert-base-uncased whenever the model is used.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from refseg_jax.checkpoints import folder as checkpoint_folder
+from refseg_jax.checkpoints.checkpointer import Checkpointer
+from refseg_jax.errors import UserError
+from refseg_jax.models.forward import Forward
+from refseg_jax.models.unires import UniRES
+from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
+from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
+from refseg_jax.text.tokenizers import check_tokenizer
+from refseg_jax.weights import clip, rela, towers
+from refseg_jax.weights.clip_files import open_clip
+from refseg_jax.weights.loader import Plan, load
+
+
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    format: str
+    source: str
+    sha256: str
+    preset: str = ""
+    tokenizer: str = ""
+
+
+class Imported(NamedTuple):
+    """What a format makes of its source.
+
+    Attributes:
+        params: dotted path -> array.
+        plan: what was read and what was left.
+        record: goes into the checkpoint's config; what loading must check later.
+    """
+
+    params: dict[str, jax.Array]
+    plan: Plan
+    record: dict[str, Any]
+
+
+def _import_clip(request: Request) -> Imported:
+    _only_of("rela", tokenizer=request.tokenizer)
+    found = open_clip(request.source, format=request.format, sha256=request.sha256)
+    name = found.weights.name
+    known = {"activation": found.facts.activation, "eos_id": found.facts.eos_id}
+    if request.preset:
+        config = unires_config({"preset": request.preset, **known})
+    else:
+        own = clip.sizes(found.table, found.weights.shapes)
+        heads = {"vision_heads": found.facts.vision_heads, "text_heads": found.facts.text_heads}
+        try:
+            config = UniRESConfig(**own, **heads, **known, head="linear", mask_stride=1)
+        except ValueError as error:
+            raise UserError(
+                f"{name}: {error}; take the file, and the JSON beside it, as it was published"
+            ) from None
+    clip.check(found.facts, config, name=name)
+    forward: Forward[UniRES] = Forward(lambda rngs: UniRES(config, rngs=rngs))
+    target = abstract_params(forward.shapes, make_mesh(MeshConfig()))
+    plan = clip.plan_towers(found.table, found.weights.shapes, target, config, name=name)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    facts = dataclasses.asdict(found.facts)
+    origin = {"format": found.format, "source": request.source, "sha256": request.sha256}
+    return Imported(params, plan, {"clip": {**origin, "facts": facts}})
+
+
+def _import_tower(request: Request) -> Imported:
+    _only_of("rela", tokenizer=request.tokenizer)
+    _only_of("CLIP's formats", preset=request.preset)
+    found = towers.open_tower(request.source, format=request.format, sha256=request.sha256)
+    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
+    plan = found.plan(target)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
+    config = dataclasses.asdict(found.config)
+    return Imported(params, plan, {"tower": {**origin, "config": config}})
+
+
+def _import_rela(request: Request) -> Imported:
+    _only_of("CLIP's formats", preset=request.preset)
+    found = rela.open_rela(request.source, sha256=request.sha256)
+    tokenizer = request.tokenizer or rela.TOKENIZER
+    if request.tokenizer:
+        here = Path(tokenizer).expanduser()
+        # The folder may be used from elsewhere.
+        tokenizer = str(here.resolve()) if here.exists() else tokenizer
+        check_tokenizer(tokenizer, rela.CONTEXT_LENGTH, found.config)
+    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
+    plan = found.plan(target)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
+    return Imported(params, plan, {**found.run_config(tokenizer), "rela": origin})
+
+
+def _only_of(formats: str, **flag: str) -> None:
+    """Refuses a flag that another format has."""
+    for name, value in flag.items():
+        if value:
+            raise UserError(f"--{name}={value}: only of {formats}; leave it away")
+
+
+#: What imports each format.
+FORMATS: Mapping[str, Callable[[Request], Imported]] = {
+    "openai_clip": _import_clip,
+    "hf_clip": _import_clip,
+    "openclip": _import_clip,
+    **dict.fromkeys(towers.FORMATS, _import_tower),
+    "rela": _import_rela,
+}
+
+
+def run(request: Request, output: Path) -> Imported:
+    """Imports, and writes the checkpoint; it is whole, or not there.
+
+    Raises:
+        UserError: the source is missing, damaged or does not fit, or the folder is taken.
+    """
+    there = next((path for path in (output, *output.parents) if path.exists()), output)
+    if there.exists() and not there.is_dir():
+        raise UserError(f"{output}: {there} is a file, not a folder; name another --output")
+    if checkpoint_folder.steps(output / "checkpoints"):
+        raise UserError(f"{output}: it holds a checkpoint already; name another --output")
+    imported = FORMATS[request.format](request)
+    checkpointer = Checkpointer(output / "checkpoints", keep_latest=1)
+    try:
+        checkpointer.save(
+            0,
+            {"params": imported.params},
+            data_state={},
+            config=imported.record,
+            metrics=None,
+        )
+    finally:
+        checkpointer.close()
+    return imported
+
+
+def summary(plan: Plan) -> str:
+    """How many leaves there are, and what was left and why."""
+    lines = [f"{len(plan.reads)} entries read into {len(plan.targets)} parameters"]
+    for what, left in (("unread", plan.unread), ("left to fresh weights", plan.unwritten)):
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for leaf, reason in sorted(left.items()):
+            reasons[reason].append(leaf)
+        for reason, leaves in reasons.items():
+            shown = ", ".join(leaves[:2]) + (", ..." if len(leaves) > 2 else "")
+            lines.append(f"{what}: {len(leaves)} ({shown}): {reason}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.import_weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS))
+    parser.add_argument("--source", required=True, help="a file, its folder, or a hub name")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--sha256", default="", help="of the weight file; checked where given")
+    parser.add_argument("--preset", default="", choices=["", *PRESETS], help="sizes to insist on")
+    parser.add_argument("--tokenizer", default="", help="of rela: BERT's tokenizer.json, or a name")
+    options = vars(parser.parse_args(arguments))
+    output = options.pop("output")
+    request = Request(**options)
+    try:
+        print(summary(run(request, output).plan))
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (RuntimeError, TypeError, MemoryError) as error:
+        # A strange file makes Python, numpy or JAX fail in one of these ways.
+        line = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        print(f"error: {request.source}: cannot be imported ({line}); try another", file=sys.stderr)
+        return 1
+    field = "checkpoint" if request.format == "rela" else "clip"
+    start = f" (a run starts from it by --config.init.{field}={output})"
+    print(f"written: {output}{'' if request.format in towers.FORMATS else start}")
+    return 0

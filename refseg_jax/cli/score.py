@@ -1,0 +1,103 @@
+"""Scores the masks of any system by a published protocol.
+
+    python -m tools.score --protocol=gres --predictions=P.jsonl --references=R.jsonl --json=OUT
+
+`P` has a line for each pair of an expression and an image, as `tools.predict` and
+`config.eval.dump` write it:
+
+    {"id": "17", "segmentation": {"size": [480, 640], "counts": "..."}, "present": true}
+
+`R` has the same ids in any order; `segmentation` is RLE or polygons and may be empty, the rest is
+optional:
+
+    {"id": "17", "segmentation": [[10, 20, ...]], "granularity": "part", "group": "", "category": ""}
+
+Masks are counted without being decoded where the protocol allows it, and a pair is forgotten once it
+is counted. The protocols, and the meaning of each field, are in docs/protocols.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from refseg_jax.cli.score_lines import LineError, read_pairs
+from refseg_jax.errors import UserError
+from refseg_jax.evaluation.protocols import PROTOCOLS, State, build_protocols, keyed_scores
+from refseg_jax.reporting import tables as report
+
+
+def score(
+    predictions: Path, references: Path, protocol: str, *, min_pixels: int = 0
+) -> list[State]:
+    """The sums of each protocol over two files.
+
+    Args:
+        predictions, references: see the module.
+        protocol, min_pixels: as of `refseg_jax.evaluation.protocols.build_protocols`.
+
+    Raises:
+        UserError: of a file, with the line; of the protocol's name.
+    """
+    states = [State(one) for one in build_protocols(protocol, min_pixels=min_pixels)]
+    # Not a terminal: no bar.
+    for pair, line in tqdm(read_pairs(predictions, references), unit="pair", disable=None):
+        for state in states:
+            try:
+                state.add(pair)
+            except LineError:
+                # Of the prediction, whose map is opened late.
+                raise
+            except UserError as error:
+                raise line.error(error) from None
+    return states
+
+
+def run(options: argparse.Namespace) -> None:
+    """Scores, prints, and writes."""
+    if options.json is not None and options.json.is_dir():
+        raise UserError(f"--json={options.json}: is a folder; name a file")
+    for flag in ("predictions", "references"):
+        path = getattr(options, flag)
+        if not path.is_file():
+            raise UserError(f"{path}: is no file; check --{flag}")
+    states = score(
+        options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
+    )
+    scores = keyed_scores(states)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        report.write_summary(options.json, scores)
+    for number, state in enumerate(states):
+        protocol, prefix = state.protocol, f"{state.protocol.name}/" if number else ""
+        print(report.table(scores, protocol.columns, prefix))
+        print(f"{state.counts()['count']:.0f} pairs")
+        print(report.comparable(protocol, protocol.threshold))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.score", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--protocol", required=True, help=f"one, or several with commas: {', '.join(PROTOCOLS)}"
+    )
+    parser.add_argument("--predictions", type=Path, required=True, help="a file of JSON lines")
+    parser.add_argument("--references", type=Path, required=True, help="a file of JSON lines")
+    parser.add_argument("--json", type=Path, help="where the scores go, as one flat object")
+    parser.add_argument(
+        "--min_pixels",
+        type=int,
+        default=0,
+        help="gres: a mask of fewer pixels of 480 x 480 says that nothing is there (50 in the paper)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

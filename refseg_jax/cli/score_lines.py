@@ -1,0 +1,326 @@
+"""Lines of predictions and references: joined by id, checked, and made into pairs.
+
+Files may have their lines in different orders. They are read side by side, and a line whose partner
+has not come yet is forgotten but for its place in the file: what is kept of it is its id.
+"""
+
+import base64
+import binascii
+import functools
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from refseg_jax import naming
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.errors import UserError
+from refseg_jax.evaluation.predictions import encode
+from refseg_jax.evaluation.protocols import Pair
+from refseg_jax.evaluation.protocols.regions import RleRegions
+from refseg_jax.images.preprocess import MAX_PIXELS
+from refseg_jax.images.segmentation import (
+    EmptyRegion,
+    SegmentationError,
+    are_plain,
+    checked_rle,
+    decode_counts,
+    encode_segmentation,
+    misplaced,
+)
+
+#: Pairs whose RLE is checked at once.
+_AT_ONCE = 64
+
+#: What a map that is none raises.
+_UNREADABLE = (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError)
+
+
+class LineError(UserError):
+    """A `UserError` that begins with the file and the line."""
+
+
+class Line(NamedTuple):
+    """A JSON object of a file.
+
+    Attributes:
+        path, number: where it stands; lines are counted from 1.
+        fields: what it says.
+    """
+
+    path: Path
+    number: int
+    fields: dict[str, Any]
+
+    def error(self, reason: object) -> LineError:
+        """The reason with the line's place before it."""
+        return LineError(f"{self.path}:{self.number}: {reason}")
+
+
+class _Place(NamedTuple):
+    side: int
+    number: int
+    offset: int
+
+
+def joined(predictions: Path, references: Path) -> Iterator[tuple[Line, Line]]:
+    """Each prediction and its reference.
+
+    Raises:
+        UserError: a line is no JSON object with an id, an id stands twice in a file or is missing in
+            the other, or a file has no lines. Missing ids are told when both files have been read.
+    """
+    with predictions.open("rb") as first, references.open("rb") as second:
+        files = (_File(predictions, first), _File(references, second))
+        waiting: dict[str, _Place | None] = {}
+        for places in itertools.zip_longest(*(file.places(i) for i, file in enumerate(files))):
+            for side, place in enumerate(places):
+                if place is None:
+                    continue
+                line = files[side].last
+                name = _id_of(line)
+                if name not in waiting:
+                    waiting[name] = place
+                    continue
+                known = waiting[name]
+                if known is None or known.side == side:
+                    raise line.error(f"the id {name!r} stands in this file for the second time")
+                waiting[name] = None
+                partner = files[1 - side].at(known)
+                yield (partner, line) if side else (line, partner)
+    _check_all_joined(waiting, (predictions, references))
+
+
+class _File:
+    """A file of JSON lines, read in order and again by place."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self.last = Line(path, 0, {})
+
+    def places(self, side: int) -> Iterator[_Place]:
+        """The place of each line that is not blank; the line is then `last`."""
+        offset = 0
+        for number in itertools.count(1):
+            # Another line may have been read in between.
+            if self._file.tell() != offset:
+                self._file.seek(offset)
+            text = self._file.readline()
+            if not text:
+                break
+            if text.strip():
+                self.last = self._parse(text, number)
+                yield _Place(side, number, offset)
+            offset += len(text)
+        if not self.last.number:
+            raise UserError(f"{self._path}: has no lines; give one JSON object a line")
+
+    def at(self, place: _Place) -> Line:
+        """The line at a place."""
+        if self.last.number == place.number:
+            return self.last
+        self._file.seek(place.offset)
+        return self._parse(self._file.readline(), place.number)
+
+    def _parse(self, text: bytes, number: int) -> Line:
+        try:
+            fields = json.loads(str(text, "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self._path}:{number}: is no JSON ({error})") from None
+        line = Line(self._path, number, fields)
+        if not isinstance(fields, dict):
+            raise line.error(f"is a {type(fields).__name__}, not a JSON object")
+        return line
+
+
+def _id_of(line: Line) -> str:
+    name = line.fields.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise line.error(f'"id" is {name!r:.40}; give every pair a name')
+    return str(name)
+
+
+def _check_all_joined(waiting: Mapping[str, _Place | None], paths: tuple[Path, Path]) -> None:
+    missing = [(place, name) for name, place in waiting.items() if place is not None]
+    if not missing:
+        return
+    place, name = min(missing)
+    others = f" ({len(missing)} ids are in one file only)" if len(missing) > 1 else ""
+    raise UserError(
+        f"{paths[place.side]}:{place.number}: the id {name!r} is not in "
+        f"{os.fspath(paths[1 - place.side])}{others}"
+    )
+
+
+class _Draft(NamedTuple):
+    """A pair whose compressed counts nobody has checked yet."""
+
+    prediction: Line
+    reference: Line
+    size: tuple[int, int]
+    predicted: bytes
+    target: bytes
+
+
+class ReadPair(NamedTuple):
+    """A pair, and the line of its reference."""
+
+    pair: Pair
+    reference: Line
+
+
+def read_pairs(predictions: Path, references: Path) -> Iterator[ReadPair]:
+    """The pairs of two files.
+
+    Raises:
+        UserError: as `joined`, or a line does not say what it should; it is named.
+    """
+    lines = joined(predictions, references)
+    while drafts := [_draft(*both) for both in itertools.islice(lines, _AT_ONCE)]:
+        counts = [text for draft in drafts for text in (draft.predicted, draft.target)]
+        pixels = [draft.size[0] * draft.size[1] for draft in drafts for _ in range(2)]
+        plain = are_plain(counts, pixels)
+        yield from (_pair(draft if plain else _mended(draft)) for draft in drafts)
+
+
+def _draft(prediction: Line, reference: Line) -> _Draft:
+    segmentation = prediction.fields.get("segmentation")
+    if not isinstance(segmentation, dict):
+        raise prediction.error('"segmentation" is no RLE: give {"size": [h, w], "counts": ...}')
+    size = _size(prediction, segmentation)
+    predicted = segmentation.get("counts")
+    if not isinstance(predicted, str):
+        predicted = _region(prediction, segmentation, size)
+    if "segmentation" not in reference.fields:
+        raise reference.error('no "segmentation"; an empty one is []')
+    segmentation = reference.fields["segmentation"]
+    rle = segmentation if isinstance(segmentation, dict) else {}
+    if rle and (found := _size(reference, rle)) != size:
+        raise reference.error(
+            f"the reference has {found[0]} x {found[1]} pixels (height x width), the prediction "
+            f"{size[0]} x {size[1]} ({prediction.path}:{prediction.number})"
+        )
+    target = rle.get("counts")
+    if not isinstance(target, str):
+        target = _region(reference, segmentation, size)
+    return _Draft(
+        prediction, reference, size, _ascii(prediction, predicted), _ascii(reference, target)
+    )
+
+
+def _ascii(line: Line, counts: str | bytes) -> bytes:
+    if isinstance(counts, bytes):
+        return counts
+    try:
+        return counts.encode("ascii")
+    except UnicodeEncodeError:
+        raise line.error("the RLE's counts are damaged") from None
+
+
+def _size(line: Line, segmentation: Mapping[str, Any]) -> tuple[int, int]:
+    size = segmentation.get("size")
+    if not isinstance(size, list) or len(size) != 2 or any(type(n) is not int for n in size):
+        raise line.error(f'the segmentation\'s "size" is {size!r:.40}, not [height, width]')
+    height, width = size
+    if min(size) < 1 or height * width > MAX_PIXELS:
+        raise line.error(f"{height} x {width} pixels; there are 1 to {MAX_PIXELS}")
+    return height, width
+
+
+def _region(line: Line, segmentation: Any, size: tuple[int, int]) -> bytes:
+    """The compressed counts of a segmentation of any kind; `[]`, `{}` and `null` are nothing."""
+    counts = b""
+    try:
+        if segmentation:
+            counts = encode_segmentation(segmentation, *size).counts
+    except EmptyRegion:
+        pass
+    except SegmentationError as error:
+        raise line.error(error) from None
+    # Polygons do not say of which size their image is: cut at the border they would be scored as
+    # another region, or as none.
+    if segmentation and misplaced(segmentation, counts, (), *size):
+        raise line.error(
+            f"a polygon leaves the prediction's {size[0]} x {size[1]} pixels (height x width); give "
+            "predictions of the image's own size, or references as RLE of the predictions'"
+        )
+    return counts or encode(np.zeros(size, bool))["counts"].encode()
+
+
+def _mended(draft: _Draft) -> _Draft:
+    """With counts that are in order; raises the error of those that cannot be."""
+    return draft._replace(
+        predicted=_checked(draft.prediction, draft.predicted, draft.size),
+        target=_checked(draft.reference, draft.target, draft.size),
+    )
+
+
+def _checked(line: Line, counts: bytes, size: tuple[int, int]) -> bytes:
+    try:
+        checked_rle({"size": list(size), "counts": counts}, *size)
+    except SegmentationError as error:
+        raise line.error(error) from None
+    if are_plain([counts], [size[0] * size[1]]):
+        return counts
+    # Empty runs, which pycocotools stumbles over.
+    return encode(decode_counts(counts, *size))["counts"].encode()
+
+
+def _pair(draft: _Draft) -> ReadPair:
+    prediction, reference = draft.prediction, draft.reference
+    size = list(draft.size)
+    soft_map = prediction.fields.get("map")
+    regions = RleRegions(
+        draft.size,
+        {"size": size, "counts": draft.predicted},
+        {"size": size, "counts": draft.target},
+        None if soft_map is None else functools.partial(_grey, prediction, soft_map, draft.size),
+    )
+    present = prediction.fields.get("present")
+    if present is None:
+        present = regions.counts().prediction > 0
+    elif not isinstance(present, bool):
+        raise prediction.error(f'"present" is {present!r:.40}, not true or false')
+    granularity, group, category = (
+        _text(reference, name) for name in ("granularity", "group", "category")
+    )
+    if granularity and granularity not in GRANULARITIES:
+        raise reference.error(naming.unknown("granularity", granularity, GRANULARITIES))
+    name = _id_of(reference)
+    return ReadPair(Pair(name, regions, present, granularity, group, category), reference)
+
+
+def _text(line: Line, name: str) -> str:
+    value = line.fields.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise line.error(f'"{name}" is {value!r:.40}, not a text')
+    return value
+
+
+def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
+    """A map as u8 `[H, W]`: base64 of a PNG, or the name of a PNG file beside the predictions."""
+    if not isinstance(soft_map, str):
+        raise line.error('"map" is no text: give base64 of a PNG, or the name of a PNG file')
+    try:
+        if soft_map.endswith(".png"):
+            data = (line.path.parent / soft_map).read_bytes()
+        else:
+            data = base64.b64decode(soft_map, validate=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            # The header tells both: nothing else is decoded.
+            if image.mode != "L" or image.size != size[::-1]:
+                raise line.error(
+                    f"the map is a picture of {image.height} x {image.width} pixels in mode "
+                    f"{image.mode}; it has to be grey (L) and {size[0]} x {size[1]}"
+                )
+            return np.asarray(image)
+    except _UNREADABLE as error:
+        raise line.error(f"the map cannot be read: {error}") from None

@@ -1,0 +1,1 @@
+"""Predictions against references: the evaluator, pixel counts and the published protocols."""

@@ -1,0 +1,342 @@
+"""One pass over a dataset: masks at native size, counts, scores."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from refseg_jax import sharding
+from refseg_jax.batch import Batch, HostBatch, RowMeta
+from refseg_jax.errors import UserError
+from refseg_jax.evaluation import predictions
+from refseg_jax.evaluation.counts import pair_counts
+from refseg_jax.evaluation.picture import Picture
+from refseg_jax.evaluation.protocols import (
+    Counts,
+    Pair,
+    Protocol,
+    Reads,
+    State,
+    build_protocol,
+    keyed_counts,
+    keyed_scores,
+    square,
+)
+from refseg_jax.evaluation.protocols.regions import CountedRegions
+from refseg_jax.images.resize import logits_on_canvas
+from refseg_jax.models.forward import Forward
+
+#: Expressions of an image that are shown as pictures.
+_SHOWN_OF_AN_IMAGE = 2
+
+
+class Outputs(NamedTuple):
+    """What is left of a batch on the device.
+
+    Attributes:
+        counts: i32 `[B, N, K, 3]`.
+        squared: the same on LAVT's square, or `None` where no protocol reads it.
+        present: bool `[B, N, K]`, what the presence head says; without one, whether the mask is not
+            empty.
+        logits: f32 `[B, N, K, Hc, Wc]`, or `None` where only counts are asked for.
+    """
+
+    counts: jax.Array
+    squared: jax.Array | None
+    present: jax.Array
+    logits: jax.Array | None
+
+
+class Seen(NamedTuple):
+    """A pair of a batch.
+
+    Attributes:
+        pair: what the protocols look at. regions: its masks.
+        place: `(b, n, k)` in the batch. meta: of its row.
+    """
+
+    pair: Pair
+    regions: CountedRegions
+    place: tuple[int, int, int]
+    meta: RowMeta
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Scores a model on one split.
+
+    Attributes:
+        name: for the log and for file names.
+        forward: the model.
+        batches: makes this process's batches, as `input_pipeline.pipeline.eval_batches` does.
+        mesh: the devices.
+        mask_stride: network pixels per mask cell.
+        canvas: `(Hc, Wc)`.
+        threshold: of probabilities.
+        prefix: of the scores' keys.
+        pictures: so many pairs are kept as pictures, given to `show`.
+        show: takes (step, pictures); called on the first process.
+        dump: folder for `predictions-*.jsonl` and `references-*.jsonl`, or `None`.
+        dump_at: the only step whose evaluation is dumped; `None`: of all, the last stays.
+        protocols: what is scored. The first one's keys are plain, those of another begin with its
+            name: `gres/gIoU`.
+    """
+
+    name: str
+    forward: Forward
+    batches: Callable[[], Iterable[HostBatch]]
+    mesh: Mesh
+    mask_stride: int
+    canvas: tuple[int, int]
+    threshold: float
+    prefix: str = ""
+    pictures: int = 0
+    show: Callable[[int, list[Picture]], None] | None = None
+    dump: Path | None = None
+    dump_at: int | None = None
+    protocols: tuple[Protocol, ...] = (build_protocol("cris"),)
+
+    def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
+        """Scores as `State.compute` gives them, `count`s, and `quarantined`.
+
+        They are the same on every process.
+
+        Raises:
+            UserError: two pairs have the same id, or a protocol needs what the dataset does not say.
+        """
+        states = [State(protocol) for protocol in self.protocols]
+        ids: set[str] = set()
+        quarantined: list[str] = []
+        shown: list[Picture] = []
+        logging.info("evaluating %s at step %d ...", self.name, step)
+        with self._dump(step) as write:
+            for host, outputs in self._outputs(params, self._dumps(step)):
+                quarantined += [meta.error for meta in host.meta if meta.error]
+                seen = self._seen(host, outputs)
+                for one in seen:
+                    if one.pair.id in ids:
+                        raise UserError(
+                            f"{self.name}: two pairs have the id {one.pair.id!r}; build the dataset "
+                            "again, with expression ids that are unique"
+                        )
+                    ids.add(one.pair.id)
+                    for state in states:
+                        state.add(one.pair)
+                write(seen)
+                if outputs.logits is not None:
+                    shown += self._pictures(host, seen, self.pictures - len(shown))
+        for reason in quarantined:
+            logging.warning("%s: left out: %s", self.name, reason)
+        states = _from_all(states)
+        scores = keyed_scores(states) | keyed_counts(states)
+        scores["quarantined"] = float(_sum_over_processes(len(quarantined)))
+        if self.show is not None and shown and jax.process_index() == 0:
+            self.show(step, shown)
+        return {self.prefix + key: value for key, value in scores.items()}
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Outputs]:
+        """One function for images of all sizes: the canvas is static."""
+
+        # Rows stay cut as the batch is: each process reads its own.
+        rows = sharding.batch_sharding(self.mesh)
+
+        @functools.partial(jax.jit, static_argnums=2, out_shardings=rows)
+        def run(
+            params: Mapping[str, jax.Array],
+            batch: Batch,
+            keep: bool,
+            weights: tuple[jax.Array, jax.Array] | None,
+        ) -> Outputs:
+            output = self.forward.apply(params, batch)
+            logits = logits_on_canvas(
+                output.mask_logits, batch.affine, self.mask_stride, self.canvas
+            )
+            assert batch.native is not None
+            count = functools.partial(pair_counts, logits, batch.native, batch.size, self.threshold)
+            counts = count()
+            present = counts[..., 1] > 0
+            if output.present_logits is not None:
+                present = jnp.asarray(output.present_logits) > 0
+            squared = count(weights) if weights is not None else None
+            return Outputs(counts, squared, present, logits if keep else None)
+
+        return run
+
+    def _outputs(
+        self, params: Mapping[str, jax.Array], dumps: bool
+    ) -> Iterator[tuple[HostBatch, Outputs]]:
+        """Keeps one batch in flight, so that host and device work at once."""
+        waiting: tuple[HostBatch, Outputs] | None = None
+        for number, host in enumerate(self.batches()):
+            # By the batch's number, since all processes must run the same function.
+            begun = number * len(host.meta) < self.pictures
+            keep = self._reads("masks", "map") or dumps
+            keep |= self.show is not None and begun
+            batch, weights = sharding.put_batch((host.batch, self._weights(host)), self.mesh)
+            running = host, self._compiled(params, batch, keep, weights)
+            if waiting is not None:
+                yield waiting
+            waiting = running
+        if waiting is not None:
+            yield waiting
+
+    def _reads(self, *names: Reads) -> bool:
+        return any(name in protocol.reads for protocol in self.protocols for name in names)
+
+    def _weights(self, host: HostBatch) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of LAVT's square, i32 `[B, N, Hc]` and `[B, N, Wc]`."""
+        if not self._reads("square"):
+            return None
+        size = np.asarray(host.batch.size)
+        rows, columns = (np.zeros((*size.shape[:2], n), np.int32) for n in self.canvas)
+        for b, n in np.argwhere(host.batch.valid.any(-1)):
+            height, width = size[b, n].tolist()
+            rows[b, n, :height] = square.weights(height)
+            columns[b, n, :width] = square.weights(width)
+        return rows, columns
+
+    def _seen(self, host: HostBatch, outputs: Outputs) -> list[Seen]:
+        """The valid pairs of a batch."""
+        counts, squared, present, logits = (
+            None if array is None else sharding.local_rows(array) for array in outputs
+        )
+        assert counts is not None and present is not None and host.batch.native is not None
+        found = []
+        for b, n, k, meta in _valid(host):
+            height, width = (int(length) for length in host.batch.size[b, n])
+            regions = CountedRegions(
+                (height, width),
+                Counts(*counts[b, n, k].tolist()),
+                None if squared is None else Counts(*squared[b, n, k].tolist()),
+                np.asarray(host.batch.native[b, n, k, :height, :width]),
+                None if logits is None else logits[b, n, k, :height, :width],
+                self.threshold,
+            )
+            place = n * counts.shape[2] + k
+            pair = Pair(
+                meta.pair_ids[place],
+                regions,
+                bool(present[b, n, k]),
+                meta.granularities[place],
+                meta.groups[place] if meta.groups else "",
+                meta.categories[place] if meta.categories else "",
+            )
+            found.append(Seen(pair, regions, (b, n, k), meta))
+        return found
+
+    def _pictures(self, host: HostBatch, seen: list[Seen], most: int) -> list[Picture]:
+        found = []
+        for one in itertools.islice(_worth_showing(seen), most):
+            b, n, k = one.place
+            mask = one.regions.prediction()
+            found.append(
+                Picture(
+                    image=np.asarray(host.batch.image[b, n]),
+                    affine=np.asarray(host.batch.affine[b, n]),
+                    expression=one.meta.expressions[k],
+                    granularity=one.pair.granularity,
+                    target=one.regions.target(),
+                    # What a predictor shows: empty where nothing is present.
+                    predicted=mask if one.pair.present else np.zeros_like(mask),
+                    iou=one.regions.counts().iou if one.pair.present else 0.0,
+                )
+            )
+        return found
+
+    def _dumps(self, step: int) -> bool:
+        return self.dump is not None and self.dump_at in (None, step)
+
+    @contextlib.contextmanager
+    def _dump(self, step: int) -> Iterator[Callable[[list[Seen]], None]]:
+        """Writes both files of this process; they are whole or not there."""
+        if self.dump is None or not self._dumps(step):
+            yield lambda seen: None
+            return
+        suffix = "" if jax.process_count() == 1 else f"-{jax.process_index()}"
+        with (
+            predictions.jsonl_writer(self.dump / f"predictions{suffix}.jsonl") as predicted,
+            predictions.jsonl_writer(self.dump / f"references{suffix}.jsonl") as references,
+        ):
+
+            def write(seen: list[Seen]) -> None:
+                for one in seen:
+                    predicted(self._prediction_line(one))
+                    references(_reference_line(one.pair))
+
+            yield write
+
+    def _prediction_line(self, one: Seen) -> dict[str, Any]:
+        _, n, k = one.place
+        logits = one.regions.logits
+        assert logits is not None
+        mask = one.regions.prediction()
+        return predictions.prediction_line(
+            one.pair.id,
+            one.meta.image_ids[n],
+            one.meta.expressions[k],
+            mask,
+            mask_score(logits, mask),
+            present=one.pair.present,
+            soft_map=one.regions.soft_map() if self._reads("map") else None,
+        )
+
+
+def _reference_line(pair: Pair) -> dict[str, Any]:
+    known = {name: getattr(pair, name) for name in ("granularity", "group", "category")}
+    return {
+        "id": pair.id,
+        "segmentation": predictions.encode(pair.regions.target()),
+        **{name: value for name, value in known.items() if value},
+    }
+
+
+def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:
+    """The mean probability inside a mask, 0 for an empty one; f32 and bool `[H, W]`."""
+    if not mask.any():
+        return 0.0
+    return float(np.mean(1.0 / (1.0 + np.exp(-logits[mask].astype(np.float64)))))
+
+
+def _valid(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
+    for b, n, k in zip(*np.nonzero(host.batch.valid), strict=True):
+        yield int(b), int(n), int(k), host.meta[b]
+
+
+def _worth_showing(seen: list[Seen]) -> Iterator[Seen]:
+    """A few pairs of each image, from all over its expressions: pages should show many images."""
+    for _, same in itertools.groupby(seen, key=lambda one: one.meta.image_ids[one.place[1]]):
+        found = list(same)
+        yield from found[:: -(-len(found) // _SHOWN_OF_AN_IMAGE)]
+
+
+def _from_all(states: list[State]) -> list[State]:
+    """The sums of all processes, everywhere."""
+    if jax.process_count() == 1:
+        return states
+    text = json.dumps([state.to_json() for state in states]).encode()
+    lengths = multihost_utils.process_allgather(np.int64(len(text)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    merged = [State(state.protocol) for state in states]
+    for row, length in zip(multihost_utils.process_allgather(padded), lengths, strict=True):
+        for state, sums in zip(merged, json.loads(row[: int(length)].tobytes()), strict=True):
+            state.add_json(sums)
+    return merged
+
+
+def _sum_over_processes(count: int) -> int:
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.int64(count))))

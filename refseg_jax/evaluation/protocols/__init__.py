@@ -1,0 +1,103 @@
+"""The published evaluations by name: see docs/protocols.md."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refseg_jax import naming
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.errors import UserError
+from refseg_jax.evaluation.protocols.base import Counts, Pair, Protocol, Reads, Regions, State
+from refseg_jax.evaluation.protocols.categories import Part, Semseg
+from refseg_jax.evaluation.protocols.expressions import Cris, Lavt, RefCOCOm
+from refseg_jax.evaluation.protocols.grd import Grd
+from refseg_jax.evaluation.protocols.gres import Gres, GresPaper
+from refseg_jax.evaluation.protocols.rvos import Rvos
+from refseg_jax.evaluation.protocols.sod import Sod
+
+#: Every protocol, by the name that configs and `tools.score` use.
+PROTOCOLS: Mapping[str, type[Protocol]] = {
+    protocol.name: protocol
+    for protocol in (Cris, Lavt, Gres, GresPaper, RefCOCOm, Grd, Semseg, Part, Sod, Rvos)
+}
+
+__all__ = [
+    "PROTOCOLS",
+    "Counts",
+    "Pair",
+    "Protocol",
+    "Reads",
+    "Regions",
+    "State",
+    "build_protocol",
+    "build_protocols",
+    "keyed_counts",
+    "keyed_scores",
+]
+
+
+def build_protocol(name: str, **options: Any) -> Protocol:
+    """A protocol by name.
+
+    Args:
+        name: out of `PROTOCOLS`.
+        options: fields of its dataclass, e.g. `min_pixels=50`.
+
+    Raises:
+        UserError: an unknown name, or an option that the protocol does not have.
+    """
+    try:
+        return naming.from_mapping(PROTOCOLS, {"name": name, **options}, what="protocol")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
+    """Several protocols by their names, with commas between them.
+
+    Args:
+        names: e.g. `"cris,gres"`.
+        min_pixels: where not 0, of those that have it (`refseg_jax.evaluation.protocols.gres`).
+
+    Raises:
+        UserError: an unknown name, one that stands twice, one whose keys would be those of a
+            granularity (`part/mIoU`), or a `min_pixels` for none of them.
+    """
+    chosen = [name.strip() for name in names.split(",")]
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"protocol {names!r} names one twice")
+    protocols = [build_protocol(name) for name in chosen]
+    for protocol in protocols[1:]:
+        if protocol.name in GRANULARITIES:
+            raise UserError(
+                f"protocol {names!r}: put {protocol.name} first, where its keys are plain; as another "
+                f"one they would be those of the granularity, {protocol.name}/{protocol.columns[0]}"
+            )
+    if min_pixels < 0:
+        raise UserError(f"min_pixels={min_pixels}: give a number of pixels, or 0 for none")
+    if min_pixels:
+        counting = [isinstance(protocol, Gres) for protocol in protocols]
+        if not any(counting):
+            raise UserError(f"min_pixels={min_pixels} is for gres and gres_paper, not for {names}")
+        protocols = [
+            build_protocol(p.name, min_pixels=min_pixels) if counts else p
+            for p, counts in zip(protocols, counting, strict=True)
+        ]
+    return tuple(protocols)
+
+
+def keyed_scores(states: Sequence[State]) -> dict[str, float]:
+    """The scores of several protocols; the keys of all but the first begin with its name."""
+    return _keyed([(state.protocol, state.compute()) for state in states])
+
+
+def keyed_counts(states: Sequence[State]) -> dict[str, float]:
+    """The numbers of pairs that were scored, with keys as of `keyed_scores`."""
+    return _keyed([(state.protocol, state.counts()) for state in states])
+
+
+def _keyed(found: Sequence[tuple[Protocol, Mapping[str, float]]]) -> dict[str, float]:
+    return {
+        f"{protocol.name}/{key}" if number else key: value
+        for number, (protocol, values) in enumerate(found)
+        for key, value in values.items()
+    }

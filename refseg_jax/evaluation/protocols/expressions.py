@@ -1,0 +1,116 @@
+"""Protocols whose unit is the expression: `cris`, `refcocom` and `lavt`."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from refseg_jax.evaluation.protocols.base import (
+    Counts,
+    Pair,
+    Protocol,
+    Reads,
+    Sums,
+    exact,
+    mean,
+    required,
+)
+
+#: Overlaps whose share of pairs is reported, `Pr@X`.
+PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+_PRECISIONS = tuple((f"Pr@{x}", x) for x in PRECISION_AT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cris(Protocol):
+    """Per-expression IoU at the image's own size (CRIS, `engine.inference`).
+
+    `mIoU` is the mean of the expressions' IoU, 0 where both masks are empty; `Pr@X` the share of
+    expressions with IoU > X; `oIoU`, which CRIS does not report and its descendants do, the sum of
+    intersections over the sum of unions. CRIS divides by the union plus 1e-6, which is left out: it
+    changes nothing that is printed.
+    """
+
+    name: ClassVar[str] = "cris"
+    comparable: ClassVar[str] = (
+        "CRIS, ETRIS, UniRES and UniLSeg: mIoU, oIoU and Pr@X per expression at the image's own size"
+    )
+    threshold: ClassVar[float] = 0.35
+    columns: ClassVar[tuple[str, ...]] = ("mIoU", "oIoU", *(f"Pr@{x}" for x in PRECISION_AT))
+
+    def measure(self, pair: Pair) -> Mapping[str, int]:
+        """IoU, intersection, union, and for each X whether IoU > X."""
+        return _measure(pair.regions.counts(), operator.gt)
+
+    def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
+        """`mIoU`, `oIoU`, `Pr@X`."""
+        return _scores(sums[""])
+
+
+@dataclasses.dataclass(frozen=True)
+class RefCOCOm(Cris):
+    """`cris` on objects and parts (UniRES): `mIoU` is *Object & Part*, the pool of all expressions.
+
+    `object/mIoU` and `part/mIoU` are the paper's other two columns. That the pool is one of
+    expressions, not a mean of the two, was recovered from its tables. Expressions of another
+    granularity are left out.
+    """
+
+    name: ClassVar[str] = "refcocom"
+    comparable: ClassVar[str] = (
+        "UniRES on RefCOCOm: object/mIoU is its Object column (RefCOCO's own expressions), "
+        "part/mIoU is Part, mIoU is Object & Part"
+    )
+
+    def takes(self, pair: Pair) -> bool:
+        """Whether it is of an object or a part; a `UserError` where it does not say."""
+        return required(pair, "granularity", self.name) in ("object", "part")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lavt(Protocol):
+    """Per-expression IoU on a square of 480 pixels (LAVT, `test.py`).
+
+    As LAVT reads the reference, both masks are resized to 480 x 480 by nearest neighbour
+    (`refseg_jax.evaluation.protocols.square`), without regard to the aspect ratio; masks that have
+    this size stay as they are. `Pr@X` is the share of expressions with IoU >= X; IoU is 0 where
+    both are empty.
+
+    LAVT makes its prediction on that square, and drops pixels that two polygons of an object cover.
+    For its figure to the digit, write predictions of 480 x 480 pixels and references of that size.
+    """
+
+    name: ClassVar[str] = "lavt"
+    comparable: ClassVar[str] = (
+        "LAVT and its descendants: mIoU, oIoU and Pr@X (>=) per expression on 480 x 480 pixels; "
+        "masks of another size are resized by nearest neighbour"
+    )
+    reads: ClassVar[tuple[Reads, ...]] = ("square",)
+    columns: ClassVar[tuple[str, ...]] = Cris.columns
+
+    def measure(self, pair: Pair) -> Mapping[str, int]:
+        """IoU, intersection, union, and for each X whether IoU >= X."""
+        return _measure(pair.regions.square_counts(), operator.ge)
+
+    def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
+        """`mIoU`, `oIoU`, `Pr@X`."""
+        return _scores(sums[""])
+
+
+def _measure(counts: Counts, reaches: Callable[[float, float], bool]) -> dict[str, int]:
+    iou = counts.iou
+    return {
+        "iou": exact(iou),
+        "intersection": counts.intersection,
+        "union": counts.union,
+        **{name: int(reaches(iou, x)) for name, x in _PRECISIONS},
+    }
+
+
+def _scores(sums: Sums) -> dict[str, float]:
+    number = sums["count"]
+    return {
+        "mIoU": mean(sums["iou"], number),
+        "oIoU": sums["intersection"] / sums["union"] if sums["union"] else 0.0,
+        **{name: sums[name] / number for name, _ in _PRECISIONS},
+    }

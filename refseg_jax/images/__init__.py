@@ -1,0 +1,1 @@
+"""Pixels outside the network: decoding, resizing, masks as RLE and polygons, drawing."""

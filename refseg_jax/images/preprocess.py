@@ -1,0 +1,212 @@
+"""Images and masks on their way into the network: shared by the pipeline and the predictor.
+
+Coordinates: a pixel's index is its coordinate. An affine map `[2, 3]` takes native pixels (x, y, 1)
+to network pixels; a mask cell `g` and a network pixel `p` meet as `g = (p + 0.5) / stride - 0.5`.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from refseg_jax.errors import UserError
+from refseg_jax.images.colours import CLIP_MEAN
+from refseg_jax.naming import unknown
+
+Resize: TypeAlias = Literal["letterbox", "stretch"]
+
+#: More pixels than any dataset's image has; a decoder would need 150 MB for one such picture.
+MAX_PIXELS = 50_000_000
+
+#: What else is opened than JPEG. Pillow knows more, and runs Ghostscript for one of them.
+_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_BORDER = tuple(round(255 * value) for value in CLIP_MEAN)
+
+
+class ImageError(UserError, ValueError):
+    """An image that cannot be used."""
+
+
+def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded bytes to pixels.
+
+    The size is read from the header before anything is decoded. A truncated file is refused, and a
+    JPEG with damage that its decoder notices, and a PNG with a wrong checksum; a flipped bit that
+    leaves a JPEG's entropy code valid cannot be noticed by anybody. EXIF orientation is ignored, as
+    COCO's annotations expect. Grey, palette, alpha (dropped) and 16-bit (scaled) images become RGB.
+
+    Args:
+        data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
+        name: the file or record, for the message.
+        max_pixels: bound on height times width.
+
+    Returns:
+        u8 `[H, W, 3]`, RGB.
+
+    Raises:
+        ImageError: one line with name, reason and cure.
+    """
+    with _one_line(name):
+        if not data:
+            raise ValueError("the file is empty")
+        if data[:2] == b"\xff\xd8":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(int(height), int(width), name, max_pixels)
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        # Opening reads the header alone.
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _to_rgb(image, name, max_pixels)
+
+
+def pillow_to_rgb(
+    image: Image.Image, *, name: str = "Pillow image", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """An opened image to the pixels that `decode_image` makes of its (lossless) file.
+
+    Pillow may read the file only now, so that damage is found here too. Arguments, result and errors
+    as of `decode_image`.
+    """
+    with _one_line(name):
+        return _to_rgb(image, name, max_pixels)
+
+
+def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
+    """CRIS's map: `x' = s x + b`, `s = min(size / height, size / width)`, centred, f32 `[2, 3]`.
+
+    Pixel indices are scaled as they are (no half-pixel shift), as OpenCV's three-point affine in
+    CRIS's `getTransformMat` does.
+    """
+    scale = min(size / height, size / width)
+    offset_x, offset_y = (size - scale * width) / 2, (size - scale * height) / 2
+    return np.array([[scale, 0, offset_x], [0, scale, offset_y]], np.float32)
+
+
+def stretch_affine(height: int, width: int, size: int) -> np.ndarray:
+    """Each axis scaled by itself with half-pixel centres: `x' = (x + 0.5) s - 0.5`, f32 `[2, 3]`."""
+    sx, sy = size / width, size / height
+    return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]], np.float32)
+
+
+def check_resize(resize: str) -> None:
+    """Whether there is such a way of resizing.
+
+    Raises:
+        UserError: there is not; the nearest is named.
+    """
+    ways = get_args(Resize)
+    if resize not in ways:
+        raise UserError(unknown("config.data.resize", str(resize), ways))
+
+
+def make_affine(height: int, width: int, size: int, resize: Resize) -> np.ndarray:
+    """The map of either way of resizing.
+
+    Raises:
+        ValueError: another way.
+    """
+    if resize == "letterbox":
+        return letterbox_affine(height, width, size)
+    if resize == "stretch":
+        return stretch_affine(height, width, size)
+    raise ValueError(f"resize {resize!r} is neither 'letterbox' nor 'stretch'")
+
+
+def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarray, np.ndarray]:
+    """An image for the network.
+
+    Args:
+        rgb: u8 `[H, W, 3]`.
+        size: side of the network's square input.
+        resize: `letterbox` (CRIS's: OpenCV's bicubic warp, the border is CLIP's mean colour) or
+            `stretch` (ReLA's and LAVT's: Pillow's bilinear resize, whose kernel widens where an
+            image shrinks, so that nothing is skipped).
+
+    Returns:
+        u8 `[size, size, 3]`, and the affine map f32 `[2, 3]`.
+    """
+    affine = make_affine(rgb.shape[0], rgb.shape[1], size, resize)
+    if _is_identity(affine, rgb.shape[:2], size):
+        return rgb, affine
+    if resize == "stretch":
+        stretched = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
+        return np.array(stretched), affine
+    warped = cv2.warpAffine(
+        rgb,
+        affine,
+        (size, size),
+        flags=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=_BORDER,
+    )
+    return warped, affine
+
+
+def prepare_mask(mask: np.ndarray, affine: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """How much of each mask cell is covered.
+
+    Args:
+        mask: u8 of 0/1 `[H, W]`, native size.
+        affine: native pixels to network pixels, f32 `[2, 3]`.
+        size: side of the network's square input.
+        stride: network pixels per mask cell; divides `size`.
+
+    Returns:
+        u8 `[size / stride, size / stride]`, the mean of the bilinearly warped mask over the
+        `stride * stride` pixels of a cell, as 0..255.
+    """
+    full = mask * np.uint8(255)
+    if not _is_identity(affine, mask.shape, size):
+        full = cv2.warpAffine(full, affine, (size, size), flags=cv2.INTER_LINEAR)
+    cells = size // stride
+    # INTER_AREA with a whole ratio is the mean over blocks.
+    return cv2.resize(full, (cells, cells), interpolation=cv2.INTER_AREA)
+
+
+def _is_identity(affine: np.ndarray, shape: tuple[int, ...], size: int) -> bool:
+    return tuple(shape) == (size, size) and bool(np.array_equal(affine, np.eye(2, 3)))
+
+
+def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are more than the allowed {max_pixels}; "
+            "scale the image down"
+        )
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Whatever decoders raise as an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
+    except Exception as error:  # Decoders raise whatever they like on damaged bytes.
+        reason = " ".join(str(error).split())[:120]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no known format"
+        raise ImageError(
+            f"{name}: the image is damaged or no image ({reason}); replace the file"
+        ) from None
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
+    _check_size(image.height, image.width, name, max_pixels)
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image, np.float64)
+        # Modes "I" and "F" do not say what they were made of, "I;16" does.
+        deep = image.mode.startswith("I;16") or grey.max(initial=0) > 255
+        scaled = np.nan_to_num(grey * (255.0 / 65535.0 if deep else 1.0)).round().clip(0, 255)
+        return np.repeat(scaled.astype(np.uint8)[:, :, None], 3, 2)
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns.
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,1 @@
+"""Masks for new pictures, from a run, a checkpoint or an export."""

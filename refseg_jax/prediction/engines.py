@@ -1,0 +1,112 @@
+"""What computes masks: a model cut into the three functions that exports and predictors share.
+
+Names and shapes are the same everywhere: features are flat dicts of arrays, one image a row (the axis
+N of `refseg_jax.batch` is left out), K expressions for it.
+
+    encode_image  image u8 [b, S, S, 3]                       -> patches, groups.0, ... [b, ...]
+    encode_text   text i32 [b, k, L], text_valid bool alike   -> words, sentence, valid [b, k, ...]
+    decode        both                                        -> mask_logits f32 [b, k, h, w]
+                                                                 (present_logits f32 [b, k])
+
+`present_logits` are those of a presence head; a model without one does not have the name.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from refseg_jax.batch import Array
+from refseg_jax.models.graphs import Features, Graphs, check_params, forward_of
+from refseg_jax.models.region_maps import RegionMaps
+
+
+class Engine(Protocol):
+    """Computes logits; what an image's features are is its own affair.
+
+    Attributes:
+        image_size: side of the square network input in pixels.
+        mask_stride: network pixels per mask cell.
+        config: has the fields that `refseg_jax.text.tokenizers.check_tokenizer` looks at.
+    """
+
+    image_size: int
+    mask_stride: int
+    config: Any
+
+    def encode_image(self, image: Array) -> Any:
+        """u8 `[b, S, S, 3]` to features."""
+        ...
+
+    def encode_text(self, text: Array, text_valid: Array) -> Any:
+        """i32 and bool `[b, k, L]` to features."""
+        ...
+
+    def decode(self, image_features: Any, text_features: Any) -> Features:
+        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` `[b, k]` of models that have them."""
+        ...
+
+
+class ParameterEngine:
+    """A model of this code with its parameters."""
+
+    def __init__(self, params: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+        """Builds the model.
+
+        Args:
+            params: dotted path -> parameter.
+            model: `config.model` of the run.
+
+        Raises:
+            KeyError, TypeError, ValueError: the config is of another version, or the parameters are
+                not this model's.
+        """
+        self.forward = forward_of(model)
+        check_params(params, self.forward.shapes)
+        self.params = jax.device_put(dict(params))
+        self.image_size: int = self.forward.model.image_size
+        self.mask_stride: int = self.forward.model.mask_stride
+        self.config: Any = self.forward.model.config
+        graphs = Graphs(self.forward)
+        self._encode_image = jax.jit(graphs.encode_image)
+        self._encode_text = jax.jit(graphs.encode_text)
+        self._decode = jax.jit(graphs.decode)
+        self._assign = jax.jit(
+            lambda params, image: self.forward.bind(params).group_assignment(image)
+        )
+        self._regions = jax.jit(
+            lambda params, *inputs: self.forward.bind(params).region_maps(*inputs)
+        )
+
+    def encode_image(self, image: Array) -> Features:
+        """See `Engine`."""
+        return self._encode_image(self.params, image)
+
+    def encode_text(self, text: Array, text_valid: Array) -> Features:
+        """See `Engine`."""
+        return self._encode_text(self.params, text, text_valid)
+
+    def decode(self, image_features: Features, text_features: Features) -> Features:
+        """See `Engine`."""
+        return self._decode(self.params, image_features, text_features)
+
+    def group_assignment(self, image: Array) -> dict[str, np.ndarray]:
+        """Of one image u8 `[S, S, 3]`: f32 `[T, grid, grid]` by level; see `UniRES.group_assignment`.
+
+        Nothing where the model has no group tokens.
+        """
+        if not hasattr(self.forward.model, "group_assignment"):
+            return {}
+        levels = self._assign(self.params, image[None, None])
+        return {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
+
+    def region_maps(self, image: Array, text: Array, text_valid: Array) -> RegionMaps | None:
+        """Of one image u8 `[S, S, 3]` and its expressions i32 and bool `[k, L]`; see `ReLA.region_maps`.
+
+        f32 `[k, ...]` on the host; nothing where the model has no regions.
+        """
+        if not hasattr(self.forward.model, "region_maps"):
+            return None
+        found = self._regions(self.params, image[None, None], text[None], text_valid[None])
+        return RegionMaps(*(np.asarray(x)[0, 0] for x in found))

@@ -1,0 +1,322 @@
+"""Masks for pictures and words, from a checkpoint alone."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from PIL import Image
+
+from refseg_jax.checkpoints.folder import another_version
+from refseg_jax.checkpoints.params import load_params
+from refseg_jax.errors import UserError
+from refseg_jax.evaluation.counts import map_of_logits, predicted_mask
+from refseg_jax.evaluation.evaluator import mask_score
+from refseg_jax.exports.folder import is_export
+from refseg_jax.images import preprocess
+from refseg_jax.images.preprocess import ImageError
+from refseg_jax.images.resize import logits_on_canvas
+from refseg_jax.models.region_maps import RegionMap, highest_regions
+from refseg_jax.prediction.engines import Engine, ParameterEngine
+from refseg_jax.prediction.reader import read_engine
+from refseg_jax.text.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
+
+#: Expressions are padded to a power of two and canvases to multiples of this, so that few functions
+#: are compiled.
+_CANVAS_STEP = 128
+
+#: A chunk's logits for an image of 4000 x 3000 pixels are 400 MB.
+EXPRESSIONS_AT_ONCE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer to one expression.
+
+    Attributes:
+        mask: bool `[H, W]`, at the image's own size; empty where nothing is `present`.
+        score: mean probability inside `uncleared`, 0 for an empty one.
+        present: something matches, as the model's presence head says; without one, whether the mask
+            is not empty.
+        uncleared: bool `[H, W]`, what the model segments whether or not something is `present`: what
+            ReLA's evaluator scores (`refseg_jax.evaluation.protocols.gres`).
+        soft_map: u8 `[H, W]`, the probability as 0..255, whether or not something is `present`; `None`
+            where it was not asked for.
+    """
+
+    mask: np.ndarray
+    score: float
+    present: bool
+    uncleared: np.ndarray
+    soft_map: np.ndarray | None = None
+
+
+class Predictor:
+    """A model with its preprocessing, tokenizer and threshold."""
+
+    def __init__(
+        self,
+        model: Mapping[str, Any] | Engine,
+        config: Mapping[str, Any],
+        *,
+        expressions_at_once: int = EXPRESSIONS_AT_ONCE,
+    ) -> None:
+        """Sets up all that lies between a picture and its masks.
+
+        Args:
+            model: the parameters of a model of this code (dotted path -> array), or whatever else
+                computes logits.
+            config: the run's resolved config; read are `model`, `data` and `eval`.
+            expressions_at_once: bounds the memory that logits take. Masks do not depend on it, scores
+                only by rounding.
+
+        Raises:
+            UserError: the config cannot be met.
+            KeyError, TypeError, ValueError: the config is of another version, or the parameters are
+                not this model's.
+        """
+        if expressions_at_once < 1:
+            raise UserError(f"expressions_at_once={expressions_at_once} is less than 1")
+        self._at_once = expressions_at_once
+        given = isinstance(model, Mapping)
+        self._engine: Engine = ParameterEngine(model, config["model"]) if given else model
+        self._resize = config["data"]["resize"]
+        self._length = config["data"]["context_length"]
+        self._tokenizer = build_tokenizer(config["data"]["tokenizer"])
+        check_tokenizer(config["data"]["tokenizer"], self._length, self._engine.config)
+        preprocess.check_resize(self._resize)
+        self._threshold = float(config["eval"]["threshold"])
+        if not 0.0 < self._threshold < 1.0:
+            raise UserError(f"config.eval.threshold={self._threshold} is not between 0 and 1")
+        self._paint = jax.jit(self._masks, static_argnums=3)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        step: int | Literal["latest", "best"] = "latest",
+        expressions_at_once: int = EXPRESSIONS_AT_ONCE,
+    ) -> "Predictor":
+        """From whatever holds a model: its kind is seen from what lies in the folder.
+
+        Args:
+            path: a run's workdir, one step folder, or a folder that `tools.export` wrote.
+            step: which checkpoint of a workdir, see `refseg_jax.checkpoints.params.load_params`; an
+                exported folder has one only.
+            expressions_at_once: as for `Predictor`.
+
+        Raises:
+            UserError: there is no usable checkpoint, a file is damaged, or another version of the
+                code wrote it.
+        """
+        with another_version(path):
+            if is_export(Path(path)):
+                model, config = read_engine(Path(path), step)
+            else:
+                model, config = load_params(path, step=step)
+            return cls(model, config, expressions_at_once=expressions_at_once)
+
+    def predict(
+        self,
+        image: str | Path | bytes | np.ndarray | Image.Image,
+        expressions: Sequence[str],
+        *,
+        maps: bool = False,
+    ) -> list[Prediction]:
+        """One prediction for each expression; the image is encoded once for all of them.
+
+        Args:
+            image: a file, encoded bytes, u8 RGB `[H, W, 3]`, or a Pillow image.
+            expressions: at least one.
+            maps: give `Prediction.soft_map` too.
+
+        Raises:
+            ImageError: no usable image.
+            ExpressionError: no expression, or one that is no text.
+        """
+        ids, valid = self._words(expressions)
+        rgb = to_rgb(image)
+        network, affine = preprocess.prepare_image(rgb, self._engine.image_size, self._resize)
+        features = self._engine.encode_image(network[None])
+        predictions = []
+        for start in range(0, len(ids), self._at_once):
+            part = slice(start, start + self._at_once)
+            predictions += self._predict(
+                features, ids[part], valid[part], affine, rgb.shape[:2], maps
+            )
+        return predictions
+
+    def group_assignment(
+        self, image: str | Path | bytes | np.ndarray | Image.Image
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Which group token claims which patch: the maps of UniRES's Figure 5.
+
+        Args:
+            image: as for `predict`.
+
+        Returns:
+            What the network sees, u8 `[S, S, 3]`, and for each level that has tokens (`low`, `high`)
+            the similarity of tokens and patches, f32 `[T, grid, grid]` (see `assign_groups`).
+            `refseg_jax.reporting.pictures.assignment_map` draws them.
+
+        Raises:
+            ImageError: no usable image.
+            UserError: the model has no group tokens, or only its graphs are at hand.
+        """
+        engine = self._parameters("group tokens")
+        network, _ = preprocess.prepare_image(to_rgb(image), engine.image_size, self._resize)
+        levels = engine.group_assignment(network)
+        if not levels:
+            raise UserError(
+                "the model has no group tokens, so that there are no maps of them; leave out "
+                "--group_maps (ReLA has --region_maps)"
+            )
+        return network, levels
+
+    def region_maps(
+        self,
+        image: str | Path | bytes | np.ndarray | Image.Image,
+        expressions: Sequence[str],
+        *,
+        regions: int = 4,
+    ) -> list[RegionMap]:
+        """Minimap, region masks and presence for each expression: ReLA's Figure 7.
+
+        Args:
+            image, expressions: as for `predict`.
+            regions: how many masks are given, those of the highest minimap.
+
+        Returns:
+            What `refseg_jax.reporting.pictures.region_panel` draws.
+
+        Raises:
+            ImageError, ExpressionError: as `predict`.
+            UserError: the model has no regions, or only its graphs are at hand.
+        """
+        engine = self._parameters("regions")
+        ids, valid = self._words(expressions)
+        rgb = to_rgb(image)
+        network, affine = preprocess.prepare_image(rgb, engine.image_size, self._resize)
+        height, width, _ = rgb.shape
+        found = []
+        for start in range(0, len(ids), self._at_once):
+            part = slice(start, start + self._at_once)
+            maps = engine.region_maps(network, *self._padded(ids[part], valid[part]))
+            if maps is None:
+                raise UserError(
+                    "the model has no regions, so that there are no maps of them; leave out "
+                    "--region_maps (UniRES has --group_maps)"
+                )
+            found += highest_regions(maps, regions, affine, engine.image_size, (height, width))
+        return found[: len(ids)]
+
+    def _parameters(self, of: str) -> ParameterEngine:
+        """Raises a `UserError` where only graphs are at hand."""
+        if not isinstance(self._engine, ParameterEngine):
+            raise UserError(
+                f"exported graphs give no maps of {of}; use the run's checkpoint, or export "
+                "it with --format=safetensors"
+            )
+        return self._engine
+
+    def cut_short(self, expressions: Sequence[str]) -> list[str]:
+        """Those that have more tokens than `config.data.context_length`: their ends are not read.
+
+        Raises:
+            ExpressionError: as `predict`.
+        """
+        self._words(expressions)
+        _, valid = self._tokenizer(expressions, self._length + 1)
+        return [text for text, long in zip(expressions, valid[:, -1], strict=True) if long]
+
+    def _words(self, expressions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """i32 and bool `[K, L]`."""
+        if isinstance(expressions, str):
+            raise ExpressionError("expressions is one text; give a list of them")
+        if not expressions:
+            raise ExpressionError("there is no expression; give at least one")
+        return self._tokenizer(expressions, self._length)
+
+    def _padded(self, ids: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """To a number of expressions that a function is compiled for; the last one is repeated."""
+        count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
+        padding = ((0, count - len(ids)), (0, 0))
+        return np.pad(ids, padding, mode="edge"), np.pad(valid, padding, mode="edge")
+
+    def _predict(
+        self,
+        features: Any,
+        ids: np.ndarray,
+        valid: np.ndarray,
+        affine: np.ndarray,
+        size: tuple[int, ...],
+        maps: bool = False,
+    ) -> list[Prediction]:
+        """Of a few expressions; i32 and bool `[K, L]`."""
+        height, width = size
+        padded, padded_valid = self._padded(ids, valid)
+        words = self._engine.encode_text(padded[None], padded_valid[None])
+        logits = self._engine.decode(features, words)
+        answer = self._paint(
+            logits["mask_logits"],
+            affine[None, None],
+            np.array([[[height, width]]], np.int32),
+            (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
+        )
+        # Cut on the host: on the device, every size would be a function to compile.
+        masks, values = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
+        head = logits.get("present_logits")
+        said = [None] * len(padded) if head is None else (np.asarray(head)[0] > 0).tolist()
+        return [
+            # Copied, so that the canvas's memory is given back.
+            _prediction(mask.copy(), value, present, maps)
+            for mask, value, present in zip(masks, values, said[: len(ids)], strict=True)
+        ]
+
+    def _masks(
+        self, logits: jax.Array, affine: jax.Array, size: jax.Array, canvas: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array]:
+        """f32 `[1, K, h, w]` to bool and f32 `[1, 1, K, Hc, Wc]`: masks and logits."""
+        wide = logits_on_canvas(logits[:, None], affine, self._engine.mask_stride, canvas)
+        return predicted_mask(wide, size, self._threshold), wide
+
+
+def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
+    """Any of `Predictor.predict`'s images as u8 RGB `[H, W, 3]`.
+
+    Raises:
+        ImageError: no such file, no image in it, or an array of another type or shape.
+    """
+    if isinstance(image, str | Path):
+        try:
+            return preprocess.decode_image(Path(image).read_bytes(), name=str(image))
+        except OSError as error:
+            raise ImageError(f"{image}: {error.strerror}; name an image file") from None
+    if isinstance(image, bytes):
+        return preprocess.decode_image(image, name=f"image of {len(image)} bytes")
+    if isinstance(image, Image.Image):
+        return preprocess.pillow_to_rgb(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ImageError(
+                f"array of {image.dtype} {list(image.shape)}: an image is uint8 [H, W, 3], RGB"
+            )
+        return image
+    raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
+
+
+def _prediction(
+    uncleared: np.ndarray, logits: np.ndarray, said: bool | None, maps: bool
+) -> Prediction:
+    """`said`: by the presence head, if there is one."""
+    present = bool(uncleared.any()) if said is None else said
+    mask = uncleared if present else np.zeros_like(uncleared)
+    score, soft_map = mask_score(logits, uncleared), map_of_logits(logits) if maps else None
+    return Prediction(mask, score, present, uncleared, soft_map)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,0 +1,1 @@
+"""What a run shows: metric files, tables, pictures and the parameter table."""

@@ -1,0 +1,81 @@
+"""What a person reads at the end of a run: the table by granularity, and `summary.json`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from refseg_jax.batch import GRANULARITIES
+from refseg_jax.evaluation.protocols import Protocol
+
+
+def table(scores: Mapping[str, float], columns: Sequence[str], prefix: str = "") -> str:
+    """Scores as text: one row per granularity and one for all, in percent.
+
+    Args:
+        scores: flat keys such as `"object/mIoU"` and `"mIoU"`, values in [0, 1].
+        columns: the scores to show.
+        prefix: what the keys begin with, e.g. `"shuffled/"`.
+    """
+    rows = []
+    for name in (*GRANULARITIES, ""):
+        keys = [f"{prefix}{name}/{c}" if name else f"{prefix}{c}" for c in columns]
+        values = [f"{100 * scores[key]:8.2f}" if key in scores else f"{'-':>8}" for key in keys]
+        if any(key in scores for key in keys):
+            rows.append(f"{name or 'all':<10}" + "".join(values))
+    header = f"{'':<10}" + "".join(f"{column:>8}" for column in columns)
+    return "\n".join([header, *rows])
+
+
+def comparable(protocol: Protocol, threshold: float) -> str:
+    """Which published numbers a protocol's scores may stand beside; one line.
+
+    Args:
+        protocol: what was scored.
+        threshold: where the masks were cut.
+    """
+    line = f"{protocol.name}: comparable with {protocol.comparable}"
+    if threshold != protocol.threshold and "map" not in protocol.reads:
+        line += f" (where masks are cut at {protocol.threshold:g}, here at {threshold:g})"
+    return line
+
+
+def full_text(
+    scores: Mapping[str, float],
+    prefixes: Sequence[str],
+    protocols: Sequence[Protocol],
+    threshold: float,
+) -> str:
+    """The tables of all evaluations that have scores, and of the oracle that knows the kind only.
+
+    Args:
+        scores: as evaluations give them.
+        prefixes: of the evaluations.
+        protocols: what was scored; the keys of all but the first begin with the name.
+        threshold: where masks were cut.
+    """
+    parts = []
+    for prefix in prefixes:
+        for number, protocol in enumerate(protocols):
+            start = f"{prefix}{protocol.name}/" if number else prefix
+            if f"{start}{protocol.columns[0]}" in scores:
+                title = (prefix.rstrip("/") or "test") + (f", {protocol.name}" if number else "")
+                parts.append(f"{title}\n{table(scores, protocol.columns, start)}")
+    known = {key: value for key, value in scores.items() if key.startswith("oracle/")}
+    if known:
+        lines = [f"{key.split('/')[1]:<10}{100 * value:8.2f}" for key, value in known.items()]
+        parts.append("oracle that knows the kind but not the words, mIoU\n" + "\n".join(lines))
+    if parts:
+        parts.append("\n".join(comparable(protocol, threshold) for protocol in protocols))
+    return "\n\n".join(parts)
+
+
+def write_summary(path: Path, scores: Mapping[str, float]) -> None:
+    """Flat keys and unrounded values as JSON; the file is whole or not there."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(dict(sorted(scores.items())), indent=1) + "\n")
+    partial.replace(path)
+
+
+def read_summary(path: Path) -> dict[str, float]:
+    """The summary of an earlier call on the same workdir, `{}` where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}

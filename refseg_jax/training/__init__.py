@@ -1,0 +1,1 @@
+"""The training loop, the state, the optimiser and the objectives."""

@@ -1,0 +1,372 @@
+"""The one training loop; it knows neither models nor datasets.
+
+The order within a step is fixed: evaluate, save, next(batch), step. The data iterator only advances
+after the save, so a checkpoint's iterator state is exactly the next batch that has not been seen.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from absl import logging
+
+from refseg_jax import sharding
+from refseg_jax.batch import HostBatch
+from refseg_jax.checkpoints import folder as checkpoint_folder
+from refseg_jax.checkpoints.checkpointer import Checkpointer
+from refseg_jax.errors import UserError
+from refseg_jax.reporting.writers import MetricWriter, ProgressLine
+from refseg_jax.training.clock import Clock
+from refseg_jax.training.preemption import Preemption
+from refseg_jax.training.state import Trainer, TrainState
+
+#: With another value of these (or of any field of `model`) a checkpoint's parameters and its place
+#: in the data mean something else. The state of worker processes fits their number only.
+_FIXED = frozenset(
+    {"seed", "batch_size", "mixture"}
+    | {f"data.{name}" for name in ("dataset", "split", "sampling", "granularities")}
+    | {f"data.{name}" for name in ("pairs", "images", "num_workers")}
+)
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class Trained(NamedTuple):
+    """What a call of `Run.train` has come to.
+
+    Attributes:
+        state: the last one.
+        speed: `train_seconds` (from the first batch to the last save, with those of the calls that
+            this one goes on from), and of this call alone `images_per_second` and
+            `data_wait_share` (without compilation, evaluation and saving), `steps` done, and
+            `preempted` (0 or 1).
+        scores: of the evaluations at the last step, `{}` where there were none.
+    """
+
+    state: TrainState
+    speed: dict[str, float]
+    scores: dict[str, float]
+
+
+class Start(NamedTuple):
+    """What a run goes on from, for `Run.train`.
+
+    Attributes:
+        state: fresh, or of a checkpoint.
+        seconds: that training it has taken.
+        unscored: it is of a checkpoint without scores: if an evaluation was due there, it was left
+            out since the run was preempted, and has still to be made.
+    """
+
+    state: TrainState
+    seconds: float = 0.0
+    unscored: bool = False
+
+
+class DataIterator(Protocol):
+    """An endless iterator of batches whose position can be stored."""
+
+    def __next__(self) -> HostBatch:
+        """The next batch of this process."""
+        ...
+
+    def get_state(self) -> Any:
+        """The position, as JSON."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Goes to a position."""
+        ...
+
+
+class Evaluation(Protocol):
+    """Scores of some parameters; see `refseg_jax.evaluation.evaluator`."""
+
+    def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
+        """Flat scores, the same on every process."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How often things happen, in steps; 0 is never.
+
+    Attributes:
+        log_every: between two lines of metrics. Batches of several names (a mixture's) have a
+            `<name>/loss` each, the newest since the line before.
+        eval_every: between two evaluations; there is one after the last step in any case.
+        save_every: between two checkpoints; likewise. A step that was evaluated is always saved,
+            so that its scores can choose the best checkpoint.
+        max_bad_share: share of records that may be damaged before training stops.
+        log_batches: write the keys of every batch to `batches-<process>.jsonl`.
+    """
+
+    log_every: int = 20
+    eval_every: int = 0
+    save_every: int = 1000
+    max_bad_share: float = 0.01
+    log_batches: bool = False
+
+
+@dataclasses.dataclass
+class Quarantine:
+    """Counts damaged records and stops a run that meets too many of them."""
+
+    max_share: float
+    rows: int = 0
+    bad: int = 0
+
+    #: A share is not judged before this many rows have been seen.
+    grace: int = 200
+
+    def check(self, host: HostBatch) -> None:
+        """Counts one batch.
+
+        Raises:
+            TrainingError: more than the allowed share of all rows so far were damaged.
+        """
+        self.rows += len(host.meta)
+        for meta in host.meta:
+            if meta.error:
+                self.bad += 1
+                logging.warning("quarantined row %s: %s", meta.key, meta.error)
+        if self.rows >= self.grace and self.bad > self.max_share * self.rows:
+            raise TrainingError(
+                f"{self.bad} of {self.rows} records are damaged, more than the allowed "
+                f"{self.max_share:.2%}: mend the dataset (the log names each of them) or raise "
+                "config.loop.max_bad_share"
+            )
+
+
+class _Begun(NamedTuple):
+    """A step on its way.
+
+    Attributes:
+        step: updates done after it.
+        name: of its batch.
+        images: what counts for the rates.
+        metrics: not there yet, perhaps.
+    """
+
+    step: int
+    name: str
+    images: int
+    metrics: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run with everything it needs.
+
+    Attributes:
+        trainer: model, objective, optimiser and mesh.
+        config: how often things happen.
+        batches: this process's rows.
+        evaluations: run every `eval_every` steps.
+        checkpointer, writer, progress, preemption: see their modules.
+        resolved_config: stored in every checkpoint, with `progress` (`step`, `train_seconds`)
+            beside its fields.
+        workdir: where the checkpoints lie and the log of batches goes.
+    """
+
+    trainer: Trainer
+    config: LoopConfig
+    batches: DataIterator
+    evaluations: Sequence[Evaluation]
+    checkpointer: Checkpointer
+    writer: MetricWriter
+    progress: ProgressLine
+    preemption: Preemption
+    resolved_config: dict[str, Any]
+    workdir: Path
+
+    def resume(self, fresh: Callable[[], TrainState]) -> Start:
+        """The newest sound checkpoint, with the data iterator moved to it, else a fresh state.
+
+        Raises:
+            UserError: the checkpoint is of another run, or cannot be used.
+        """
+        self._check_same_run()
+        restored = self.checkpointer.restore_latest(self.trainer.abstract().as_dict())
+        if restored is None:
+            # What a run that was killed before its first save has told is told again.
+            self.writer.truncate_after(-1)
+            return Start(fresh())
+        if restored.step > self.trainer.steps:
+            raise UserError(
+                f"{self.workdir}: has been trained for {restored.step} steps, and {self.trainer.steps} "
+                "are asked for; ask for as many, or take another --workdir"
+            )
+        self.batches.set_state(restored.data_state)
+        self.writer.truncate_after(restored.step)
+        logging.info("resumed at step %d", restored.step)
+        progress = restored.config.get("progress", {})
+        seconds = float(progress.get("train_seconds", 0.0))
+        return Start(TrainState(**restored.state), seconds, unscored=not restored.scored)
+
+    def train(self, start: Start) -> Trained:
+        """Trains to the last step, from what `resume` has returned."""
+        compiled = self.trainer.compile_step()
+        state = start.state
+        first = step = int(state.step)
+        total = self.trainer.steps
+        clock = Clock(start.seconds)
+        quarantine = Quarantine(self.config.max_bad_share)
+        pending: deque[_Begun] = deque()
+        losses: dict[str, float] = {}
+        shapes: set[Any] = set()
+
+        def settle(keep: int = 0) -> None:
+            while len(pending) > keep:
+                self._report(pending.popleft(), losses, clock, quarantine)
+
+        while True:
+            scores = None
+            # Before an evaluation, which may take longer than the machine is still there.
+            preempted = self.preemption.reached()
+            unscored = step > first or start.unscored
+            if not preempted and unscored and _due(step, self.config.eval_every, total):
+                settle()
+                with clock.paused():
+                    scores = self._evaluate(state, step)
+                # In that time a notice may have come.
+                preempted = self.preemption.reached()
+            due = preempted or scores or _due(step, self.config.save_every, total)
+            if step > first and due:
+                settle()
+                with clock.paused():
+                    self._save(state, step, scores, clock.elapsed())
+            elif scores:
+                self.checkpointer.add_scores(step, scores)
+            if preempted or step >= total:
+                break
+            with clock.waiting():
+                host = next(self.batches)
+            quarantine.check(host)
+            self._log_batch(step, host)
+            shape = (host.batch.image.shape, host.batch.text.shape)
+            with contextlib.nullcontext() if shape in shapes else clock.paused():
+                # A step of a new shape is compiled.
+                state, metrics = compiled(state, sharding.put_batch(host.batch, self.trainer.mesh))
+            shapes.add(shape)
+            step += 1
+            images = len(host.meta) * host.batch.image.shape[1]
+            if step == first + 1:
+                jax.block_until_ready(metrics)
+                clock.start_rates()
+                images = 0
+            pending.append(_Begun(step, host.name, images, metrics))
+            # Reading the step before last keeps one step in flight, and bounds the queue.
+            settle(keep=1)
+        settle()
+        self.progress.close()
+        with clock.paused():
+            self.checkpointer.wait()
+        speed = {**clock.summary(), "steps": step - first, "preempted": float(preempted)}
+        return Trained(state, speed, scores or {})
+
+    def _report(
+        self, begun: _Begun, losses: dict[str, float], clock: Clock, quarantine: Quarantine
+    ) -> None:
+        step, name, images, metrics = begun
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        clock.count(images)
+        # A gradient may be infinite where the loss is not; either spoils the parameters.
+        for key, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+            if not math.isfinite(values[key]):
+                raise TrainingError(
+                    f"{words} is {values[key]} at step {step}: lower config.optim.lr, or set "
+                    "config.optim.clip_norm; checkpoints up to the last save are sound"
+                )
+        rates = clock.rates()
+        if name:
+            losses[f"{name}/loss"] = values["loss"]
+        if self.config.log_every and step % self.config.log_every == 0:
+            told = {**values, **losses, "quarantined": float(quarantine.bad)}
+            if images:
+                told |= rates
+            self.writer.scalars(step, told)
+            losses.clear()
+        self.progress.update(step, loss=values["loss"], quarantined=quarantine.bad, **rates)
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for evaluation in self.evaluations:
+            scores |= evaluation.evaluate(state.eval_params, step)
+        if scores:
+            self.writer.scalars(step, scores)
+        return scores
+
+    def _save(
+        self, state: TrainState, step: int, scores: dict[str, float] | None, seconds: float
+    ) -> None:
+        progress = {"step": step, "train_seconds": seconds}
+        self.checkpointer.save(
+            step,
+            state.as_dict(),
+            data_state=self.batches.get_state(),
+            config={**self.resolved_config, "progress": progress},
+            metrics=scores,
+        )
+
+    def _check_same_run(self) -> None:
+        """Raises a `UserError` that names the first field which the checkpoints disagree with.
+
+        Only fields that both have are compared, so that code which has grown one still resumes.
+        """
+        folder = self.workdir / "checkpoints"
+        newest = _newest_config(folder)
+        if not newest:
+            return
+        stored, ours = _fields(newest), _fields(json.loads(json.dumps(self.resolved_config)))
+        for name in sorted(stored.keys() & ours.keys()):
+            fixed = name in _FIXED or name.startswith(("model.", "mixture."))
+            if fixed and stored[name] != ours[name]:
+                raise UserError(
+                    f"{folder}: trained with config.{name}={stored[name]!r}, now it is "
+                    f"{ours[name]!r}: give the same value to resume, or another --workdir"
+                )
+
+    def _log_batch(self, step: int, host: HostBatch) -> None:
+        if self.config.log_batches:
+            path = self.workdir / f"batches-{jax.process_index()}.jsonl"
+            keys = [[meta.key, *meta.pair_ids] for meta in host.meta]
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, "rows": keys}) + "\n")
+
+
+def _newest_config(folder: Path) -> dict[str, Any]:
+    """Of the newest checkpoint that can be read, `{}` where there is none."""
+    for checkpoint in reversed(checkpoint_folder.steps(folder).values()):
+        try:
+            return checkpoint_folder.read_record(checkpoint).config
+        except checkpoint_folder.DamagedError:
+            # That it is damaged is told when it is restored.
+            continue
+    return {}
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value, and the names of the mixture's members as `mixture`."""
+    return {**_flat(config), "mixture": sorted(config.get("mixture", {}))}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        path = prefix + name
+        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or bool(every and step % every == 0)

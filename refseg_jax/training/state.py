@@ -1,0 +1,209 @@
+"""The functional side of a model, the state of training, and the jitted step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from refseg_jax import sharding
+from refseg_jax.batch import Batch, Objective
+from refseg_jax.models.forward import Forward, Params
+from refseg_jax.training import optim
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes.
+
+    Attributes:
+        step: i32 `[]`, updates done.
+        params: path -> f32 parameter.
+        opt_state: the optimiser's state, over the parameters that are not frozen.
+        ema: the parameters' exponential average, or `None`.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    ema: Params | None = None
+
+    @property
+    def eval_params(self) -> Params:
+        """What evaluation and prediction use."""
+        return self.params if self.ema is None else self.ema
+
+    def as_dict(self) -> dict[str, Any]:
+        """For checkpoints: plain keys."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What stays the same from step to step: all that `init` and `step` need.
+
+    Attributes:
+        forward: the model.
+        objective: what is minimised.
+        config: the optimiser's fields.
+        steps: updates in the whole training, for the schedule and the objective's `progress`.
+        mesh: the devices.
+        layouts: the sharding table.
+        seed: of initialisation and dropout.
+    """
+
+    forward: Forward
+    objective: Objective
+    config: optim.OptimConfig
+    steps: int
+    mesh: Mesh
+    layouts: tuple[tuple[str, str], ...] = sharding.DEFAULT_LAYOUTS
+    seed: int = 0
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimiser over the trainable parameters."""
+        return optim.make_optimizer(self.config, self.steps)
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """Paths that get gradients."""
+        return optim.trainable(self.forward.shapes, self.config)
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state, as a pure function: see `create`."""
+        return self._start(self.forward.init(key))
+
+    def shardings(self) -> TrainState:
+        """The layout of every leaf of the state."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        params = sharding.param_shardings(shapes.params, self.mesh, self.layouts)
+        return sharding.state_shardings(shapes, params, self.mesh)
+
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and layouts of the state, to restore into."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
+            shapes,
+            self.shardings(),
+        )
+
+    def create(self) -> TrainState:
+        """A fresh state, created cut up: nothing is ever whole on one device."""
+        init = jax.jit(self.init, out_shardings=self.shardings())
+        return init(jax.random.key(self.seed))
+
+    def create_from(self, params: Params) -> TrainState:
+        """A fresh state around given parameters (already laid out), to fine-tune them.
+
+        Parameters that are not given are fresh, and created cut up too; the others are not drawn.
+        """
+        missing = self.forward.shapes.keys() - params.keys()
+        if missing:
+            layouts = self.shardings().params
+
+            def draw(key: jax.Array) -> Params:
+                drawn = self.forward.init(key)
+                return {path: drawn[path] for path in missing}
+
+            fresh = jax.jit(draw, out_shardings={path: layouts[path] for path in missing})
+            params = {**params, **fresh(jax.random.key(self.seed))}
+        return jax.jit(self._start, out_shardings=self.shardings())(params)
+
+    def compile_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+        """The jitted step; it consumes (donates) the state it is given."""
+        state = self.shardings()
+        return jax.jit(
+            self.step,
+            in_shardings=(state, sharding.batch_sharding(self.mesh)),
+            out_shardings=(state, sharding.replicated(self.mesh)),
+            donate_argnums=0,
+        )
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update.
+
+        Returns:
+            The next state, and f32 scalars: `loss`, each `loss/<term>`, `grad_norm`, `pairs`.
+        """
+        learn = self.trainable
+        moving = {path: leaf for path, leaf in state.params.items() if path in learn}
+        still = {path: leaf for path, leaf in state.params.items() if path not in learn}
+        gradients, terms = self._gradients(moving, still, state.step, batch)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, moving)  # pyright: ignore
+        moved: Params = optax.apply_updates(moving, updates)  # pyright: ignore
+        params = {path: moved.get(path, leaf) for path, leaf in state.params.items()}
+        ema = state.ema
+        if ema is not None:
+            ema = optim.update_average(ema, params, state.step, self.config.ema_decay)
+        metrics = {
+            "loss": sum(terms.values(), start=jnp.float32(0.0)),
+            **{f"loss/{name}": value for name, value in terms.items()},
+            "grad_norm": optax.tree.norm(gradients),
+            "pairs": batch.valid.sum().astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    def _start(self, params: Params) -> TrainState:
+        learn = self.trainable
+        moving = {path: leaf for path, leaf in params.items() if path in learn}
+        ema = jax.tree.map(jnp.copy, params) if self.config.ema_decay else None
+        return TrainState(jnp.int32(0), params, self.optimizer.init(moving), ema)
+
+    def _gradients(
+        self, moving: Params, still: Params, step: jax.Array, batch: Batch
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        """Gradients and values of all terms, exact under accumulation.
+
+        The weights of all microbatches are added up first. They depend on the batch alone, so the
+        compiler removes the model from that pass.
+        """
+        parts = self.config.accumulation
+        progress = jnp.minimum(step / max(self.steps, 1), 1.0)
+        key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
+
+        def terms_of(moving: Params, part: Batch, number: jax.Array) -> Mapping[str, Any]:
+            output = self.forward.apply({**moving, **still}, part, jax.random.fold_in(key, number))
+            return self.objective(output, part, progress)
+
+        def weights_of(part: Batch, number: jax.Array) -> dict[str, jax.Array]:
+            return {n: t.weight * jnp.float32(1) for n, t in terms_of(moving, part, number).items()}
+
+        def share(
+            moving: Params,
+            part: Batch,
+            number: jax.Array,
+            weights: Mapping[str, jax.Array] | None = None,
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            values = {}
+            for name, term in terms_of(moving, part, number).items():
+                weight = term.weight if weights is None else weights[name]
+                values[name] = term.coefficient * term.sum / jnp.maximum(weight, 1e-12)
+            return jnp.stack(list(values.values())).sum(), values
+
+        gradient = jax.grad(share, has_aux=True)
+        if parts == 1:
+            return gradient(moving, batch, jnp.int32(0))
+
+        stacked = jax.tree.map(lambda x: _microbatches(x, parts), batch)
+        numbers = jnp.arange(parts)
+        weights = jax.lax.map(lambda args: weights_of(*args), (stacked, numbers))
+        totals = {name: w.sum() for name, w in weights.items()}
+
+        def add(total: Any, args: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(moving, *args, totals)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (moving, totals))
+        return jax.lax.scan(add, zeros, (stacked, numbers))[0]
+
+
+def _microbatches(x: jax.Array, parts: int) -> jax.Array:
+    """`[B, ...]` to `[parts, B / parts, ...]`, such that every device keeps its own rows."""
+    if x.shape[0] % parts:
+        raise ValueError(f"a batch of {x.shape[0]} rows cannot be cut into {parts} microbatches")
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,100 @@
+"""Thousands of random pairs with every edge, and what makes protocol pairs of them."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from refseg_jax.evaluation import predictions
+from refseg_jax.evaluation.protocols import Pair, Protocol, State
+from refseg_jax.evaluation.protocols.regions import RleRegions
+
+GRANULARITIES = ("object", "part", "multi", "none", "category")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A pair of masks bool `[H, W]` and what is said about it."""
+
+    id: str
+    prediction: np.ndarray
+    target: np.ndarray
+    present: bool
+    granularity: str
+    group: str
+    category: str
+
+    @property
+    def both(self) -> int:
+        return int((self.prediction & self.target).sum())
+
+    @property
+    def either(self) -> int:
+        return int((self.prediction | self.target).sum())
+
+
+def random_cases(seed: int, number: int = 3000, largest: int = 12) -> list[Case]:
+    """Sizes down to one pixel, masks that are empty, full, equal or apart, answers of both kinds."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    for i in range(number):
+        height, width = rng.integers(1, largest + 1, 2) if i % 11 else (1, 1)
+        prediction, target = (rng.random((height, width)) < rng.random() for _ in range(2))
+        kind = rng.integers(8)
+        if kind == 0:
+            prediction = np.zeros_like(prediction)
+        elif kind == 1:
+            target = np.zeros_like(target)
+        elif kind == 2:
+            prediction, target = np.zeros_like(prediction), np.zeros_like(target)
+        elif kind == 3:
+            prediction = target.copy()
+        elif kind == 4:
+            prediction = ~target
+        present = bool(prediction.any()) if i % 3 else bool(rng.integers(2))
+        cases.append(
+            Case(
+                f"pair {i}",
+                prediction,
+                target,
+                present,
+                GRANULARITIES[rng.integers(len(GRANULARITIES))],
+                f"group {rng.integers(40)}",
+                f"kind {rng.integers(25)}",
+            )
+        )
+    return cases
+
+
+def pair_of(case: Case) -> Pair:
+    predicted, reference = (
+        {**rle, "counts": rle["counts"].encode()}
+        for rle in map(predictions.encode, (case.prediction, case.target))
+    )
+    height, width = case.target.shape
+    regions = RleRegions((height, width), predicted, reference)
+    return Pair(case.id, regions, case.present, case.granularity, case.group, case.category)
+
+
+def state_of(protocol: Protocol, cases: Iterable[Case]) -> State:
+    state = State(protocol)
+    for case in cases:
+        state.add(pair_of(case))
+    return state
+
+
+def scopes(cases: list[Case]) -> dict[str, list[Case]]:
+    """All cases under `""`, and those of each granularity under its prefix."""
+    found = {"": cases}
+    for name in GRANULARITIES:
+        chosen = [case for case in cases if case.granularity == name]
+        if chosen:
+            found[f"{name}/"] = chosen
+    return found
+
+
+def assert_equal(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert 0.0 <= found[name] <= 1.0, name
+        assert abs(found[name] - value) <= 1e-9, (name, found[name], value)

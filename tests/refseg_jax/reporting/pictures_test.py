@@ -1,0 +1,213 @@
+"""Overlays, panels and the page."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_jax.evaluation.picture import Picture
+from refseg_jax.images import preprocess
+from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR
+from refseg_jax.models.region_maps import RegionMap
+from refseg_jax.reporting import pictures
+
+WORDS = "the red one"
+
+
+def _photo(height: int, width: int) -> np.ndarray:
+    """Smooth, so that warping there and back changes little."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([200 * x / width, 200 * y / height, 0 * x + 220], -1).astype(np.uint8)
+
+
+def _picture(height: int, width: int, words: str = WORDS, **masks: np.ndarray) -> Picture:
+    image, affine = preprocess.prepare_image(_photo(height, width), 128, "letterbox")
+    empty = np.zeros((height, width), bool)
+    return Picture(
+        image=image,
+        affine=affine,
+        expression=words,
+        granularity="object",
+        target=masks.get("target", empty),
+        predicted=masks.get("predicted", empty),
+        iou=0.5,
+    )
+
+
+def _views(panel: np.ndarray) -> list[np.ndarray]:
+    """Image, target and prediction of a panel, without the words."""
+    side = (panel.shape[1] - 16) // 3
+    return [panel[:side, start : start + side] for start in (0, side + 8, 2 * side + 16)]
+
+
+def _amount(view: np.ndarray, colour: tuple[int, int, int]) -> int:
+    """Pixels of (nearly) that colour: the outline."""
+    return int((np.abs(view.astype(int) - colour).max(-1) < 12).sum())
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+@pytest.mark.parametrize("shape", [(60, 100), (100, 60), (300, 200)])
+def test_an_image_comes_back_at_its_native_size(
+    shape: tuple[int, int], resize: preprocess.Resize
+) -> None:
+    photo = _photo(*shape)
+    image, affine = preprocess.prepare_image(photo, 128, resize)
+    empty = np.zeros(shape, bool)
+    found = Picture(image, affine, "x", "object", empty, empty, 0.0).native_image()
+    assert found.shape == photo.shape
+    inner = (slice(4, -4), slice(4, -4))
+    assert np.abs(found[inner].astype(int) - photo[inner]).max() <= 4
+
+
+def test_an_overlay_tints_inside_and_leaves_outside() -> None:
+    image = np.full((100, 120, 3), 100, np.uint8)
+    mask = np.zeros((100, 120), bool)
+    mask[20:60, 30:90] = True
+    found = pictures.overlay(image, mask, (200, 0, 50))
+    assert (image == 100).all()
+    np.testing.assert_array_equal(found[40, 60], [150, 50, 75])
+    np.testing.assert_array_equal(found[20, 30:90], np.tile([200, 0, 50], (60, 1)))
+    far = np.ones_like(mask)
+    far[18:62, 28:92] = False
+    assert (found[far] == 100).all()
+
+
+def test_an_overlay_outlines_every_piece() -> None:
+    mask = np.zeros((60, 60), bool)
+    mask[5:15, 5:15] = mask[40:50, 40:50] = True
+    found = pictures.overlay(np.zeros((60, 60, 3), np.uint8), mask, (200, 0, 50))
+    for corner in (found[5, 5], found[14, 14], found[40, 40], found[49, 49]):
+        assert corner.tolist() == [200, 0, 50]
+
+
+def test_an_empty_mask_changes_nothing() -> None:
+    image = _photo(30, 40)
+    found = pictures.overlay(image, np.zeros((30, 40), bool), TARGET_COLOUR)
+    np.testing.assert_array_equal(found, image)
+
+
+def test_a_panel_shows_image_target_and_prediction_in_this_order() -> None:
+    left, right = np.zeros((60, 100), bool), np.zeros((60, 100), bool)
+    left[10:50, 10:40], right[10:50, 60:90] = True, True
+    panel = pictures.panel(_picture(60, 100, target=left, predicted=right))
+    assert panel.dtype == np.uint8
+    image, target, predicted = _views(panel)
+    half = image.shape[1] // 2
+    for colour, view, side in [(TARGET_COLOUR, target, 0), (PREDICTED_COLOUR, predicted, 1)]:
+        halves = (view[:, :half], view[:, half:])
+        assert _amount(halves[side], colour) > 100
+        assert _amount(halves[1 - side], colour) == 0
+        assert _amount(image, colour) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (480, 640), (200, 200)])
+def test_all_panels_have_one_size(shape: tuple[int, int]) -> None:
+    mask = np.ones(shape, bool)
+    found = pictures.panel(_picture(*shape, target=mask, predicted=mask))
+    assert found.shape == pictures.panel(_picture(60, 100)).shape
+    assert (_views(found)[0] != 255).any()
+
+
+def test_the_words_are_written_below() -> None:
+    panels = [pictures.panel(_picture(60, 100, words)) for words in (WORDS, "the blue one")]
+    side = (panels[0].shape[1] - 16) // 3
+    np.testing.assert_array_equal(panels[0][:side], panels[1][:side])
+    assert (panels[0][side:] != panels[1][side:]).any()
+
+
+@pytest.mark.parametrize(
+    "words", ["word " * 1000, "日本 ☕ 👩‍👧 \u202eabc", "two\nlines", "\x00", ""]
+)
+def test_any_words_can_be_drawn(words: str) -> None:
+    panel = pictures.panel(_picture(60, 100, words))
+    plain = pictures.panel(_picture(60, 100))
+    assert panel.shape == plain.shape
+    side = (panel.shape[1] - 16) // 3
+    np.testing.assert_array_equal(panel[:side], plain[:side])
+
+
+@pytest.mark.parametrize(
+    ("number", "columns", "rows"), [(1, 2, 1), (4, 2, 2), (5, 2, 3), (2, 1, 2)]
+)
+def test_a_page_holds_every_panel(tmp_path: Path, number: int, columns: int, rows: int) -> None:
+    shown = [_picture(60, 100 + 20 * i, f"number {i}") for i in range(number)]
+    path = tmp_path / "pictures.png"
+    pictures.page(shown, path, columns)
+    assert list(tmp_path.iterdir()) == [path]
+    with Image.open(path) as image:
+        sheet = np.asarray(image)
+    panels = [pictures.panel(picture) for picture in shown]
+    height, width = panels[0].shape[:2]
+    gap = (sheet.shape[0] - rows * height) // (rows + 1)
+    assert sheet.shape[:2] == (rows * (height + gap) + gap, columns * (width + gap) + gap)
+    for place, panel in enumerate(panels):
+        top, left = (
+            (n * (size + gap) + gap)
+            for n, size in zip(divmod(place, columns), (height, width), strict=True)
+        )
+        np.testing.assert_array_equal(sheet[top : top + height, left : left + width], panel)
+
+
+def test_an_assignment_map_colours_cells_by_their_best_token() -> None:
+    similarity = np.zeros((3, 2, 2), np.float32)
+    similarity[[0, 1, 2, 1], [0, 0, 1, 1], [0, 1, 0, 1]] = 1.0
+    found = pictures.assignment_map(np.full((40, 60, 3), 80, np.uint8), similarity)
+    assert found.shape == (40, 60, 3)
+    cells = [found[y : y + 20, x : x + 30].reshape(-1, 3) for y in (0, 20) for x in (0, 30)]
+    assert all((cell == cell[0]).all() for cell in cells)
+    colours = [tuple(cell[0].tolist()) for cell in cells]
+    assert colours[1] == colours[3]
+    assert len(set(colours)) == 3
+
+
+def _regions(shape: tuple[int, int], present: float = 0.9) -> RegionMap:
+    """Of 2 x 2 cells; the highest is the lower right one, and its mask the right half."""
+    _, affine = preprocess.prepare_image(_photo(*shape), 64, "stretch")
+    minimap = np.array([[0.0, 0.3], [0.1, 1.0]], np.float32)
+    right = np.zeros((16, 16), np.float32)
+    right[:, 8:] = 1.0
+    # However faint, a mask shows.
+    masks = np.stack([right, 0.51 - 0.01 * right])
+    return RegionMap(minimap, np.array([3, 1]), masks, present, affine, 64, shape)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (1, 1), (1, 1000), (1000, 1)])
+def test_panels_of_regions_have_one_size(shape: tuple[int, int]) -> None:
+    drawn = [
+        pictures.region_panel(_photo(*s), np.ones(s, bool), _regions(s), "x")
+        for s in (shape, (100, 100))
+    ]
+    assert drawn[0].shape == drawn[1].shape
+    assert drawn[0].dtype == np.uint8
+
+
+def test_a_panel_of_regions_shows_mask_minimap_and_region_masks() -> None:
+    image, mask = np.full((100, 100, 3), 100, np.uint8), np.zeros((100, 100), bool)
+    mask[:50] = True
+    panel = pictures.region_panel(image, mask, _regions((100, 100)), "x")
+    large, small = 360, 176
+    first, second = (panel[8 : 8 + large, x : x + large] for x in (8, 16 + large))
+    below = large + 16
+    strips = [panel[below : below + small, x : x + small] for x in (8, 16 + small)]
+    assert (first[200:, :] == 100).all()
+    np.testing.assert_allclose(first[20, 20], 50 + 0.5 * np.array(PREDICTED_COLOUR), atol=1)
+    # The ends of the colour map, dark violet and yellow, mixed with the grey of the image.
+    np.testing.assert_allclose(second[20, 20], 40 + 0.6 * np.array([68, 1, 84]), atol=1)
+    np.testing.assert_allclose(second[-20, -20], 40 + 0.6 * np.array([253, 231, 37]), atol=1)
+    bright = [strip[20, [20, -20]].mean(-1) for strip in strips]
+    assert bright[0][0] < 40 < 100 < bright[0][1]
+    assert bright[1][1] < 40 < 100 < bright[1][0]
+
+
+def test_a_panel_of_regions_says_the_words_and_how_sure_it_is() -> None:
+    image, mask = _photo(100, 100), np.zeros((100, 100), bool)
+    plain = pictures.region_panel(image, mask, _regions((100, 100)), "x")
+    others = [
+        pictures.region_panel(image, mask, _regions((100, 100)), "another"),
+        pictures.region_panel(image, mask, _regions((100, 100), present=0.1), "x"),
+    ]
+    for other in others:
+        differ = np.nonzero((other != plain).any((1, 2)))[0]
+        assert len(differ)
+        assert differ.min() > 360 + 176 + 16

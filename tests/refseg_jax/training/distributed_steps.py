@@ -1,0 +1,146 @@
+"""Trains a small model for a few steps on some layout and prints what happened as one JSON line.
+
+Run by `distributed_test` in processes of its own, since devices are counted when JAX starts:
+
+    python -m tests.refseg_jax.training.distributed_steps MODEL DATA FSDP TENSOR [COORDINATOR COUNT ID]
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from refseg_jax import sharding
+from refseg_jax.batch import Batch, HostBatch, RowMeta
+from refseg_jax.evaluation.evaluator import Evaluator
+from refseg_jax.evaluation.protocols import build_protocols
+from refseg_jax.models import build_model
+from refseg_jax.models.forward import Forward
+from refseg_jax.training.objectives import MaskObjective, RelationObjective
+from refseg_jax.training.optim import OptimConfig
+from refseg_jax.training.state import Trainer
+from tests.refseg_jax.models.rela_test import SMALL
+
+STEPS = 4
+ROWS = 16
+UNIRES: dict[str, Any] = {
+    "name": "unires",
+    "preset": "tiny",
+    "image_size": 32,
+    "patch_size": 8,
+    "stem_width": 0,
+    "head": "projector",
+    "mask_stride": 4,
+    "vision_width": 64,
+    "vision_layers": 2,
+    "text_layers": 1,
+    "embedding_width": 32,
+    "text_width": 32,
+    "decoder_width": 32,
+    "decoder_layers": 1,
+    "decoder_hidden": 64,
+    "low_tokens": 4,
+    "high_tokens": 2,
+    "vocab_size": 512,
+    "eos_id": 511,
+}
+RELA: dict[str, Any] = {
+    **SMALL,
+    "swin_depths": (1, 1),
+    "region_layers": 1,
+    "mask_stride": 2,
+    "vocab_size": 512,
+    "eos_id": 511,
+}
+#: With a rate at which rounding hardly grows: Adam makes whole steps of the smallest gradients.
+MODELS = {
+    "unires": (UNIRES, MaskObjective(1.0, 1.0), 1e-3),
+    "rela_official": ({**RELA, "relationship": "official"}, RelationObjective(), 1e-4),
+    "rela_paper": ({**RELA, "relationship": "paper"}, RelationObjective(), 1e-4),
+}
+
+
+def global_batch(step: int, side: int, cells: int) -> Batch:
+    """The same random batch for every layout: images of `side` pixels, masks of `cells`."""
+    rng = np.random.default_rng(step)
+    text = rng.integers(1, 500, (ROWS, 2, 6), np.int32)
+    text[:, :, -1] = 511
+    return Batch(
+        image=rng.integers(0, 256, (ROWS, 1, side, side, 3), np.uint8),
+        text=text,
+        text_valid=np.ones((ROWS, 2, 6), bool),
+        mask=rng.integers(0, 256, (ROWS, 1, 2, cells, cells), np.uint8),
+        present=np.random.default_rng([step, 1]).random((ROWS, 1, 2)) < 0.8,
+        valid=rng.random((ROWS, 1, 2)) < 0.8,
+        size=np.full((ROWS, 1, 2), side, np.int32),
+        affine=np.tile(np.eye(2, 3, dtype=np.float32), (ROWS, 1, 1, 1)),
+        native=rng.integers(0, 2, (ROWS, 1, 2, side, side), np.uint8),
+    )
+
+
+def main() -> None:
+    """Trains and prints."""
+    model, objective, rate = MODELS[sys.argv[1]]
+    data, fsdp, tensor = (int(a) for a in sys.argv[2:5])
+    if len(sys.argv) > 5:
+        jax.distributed.initialize(sys.argv[5], int(sys.argv[6]), int(sys.argv[7]))
+    mesh = sharding.make_mesh(
+        sharding.MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor]
+    )
+    trainer = Trainer(
+        Forward(lambda rngs: build_model(model, rngs=rngs)),
+        objective,
+        OptimConfig(lr=rate, warmup=0.0),
+        steps=STEPS,
+        mesh=mesh,
+    )
+    side, stride = model["image_size"], model["mask_stride"]
+    state, step = trainer.create(), trainer.compile_step()
+    device = mesh.local_devices[0]
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.device == device
+    )
+    share = ROWS // jax.process_count()
+    mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    losses = []
+    for number in range(STEPS):
+        rows = jax.tree.map(lambda x: x[mine], global_batch(number, side, side // stride))
+        state, metrics = step(state, sharding.put_batch(rows, mesh))
+        losses.append(float(metrics["loss"]))
+
+    from refseg_jax.evaluation.counts import pair_counts
+    from refseg_jax.images.resize import logits_on_canvas
+
+    @jax.jit
+    def count(params, batch: Batch) -> jax.Array:
+        logits = trainer.forward.apply(params, batch).mask_logits
+        canvas = logits_on_canvas(logits, batch.affine, stride, (side, side))
+        return pair_counts(canvas, batch.native, batch.size, 0.35)
+
+    rows = jax.tree.map(lambda x: x[mine], global_batch(99, side, side // stride))
+    counts = sharding.local_rows(count(state.params, sharding.put_batch(rows, mesh)))
+    metas = [
+        RowMeta(str(i), ("",), (f"{i}-0", f"{i}-1"), ("a", "b"), ("object", "part"))
+        for i in range(ROWS)[mine]
+    ]
+    evaluator = Evaluator(
+        "val",
+        trainer.forward,
+        lambda: [HostBatch(rows, tuple(metas))],
+        mesh,
+        mask_stride=stride,
+        canvas=(side, side),
+        threshold=0.35,
+        protocols=build_protocols("cris,gres,lavt"),
+    )
+    scores = evaluator.evaluate(state.params, 0)
+    print(json.dumps({"losses": losses, "held": held, "counts": counts.tolist(), "scores": scores}))
+
+
+if __name__ == "__main__":
+    main()
