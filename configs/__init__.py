@@ -1,1 +1,1 @@
-"""One experiment per file: `get_config()` and a docstring with command, time and expected score."""
+"""One experiment per file: `get_config()`, and a docstring with command, time and score."""

@@ -17,24 +17,24 @@ from refseg_jax.training.optim import OptimConfig
 def base_config() -> ConfigDict:
     """All fields of an experiment; each config file changes what it needs.
 
-    Fields and their meaning stand with the dataclasses that are made of them: `data`
-    (`input_pipeline.pipeline.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
+    Each group of fields becomes a dataclass, whose docstring explains it: `data`
+    (`input_pipeline.making.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
     (`refseg_jax.training.objectives`), `optim` (`refseg_jax.training.optim.OptimConfig`), `loop`
     (`refseg_jax.training.loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`).
     """
     config: Any = ConfigDict()
     config.seed = 0
 
-    # Exactly one of the two is set; the other is 0.
+    # Set exactly one of the two; leave the other at 0.
     config.steps = 0
     config.epochs = 0.0
     config.batch_size = 32
 
-    # Where a new run begins: with the parameters of another one (its workdir, one checkpoint, or what
-    # tools.export made of it), or with published towers and random weights around them: CLIP's (a
-    # weight file, its folder, a name on the hub, a folder that tools.import_weights wrote; the SHA-256
-    # of the file is checked where it is given), or a Swin and a BERT (file, folder or name). "" is
-    # random weights alone. A run that resumes looks at none.
+    # The start of a new run; a run that resumes ignores it. "" everywhere is random weights.
+    # `checkpoint`: all parameters of another run (a workdir, one checkpoint, or an exported folder).
+    # `clip`, or `swin` and `bert`: published towers, and random weights around them. Each is a weight
+    # file, its folder, or a name on the hub; `clip` also a folder of tools.import_weights.
+    # `clip_sha256`: digest of the CLIP file, checked where it is given.
     config.init = ConfigDict(
         {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": ""}
     )
@@ -59,8 +59,8 @@ def base_config() -> ConfigDict:
         }
     )
 
-    # Several datasets in one training, by names of their own: `member(...)` each. Empty trains on
-    # what `config.data` says, which is also what members have in common.
+    # Several datasets in one training: name -> `member(...)`. Empty: train on `config.data` alone.
+    # Members take the fields that they do not set from `config.data`.
     config.mixture = ConfigDict()
 
     config.model = unires("B/16")
@@ -71,27 +71,26 @@ def base_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict({"keep_latest": 2, "keep_best": 1, "best_metric": "mIoU"})
 
-    # How to evaluate; `config.evals` says on what.
+    # How to evaluate. `config.evals` lists the evaluations.
     config.eval = ConfigDict(
         {"batch_size": 16, "pairs": 8, "canvas": (640, 640), "threshold": 0.35, "pictures": 8}
     )
-    # Names out of docs/protocols.md, with commas between them. The first one's scores have plain keys,
-    # those of another begin with its name ("gres/gIoU").
+    # Names from docs/protocols.md, separated by commas. Scores of the first have plain keys; keys of
+    # the others begin with the protocol's name ("gres/gIoU").
     config.eval.protocol = "cris"
-    # For gres and gres_paper: not the presence head decides that nothing is there, but a mask of fewer
-    # than so many of 480 x 480 pixels (50 in ReLA's paper); 0 asks the head.
+    # For gres and gres_paper: call an expression absent where its mask has fewer pixels than this, at
+    # 480 x 480 (ReLA's paper: 50), and ignore the presence head. 0: the head decides.
     config.eval.min_pixels = 0
     config.evals = ConfigDict()
-    # A folder below the workdir for the predictions and references of the last step's evaluations; ""
-    # writes none.
+    # Folder in the workdir for predictions and references of the last step's evaluations; "": none.
     config.eval.dump = ""
-    # Score an oracle that knows the kind but not the words on this split; "" leaves it out.
+    # Split on which to score an oracle that knows the kind but not the words; "": none.
     config.eval.oracle = ""
     return config
 
 
 def unires(preset: str, **fields: Any) -> ConfigDict:
-    """All fields of a UniRES of some preset, so that each can be overridden on the command line."""
+    """All fields of a UniRES of some preset; each can be overridden on the command line."""
     model = dataclasses.asdict(unires_config({"preset": preset, **fields}))
     return ConfigDict({"name": "unires", **model})
 
@@ -111,10 +110,10 @@ def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: A
     """One entry of `config.mixture`.
 
     Args:
-        weight: its share of the batches is this over the sum of all weights.
-        keep_held_out: evaluation sets whose images it trains on nevertheless (it leaves out those of
-            every set that is built): `"refcoco/google/val"`, `"refcoco/google"`, `"*"`.
-        own: fields of `config.data` that are its own: `input_pipeline.mixtures.MEMBER_FIELDS`.
+        weight: share of the batches, relative to the sum of all weights.
+        keep_held_out: evaluation sets whose images may be trained on, e.g. `"refcoco/google/val"`,
+            `"refcoco/google"`, `"*"`. Images of all other built evaluation sets are left out.
+        own: fields that replace those of `config.data`: `input_pipeline.mixtures.MEMBER_FIELDS`.
     """
     return ConfigDict({"weight": weight, "keep_held_out": keep_held_out, **own})
 
@@ -132,11 +131,11 @@ def evaluation(
 
     Args:
         split: the dataset's split.
-        dataset: `""` for that of `config.data`.
-        granularities: which expressions are scored; none for those of `config.data`.
-        prefix: what the keys of the scores begin with, e.g. `"shuffled/"`.
-        when: `"during"` training and after it, `"final"` (after it only) or `"never"`.
-        shuffled: replace each expression by that of another target of its kind or scene.
+        dataset: `""`: that of `config.data`.
+        granularities: expressions to score; empty: those of `config.data`.
+        prefix: beginning of the scores' keys, e.g. `"shuffled/"`.
+        when: `"during"` (during training and after it), `"final"` (after it) or `"never"`.
+        shuffled: replace each expression by one of another target of the same kind or scene.
     """
     return ConfigDict(
         {

@@ -5,28 +5,29 @@ r"""ReLA on gRefCOCO: several targets, one, or none, with the schedule of its pu
         --config.init.swin=microsoft/swin-base-patch4-window12-384-in22k \
         --config.init.bert=google-bert/bert-base-uncased
 
-Swin-B and BERT-base at 480, 150,000 steps of 48 expressions, AdamW 1e-5 that falls to a tenth at 110,000
-and at 140,000 steps, weight decay 0.05 but for norms, embeddings and position tables, gradients clipped
-at 0.01; BERT's embeddings and its last two layers stay as they are. `relationship` is the public code's;
-`--config.model.relationship=paper` is the paper's own block.
+Recipe: Swin-B and BERT-base at 480 pixels, 150,000 steps of 48 expressions. AdamW at 1e-5, a tenth
+of that from step 110,000 and again from 140,000; weight decay 0.05 except for norms, embeddings and
+position tables; gradients clipped at 0.01. BERT's embeddings and its last two layers stay frozen.
+The relationship block is the public code's; `--config.model.relationship=paper` selects the
+paper's.
 
-The working memory of a step was 2.8 GB for one image (f32, XLA's plan for a CPU); the batch is cut over
-the devices. `--config.model.dtype=bfloat16`, `--config.model.remat=True` and
-`--config.optim.accumulation=2` need less (the public code trains with mixed precision). An evaluation
-holds 16 images of 8 expressions each; `--config.eval.batch_size=4` needs less.
+Memory: a step needs 2.8 GB of working memory for one image (f32, XLA's plan for a CPU); the batch
+is cut over the devices. To need less: `--config.model.dtype=bfloat16`, `--config.model.remat=True`,
+`--config.optim.accumulation=2` (the public code trains with mixed precision). An evaluation holds
+16 images of 8 expressions each; `--config.eval.batch_size=4` needs less.
 
-BERT's vocabulary comes from the hub as well. Where there is no network, a downloaded file or folder
-takes the place of each name, and `--config.data.tokenizer=FILE` that of the vocabulary
-(tokenizer.json).
+BERT's vocabulary comes from the hub too. Without a network, give a downloaded file or folder in
+place of each name, and `--config.data.tokenizer=FILE` (a tokenizer.json) for the vocabulary.
 
-The paper reports cIoU / gIoU of 62.42 / 63.60 on val, 69.26 / 70.03 on testA and 59.88 / 61.02 on testB;
-the released weights score 63.10 / 66.34 on val by the public code's evaluator (`gres`). Not run here at
-full size: neither COCO nor the towers' weights are at hand on the machines of this project.
+Time and score: not run at full size here; COCO and the towers' weights are not at hand on this
+project's machines. The paper reports cIoU / gIoU of 62.42 / 63.60 on val, 69.26 / 70.03 on testA
+and 59.88 / 61.02 on testB. The released weights score 63.10 / 66.34 on val with the public code's
+evaluator (`gres`), according to an issue of its repository.
 
-The smallest model on few images, from random weights and with CLIP's vocabulary, at a rate that it can
-start with: with `:tiny`, 160 px and the recipe below, the five referents of a sample of one image (12
-expressions, of which 2 have no target; of testB) were learnt to 94.3 gIoU, N-acc 1 and T-acc 1 in 80
-steps (2.9 minutes of CPU time with compilation; 92.9 gIoU in 50 steps, when the minimap still is flat):
+Smoke test on one real image, from random weights and with CLIP's vocabulary: the command below
+learnt the five referents of a testB sample (12 expressions, 2 without a target) to 94.3 gIoU, N-acc
+1 and T-acc 1 in 80 steps (2.9 minutes of CPU time with compilation). A run of 50 steps reached
+92.9, with the minimap still flat.
 
     python main.py --config=configs/grefcoco_rela.py:tiny --workdir=runs/overfit \
         --config.data.split=testB --config.steps=80 --config.batch_size=12 \

@@ -1,24 +1,27 @@
-r"""UniRES pre-trained as on MRES-32M (the paper's supplement A.3), on any dataset of the one record.
+r"""UniRES pre-training, as on MRES-32M (paper, supplement A.3), on any built dataset.
 
     python main.py --config=configs/mres_unires.py --workdir=runs/pretrain \
         --config.data.dataset=NAME --config.data.data_dir=DIR \
         --config.init.clip=openai/clip-vit-base-patch16
 
-Another size of the model is `--config=configs/mres_unires.py:L/14`, with
-`--config.init.clip=openai/clip-vit-large-patch14`; where there is no network, a file or folder takes
-the place of the name (docs/weights.md). Without `config.init.clip` it starts from random weights.
+Recipe: batch 128, 50 epochs with 5 epochs of warm-up, AdamW at 1e-5 with weight decay 5e-4. The
+batch is 16 images with 8 expressions each: each image is encoded once, and 16 x 8 makes the paper's
+128 pairs.
 
-Eight processes read and decode images (`config.data.num_workers`; none for `:tiny`), which is for a
-machine with an accelerator and at least as many cores.
+Model size: `--config=configs/mres_unires.py:L/14` with
+`--config.init.clip=openai/clip-vit-large-patch14`. Without a network, give a file or folder in
+place of the name (docs/weights.md). Without `config.init.clip`, training starts from random
+weights.
 
-Several datasets are named behind the size, and mixed: `configs/mres_unires.py:B/16,mine,refcoco/unc`.
-Batches are of one dataset each, in equal shares unless `config.mixture.refcoco_unc.weight` or the
-other's says so, without any image of an evaluation set that is built (docs/data.md). Each dataset is
-scored on its own `val`, with its name before the scores.
+Several datasets: `--config=configs/mres_unires.py:B/16,mine,refcoco/unc`. Each batch comes from one
+dataset, in equal shares unless `config.mixture.refcoco_unc.weight` (or another member's) differs.
+Images of every built evaluation set are left out (docs/pretraining.md). Each dataset is scored on
+its own `val`; its name prefixes the scores.
 
-Batch 128, 50 epochs, 5 of them warm-up, AdamW 1e-5 with weight decay 5e-4. MRES-32M itself was never
-released. It has dozens of expressions an image, so that 8 are drawn for an image that is encoded
-once: 16 images make the paper's 128 pairs. Not run at full size here: no such dataset is public.
+Eight worker processes read and decode images (`config.data.num_workers`; none for `:tiny`). This
+suits a machine with an accelerator and at least eight cores.
+
+Time and score: not run at full size here. MRES-32M was never released.
 """
 
 from typing import Any

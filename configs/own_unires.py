@@ -1,16 +1,17 @@
-r"""UniRES on pictures of one's own, from a checkpoint, an exported folder, or CLIP.
+r"""UniRES on your own pictures, from a checkpoint, an exported folder, or CLIP.
 
     python -m tools.build_dataset --dataset=jsonl --name=mine --source_dir=FOLDER --data_dir=data
     python main.py --config=configs/own_unires.py:tiny --workdir=runs/mine \
         --config.init.checkpoint=exported
 
-The dataset `mine` (another: `--config.data.dataset=NAME`) has the splits `train` and `val`
-(docs/data.md). The size behind the colon is that of the checkpoint; without a checkpoint take `B/16`
-and `--config.init.clip=openai/clip-vit-base-patch16`. All expressions are trained on but those that
-match nothing, which UniRES does not learn. Pictures in `val` of more than 1024 pixels a side need
-`--config.eval.canvas`.
+The dataset needs the splits `train` and `val` (docs/own_data.md); `--config.data.dataset=NAME`
+chooses another than `mine`. The size after the colon is that of the checkpoint. Without a
+checkpoint, take `B/16` and `--config.init.clip=openai/clip-vit-base-patch16`.
 
-How long it takes and what it scores depends on the data; no number is promised.
+Expressions that match nothing (`none`) are left out: UniRES does not learn them by default.
+Pictures in `val` with a side above 1024 pixels need a larger `--config.eval.canvas`.
+
+Time and score depend on the data.
 """
 
 from typing import Any

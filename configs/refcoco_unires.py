@@ -1,32 +1,34 @@
-r"""UniRES fine-tuned on RefCOCO, RefCOCO+ or RefCOCOg: the paper's supplement A.3.
+r"""UniRES fine-tuned on RefCOCO, RefCOCO+ or RefCOCOg (paper, supplement A.3).
 
     python -m tools.build_dataset --dataset=refcoco/unc --source_dir=DIR --data_dir=data
     python main.py --config=configs/refcoco_unires.py --workdir=runs/refcoco \
         --config.init.checkpoint=runs/pretrain
 
-Without a pre-trained run it starts from CLIP: `--config.init.clip=openai/clip-vit-base-patch16` in
-the place of the last line, or a file or folder where there is no network (docs/weights.md). The
-default is random weights, which needs nothing but is not what the paper does.
+Recipe: batch 64, 15 epochs with one epoch of warm-up, AdamW at 1e-5 with weight decay 5e-4, text
+length 17 (22 for RefCOCOg), threshold 0.35.
 
-For RefCOCO+ and RefCOCOg: `--config.data.dataset=refcoco_plus/unc`, or `refcocog/umd` with
+Start: without a pre-trained run, take CLIP (`--config.init.clip=openai/clip-vit-base-patch16`, or a
+file or folder where there is no network: docs/weights.md). The default is random weights, which
+needs no download but is not the paper's recipe.
+
+Data: `--config.data.dataset=refcoco_plus/unc` for RefCOCO+. For RefCOCOg, `refcocog/umd` with
 `--config.data.context_length=22 --config.evals.testA.split=test --config.evals.testB.when=never`.
 
-A smoke test on a few real images, from random weights: with `:tiny`, 224 px and the recipe below,
-the 26 train referents of a small sample were learnt to 97.8 mIoU in 400 steps of 13 (7.2 minutes
-on 2 cores; held-out images stay near 0, as they must):
+Model size: `--config=configs/refcoco_unires.py:B/32` (`L/14`, `tiny`).
+
+Time and score: not run at full size here; CLIP's weights and COCO are not at hand on this project's
+machines. The paper reports 79.2 / 81.6 / 76.6 mIoU on val / testA / testB after pre-training on
+MRES-32M, and 75.2 on val without it.
+
+Smoke test on a few real images, from random weights: the command below learnt the 26 training
+referents of a small sample to 97.8 mIoU in 400 steps of 13 (7.2 minutes on 2 cores). Held-out
+images stay near 0, as expected.
 
     python main.py --config=configs/refcoco_unires.py:tiny --workdir=runs/overfit \
         --config.model.image_size=224 --config.epochs=0. --config.steps=400 \
         --config.batch_size=13 --config.data.num_workers=0 --config.optim.lr=2e-3 \
         --config.optim.warmup=0.05 "--config.optim.muon=(?!head\.).*\.kernel" \
         --config.objective.dice=1. --config.loop.eval_every=0 --config.evals.train.when=final
-
-Another size of the model is `--config=configs/refcoco_unires.py:B/32` (`L/14`, `tiny`).
-
-Batch 64, 15 epochs, one of them warm-up, AdamW 1e-5 with weight decay 5e-4, text length 17 (22 for
-RefCOCOg), threshold 0.35. The paper reports 79.2 / 81.6 / 76.6 mIoU on val / testA / testB after
-pre-training on MRES-32M, and 75.2 on val without it; neither has been run here, since CLIP's weights
-and COCO are not at hand on the machines of this project.
 """
 
 from typing import Any

@@ -1,21 +1,23 @@
-"""ReLA on Scenes: expressions of several targets, one, or none, from random weights on a laptop.
+"""ReLA on Scenes: several targets, one, or none, from random weights on a laptop.
 
-python -m tools.build_dataset --dataset=scenes --data_dir=data
-python main.py --config=configs/scenes_rela.py --workdir=runs/scenes_rela
+    python -m tools.build_dataset --dataset=scenes --data_dir=data
+    python main.py --config=configs/scenes_rela.py --workdir=runs/scenes_rela
 
-On 2 cores without an accelerator it took 9.4 minutes, 8.5 of them training with the evaluation halfway.
-On the held-out scenes it scored gIoU 73.1, cIoU 66.8, N-acc 93.2 and T-acc 99.0; one target alone has
-gIoU 65.3, several 75.0. That is seed 0 on both cores; the seeds 0, 1 and 2, a core each, have gIoU 73.1
-+- 0.2, N-acc 92.3 +- 0.6 and T-acc 99.0 +- 0.2 (`docs/ablation_no_target.md`). The recipe was chosen by
-test scores of seed 0, in six runs of 150 steps, and that the head looks at the mask by val of seeds 0
-and 1. N-acc is of kinds that are in the picture, in a colour that they have not there. That a kind may
-be missing is not learnt: "the bird" was cleared in none of 80 pictures without that kind.
+Time: 9.4 minutes on 2 cores without an accelerator, 8.5 of them training (one evaluation included).
 
-The paper's own relationship block, Muon, Dice, and five times the public code's weight of the head that
-says "no match" are what teaches it from random weights: with the public code's block and loss, by AdamW
-at 0.0015, as many steps ended at gIoU 47.7, N-acc 100 and T-acc 71.0, its head having learned which
-form of words may be absent, and not to look. That the head looks at the mask, too, adds 1.9 points of
-gIoU and 2.4 of N-acc.
+Score on held-out scenes (seed 0, both cores): gIoU 73.1, cIoU 66.8, N-acc 93.2, T-acc 99.0; gIoU is
+65.3 for one target and 75.0 for several. Seeds 0, 1 and 2, one core each: gIoU 73.1 +- 0.2, N-acc
+92.3 +- 0.6, T-acc 99.0 +- 0.2 (`docs/results/no_target.md`). The recipe was chosen by test scores
+of seed 0 in six runs of 150 steps; the head that looks at the mask, by val scores of seeds 0 and 1.
+
+What N-acc covers: an absent expression names a kind that is in the picture, in a colour that it
+does not have there. The model does not learn that a whole kind can be missing: it cleared "the
+bird" in none of 80 pictures without a bird.
+
+Recipe: the paper's relationship block, Muon, Dice, and five times the public code's weight for the
+"no match" head. With the public code's block and loss and AdamW at 0.0015, the same number of steps
+ended at gIoU 47.7, N-acc 100 and T-acc 71.0: the head had learnt which phrases may be absent
+instead of looking. The head that also looks at the mask adds 1.9 points of gIoU and 2.4 of N-acc.
 """
 
 from typing import Any

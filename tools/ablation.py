@@ -1,7 +1,7 @@
 """Runs the papers' ablations on Scenes on equal budgets and writes their tables.
 
     python -m tools.ablation --study=group_tokens --output_dir=runs/ablation \\
-        --page=docs/ablation_group_tokens.md
+        --page=docs/results/group_tokens.md
 
 What a study trains and tells stands in `tools.studies`. Every run is `main.py` with a few fields
 changed, in a workdir of its own. The command may be stopped at any time (Ctrl-C, SIGTERM: it stops

@@ -4,7 +4,7 @@
     python -m tools.build_dataset --dataset=refcoco/unc --source_dir=DIR --data_dir=data
     python -m tools.build_dataset --dataset=jsonl --name=mine --source_dir=DIR --data_dir=data
 
-`jsonl` is a folder of one's own images with `train.jsonl` and the like (docs/data.md). For RefCOCO
+`jsonl` is a folder of one's own images with `train.jsonl` and the like (docs/own_data.md). For RefCOCO
 `DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
 COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`);
 docs/datasets.md has what others need. `refcoco_plus/unc`, `refcocog/umd`,

@@ -6,7 +6,7 @@
 
 With `--data_dir` alone it reads what `tools.build_dataset` built (of any name, one's own too); with
 `--source_dir` it converts what was downloaded, image by image, without writing a dataset (`jsonl` is
-a folder of one's own: docs/data.md). `DIR` may be an archive, as for a build; it is unpacked below
+a folder of one's own: docs/own_data.md). `DIR` may be an archive, as for a build; it is unpacked below
 `--data_dir` where that is there, or else among the system's temporary files, and removed at the end.
 
 It prints how the counts compare with the published ones and how often each check found something, and

@@ -150,7 +150,7 @@ def _data(config: Any) -> Callable[..., PipelineConfig]:
 
 
 def test_the_mixture_of_the_documentation_is_one() -> None:
-    text = (ROOT / "docs" / "data.md").read_text()
+    text = (ROOT / "docs" / "pretraining.md").read_text()
     (code,) = re.findall(r"```\n(config\.mixture.*?)```", text, re.S)
     config: Any = common.base_config()
     names = {"config": config, "member": common.member, "evaluation": common.evaluation}

@@ -244,7 +244,7 @@ def test_names_and_splits(tmp_path: Path):
 
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_data.md").read_text(), re.S)
     (tmp_path / "build_streets.py").write_text(code)
     classes = np.zeros((HEIGHT, WIDTH), np.uint8)
     classes[5:9, 7:30] = 2
