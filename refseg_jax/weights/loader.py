@@ -175,8 +175,10 @@ def _mismatch(
     """Why an entry cannot become a parameter; `None` where it can."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"{leaf.dtype}, not floating point"
+    # `load` converts to float32 before the change; JAX would warn of a float64 that a file holds.
+    read = jax.ShapeDtypeStruct(leaf.shape, np.float32)
     try:
-        given = jax.eval_shape(lambda value: change(value, wanted.shape), leaf)
+        given = jax.eval_shape(lambda value: change(value, wanted.shape), read)
     except (TypeError, ValueError, IndexError) as error:
         return f"{tuple(leaf.shape)} cannot be changed: {' '.join(str(error).split())[:120]}"
     if given.shape != wanted.shape:
