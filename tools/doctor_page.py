@@ -11,13 +11,12 @@ import numpy as np
 
 from input_pipeline.checks import Finding
 from input_pipeline.schema import Record
-from refseg_jax.images.drawing import overlay
 from refseg_jax.images.preprocess import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError
+from refseg_jax.images.sheets import fit, fit_regions
 
 #: Longer side of a picture.
 _SIDE = 320
-_COLOURS = ((235, 80, 40), (40, 110, 235), (40, 170, 90), (200, 60, 200))
 
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; color: #222 }
@@ -63,7 +62,7 @@ def sample_of(record: Record, split: str, turn: int) -> Sample | None:
         targets = tuple(range(len(record.targets)))
         words = f"no expression, {len(targets)} targets"
     caption = f"{split}: {record.file_name} (image {record.image_id}): {words}"
-    return Sample(caption, _picture(image, record, targets))
+    return Sample(caption, _jpeg(fit_regions(image, _masks(image, record, targets), _side(image))))
 
 
 def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, ...]:
@@ -77,25 +76,34 @@ def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, .
     for finding in findings:
         picture = None
         if image is not None and finding.check not in drawn:
-            picture = _picture(image, record, finding.targets)
+            masks = _masks(image, record, finding.targets)
+            side = _side(image)
+            picture = _jpeg(fit_regions(image, masks, side) if masks else fit(image, side))
         drawn.add(finding.check)
         examples.append(Example(finding, picture))
     return tuple(examples)
 
 
-def _picture(image: np.ndarray, record: Record, targets: Sequence[int]) -> bytes:
-    """A JPEG of the image with some targets drawn."""
-    for place, target in enumerate(targets):
+def _masks(image: np.ndarray, record: Record, targets: Sequence[int]) -> list[np.ndarray]:
+    """The masks of some targets that can be read and have the size of the image."""
+    masks = []
+    for target in targets:
         try:
             mask = record.mask([target]).astype(bool)
         except SegmentationError:
             continue
         if mask.shape == image.shape[:2]:
-            image = overlay(image, mask, _COLOURS[place % len(_COLOURS)])
-    scale = min(1.0, _SIDE / max(image.shape[:2]))
-    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    done, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(small[:, :, ::-1]))
+            masks.append(mask)
+    return masks
+
+
+def _side(image: np.ndarray) -> int:
+    """The longer side of a picture of the page, which enlarges none."""
+    return min(_SIDE, max(image.shape[:2]))
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    done, jpeg = cv2.imencode(".jpg", np.ascontiguousarray(picture[:, :, ::-1]))
     assert done
     return jpeg.tobytes()
 

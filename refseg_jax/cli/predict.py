@@ -30,7 +30,7 @@ from tqdm import tqdm
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
-from refseg_jax.images.drawing import PREDICTED_COLOUR, overlay
+from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
 from refseg_jax.images.preprocess import ImageError
 from refseg_jax.models.region_maps import RegionMap
 from refseg_jax.prediction.predictor import Prediction, Predictor, to_rgb
@@ -118,9 +118,12 @@ def write_matches(
 def write_pictures(
     folder: Path, image: Path, rgb: np.ndarray, predictions: Sequence[Prediction]
 ) -> None:
-    """`<image name>-<k>-mask.png` and `<image name>-<k>-overlay.png` for each prediction."""
+    """`<image name>-<k>-mask.png` and `<image name>-<k>-overlay.png` for each prediction.
+
+    The overlay has the mask outlined and the rest dimmed; where nothing matches, all of it.
+    """
     for k, prediction in enumerate(predictions):
-        drawn = overlay(rgb, prediction.mask, PREDICTED_COLOUR)
+        drawn = draw_regions(rgb, [prediction.mask], [PREDICTED_COLOUR])
         mask = prediction.mask.astype(np.uint8) * 255
         for kind, pixels in (("mask", mask), ("overlay", drawn)):
             _save(folder / f"{image.name}-{k}-{kind}.png", pixels)

@@ -1,4 +1,4 @@
-"""Pictures for people: overlays of masks, and the page of results."""
+"""Pictures for people: panels and pages of results, maps of group tokens and of regions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,49 +8,38 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from refseg_jax.evaluation.picture import Picture
-from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR, overlay
+from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR
+from refseg_jax.images.sheets import GAP, captioned, fit, fit_regions, grid, row
 from refseg_jax.models.region_maps import RegionMap
 
 _CELL = 224
-_CAPTION = 54
 
 #: Side of the two upper views of `region_panel`; those below are half as large.
 _REGIONS = 360
 
 
 def panel(picture: Picture) -> np.ndarray:
-    """Image, target and prediction side by side, with the words and the IoU below, u8 RGB."""
+    """Image, reference (cyan) and prediction (pink) side by side, what they are and the words below.
+
+    All panels have one size, u8 `[h, w, 3]`, RGB.
+    """
     image = picture.native_image()
     views = [
-        image,
-        overlay(image, picture.target, TARGET_COLOUR),
-        overlay(image, picture.predicted, PREDICTED_COLOUR),
+        fit(image, _CELL),
+        fit_regions(image, [picture.target], _CELL, [TARGET_COLOUR]),
+        fit_regions(image, [picture.predicted], _CELL, [PREDICTED_COLOUR]),
     ]
-    canvas = np.full((_CELL + _CAPTION, 3 * _CELL + 16, 3), 255, np.uint8)
-    for place, view in enumerate(views):
-        fitted = _fit(view, _CELL)
-        top, left = (_CELL - fitted.shape[0]) // 2, place * (_CELL + 8)
-        left += (_CELL - fitted.shape[1]) // 2
-        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
-    drawing = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(drawing)
-    pen.text((4, _CELL + 6), _shorten(picture.expression, 78), fill=(20, 20, 20), font=_font(16))
-    below = f"{picture.granularity}, IoU {picture.iou:.2f}"
-    pen.text((4, _CELL + 29), below, fill=(110, 110, 110), font=_font(13))
-    return np.asarray(drawing)
+    notes = [
+        picture.granularity,
+        "reference" if picture.target.any() else "reference: no match",
+        f"prediction, IoU {picture.iou:.2f}" if picture.predicted.any() else "prediction: no match",
+    ]
+    return captioned(row(views, _CELL), picture.expression, notes)
 
 
 def page(pictures: Sequence[Picture], path: Path, columns: int = 2) -> None:
-    """A PNG with a panel for every picture: image, ground truth (green), prediction (orange)."""
-    panels = [panel(picture) for picture in pictures]
-    height, width = panels[0].shape[:2]
-    gap = 24
-    rows = -(-len(panels) // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for number, cell in enumerate(panels):
-        row, column = divmod(number, columns)
-        top, left = gap + row * (height + gap), gap + column * (width + gap)
-        sheet[top : top + height, left : left + width] = cell
+    """A PNG with a panel for every picture."""
+    sheet = grid([panel(picture) for picture in pictures], columns, gap=24)
     partial = path.with_name(path.name + ".partial")
     Image.fromarray(sheet).save(partial, "PNG")
     partial.replace(path)
@@ -93,27 +82,17 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
     Returns:
         u8 `[h, w, 3]`; its size depends on the number of regions alone.
     """
-    large, small = _fit(image, _REGIONS), _fit(image, (_REGIONS - 8) // 2)
-    shrunk = cv2.resize(mask.astype(np.uint8), large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    top = [overlay(large, shrunk.astype(bool), PREDICTED_COLOUR), _minimap(large, found)]
-    strip = [
-        _glowing(small, lay_over(_whole_range(one), found, small.shape[:2], smooth=True))
-        for one in found.masks
-    ]
-    width = 8 + max(2 * (_REGIONS + 8), len(strip) * ((_REGIONS - 8) // 2 + 8))
-    canvas = np.full((_REGIONS + (_REGIONS - 8) // 2 + 100, width, 3), 255, np.uint8)
-    _row(canvas, top, 8, _REGIONS)
-    _row(canvas, strip, _REGIONS + 16, (_REGIONS - 8) // 2)
-    drawing = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(drawing)
-    below = _REGIONS + (_REGIONS - 8) // 2 + 20
-    for number, region in enumerate(found.regions):
-        left = 8 + number * ((_REGIONS - 8) // 2 + 8)
-        text = f"{number + 1}: {found.minimap.ravel()[region]:.2f}"
-        pen.text((left, below), text, fill=(110, 110, 110), font=_font(13))
-    pen.text((8, below + 22), _shorten(words, 78), fill=(20, 20, 20), font=_font(16))
-    pen.text((8, below + 46), f"present {found.present:.2f}", fill=(110, 110, 110), font=_font(13))
-    return np.asarray(drawing)
+    small_side = (_REGIONS - GAP) // 2
+    small = fit(image, small_side)
+    shown = fit_regions(image, [mask], _REGIONS, [PREDICTED_COLOUR])
+    top = row([shown, _minimap(fit(image, _REGIONS), found)], _REGIONS)
+    strip = []
+    for number, (region, values) in enumerate(zip(found.regions, found.masks, strict=True)):
+        shares = lay_over(_whole_range(values), found, small.shape[:2], smooth=True)
+        name = f"{number + 1}: {found.minimap.ravel()[region]:.2f}"
+        strip.append(captioned(row([_lit(small, shares)], small_side), name, size=13))
+    rows = [grid([top], 1, GAP), grid(strip, len(strip), GAP)]
+    return captioned(grid(rows, 1, 0), words, [f"present {found.present:.2f}"])
 
 
 def lay_over(
@@ -155,6 +134,7 @@ def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
     coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     drawing = Image.fromarray((0.4 * image + 0.6 * coloured).astype(np.uint8))
     pen = ImageDraw.Draw(drawing)
+    font = ImageFont.load_default(16)
     cells = np.arange(found.minimap.size, dtype=np.float32).reshape(found.minimap.shape)
     where = lay_over(cells, found, size, smooth=False)
     for number, region in enumerate(found.regions):
@@ -162,7 +142,15 @@ def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
         # A cell may lie in the border of a letterbox alone.
         if len(rows):
             place = (int(columns.mean()), int(rows.mean()))
-            pen.text(place, str(number + 1), fill=(255, 255, 255), font=_font(16), anchor="mm")
+            pen.text(
+                place,
+                str(number + 1),
+                fill=(255, 255, 255),
+                font=font,
+                anchor="mm",
+                stroke_width=1,
+                stroke_fill=(0, 0, 0),
+            )
     return np.asarray(drawing)
 
 
@@ -172,31 +160,6 @@ def _whole_range(values: np.ndarray) -> np.ndarray:
     return (values - least) / max(most - least, 1e-6)
 
 
-def _glowing(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """An image, dark where `shares`, f32 `[H, W]` in [0, 1], are 0 and tinted where they are 1."""
-    light = shares[..., None]
-    tinted = 0.5 * image + 0.5 * np.array(PREDICTED_COLOUR, np.float32)
-    return (light * tinted + (1 - light) * 0.35 * image).astype(np.uint8)
-
-
-def _row(canvas: np.ndarray, views: Sequence[np.ndarray], top: int, cell: int) -> None:
-    """Writes views side by side, each in the middle of a square cell."""
-    for place, view in enumerate(views):
-        height, width, _ = view.shape
-        y, x = top + (cell - height) // 2, 8 + place * (cell + 8) + (cell - width) // 2
-        canvas[y : y + height, x : x + width] = view
-
-
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    scale = side / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, size, interpolation=way)
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _shorten(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+def _lit(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """An image in its own colours, dark where `shares`, f32 `[H, W]` in [0, 1], are 0."""
+    return ((0.3 + 0.7 * shares[..., None]) * image).astype(np.uint8)

@@ -186,9 +186,10 @@ def test_a_built_dataset_without_faults(tmp_path: Path, capsys: pytest.CaptureFi
     assert len(shown) == 3 + 3
     assert "doctor.html: 3 sample pictures, examples of what was found" in out
     plain = np.asarray(Image.open(io.BytesIO(jpeg(seed=1)))).astype(int)
-    changed = np.abs(shown[0].astype(int) - plain).sum(-1) > 60
-    assert changed[4:20, 4:20].mean() > 0.9
-    assert changed[30:, 30:].mean() < 0.1
+    # The target keeps its colours, up to JPEG's losses, and the rest is dimmed.
+    lost = plain.sum(-1) - shown[0].astype(int).sum(-1)
+    assert np.abs(lost[4:20, 4:20]).mean() < 30
+    assert lost[30:, 30:].mean() > 100
 
     assert doctor.main([*arguments, "--splits=val"]) == 0
     assert "train" not in capsys.readouterr().out
@@ -221,9 +222,9 @@ def test_the_page_has_samples_of_each_split_whatever_is_found(
         "val: 51.jpg (image 51): “wheel of car”",
     ]
     plain = np.asarray(Image.open(io.BytesIO(jpeg(seed=51)))).astype(int)
-    changed = np.abs(pictures(text)[-1].astype(int) - plain).sum(-1) > 60
-    assert changed[4:10, 4:10].mean() > 0.9
-    assert changed[14:].mean() < 0.1
+    lost = plain.sum(-1) - pictures(text)[-1].astype(int).sum(-1)
+    assert np.abs(lost[4:10, 4:10]).mean() < 60
+    assert lost[18:].mean() > 100
 
 
 def test_leakage_and_damaged_records_are_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

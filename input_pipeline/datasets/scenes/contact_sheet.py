@@ -1,27 +1,25 @@
 """A picture of what Scenes is: held-out scenes, each with one of its expressions.
 
-    python -m input_pipeline.datasets.scenes.contact_sheet --output=docs/images/scenes.png
-
-Nothing needs to be built for it: the scenes of the `test` split are drawn again.
+Nothing needs to be built for it: the scenes of the `test` split are drawn again. `tools.docs_pictures`
+writes it to a file.
 """
 
-import argparse
 import collections
 import dataclasses
-import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.datasets.scenes.config import ScenesConfig
 from input_pipeline.datasets.scenes.graph import from_json
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
-from refseg_jax.images.drawing import overlay
+from refseg_jax.images.drawing import TARGET_COLOUR
 from refseg_jax.images.preprocess import decode_image
+from refseg_jax.images.sheets import captioned, fit_regions, grid
+
+#: So many scenes of a split are searched.
+_SEARCHED = 200
 
 #: What is shown, in reading order: a granularity and a word that the expression must have.
 WANTED = (
@@ -29,9 +27,7 @@ WANTED = (
     *(("object", "largest"), ("part", "below"), ("none", ""), ("multi", " and ")),
     *(("category", "all"), ("multi", "things"), ("part", "on the right"), ("object", "at the top")),
 )
-# Far from all colours of objects and backgrounds.
-_MARK = (255, 0, 170)
-_CELL, _CAPTION, _GAP = 224, 46, 12
+_CELL, _GAP = 224, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +51,8 @@ def choose(
     shown: collections.Counter[str] = collections.Counter()
     taken: set[str] = set()
     choices = []
-    records = [make_record(config, split, index) for index in range(min(config.images(split), 120))]
+    searched = range(min(config.images(split), _SEARCHED))
+    records = [make_record(config, split, index) for index in searched]
     for granularity, word in wanted:
         found = [
             Choice(record, expression)
@@ -76,25 +73,8 @@ def choose(
 
 
 def contact_sheet(choices: Sequence[Choice], columns: int = 4) -> np.ndarray:
-    """Scenes with their expressions below, the targets outlined: u8 RGB."""
-    rows = -(-len(choices) // columns)
-    across, down = _CELL + _GAP, _CELL + _CAPTION + _GAP
-    size = (columns * across + _GAP, rows * down + _GAP)
-    sheet = Image.new("RGB", size, (255, 255, 255))
-    pen = ImageDraw.Draw(sheet)
-    for number, choice in enumerate(choices):
-        row, column = divmod(number, columns)
-        left, top = _GAP + column * across, _GAP + row * down
-        sheet.paste(Image.fromarray(_view(choice)), (left, top))
-        words, grey = choice.expression.text, (110, 110, 110)
-        lines = textwrap.wrap(words, 29)
-        for line, text in enumerate(lines):
-            place = (left + 2, top + _CELL + 4 + 18 * line)
-            pen.text(place, text, fill=(20, 20, 20), font=ImageFont.load_default(16))
-        if not choice.expression.targets:
-            place = (left + 2, top + _CELL + 5 + 18 * len(lines))
-            pen.text(place, "(nothing matches)", fill=grey, font=ImageFont.load_default(14))
-    return np.asarray(sheet)
+    """Scenes with their expressions below, the targets outlined and the rest dimmed: u8 RGB."""
+    return grid([_cell(choice) for choice in choices], columns, _GAP)
 
 
 def _is_near_miss(record: Record, expression: Expression) -> bool:
@@ -110,33 +90,10 @@ def _contents(choice: Choice) -> Iterator[str]:
     yield from {choice.record.targets[i].category for i in choice.expression.targets}
 
 
-def _view(choice: Choice) -> np.ndarray:
-    """The scene enlarged; its target has an outline and no tint, which would hide its colour."""
+def _cell(choice: Choice) -> np.ndarray:
     record, expression = choice.record, choice.expression
-    size = (_CELL, _CELL)
     image = decode_image(record.image, name=record.file_name)
-    image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    soft = cv2.resize(record.mask(expression.targets) * 255, size, interpolation=cv2.INTER_LINEAR)
-    mask = (soft > 127).astype(np.uint8)
-    marked = overlay(image, mask.astype(bool), _MARK)
-    inside = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=2) > 0
-    marked[inside] = image[inside]
-    return marked
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="a PNG")
-    options = parser.parse_args(arguments)
-    sheet = Image.fromarray(contact_sheet(choose(ScenesConfig())))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(options.output, "PNG", optimize=True)
-
-
-if __name__ == "__main__":
-    main()
+    masks = [record.mask(expression.targets).astype(bool)]
+    notes = [] if expression.targets else ["(nothing matches)"]
+    view = fit_regions(image, masks, _CELL, [TARGET_COLOUR])
+    return captioned(view, expression.text, notes, lines=2)

@@ -1,5 +1,6 @@
-"""Overlays, panels and the page."""
+"""Panels, the page, and maps."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from PIL import Image
 
 from refseg_jax.evaluation.picture import Picture
 from refseg_jax.images import preprocess
-from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR
+from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR, dimmed, draw_regions
+from refseg_jax.images.sheets import fit
 from refseg_jax.models.region_maps import RegionMap
 from refseg_jax.reporting import pictures
 
@@ -60,33 +62,6 @@ def test_an_image_comes_back_at_its_native_size(
     assert np.abs(found[inner].astype(int) - photo[inner]).max() <= 4
 
 
-def test_an_overlay_tints_inside_and_leaves_outside() -> None:
-    image = np.full((100, 120, 3), 100, np.uint8)
-    mask = np.zeros((100, 120), bool)
-    mask[20:60, 30:90] = True
-    found = pictures.overlay(image, mask, (200, 0, 50))
-    assert (image == 100).all()
-    np.testing.assert_array_equal(found[40, 60], [150, 50, 75])
-    np.testing.assert_array_equal(found[20, 30:90], np.tile([200, 0, 50], (60, 1)))
-    far = np.ones_like(mask)
-    far[18:62, 28:92] = False
-    assert (found[far] == 100).all()
-
-
-def test_an_overlay_outlines_every_piece() -> None:
-    mask = np.zeros((60, 60), bool)
-    mask[5:15, 5:15] = mask[40:50, 40:50] = True
-    found = pictures.overlay(np.zeros((60, 60, 3), np.uint8), mask, (200, 0, 50))
-    for corner in (found[5, 5], found[14, 14], found[40, 40], found[49, 49]):
-        assert corner.tolist() == [200, 0, 50]
-
-
-def test_an_empty_mask_changes_nothing() -> None:
-    image = _photo(30, 40)
-    found = pictures.overlay(image, np.zeros((30, 40), bool), TARGET_COLOUR)
-    np.testing.assert_array_equal(found, image)
-
-
 def test_a_panel_shows_image_target_and_prediction_in_this_order() -> None:
     left, right = np.zeros((60, 100), bool), np.zeros((60, 100), bool)
     left[10:50, 10:40], right[10:50, 60:90] = True, True
@@ -99,6 +74,39 @@ def test_a_panel_shows_image_target_and_prediction_in_this_order() -> None:
         assert _amount(halves[side], colour) > 100
         assert _amount(halves[1 - side], colour) == 0
         assert _amount(image, colour) == 0
+
+
+def test_what_the_words_name_keeps_its_colour() -> None:
+    """At a picture's own size, to the bit."""
+    picture = _picture(224, 224)
+    inside = np.zeros((224, 224), bool)
+    inside[60:120, 30:150] = True
+    picture = dataclasses.replace(picture, target=inside, predicted=~inside)
+    image, target, predicted = _views(pictures.panel(picture))
+    native = picture.native_image()
+    np.testing.assert_array_equal(image, native)
+    np.testing.assert_array_equal(target, draw_regions(native, [inside], [TARGET_COLOUR]))
+    np.testing.assert_array_equal(target[inside], native[inside])
+    np.testing.assert_array_equal(predicted[~inside], native[~inside])
+    far = slice(140, None)
+    np.testing.assert_array_equal(target[far], dimmed(native)[far])
+
+
+def test_nothing_is_shown_dimmed_and_said() -> None:
+    mask = np.zeros((60, 100), bool)
+    mask[20:40, 20:40] = True
+    nothing = _picture(60, 100)
+    panel = pictures.panel(nothing)
+    image, target, predicted = _views(panel)
+    np.testing.assert_array_equal(target, predicted)
+    dark = dimmed(fit(nothing.native_image(), len(image)))
+    top = (len(image) - len(dark)) // 2
+    np.testing.assert_array_equal(target[top : top + len(dark)], dark)
+    side = len(image)
+    for place, masks in [(1, {"target": mask}), (2, {"predicted": mask})]:
+        other = pictures.panel(_picture(60, 100, **masks))
+        note = slice(place * (side + 8), place * (side + 8) + side)
+        assert (other[side:, note] != panel[side:, note]).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (480, 640), (200, 200)])
@@ -188,16 +196,17 @@ def test_a_panel_of_regions_shows_mask_minimap_and_region_masks() -> None:
     panel = pictures.region_panel(image, mask, _regions((100, 100)), "x")
     large, small = 360, 176
     first, second = (panel[8 : 8 + large, x : x + large] for x in (8, 16 + large))
-    below = large + 16
+    below = 8 + large + 8 + 8
     strips = [panel[below : below + small, x : x + small] for x in (8, 16 + small)]
-    assert (first[200:, :] == 100).all()
-    np.testing.assert_allclose(first[20, 20], 50 + 0.5 * np.array(PREDICTED_COLOUR), atol=1)
+    np.testing.assert_array_equal(first[200:], dimmed(np.full_like(first[200:], 100)))
+    assert (first[:178] == 100).all()
+    assert _amount(first[178:200], PREDICTED_COLOUR) > 300
     # The ends of the colour map, dark violet and yellow, mixed with the grey of the image.
     np.testing.assert_allclose(second[20, 20], 40 + 0.6 * np.array([68, 1, 84]), atol=1)
     np.testing.assert_allclose(second[-20, -20], 40 + 0.6 * np.array([253, 231, 37]), atol=1)
-    bright = [strip[20, [20, -20]].mean(-1) for strip in strips]
-    assert bright[0][0] < 40 < 100 < bright[0][1]
-    assert bright[1][1] < 40 < 100 < bright[1][0]
+    # A mask's least value is dark, its highest has the picture's own colours.
+    assert [strip[20, 20].tolist() for strip in strips] == [[30] * 3, [100] * 3]
+    assert [strip[20, -20].tolist() for strip in strips] == [[100] * 3, [30] * 3]
 
 
 def test_a_panel_of_regions_says_the_words_and_how_sure_it_is() -> None:
