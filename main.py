@@ -20,25 +20,23 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from input_pipeline import leakage, mixtures, oracle, pipeline
+from input_pipeline import leakage, mixtures
+from input_pipeline.experiment_data import ExperimentData
 from input_pipeline.mixtures import Mixture
-from input_pipeline.sources import DatasetError, RecordSource
 from refseg_jax import sharding
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints import workdir
 from refseg_jax.checkpoints.checkpointer import Checkpointer
-from refseg_jax.checkpoints.params import OtherParametersError
+from refseg_jax.cli import experiment_flags
 from refseg_jax.errors import UserError
-from refseg_jax.evaluation.evaluator import Evaluator
-from refseg_jax.evaluation.protocols import Protocol, build_protocols
 from refseg_jax.exports.source import load_start
-from refseg_jax.models import build_model, difference
+from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.naming import construct
-from refseg_jax.reporting import parameter_table, pictures
-from refseg_jax.reporting import tables as report
+from refseg_jax.reporting import parameter_table, tables
 from refseg_jax.reporting.writers import ProgressLine, make_writer
 from refseg_jax.text.tokenizers import check_tokenizer
+from refseg_jax.training.evaluations import SPEED, Evaluations
 from refseg_jax.training.loop import LoopConfig, Run, Trained
 from refseg_jax.training.objectives import build_objective
 from refseg_jax.training.optim import OptimConfig
@@ -51,12 +49,6 @@ config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=T
 flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (and then evaluate), or evaluate.")
 flags.DEFINE_bool("distributed", False, "Join the other processes through jax.distributed.")
-
-#: Of `summary.json`: what `Run.train` measures.
-SPEED = ("train_seconds", "images_per_second", "data_wait_share", "steps", "preempted")
-#: When an entry of `config.evals` is run.
-MOMENTS = ("during", "final", "never")
-
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -71,11 +63,18 @@ class Experiment:
         model: Any = self.forward.model
         check_tokenizer(config.data.tokenizer, config.data.context_length, model.config)
         self.writer = make_writer(workdir)
-        #: The step whose evaluations leave dumps and pages of pictures.
-        self.last_step = 0
+        self.data = ExperimentData(config, model.image_size, model.mask_stride, **_process())
+        self.evaluations = Evaluations(
+            config,
+            forward=self.forward,
+            mesh=self.mesh,
+            data=self.data,
+            writer=self.writer,
+            workdir=workdir,
+        )
 
     def train(self) -> None:
-        """Trains (or resumes), then runs every evaluation and writes the report."""
+        """Trains or resumes, then runs every evaluation and writes the report."""
         config = self.config
         mixture = self._mixture()
         rows = mixture.rows_per_epoch
@@ -84,7 +83,7 @@ class Experiment:
                 f"config.steps={config.steps} and config.epochs={config.epochs:g}: set one and leave "
                 "the other at 0, e.g. --config.steps=1000 --config.epochs=0.0"
             )
-        self.check_evaluations()
+        self.evaluations.check()
         trainer = Trainer(
             forward=self.forward,
             objective=build_objective(config.objective),
@@ -93,30 +92,40 @@ class Experiment:
             mesh=self.mesh,
             seed=config.seed,
         )
-        self.last_step = trainer.steps
+        steps = self.evaluations.last_step = trainer.steps
         logging.info("parameters:\n%s", parameter_table.summary(self.forward.shapes))
-        logging.info(
-            "%d steps of %d of %d rows; the first is compiled",
-            trainer.steps,
-            config.batch_size,
-            rows,
-        )
+        told = "%d steps of %d of %d rows; the first is compiled"
+        logging.info(told, steps, config.batch_size, rows)
         trained = self._run(trainer, mixture)
-        if trained.speed["preempted"]:
+        speed = trained.speed
+        if speed["preempted"]:
             logging.info("saved and stopped on SIGTERM; the same command resumes")
             return
-        speed = trained.speed
         if not speed["steps"]:
-            logging.info("nothing is left to train: all %d steps are done", trainer.steps)
+            logging.info("nothing is left to train: all %d steps are done", steps)
             # Nothing was trained in this call: the earlier one knows how long it took.
-            earlier = report.read_summary(self._summary)
+            earlier = tables.read_summary(self.evaluations.summary)
             speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
-        self.report(trained.state.eval_params, trainer.steps, summary=speed, known=trained.scores)
+        self.evaluations.report(trained.state.eval_params, steps, speed=speed, known=trained.scores)
+
+    def evaluate(self) -> None:
+        """Runs every evaluation on the workdir's newest checkpoint.
+
+        Where there is none yet, on `config.init.checkpoint`.
+        """
+        self.evaluations.check()
+        own = checkpoint_folder.steps(self.workdir / "checkpoints")
+        source = self.config.init.checkpoint
+        if own or not source:
+            source = self.workdir
+        params, step = self._load(source)
+        logging.info("scoring the checkpoint of step %d in %s", step, source)
+        self.evaluations.last_step = step
+        self.evaluations.report(params, step)
 
     def _mixture(self) -> Mixture:
-        """What is trained on; raises a `UserError` if the model does not take its batches."""
-        config = self.config
-        members = mixtures.read_members(config.mixture.to_dict(), self.data)
+        """The training data; raises a `UserError` if the model does not take its batches."""
+        members = mixtures.read_members(self.config.mixture.to_dict(), self.data.settings)
         begun = checkpoint_folder.steps(self.workdir / "checkpoints")
         known = leakage.read_report(self._left_out) if begun else {}
         mixture = mixtures.open_mixture(members, known)
@@ -150,7 +159,7 @@ class Experiment:
                 batches=mixture.batches(
                     batch_size=config.batch_size, seed=config.seed, **_process()
                 ),
-                evaluations=self.evaluators("during"),
+                evaluations=self.evaluations.at("during"),
                 checkpointer=checkpointer,
                 writer=self.writer,
                 progress=ProgressLine(trainer.steps),
@@ -169,162 +178,14 @@ class Experiment:
         checkpointer.close()
         return trained
 
-    def evaluate(self) -> None:
-        """Runs every evaluation on the workdir's newest checkpoint.
-
-        Where there is none yet, on `config.init.checkpoint`.
-        """
-        self.check_evaluations()
-        own = checkpoint_folder.steps(self.workdir / "checkpoints")
-        source = self.config.init.checkpoint
-        if own or not source:
-            source = self.workdir
-        params, step = self._load(source)
-        logging.info("scoring the checkpoint of step %d in %s", step, source)
-        self.last_step = step
-        self.report(params, step, summary=report.read_summary(self._summary), known={})
-
-    def check_evaluations(self) -> None:
-        """Raises a `UserError` if an evaluation cannot run: better now than after the training."""
-        rows, shards = self.config.eval.batch_size, sharding.batch_shards(self.mesh)
-        _ = self._protocols
-        for name, entry in self.config.evals.items():
-            field = f"config.evals.{name}"
-            cure = f"or leave it out: --{field}.when=never"
-            if entry.when not in MOMENTS:
-                raise UserError(f"{field}.when={entry.when!r}: choose one of {', '.join(MOMENTS)}")
-            if entry.when == "never":
-                continue
-            if rows % shards:
-                raise UserError(
-                    f"config.eval.batch_size={rows} does not divide over the {shards} pieces that "
-                    f"config.mesh cuts a batch into: choose a multiple, {cure}"
-                )
-            self._source(entry.dataset, entry.split, field, cure)
-            pipeline.check_eval(self._eval_data(entry))
-        if self.config.eval.oracle:
-            cure = "or leave it out: --config.eval.oracle="
-            self._source("", self.config.eval.oracle, "config.eval.oracle", cure)
-
-    def report(
-        self, params: Params, step: int, *, summary: dict[str, float], known: dict[str, float]
-    ) -> None:
-        """All evaluations; the tables, the pages of pictures and `summary.json`.
-
-        Args:
-            params: what is scored.
-            step: updates done.
-            summary: what `summary.json` holds beside the scores and the step.
-            known: scores of the evaluations `during` training at this step, if they were run.
-        """
-        before = report.read_summary(self._summary)
-        scores: dict[str, float] = {}
-        for evaluator in self.evaluators(*(("final",) if known else ("during", "final"))):
-            scores |= evaluator.evaluate(params, step)
-        scores |= self._oracle_scores()
-        if scores.items() - before.items():
-            # A finished run that is started again has nothing new to tell.
-            self.writer.scalars(step, scores)
-        scores = {**known, **scores}
-        if jax.process_index() == 0:
-            if before.get("step", step) != step:
-                # Scores of another step are no longer the run's.
-                summary = {name: summary[name] for name in SPEED if name in summary}
-            report.write_summary(self._summary, {**summary, **scores, "step": step})
-            prefixes = [entry.prefix for entry in self.config.evals.values()]
-            print(report.full_text(scores, prefixes, self._protocols, self.config.eval.threshold))
-            print(f"summary: {self._summary}")
-
-    def data(self, **changes: Any) -> pipeline.PipelineConfig:
-        """The input pipeline's config, with the sizes that the model asks for."""
-        model: Any = self.forward.model
-        sizes = {"image_size": model.image_size, "mask_stride": model.mask_stride}
-        fields = {**self.config.data.to_dict(), **sizes, **changes}
-        return construct(pipeline.PipelineConfig, fields, what="config.data")
-
-    def evaluators(self, *moments: str) -> list[Evaluator]:
-        """The evaluations of `config.evals` whose `when` is one of `moments`."""
-        return [
-            self._evaluator(name, entry)
-            for name, entry in self.config.evals.items()
-            if entry.when in moments
-        ]
-
-    @functools.cached_property
-    def _protocols(self) -> tuple[Protocol, ...]:
-        chosen = self.config.eval
-        return build_protocols(chosen.protocol, min_pixels=chosen.min_pixels)
-
-    @property
-    def _summary(self) -> Path:
-        return self.workdir / "summary.json"
-
     @property
     def _left_out(self) -> Path:
         return self.workdir / "leakage.json"
 
-    def _source(self, dataset: str, split: str, field: str, cure: str) -> RecordSource:
-        """A split; an error names the field that asks for it, and the cure."""
-        data = self.config.data
-        try:
-            return RecordSource(data.data_dir, dataset or data.dataset, split)
-        except DatasetError as error:
-            raise UserError(f"{field}: {error}; {cure}") from error
-
-    def _oracle_scores(self) -> dict[str, float]:
-        data, split = self.config.data, self.config.eval.oracle
-        if not split:
-            return {}
-        source = RecordSource(data.data_dir, data.dataset, split)
-        known = oracle.oracle_scores(source, tuple(data.granularities))
-        return {f"oracle/{name}": value for name, value in known.items()}
-
-    def _evaluator(self, name: str, entry: Any) -> Evaluator:
-        chosen = self.config.eval
-        model: Any = self.forward.model
-        return Evaluator(
-            name=name,
-            forward=self.forward,
-            batches=functools.partial(
-                pipeline.eval_batches,
-                self._eval_data(entry),
-                batch_size=chosen.batch_size,
-                **_process(),
-            ),
-            mesh=self.mesh,
-            mask_stride=model.mask_stride,
-            canvas=tuple(chosen.canvas),
-            threshold=chosen.threshold,
-            prefix=entry.prefix,
-            pictures=chosen.pictures,
-            show=functools.partial(self._show, name),
-            dump=self.workdir / chosen.dump / name if chosen.dump else None,
-            dump_at=self.last_step,
-            protocols=self._protocols,
-        )
-
-    def _eval_data(self, entry: Any) -> pipeline.PipelineConfig:
-        chosen, data = self.config.eval, self.config.data
-        return self.data(
-            dataset=entry.dataset or data.dataset,
-            split=entry.split,
-            granularities=tuple(entry.granularities or data.granularities),
-            shuffled_text=entry.shuffled,
-            pairs=chosen.pairs,
-            canvas=tuple(chosen.canvas),
-        )
-
-    def _show(self, name: str, step: int, shown: list[pictures.Picture]) -> None:
-        panels = {f"{name}/{number}": pictures.panel(p) for number, p in enumerate(shown)}
-        self.writer.images(step, panels)
-        if step == self.last_step:
-            path = self.workdir / f"pictures-{name}.png"
-            pictures.page(shown, path)
-            print(f"pictures: {path}")
-
     def _fresh(self, trainer: Trainer) -> TrainState:
         init = self.config.init
-        towers = published_towers(init, self.forward.model, self._abstract_params())
+        target = sharding.abstract_params(self.forward.shapes, self.mesh)
+        towers = published_towers(init, self.forward.model, target)
         if towers is not None:
             return trainer.create_from(towers)
         if init.checkpoint:
@@ -333,14 +194,8 @@ class Experiment:
 
     def _load(self, source: str | Path) -> tuple[Params, int]:
         """Parameters of a run, checkpoint or export, and the updates that they have seen."""
-        try:
-            return load_start(source, self._abstract_params())
-        except OtherParametersError as error:
-            why = difference(error.model, self.config.model.to_dict())
-            raise UserError(f"{error}: {why}" if why else str(error)) from None
-
-    def _abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return sharding.abstract_params(self.forward.shapes, self.mesh)
+        target = sharding.abstract_params(self.forward.shapes, self.mesh)
+        return load_start(source, target, self.config.model.to_dict())
 
 
 def main(_: list[str]) -> None:
@@ -349,7 +204,7 @@ def main(_: list[str]) -> None:
     python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.WARNING)
     try:
         if FLAGS.distributed:
-            _join()
+            sharding.join_processes()
         first = jax.process_index() == 0
         logging.set_verbosity(logging.INFO if first else logging.WARNING)
         with workdir.opened(Path(FLAGS.workdir), first=first):
@@ -363,52 +218,9 @@ def main(_: list[str]) -> None:
         sys.exit(1)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parsing; an unknown flag, field, preset or config file is one line too."""
-    try:
-        rest = FLAGS(arguments)
-        # That a file could not be loaded is only told when a field is read.
-        getattr(FLAGS.config, "steps", None)
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
-        if os.environ.get("REFSEG_TRACEBACK"):
-            raise
-        print(f"error: {_told(error, arguments)}", file=sys.stderr)
-        sys.exit(1)
-    return rest
-
-
-def _told(error: Exception, arguments: list[str]) -> str:
-    """One line for what absl or the config raised; what names no flag gets one in front."""
-    reason: Any = error
-    while isinstance(reason, (AttributeError, KeyError)) and reason.args:
-        reason = reason.args[0]
-    first, *more = str(reason).strip().splitlines() or [type(error).__name__]
-    # Where a config file raises, absl's message is the whole traceback.
-    last = " ".join((more or [first])[-1].split())
-    if isinstance(error, flags.Error) and not more:
-        return last
-    missing = first.strip("'")
-    paths = [argument.split("=")[0] for argument in arguments if argument.startswith("--config.")]
-    blamed = [path for path in paths if missing in path.split(".")[1:]]
-    if blamed and not more:
-        last = f"there is no field {first}; the config file and `configs/common.py` have them all"
-    # Of several with that name any may be meant.
-    return f"{blamed[0] if len(blamed) == 1 else '--config'}: {last}"
-
-
-def _join() -> None:
-    """Finds the other processes: by the environment's three variables, or as the cluster tells."""
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    if address and count and number:
-        jax.distributed.initialize(address, int(count), int(number))
-    else:
-        jax.distributed.initialize()
-
-
 def _process() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=experiment_flags.parse)

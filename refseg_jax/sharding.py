@@ -7,6 +7,7 @@ cover every path.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -37,6 +38,20 @@ DEFAULT_LAYOUTS: tuple[tuple[str, Layout], ...] = (
     (r".*\.(out|down)\.kernel", "tensor:-2"),
     (r".*", "fsdp"),
 )
+
+
+def join_processes() -> None:
+    """Makes one run of the processes of a cluster.
+
+    TPU pods and SLURM say who is there. Elsewhere the environment does, by `JAX_COORDINATOR_ADDRESS`
+    (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    if address and count and number:
+        jax.distributed.initialize(address, int(count), int(number))
+    else:
+        jax.distributed.initialize()
 
 
 @dataclasses.dataclass(frozen=True)

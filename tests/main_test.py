@@ -4,22 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from configs import scenes_unires
 from input_pipeline.sources import RecordSource
-from main import Experiment
-from refseg_jax import sharding
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.cli.score import score
-from refseg_jax.errors import UserError
 from refseg_jax.evaluation.protocols import keyed_counts, keyed_scores
 from refseg_jax.text.tokenizers import CLIP_EOS, CLIP_VOCAB
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
@@ -372,37 +366,3 @@ def test_a_workdir_that_is_a_file_is_one_line(place: Place, tmp_path: Path) -> N
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert str(tmp_path / "run") in errors[0]
-
-
-@pytest.fixture
-def experiment(place: Place, tmp_path: Path) -> Iterator[Experiment]:
-    config: Any = scenes_unires.get_config()
-    config.data.update({"data_dir": str(place.data), "dataset": "tiny"})
-    built = Experiment(config, tmp_path)
-    yield built
-    built.writer.close()
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "named"),
-    [
-        ("evals.val.split", "nothing", r"config\.evals\.val: .*'nothing'.*evals\.val\.when=never"),
-        ("evals.test.when", "finally", r"config\.evals\.test\.when='finally'.*final"),
-        ("eval.oracle", "nothing", r"config\.eval\.oracle: .*'nothing'.*config\.eval\.oracle="),
-        ("eval.batch_size", 3, r"config\.eval\.batch_size=3.*2 pieces.*evals\.\w+\.when=never"),
-    ],
-)
-def test_an_evaluation_that_cannot_run_is_told_before_training(
-    experiment: Experiment, field: str, value: object, named: str
-) -> None:
-    experiment.mesh = jax.sharding.AbstractMesh((2, 1, 1), sharding.AXES)  # pyright: ignore
-    experiment.check_evaluations()
-    experiment.config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=named) as caught:
-        experiment.check_evaluations()
-    assert "\n" not in str(caught.value)
-
-
-def test_an_evaluation_that_never_runs_is_not_checked(experiment: Experiment) -> None:
-    experiment.config.evals.val.update({"split": "nothing", "when": "never"})
-    experiment.check_evaluations()

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from refseg_jax.checkpoints.folder import RunRecord, another_version, locate
-from refseg_jax.checkpoints.params import lay_out, load_recorded
+from refseg_jax.checkpoints.params import OtherParametersError, lay_out, load_recorded
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.protocols import PROTOCOLS
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import Step
+from refseg_jax.models import difference
 from refseg_jax.models.graphs import check_params, forward_of
 from refseg_jax.reporting import tables as report
 from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer
@@ -101,13 +102,16 @@ def _datasets(config: Mapping[str, Any]) -> list[str]:
 
 
 def load_start(
-    path: str | Path, expected: Mapping[str, jax.ShapeDtypeStruct]
+    path: str | Path,
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+    model: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, jax.Array], int]:
     """What another run begins with: a run, a checkpoint or an exported folder.
 
     Args:
         path: as of `read_source`.
         expected: as of `refseg_jax.checkpoints.params.load_params`.
+        model: `config.model` of the run that begins; errors then say in which fields it differs.
 
     Returns:
         The parameters, and the updates that they have seen.
@@ -117,11 +121,15 @@ def load_start(
         OtherParametersError: the model has others.
     """
     path = Path(path)
-    if not folder.is_export(path):
-        params, record = load_recorded(path, expected=expected)
-        return params, record.step
-    config, stored = _read_weights(path)
-    return lay_out(stored, expected, path, config.model), config.step
+    try:
+        if not folder.is_export(path):
+            params, record = load_recorded(path, expected=expected)
+            return params, record.step
+        config, stored = _read_weights(path)
+        return lay_out(stored, expected, path, config.model), config.step
+    except OtherParametersError as error:
+        why = difference(error.model, model) if model else ""
+        raise OtherParametersError(f"{error}: {why}" if why else str(error), error.model) from None
 
 
 def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray]]:

@@ -40,7 +40,7 @@ def test_the_config_is_the_one_that_main_reads():
         "--config.optim.lr=1e-3",
         "--config.eval.dump=",
     )
-    code = "import main, sys; main._parse_flags(sys.argv); print(main.FLAGS.config.to_json())"
+    code = "import main, sys; main.experiment_flags.parse(sys.argv); print(main.FLAGS.config.to_json())"
     told = subprocess.run(
         [sys.executable, "-c", code, "--workdir=w", f"--config={path}", *fields],
         cwd=root,

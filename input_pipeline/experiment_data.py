@@ -1,0 +1,94 @@
+"""What an experiment reads: its config's sections `data`, `eval` and `evals` as batches."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from input_pipeline import oracle, pipeline
+from input_pipeline.pipeline import PipelineConfig
+from input_pipeline.sources import DatasetError, RecordSource
+from refseg_jax.batch import HostBatch
+from refseg_jax.errors import UserError
+from refseg_jax.naming import construct
+
+
+class ExperimentData:
+    """Rows for training and batches for the evaluations of one experiment."""
+
+    def __init__(
+        self,
+        config: Any,
+        image_size: int,
+        mask_stride: int,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            config: the experiment's; `data`, `eval` and `evals` are looked at.
+            image_size: side of the network's square input in pixels.
+            mask_stride: network pixels per mask cell.
+            process_index: this process, of `process_count` that share each batch.
+            process_count: processes.
+        """
+        self._config = config
+        self._sizes = {"image_size": image_size, "mask_stride": mask_stride}
+        self._process = {"process_index": process_index, "process_count": process_count}
+
+    def settings(self, **changes: Any) -> PipelineConfig:
+        """`config.data` with the sizes that the model asks for."""
+        fields = {**self._config.data.to_dict(), **self._sizes, **changes}
+        return construct(PipelineConfig, fields, what="config.data")
+
+    def check(self, entry: Any, field: str, cure: str) -> None:
+        """Finds out whether an evaluation can read its split.
+
+        Args:
+            entry: of `config.evals`.
+            field: its name, for the message.
+            cure: what to do about it, for the message.
+
+        Raises:
+            UserError: the split is not there, or the settings contradict one another.
+        """
+        self._check_source(entry.dataset, entry.split, field, cure)
+        pipeline.check_eval(self._evaluated(entry))
+
+    def check_oracle(self) -> None:
+        """As `check`, for the split of `config.eval.oracle`."""
+        if split := self._config.eval.oracle:
+            cure = "or leave it out: --config.eval.oracle="
+            self._check_source("", split, "config.eval.oracle", cure)
+
+    def batches(self, entry: Any) -> Iterable[HostBatch]:
+        """This process's batches of the split of an entry of `config.evals`."""
+        rows = self._config.eval.batch_size
+        return pipeline.eval_batches(self._evaluated(entry), batch_size=rows, **self._process)
+
+    def oracle(self) -> dict[str, float]:
+        """Scores of an oracle that knows the kind and not the words, as `"oracle/<granularity>"`."""
+        data, split = self._config.data, self._config.eval.oracle
+        if not split:
+            return {}
+        source = RecordSource(data.data_dir, data.dataset, split)
+        known = oracle.oracle_scores(source, tuple(data.granularities))
+        return {f"oracle/{name}": value for name, value in known.items()}
+
+    def _evaluated(self, entry: Any) -> PipelineConfig:
+        chosen, data = self._config.eval, self._config.data
+        return self.settings(
+            dataset=entry.dataset or data.dataset,
+            split=entry.split,
+            granularities=tuple(entry.granularities or data.granularities),
+            shuffled_text=entry.shuffled,
+            pairs=chosen.pairs,
+            canvas=tuple(chosen.canvas),
+        )
+
+    def _check_source(self, dataset: str, split: str, field: str, cure: str) -> None:
+        data = self._config.data
+        try:
+            RecordSource(data.data_dir, dataset or data.dataset, split)
+        except DatasetError as error:
+            raise UserError(f"{field}: {error}; {cure}") from error

@@ -1,0 +1,176 @@
+"""The evaluations of an experiment: which run when, and what they leave in the workdir."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from refseg_jax import sharding
+from refseg_jax.batch import HostBatch
+from refseg_jax.errors import UserError
+from refseg_jax.evaluation import protocols
+from refseg_jax.evaluation.evaluator import Evaluator
+from refseg_jax.evaluation.picture import Picture
+from refseg_jax.models.forward import Forward, Params
+from refseg_jax.reporting import pictures, tables
+from refseg_jax.reporting.writers import MetricWriter
+
+#: When an entry of `config.evals` runs.
+MOMENTS = ("during", "final", "never")
+#: Entries of `summary.json` that the training measures; an evaluation of another step keeps them.
+SPEED = ("train_seconds", "images_per_second", "data_wait_share", "steps", "preempted")
+
+
+class EvaluationData(Protocol):
+    """What evaluations ask of the input pipeline; `entry` is one of `config.evals`."""
+
+    def check(self, entry: Any, field: str, cure: str) -> None:
+        """Raises a `UserError` that names `field` and `cure` if the entry's split cannot be read."""
+        ...
+
+    def check_oracle(self) -> None:
+        """Raises a `UserError` if the split that the oracle answers cannot be read."""
+        ...
+
+    def batches(self, entry: Any) -> Iterable[HostBatch]:
+        """This process's batches of the entry's split."""
+        ...
+
+    def oracle(self) -> Mapping[str, float]:
+        """Scores of the oracle that knows the kind and not the words; may be empty."""
+        ...
+
+
+class Evaluations:
+    """Runs the entries of `config.evals` and reports their scores.
+
+    Attributes:
+        config: the whole experiment; `eval` says how to evaluate, `evals` on what.
+        mesh: the devices.
+        last_step: the step whose evaluations leave predictions and pages of pictures.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        forward: Forward,
+        mesh: Mesh,
+        data: EvaluationData,
+        writer: MetricWriter,
+        workdir: Path,
+    ) -> None:
+        self.config = config
+        self.mesh = mesh
+        self.last_step = 0
+        self._forward = forward
+        self._data = data
+        self._writer = writer
+        self._workdir = workdir
+
+    @property
+    def summary(self) -> Path:
+        """The file of the run's last scores."""
+        return self._workdir / "summary.json"
+
+    def check(self) -> None:
+        """Finds out before the training whether each evaluation can run.
+
+        Raises:
+            UserError: one line that names the field and the cure.
+        """
+        rows, shards = self.config.eval.batch_size, sharding.batch_shards(self.mesh)
+        _ = self._protocols
+        for name, entry in self.config.evals.items():
+            field = f"config.evals.{name}"
+            cure = f"or leave it out: --{field}.when=never"
+            if entry.when not in MOMENTS:
+                raise UserError(f"{field}.when={entry.when!r}: choose one of {', '.join(MOMENTS)}")
+            if entry.when == "never":
+                continue
+            if rows % shards:
+                raise UserError(
+                    f"config.eval.batch_size={rows} does not divide over the {shards} pieces that "
+                    f"config.mesh cuts a batch into: choose a multiple, {cure}"
+                )
+            self._data.check(entry, field, cure)
+        self._data.check_oracle()
+
+    def at(self, *moments: str) -> list[Evaluator]:
+        """The evaluations whose `when` is one of `moments`."""
+        return [
+            self._evaluator(name, entry)
+            for name, entry in self.config.evals.items()
+            if entry.when in moments
+        ]
+
+    def report(
+        self,
+        params: Params,
+        step: int,
+        *,
+        speed: Mapping[str, float] | None = None,
+        known: Mapping[str, float] | None = None,
+    ) -> None:
+        """Runs all evaluations; writes the pages of pictures and `summary.json`, prints the tables.
+
+        Args:
+            params: what is scored.
+            step: updates done.
+            speed: what the training measured; `None` keeps the summary that is there.
+            known: scores of the evaluations `during` training at this step, if they were run.
+        """
+        before = tables.read_summary(self.summary)
+        summary = dict(before if speed is None else speed)
+        scores: dict[str, float] = {}
+        for evaluator in self.at(*(("final",) if known else ("during", "final"))):
+            scores |= evaluator.evaluate(params, step)
+        scores |= self._data.oracle()
+        if scores.items() - before.items():
+            # A finished run that is started again has nothing new to tell.
+            self._writer.scalars(step, scores)
+        scores = {**(known or {}), **scores}
+        if jax.process_index() == 0:
+            if before.get("step", step) != step:
+                # Scores of another step are no longer the run's.
+                summary = {name: summary[name] for name in SPEED if name in summary}
+            tables.write_summary(self.summary, {**summary, **scores, "step": step})
+            prefixes = [entry.prefix for entry in self.config.evals.values()]
+            threshold = self.config.eval.threshold
+            print(tables.full_text(scores, prefixes, self._protocols, threshold))
+            print(f"summary: {self.summary}")
+
+    @functools.cached_property
+    def _protocols(self) -> tuple[protocols.Protocol, ...]:
+        chosen = self.config.eval
+        return protocols.build_protocols(chosen.protocol, min_pixels=chosen.min_pixels)
+
+    def _evaluator(self, name: str, entry: Any) -> Evaluator:
+        chosen = self.config.eval
+        model: Any = self._forward.model
+        return Evaluator(
+            name=name,
+            forward=self._forward,
+            batches=functools.partial(self._data.batches, entry),
+            mesh=self.mesh,
+            mask_stride=model.mask_stride,
+            canvas=tuple(chosen.canvas),
+            threshold=chosen.threshold,
+            prefix=entry.prefix,
+            pictures=chosen.pictures,
+            show=functools.partial(self._show, name),
+            dump=self._workdir / chosen.dump / name if chosen.dump else None,
+            dump_at=self.last_step,
+            protocols=self._protocols,
+        )
+
+    def _show(self, name: str, step: int, shown: list[Picture]) -> None:
+        panels = {f"{name}/{number}": pictures.panel(p) for number, p in enumerate(shown)}
+        self._writer.images(step, panels)
+        if step == self.last_step:
+            path = self._workdir / f"pictures-{name}.png"
+            pictures.page(shown, path)
+            print(f"pictures: {path}")

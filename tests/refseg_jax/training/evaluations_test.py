@@ -1,0 +1,50 @@
+"""What an evaluation needs is looked for before the training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from configs import scenes_unires
+from main import Experiment
+from refseg_jax import sharding
+from refseg_jax.errors import UserError
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Iterator[Experiment]:
+    build_tiny_dataset(tmp_path / "data", {"train": 8, "val": 3, "test": 4})
+    config: Any = scenes_unires.get_config()
+    config.data.update({"data_dir": str(tmp_path / "data"), "dataset": "tiny"})
+    built = Experiment(config, tmp_path / "run")
+    yield built
+    built.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("evals.val.split", "nothing", r"config\.evals\.val: .*'nothing'.*evals\.val\.when=never"),
+        ("evals.test.when", "finally", r"config\.evals\.test\.when='finally'.*final"),
+        ("eval.oracle", "nothing", r"config\.eval\.oracle: .*'nothing'.*config\.eval\.oracle="),
+        ("eval.batch_size", 3, r"config\.eval\.batch_size=3.*2 pieces.*evals\.\w+\.when=never"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_told_before_training(
+    experiment: Experiment, field: str, value: object, named: str
+) -> None:
+    mesh: Any = jax.sharding.AbstractMesh((2, 1, 1), sharding.AXES)
+    experiment.evaluations.mesh = mesh
+    experiment.evaluations.check()
+    experiment.config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=named) as caught:
+        experiment.evaluations.check()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_that_never_runs_is_not_checked(experiment: Experiment) -> None:
+    experiment.config.evals.val.update({"split": "nothing", "when": "never"})
+    experiment.evaluations.check()
