@@ -63,8 +63,8 @@ def draw_regions(
 
 def dimmed(image: np.ndarray) -> np.ndarray:
     """A picture at half its luminance and with less colour, u8 `[H, W, 3]`, RGB."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-    return (0.5 * (0.6 * image + 0.4 * grey)).astype(np.uint8)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, 0.3, grey, 0.2, 0)
 
 
 def _stroke(height: int, width: int) -> _Stroke:
