@@ -1,7 +1,7 @@
-"""The contracts that every room of the code base shares.
+"""The contracts that every package of the code base shares.
 
 Every task is one product: `N` images times `K` expressions give `N * K` masks, each with an answer
-to "is it there at all". Axis names used everywhere:
+to "does the image contain the referent at all?". Axis names used everywhere:
 
     B  rows of the batch             h, w  mask grid of the network (network pixels / mask stride)
     N  images of a row               Hc, Wc  static canvas that holds every native image size
@@ -25,21 +25,21 @@ GRANULARITIES = ("object", "part", "multi", "none", "category", "salient", "grou
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Numbers of one batch, on the host (numpy) or on devices (jax).
+    """The arrays of one batch, on the host (numpy) or on devices (jax).
 
     Attributes:
-        image: u8 `[B, N, H, W, 3]`, RGB; normalised on the device by the model.
+        image: u8 `[B, N, H, W, 3]`, RGB; the model normalises it on the device.
         text: i32 `[B, K, L]` token ids, zero-padded.
         text_valid: bool `[B, K, L]`, true from SOS to EOS.
-        mask: u8 `[B, N, K, h, w]`, soft coverage of a mask cell as 0..255.
-        present: bool `[B, N, K]`, the image contains something that the expression means.
+        mask: u8 `[B, N, K, h, w]`, the covered share of each mask cell, scaled to 0..255.
+        present: bool `[B, N, K]`, true where the image contains a referent of the expression.
         valid: bool `[B, N, K]`, false for padding and for quarantined rows.
-        size: i32 `[B, N, 2]`, native height and width.
-        affine: f32 `[B, N, 2, 3]`, native pixel (x, y, 1) -> network pixel (x, y); a pixel's index
-            is its coordinate.
-        native: u8 `[B, N, K, Hc, Wc]` of 0/1, the mask at native size in the canvas's upper left
-            corner; evaluation only.
-        anti_text: i32 `[B, K, L]`, the anti-expression (GRSer only).
+        size: i32 `[B, N, 2]`, native height and width in pixels.
+        affine: f32 `[B, N, 2, 3]`, maps native pixels (x, y, 1) to network pixels (x, y). The
+            coordinate of a pixel is its index.
+        native: u8 `[B, N, K, Hc, Wc]` of 0/1, the mask at native size in the upper left corner of
+            the canvas; evaluation only.
+        anti_text: i32 `[B, K, L]`, token ids of the anti-expression (GRSer only).
     """
 
     image: Array
@@ -56,21 +56,23 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class RowMeta:
-    """What a row is in words; stays on the host.
+    """Ids and texts of one row; they stay on the host.
+
+    Lists of length `N * K` are ordered image by image: the entries of image `n` start at `n * K`.
+    Padding is `""` everywhere.
 
     Attributes:
-        key: position of the row in its epoch-free source, `"<split>/<row index>"`, with the name of
-            the member and a `/` before it in a mixture.
-        image_ids: `N` image ids; `""` for padding.
-        pair_ids: `N * K` expression ids, unique in the dataset, image by image: those of image `n`
-            begin at `n * K`; `""` for padding.
-        expressions: `K` texts; `""` for padding.
-        granularities: `N * K` names out of `GRANULARITIES`, image by image; `""` for padding.
-        error: why the row was quarantined (its pairs are then all invalid), or `""`.
-        groups: `N * K` names of the group of images (or frames) that share the expression, image by
-            image, `""` where there is none; or nothing at all.
-        categories: `N * K` names of the kind that is asked for, image by image, `""` where it is not
-            known; or nothing at all.
+        key: the row's position in its source, `"<split>/<row index>"`, the same in every epoch; in
+            a mixture, the name of the member and a `/` come first.
+        image_ids: `N` image ids.
+        pair_ids: `N * K` expression ids, unique in the dataset.
+        expressions: `K` texts.
+        granularities: `N * K` names out of `GRANULARITIES`.
+        error: why the row was quarantined (all its pairs are then invalid), or `""`.
+        groups: `N * K` names of the group of images (or frames) that share the expression, `""`
+            where there is no group; empty for a row of padding or a quarantined one.
+        categories: `N * K` names of the category that the expression asks for, `""` where it is
+            unknown; empty for a row of padding or a quarantined one.
     """
 
     key: str
@@ -84,9 +86,10 @@ class RowMeta:
 
 
 class HostBatch(NamedTuple):
-    """What the input pipeline yields: numbers, and the words that belong to them (`B` rows).
+    """One item of the input pipeline: the arrays of `B` rows and their metadata.
 
-    All rows are of the member `name` of a mixture (`""` without one), the same on every process.
+    In a mixture, all rows of a batch come from the member `name`, which is the same on every
+    process; without a mixture, `name` is `""`.
     """
 
     batch: Batch
@@ -97,12 +100,12 @@ class HostBatch(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SegOutput:
-    """What every model returns.
+    """The output of every model.
 
     Attributes:
         mask_logits: f32 `[B, N, K, h, w]`.
         present_logits: f32 `[B, N, K]`, or `None` for a model without a presence head.
-        aux: whatever the model's own objective (and nobody else) reads.
+        aux: additional arrays that only the model's own objective reads.
     """
 
     mask_logits: Array
@@ -113,10 +116,11 @@ class SegOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One term of a loss: `coefficient * sum / weight` once both are added up over everything.
+    """One term of a loss, worth `coefficient * sum / weight`.
 
-    Sums and denominators travel apart, so that accumulation, padding and sharding never change the
-    loss. `weight` may depend on the batch only, never on the parameters.
+    `sum` and `weight` are scalars that are first added up over all microbatches and devices, and
+    only then divided, so that accumulation, padding and sharding never change the loss. `weight`
+    may depend on the batch, but never on the parameters.
     """
 
     sum: Array
@@ -125,17 +129,17 @@ class Term:
 
 
 class Objective(Protocol):
-    """Maps outputs and batch to named terms."""
+    """A function that maps a model's output and its batch to the named terms of the loss."""
 
     def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> Mapping[str, Term]:
-        """Returns the terms; `progress` in [0, 1] is the share of training that is done."""
+        """Returns the terms by name; `progress` in [0, 1] is the completed share of training."""
         ...
 
 
 class Model(Protocol):
-    """A system: `N` images times `K` expressions to `N * K` masks.
+    """A system that maps `N` images times `K` expressions to `N * K` masks.
 
-    Without `rngs` a call is inference (no dropout).
+    A call without `rngs` is inference: nothing is dropped.
     """
 
     def __call__(self, batch: Batch, *, rngs: Any = None) -> SegOutput:
@@ -144,16 +148,16 @@ class Model(Protocol):
 
 
 class SeparableModel(Model, Protocol):
-    """A model whose image tower does not look at the text: an image is encoded once for all K."""
+    """A model whose image tower does not depend on the text: an image is encoded once for all K."""
 
     def encode_image(self, image: Array, *, rngs: Any = None) -> Any:
-        """u8 `[B, N, H, W, 3]` to image features (a pytree with leading `[B, N]`)."""
+        """u8 `[B, N, H, W, 3]` to image features (a pytree with leading axes `[B, N]`)."""
         ...
 
     def encode_text(self, text: Array, text_valid: Array, *, rngs: Any = None) -> Any:
-        """i32 `[B, K, L]` and bool `[B, K, L]` to text features (a pytree, leading `[B, K]`)."""
+        """i32 and bool `[B, K, L]` to text features (a pytree with leading axes `[B, K]`)."""
         ...
 
     def decode(self, image_features: Any, text_features: Any, *, rngs: Any = None) -> SegOutput:
-        """Features to masks."""
+        """Features of N images and K expressions to the `N * K` masks of each row."""
         ...

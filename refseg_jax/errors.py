@@ -1,5 +1,8 @@
-"""The errors that a person can cure."""
+"""The base class of errors that the user can fix."""
 
 
 class UserError(Exception):
-    """One line: the file (or field), the reason, the cure. Command lines print it and exit 1."""
+    """An error of one line: the file (or field), the reason, the cure.
+
+    Commands print the line and exit with status 1.
+    """

@@ -1,4 +1,4 @@
-"""One process at a time: locks of files, which end with the process that holds them."""
+"""File locks that let one process work at a time; a lock ends with the process that holds it."""
 
 import contextlib
 import errno
@@ -13,26 +13,26 @@ from absl import logging
 
 from refseg_jax.errors import UserError
 
-#: What file systems say that know no locks: some that are mounted over a network.
+#: Errors of file systems without locks, such as some network mounts.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, busy: Callable[[str], UserError]) -> Iterator[None]:
-    """Holds the lock of a name while its block runs.
+    """Holds an exclusive lock while the `with` block runs.
 
-    Folders that it makes for the file are removed at the end, unless the block has put something there.
-    Where the file system knows no locks it warns, and the block runs all the same.
+    Parent folders that are created for the lock file are removed at the end, unless the block has put
+    something there. On a file system without locks, a warning is logged and the block runs unlocked.
 
     Args:
-        path: of the lock's file, which is there only meanwhile (a killed process leaves it behind,
-            without effect).
-        busy: makes the error that is raised where another process, or another block of this one,
-            holds it; takes who that is (`process 12 on somewhere`).
+        path: the lock file. It exists only while the lock is held; a killed process leaves the file
+            behind, which does no harm.
+        busy: makes the error to raise if the lock is already held, by another process or by this
+            one; its argument names the holder (`process 12 on somewhere`).
 
     Raises:
-        UserError: what `busy` makes.
-        OSError: no file can be written there.
+        UserError: the lock is held; the error is the one that `busy` makes.
+        OSError: the lock file cannot be written.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -48,7 +48,7 @@ def exclusive(path: Path, busy: Callable[[str], UserError]) -> Iterator[None]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    # Who held a lock there may remove the folder between the two calls, or within the first.
+    # The previous holder may remove the folder during `mkdir`, or between `mkdir` and `open`.
     for _ in range(100):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,8 @@ def _locked(path: Path, busy: Callable[[str], UserError]) -> IO[bytes]:
         lock = _opened(path)
         try:
             _take(lock, path)
-            # Who held it last may have removed the file after it was opened here.
+            # The previous holder may have removed the file after it was opened here: then this is a
+            # lock on a deleted file, and the loop tries again.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                     _sign(lock)
@@ -91,7 +92,7 @@ def _take(lock: IO[bytes], path: Path) -> None:
 
 
 def _sign(lock: IO[bytes]) -> None:
-    # On a full disk the lock holds without a name.
+    # On a full disk the lock works without its holder's name.
     with contextlib.suppress(OSError):
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}".encode())

@@ -1,4 +1,4 @@
-"""Names that people type in configs, and what to say when they mistype one."""
+"""Looks up the names that people type in configs, and suggests the nearest one for a typo."""
 
 import difflib
 import inspect
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that does not exist: the nearest one, or all there are."""
+    """The error message for an unknown name: it suggests the nearest name, or lists all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
@@ -17,10 +17,15 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def construct(constructor: Callable[..., T], fields: Mapping[str, Any], *, what: str) -> T:
-    """Calls a dataclass (or function) with named fields.
+    """Calls a dataclass (or function) with named fields; lists become tuples.
+
+    Args:
+        constructor: the dataclass or function.
+        fields: its keyword arguments.
+        what: what is being built, for the message.
 
     Raises:
-        ValueError: a field that it does not have; the message names the nearest.
+        ValueError: the constructor has no such field; the message names the nearest.
     """
     known = inspect.signature(constructor).parameters
     for name in fields:
@@ -32,7 +37,12 @@ def construct(constructor: Callable[..., T], fields: Mapping[str, Any], *, what:
 def from_mapping(
     table: Mapping[str, Callable[..., T]], config: Mapping[str, Any], *, what: str
 ) -> T:
-    """`config["name"]` looked up in a table, called with the rest of the config.
+    """Looks up `config["name"]` in a table and calls the entry with the rest of the config.
+
+    Args:
+        table: name -> dataclass or function.
+        config: `name`, and the keyword arguments of that entry.
+        what: what the table holds, for the message.
 
     Raises:
         ValueError: an unknown name or field; the message names the nearest.
@@ -45,5 +55,5 @@ def from_mapping(
 
 
 def _frozen(value: Any) -> Any:
-    """Lists (as JSON and overrides give them) become tuples, so that configs stay hashable."""
+    """Turns lists (from JSON and from overrides) into tuples, so that configs stay hashable."""
     return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value

@@ -1,9 +1,9 @@
 """Where arrays live: the mesh, the table of parameter layouts, and batches across processes.
 
-The mesh has three axes: `data` (batch only), `fsdp` (batch, and parameters cut along one
-dimension), `tensor` (attention heads and MLP widths). Which parameter is cut how is an ordered
-table of regular expressions over dotted parameter paths; the first match wins, and the table must
-cover every path.
+The mesh has three axes: `data` (cuts the batch), `fsdp` (cuts the batch, and each parameter along
+one dimension) and `tensor` (cuts attention heads and MLP widths). An ordered table of regular
+expressions over dotted parameter paths gives the layout of each parameter: the first match wins,
+and the table must cover every path.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ T = TypeVar("T")
 AXES = ("data", "fsdp", "tensor")
 _BATCH_AXES = ("data", "fsdp")
 
-#: A layout: `"replicate"`, `"fsdp"` (cut the largest dimension that divides), or the dimension that
-#: the `tensor` axis cuts, counted from the end, as `"tensor:-1"` (the rest then follows `fsdp`).
+#: `"replicate"`, `"fsdp"` (the largest dimension that the `fsdp` axis divides is cut), or
+#: `"tensor:-1"`: the `tensor` axis cuts this dimension (here the last), and `fsdp` cuts another.
 Layout: TypeAlias = str
 
-#: Parameters below this many numbers are not worth a gather per use.
+#: Smaller parameters (in elements) are replicated: cutting them saves less than the gathers cost.
 _SMALLEST_CUT = 2**10
 
 #: Megatron's rule: the first projection of a pair is cut by output, the second by input, so that a
@@ -41,10 +41,10 @@ DEFAULT_LAYOUTS: tuple[tuple[str, Layout], ...] = (
 
 
 def join_processes() -> None:
-    """Makes one run of the processes of a cluster.
+    """Joins the processes of a cluster into one run, with `jax.distributed`.
 
-    TPU pods and SLURM say who is there. Elsewhere the environment does, by `JAX_COORDINATOR_ADDRESS`
-    (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+    JAX finds the other processes by itself on TPU pods and under SLURM. Elsewhere, set the variables
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
@@ -56,7 +56,7 @@ def join_processes() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, which takes the devices that are left."""
+    """Sizes of the mesh axes in devices; one of them may be -1, for all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -66,9 +66,13 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A `(data, fsdp, tensor)` mesh over all devices, with Auto axes.
 
+    Args:
+        config: sizes of the axes.
+        devices: the devices; all devices of all processes by default.
+
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or processes would share
-            rows.
+        ValueError: the product of the sizes is not the number of devices, or processes would share
+            rows of the batch.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -93,7 +97,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout of what every device holds whole."""
+    """The layout of arrays of which every device holds a full copy."""
     return NamedSharding(mesh, P())
 
 
@@ -103,7 +107,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many pieces the rows of a batch are cut."""
+    """The number of pieces into which the rows of a batch are cut."""
     return int(np.prod([mesh.shape[a] for a in _BATCH_AXES]))
 
 
@@ -117,10 +121,10 @@ def param_shardings(
     Args:
         shapes: path -> anything with a `.shape`.
         mesh: the mesh.
-        layouts: ordered (regular expression, layout); matched against the whole path.
+        layouts: ordered (regular expression, layout) pairs; an expression must match the whole path.
 
     Raises:
-        ValueError: a path that no row matches, or an unknown layout.
+        ValueError: no entry of the table matches a path, or a layout is unknown.
     """
     return {
         path: NamedSharding(mesh, _spec(path, leaf.shape, mesh, layouts))
@@ -129,7 +133,7 @@ def param_shardings(
 
 
 def abstract_params(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and default layout of every parameter, to load into."""
+    """Shape, dtype and default layout of every parameter, as loaders need them."""
     layouts = param_shardings(shapes, mesh)
     return {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layouts[path])
@@ -138,10 +142,15 @@ def abstract_params(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Shap
 
 
 def state_shardings(shapes: Any, params: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
-    """Layouts of a whole train state: a leaf below a parameter's path is laid out like it.
+    """Layouts of a whole train state: optimiser moments and averages follow their parameters.
 
-    Optimiser moments and averages are dictionaries with the parameters' own keys, so the path in
-    the tree says which parameter a leaf belongs to; everything else (counters) is replicated.
+    Moments and averages are dictionaries with the keys of the parameters, so the last key of a leaf's
+    path that is a parameter names the layout. All other leaves (counters) are replicated.
+
+    Args:
+        shapes: the state as a tree of leaves with a `.shape`.
+        params: parameter path -> layout.
+        mesh: the mesh.
     """
 
     def layout(tree_path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -155,18 +164,18 @@ def state_shardings(shapes: Any, params: Mapping[str, NamedSharding], mesh: Mesh
 
 
 def put_batch(batch: T, mesh: Mesh) -> T:
-    """This process's rows (numpy) as part of global arrays; `B` is then the global batch size.
+    """Makes global arrays of the rows (numpy) of each process; their `B` is the global batch size.
 
     Args:
-        batch: a `Batch`, or any tree of arrays whose first axis is that of its rows.
-        mesh: the devices.
+        batch: this process's rows: a `Batch`, or any tree of arrays whose first axis runs over rows.
+        mesh: the mesh.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is cut (or replicated) over its first axis."""
+    """This process's rows, as numpy, of an array that is cut (or replicated) over its first axis."""
     rows: dict[int, np.ndarray] = {}
     for shard in array.addressable_shards:
         start = shard.index[0].start or 0 if shard.index else 0
@@ -176,7 +185,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def everywhere(value: bool) -> bool:
-    """Whether it is true on all processes, which all have to ask."""
+    """Whether `value` is true on all processes; a collective call that every process must make."""
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.int32(value))))

@@ -1,11 +1,12 @@
-"""The standard library's pickle reader with opcodes taken away, for files of unknown origin.
+"""Reads pickles of unknown origin safely: the standard library's reader with fewer opcodes.
 
-A pickle is a program: the one that `pickle.load` runs may call any function of the machine. A
-subclass of `StrictUnpickler` says which opcodes run and, in `find_class`, what a global's name
-becomes; everything else is refused before anything of it runs.
+A pickle is a program that `pickle.load` runs, and it may call any function on the machine. A subclass
+of `StrictUnpickler` lists the opcodes that may run and, in `find_class`, what the name of a global
+becomes. Any other opcode or name is refused before it has an effect.
 
-`load_pickle` reads plain data, as the files of the RefCOCO family hold it: dict, list, tuple, str,
-bytes, int, float, bool and None, and where asked for numpy's arrays of numbers, which become lists.
+`load_pickle` reads plain data, which is all that the files of the RefCOCO family hold: dict, list,
+tuple, str, bytes, int, float, bool and None. On request it also reads numpy's arrays of numbers, as
+lists.
 """
 
 import codecs
@@ -22,7 +23,8 @@ import numpy as np
 
 from refseg_jax.errors import UserError
 
-#: Opcodes that make plain data. `GLOBAL` and its like look names up: `find_class` refuses by name.
+#: Opcodes that make plain data. `GLOBAL` and `STACK_GLOBAL` are among them because `find_class`
+#: decides about each name, so that the error can tell which name was refused.
 PLAIN = """
     MARK STOP POP POP_MARK DUP FRAME PROTO MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -37,15 +39,15 @@ _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
 class PickleError(UserError, ValueError):
-    """A pickle that is not of the kind that is read, or is damaged, or is not there."""
+    """A pickle is missing, damaged, or asks for more than it may."""
 
 
 class RefusedError(Exception):
-    """What the pickle asks for and does not get."""
+    """The pickle asks for something that it may not have; the message says what."""
 
 
 class _Opcodes(dict[int, Callable[..., None]]):
-    """The reader's table: an opcode that is not in it is refused by its name."""
+    """A dispatch table that refuses missing opcodes by name."""
 
     def __missing__(self, code: int) -> Callable[..., None]:
         known = _NAMES.get(code)
@@ -55,13 +57,15 @@ class _Opcodes(dict[int, Callable[..., None]]):
 
 
 def check_key(key: Any) -> Any:
-    """The key of a dict.
+    """Returns a key of a dict if hashing it cannot take forever.
 
-    The hash of tuples in tuples, which a pickle writes in a few bytes, takes for ever; numbers
-    beyond Python's modulus may all have the same hash, and each is then compared with all others.
+    Deeply nested tuples, which a pickle describes in a few bytes, take exponential time to hash.
+    Integers beyond the modulus of Python's hash can be chosen to collide, so that a dict compares
+    each with all others.
 
     Raises:
-        RefusedError: it is a tuple of anything but scalars, or has a number beyond the modulus.
+        RefusedError: the key is a tuple of anything but scalars, or has an integer beyond the modulus
+            (`sys.hash_info.modulus`).
     """
     if type(key) is tuple and not all(type(part) in _SCALARS for part in key):
         raise RefusedError("it has a tuple of no scalars as the key of a dict")
@@ -96,18 +100,18 @@ _CHECKED = {
 
 
 def opcodes(names: str) -> dict[int, Callable[..., None]]:
-    """A `dispatch` table of the named opcodes."""
+    """A `dispatch` table of the named opcodes (separated by blanks), with checked keys of dicts."""
     codes = {vars(pickle)[name][0] for name in names.split()}
     plain = {code: pickle._Unpickler.dispatch[code] for code in codes}
     return _Opcodes({**plain, **{code: _CHECKED[code] for code in codes & _CHECKED.keys()}})
 
 
 class StrictUnpickler(pickle._Unpickler):
-    """The standard library's reader in Python, with fewer opcodes.
+    """The standard library's reader written in Python, with fewer opcodes.
 
-    The one in C is about four times faster (1 against 4 s for the refs of RefCOCO), but its opcodes
-    cannot be taken away, and a few bytes make it allocate and touch memory without bound:
-    `LONG_BINPUT` by its index, `BYTEARRAY8` by its size.
+    The reader written in C is about four times as fast (1 s instead of 4 s for the refs of RefCOCO).
+    But its opcodes cannot be removed, and a few bytes make it allocate memory without bound: the
+    index of `LONG_BINPUT`, or the size of `BYTEARRAY8`.
     """
 
     dispatch: dict[int, Callable[..., None]] = opcodes(PLAIN)
@@ -119,27 +123,28 @@ class StrictUnpickler(pickle._Unpickler):
         """Refuses every name.
 
         Raises:
-            RefusedError: always; subclasses know some names.
+            RefusedError: always; subclasses accept some names.
         """
         raise RefusedError(f"it asks for {f'{module}.{name}'[:80]!r}, which is no plain data")
 
 
 def run(reader: StrictUnpickler, *, name: str, cure: str) -> Any:
-    """What the pickle makes.
+    """Runs a reader and returns the object that the pickle describes.
 
     Args:
-        reader: with the bytes.
-        name: of the file, for the message.
-        cure: what to do about a pickle that is refused.
+        reader: a reader that holds the bytes.
+        name: the file, for the message.
+        cure: what to do about a refused pickle, for the message.
 
     Raises:
-        PickleError: one line with the file, the reason (the name of a refused global) and the cure.
+        PickleError: the pickle is refused or damaged; one line with the file, the reason (with the
+            name of a refused global) and the cure.
     """
     try:
         return reader.load()
     except RefusedError as refused:
         raise PickleError(f"{name}: refused, {refused}; {cure}") from None
-    except Exception as error:  # Damaged bytes make the reader fail in any way there is.
+    except Exception as error:  # Damaged bytes make the reader raise exceptions of any type.
         reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
         raise PickleError(
             f"{name}: damaged or no pickle ({reason}); download or copy the file again"
@@ -152,17 +157,19 @@ _CURE = "use the original file, or write it again as dicts, lists, strings and n
 def load_pickle(path: str | Path, *, arrays: bool = False) -> Any:
     """The plain data of a pickle file of any protocol, of Python 2 or 3.
 
-    Strings of Python 2 are read as UTF-8; bytes that are no UTF-8 are read as Latin-1.
+    Strings of Python 2 are decoded as UTF-8, and bytes that are not valid UTF-8 as Latin-1.
 
     Args:
         path: the file.
-        arrays: numpy's arrays of numbers are plain data, too, and become lists, its numbers Python's.
+        arrays: also read numpy's arrays of numbers, as (nested) lists, and its scalars, as Python
+            numbers.
 
     Returns:
-        dict, list, tuple, str, bytes, int, float, bool, None, in any nesting.
+        dict, list, tuple, str, bytes, int, float, bool and None, nested in any way.
 
     Raises:
-        PickleError: one line with the file, the reason (the name of a refused global) and the cure.
+        PickleError: the file is missing, damaged or refused; one line with the file, the reason (with
+            the name of a refused global) and the cure.
     """
     try:
         data = Path(path).read_bytes()
@@ -172,17 +179,17 @@ def load_pickle(path: str | Path, *, arrays: bool = False) -> Any:
 
 
 def loads_pickle(data: bytes, *, name: str, arrays: bool = False) -> Any:
-    """As `load_pickle`, of bytes at hand; `name` stands in the messages."""
+    """Like `load_pickle`, for bytes in memory; messages call them `name`."""
     reader = _ArrayUnpickler if arrays else _PlainUnpickler
     return run(reader(data, errors="refseg_latin1"), name=name, cure=_CURE)
 
 
 class _PlainUnpickler(StrictUnpickler):
-    # The last two are here only to be refused by the name that they ask for.
+    # INST and OBJ are here only so that the error names the class that they ask for.
     dispatch = opcodes(f"{PLAIN} INST OBJ")
 
     def find_class(self, module: str, name: str) -> Callable[..., bytes]:
-        # Python 3 writes bytes like this for the protocols 0 to 2.
+        # In protocols 0 to 2, Python 3 writes bytes as a call of one of these functions.
         if (module, name) == ("_codecs", "encode"):
             return _latin1_bytes
         if (module, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
@@ -201,7 +208,7 @@ def _empty_bytes() -> bytes:
 
 
 class _Array(list[Any]):
-    """Stands for an array, whose numbers come after it."""
+    """Stands for an array until `fill` gets its numbers, which the pickle holds after it."""
 
     def fill(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
@@ -210,12 +217,12 @@ class _Array(list[Any]):
         if len(shape) > 4:
             raise RefusedError(f"it has an array of {len(shape)} axes")
         values = np.frombuffer(data, kind.dtype()).reshape(shape, order="F" if fortran else "C")
-        # An array without elements may still have any number of rows.
+        # An array without elements may still claim any number of rows: `tolist` would make them all.
         self[:] = np.atleast_1d(values).tolist() if values.size else []
 
 
 class _Kind:
-    """Stands for numpy's type of a number."""
+    """Stands for a `numpy.dtype` of numbers."""
 
     def __init__(self, name: Any, *rest: Any) -> None:
         if type(name) is not str or not re.fullmatch("b1|[iu][1248]|f[248]", name):
@@ -244,7 +251,7 @@ def _number(kind: Any, data: Any) -> Any:
 
 
 class _ArrayUnpickler(_PlainUnpickler):
-    """Knows the names that a pickled array asks for; none of numpy's own functions is called."""
+    """Also accepts the names that a pickled array asks for, without calling the functions of numpy."""
 
     def __init__(self, data: bytes, *, errors: str = "strict") -> None:
         super().__init__(data, errors=errors)
@@ -268,7 +275,8 @@ class _ArrayUnpickler(_PlainUnpickler):
             raise RefusedError("opcode BUILD makes more than plain data")
         made.fill(state)
         if type(made) is _Array:
-            # Many arrays of the same few bytes would fill the memory.
+            # Many arrays that share a few bytes would fill the memory: all arrays together may not
+            # have more bytes than the file.
             reader._left -= len(state[-1])
             if reader._left < 0:
                 raise RefusedError("its arrays share their bytes")
