@@ -1,8 +1,8 @@
-"""Arrays of a checkpoint on the disk: the only file that knows Orbax, behind `checkpointer.py`.
+"""Writes and reads the arrays of a checkpoint; the only file that imports Orbax.
 
-The API is that of Orbax 0.12 (`AsyncCheckpointer`), not its `v1`, which is still marked
-experimental there. A state is stored as a flat dictionary `"params/<dotted path>" -> array`: no
-type of ours or optax's is needed to read it, and part of it can be restored alone.
+It uses the API of Orbax 0.12 (`AsyncCheckpointer`), not `orbax.checkpoint.v1`, which 0.12 marks as
+experimental. A state is stored as a flat dictionary `"params/<dotted path>" -> array`. Reading it
+needs neither this project's types nor optax's, and a part of it can be restored alone.
 """
 
 import errno
@@ -22,14 +22,14 @@ from refseg_jax.errors import UserError
 
 
 class ArrayWriter:
-    """Writes step folders asynchronously, from all processes; a folder appears when it is whole."""
+    """Writes step folders asynchronously, from all processes; a folder gets its name when complete."""
 
     def __init__(self) -> None:
         every_process = MultiprocessingOptions(primary_host=None)
         data = data_name(jax.process_index(), jax.process_count())
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
-                # Trained f32 numbers hardly compress (by 8 %); not trying leaves the cores alone.
+                # Compression shrinks trained f32 parameters by only 8 %; not worth the CPU time.
                 state=ocp.PyTreeCheckpointHandler(use_compression=False),
                 data=ocp.JsonCheckpointHandler(data, multiprocessing_options=every_process),
                 run=ocp.JsonCheckpointHandler("run.json"),
@@ -37,19 +37,26 @@ class ArrayWriter:
         )
 
     def start(self, folder: Path, arrays: dict[str, Any], data: Any, record: RunRecord) -> None:
-        """Returns when the arrays are copied off the devices."""
+        """Starts to write a step folder; returns when the arrays are copied off the devices.
+
+        Args:
+            folder: must not exist yet.
+            arrays: name -> array, as from `named`.
+            data: state of this process's data iterator, JSON.
+            record: content of `run/run.json`.
+        """
         self._orbax.save(
             folder,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(arrays),
-                # A copy: the caller may change what it gave us while files are still written.
+                # A copy: the caller may change its objects while the files are being written.
                 data=ocp.args.JsonSave(json.loads(json.dumps(data))),
                 run=ocp.args.JsonSave(json.loads(json.dumps(record.as_json()))),
             ),
         )
 
     def finish(self) -> None:
-        """Returns when the folder has its name; raises what went wrong."""
+        """Waits until the folder is complete; raises the error that a background write met."""
         self._orbax.wait_until_finished()
 
     def close(self) -> None:
@@ -60,10 +67,15 @@ class ArrayWriter:
 def read_arrays(
     folder: Path, record: RunRecord, layouts: Mapping[str, jax.sharding.Sharding | None]
 ) -> dict[str, Any]:
-    """The named arrays, laid out; numpy where the layout is `None`.
+    """Reads arrays of a checkpoint straight into their layouts.
+
+    Args:
+        folder: the step folder.
+        record: its record; dtypes and shapes are compared with it.
+        layouts: name of each array to read -> its sharding, or `None` for a numpy array.
 
     Raises:
-        DamagedError: Orbax cannot read them.
+        DamagedError: an array cannot be read, or differs from the record.
     """
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
@@ -77,13 +89,13 @@ def read_arrays(
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        # Orbax and TensorStore raise errors of many kinds for content that they cannot decode.
+        # Orbax and TensorStore raise many types of errors for content that they cannot decode.
         line = str(error).strip().splitlines() or [type(error).__name__]
         raise DamagedError(f"{folder / 'state'}: {line[0][:300]}") from error
     finally:
         reader.close()
     for name in layouts:
-        # Where Orbax finds nothing it gives back what stood in `item`.
+        # Orbax returns the placeholder from `item` for an array that it does not find.
         found = arrays[name]
         if isinstance(found, int) or signature(found) != record.arrays[name]:
             raise DamagedError(f"{folder / 'state'}: {name!r} is not what run.json says")
@@ -91,7 +103,7 @@ def read_arrays(
 
 
 def check_arrays(folder: Path, record: RunRecord, wanted: Mapping[str, Any]) -> None:
-    """Compares what the run needs with what the checkpoint holds.
+    """Compares names, dtypes and shapes of the arrays that a run needs with those of a checkpoint.
 
     Raises:
         UserError: they differ; the message names the first difference.
@@ -109,25 +121,25 @@ def check_arrays(folder: Path, record: RunRecord, wanted: Mapping[str, Any]) -> 
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Leaves under their path, e.g. `"opt_state/0/mu/head.kernel"`."""
+    """Leaves of a tree by their paths, e.g. `"opt_state/0/mu/head.kernel"`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def signature(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape."""
+    """Dtype (its numpy name) and shape of an array."""
     return str(np.dtype(leaf.dtype)), tuple(leaf.shape)
 
 
 def data_name(index: int, count: int) -> str:
-    """File of one process's data iterator."""
+    """Name of the file with the data iterator's state of process `index` of `count`."""
     return f"process_{index}_of_{count}.json"
 
 
 def disk_trouble(error: BaseException | None) -> str | None:
-    """What the file system said, from a chain of exceptions; `None` if it said nothing.
+    """The file system's reason for a failure, e.g. a full disk; `None` if there is none.
 
-    TensorStore reports the reason as text inside a ValueError.
+    Searches the error and its causes. TensorStore puts the reason into the text of a `ValueError`.
     """
     texts = ("No space left on device", "Disk quota exceeded", "File too large")
     while error is not None:
@@ -155,7 +167,7 @@ def _restore_args(
 
 
 def _hide_orbax(record: logging.LogRecord) -> bool:
-    """Drops Orbax's running commentary, and the traces of errors that are raised anyway."""
+    """Drops Orbax's progress messages, and tracebacks of errors that are raised anyway."""
     return "/orbax/" not in record.pathname.replace("\\", "/")
 
 

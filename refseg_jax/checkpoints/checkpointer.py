@@ -1,8 +1,8 @@
 """Checkpoints of a run: written while training goes on, verified before use.
 
-Orbax (behind `checkpoint_arrays.py`) writes the arrays asynchronously, from all processes, and
-renames the folder when it is whole. It notices neither a flipped bit nor an empty step folder, so
-digests, the choice of a sound checkpoint and the deletion of old ones are done here.
+Orbax (behind `arrays.py`) writes the arrays asynchronously, from all processes, and renames the
+folder when it is complete. It detects neither a flipped bit nor an empty step folder, so this module
+adds digests, chooses a sound checkpoint and deletes old ones.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ _NO_STEP = -1
 
 
 class Restored(NamedTuple):
-    """A checkpoint, read.
+    """Content of a checkpoint.
 
     Attributes:
-        step: updates done.
-        state: the same tree as the abstract state, laid out as that says.
-        data_state: of this process's data iterator.
-        config: the resolved experiment config of the run that wrote it.
-        scored: whether it holds scores.
+        step: number of updates done.
+        state: the tree of the abstract state, with arrays in its layouts.
+        data_state: state of this process's data iterator.
+        config: the resolved experiment config of the run that wrote the checkpoint.
+        scored: whether the checkpoint holds scores.
     """
 
     step: int
@@ -56,9 +56,9 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-    """Writes and reads the checkpoints of one run. All processes make the same calls.
+    """Writes and reads the checkpoints of one run.
 
-    The folder must be one that all processes see. Calls come from one thread.
+    All processes make the same calls, each from one thread, and see the same folder.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Checkpointer:
         keep_best: int = 1,
         best_mode: Literal["max", "min"] = "max",
     ) -> None:
-        """Opens (it need not exist) the folder of checkpoints.
+        """Prepares to use a folder of checkpoints, which need not exist yet.
 
         Args:
             directory: normally `<workdir>/checkpoints`.
-            keep_latest: how many of the newest are kept, at least 1.
-            best_metric: name of the score that chooses the best; `None` keeps none for its score.
-            keep_best: how many of the best are kept beside the newest.
-            best_mode: whether a larger (`"max"`) or a smaller score is better.
+            keep_latest: how many of the newest checkpoints are kept, at least 1.
+            best_metric: name of the score that ranks the checkpoints; `None` ranks none.
+            keep_best: how many of the best are kept beside the newest, at least 0.
+            best_mode: whether a larger (`"max"`) or a smaller (`"min"`) score is better.
 
         Raises:
-            ValueError: a number or the mode makes no sense.
+            ValueError: a number is too small, or the mode is unknown.
         """
         if keep_latest < 1 or keep_best < 0 or best_mode not in ("max", "min"):
             raise ValueError(
@@ -106,14 +106,14 @@ class Checkpointer:
     ) -> None:
         """Starts to write a checkpoint; returns when the arrays are copied off the devices.
 
-        A step that is already there and sound is left alone; otherwise it is replaced.
+        A sound checkpoint of the same step is kept as it is; any other of that step is replaced.
 
         Args:
-            step: updates done.
+            step: number of updates done.
             state: any tree of arrays (`None` is an empty tree); may be donated afterwards.
-            data_state: of this process's data iterator, JSON.
-            config: the resolved experiment config, JSON; that of process 0 is stored.
-            metrics: scores at this step, if there was an evaluation.
+            data_state: state of this process's data iterator, JSON.
+            config: the resolved experiment config, JSON; process 0's is stored.
+            metrics: scores at this step, or `None` without an evaluation.
 
         Raises:
             UserError: this or the previous checkpoint could not be written (full disk, permission).
@@ -144,11 +144,12 @@ class Checkpointer:
         """Stores the scores of a checkpoint that was saved before its evaluation.
 
         Args:
-            step: of a checkpoint that is there.
+            step: step of an existing checkpoint.
             metrics: scores at this step.
 
         Raises:
-            UserError: they could not be written (full disk, permission).
+            UserError: the scores could not be written (full disk, permission).
+            DamagedError: the record of the checkpoint cannot be read.
         """
         self.wait()
         self._check_best(metrics)
@@ -164,10 +165,10 @@ class Checkpointer:
             raise self._explained(error, step) from error
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is complete, with its manifest.
+        """Waits until the last checkpoint is complete, with its manifest.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the checkpoint could not be written (full disk, permission).
         """
         if self._pending is None:
             return
@@ -178,7 +179,7 @@ class Checkpointer:
             raise self._explained(error, step) from error
 
     def close(self) -> None:
-        """Waits, and releases the threads."""
+        """Waits for the last checkpoint, then releases the threads."""
         try:
             self.wait()
         finally:
@@ -186,18 +187,19 @@ class Checkpointer:
             self._writer.close()
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
-        """The newest sound checkpoint, or the newest unverified one if none is sound.
+        """Restores the newest sound checkpoint, or the newest unverified one if none is sound.
 
-        Arrays are read straight into the given layout, which need not be the one they were saved
-        with: the number of devices and of processes may differ. With another number of processes
-        every process gets the data state of process 0; that is right for iterators whose state
-        does not depend on the process, as grain's is when it is sliced by process after shuffling.
+        Arrays are read straight into the given layouts. These may differ from those of the run that
+        saved them: the number of devices and of processes may change. With another number of
+        processes, every process gets the data state of process 0. That is right for iterators whose
+        state is the same on every process, as grain's is when the slice by process comes after the
+        shuffle.
 
         Args:
             abstract_state: a tree of `jax.ShapeDtypeStruct` with shardings.
 
         Returns:
-            `None` if there is no checkpoint at all.
+            The checkpoint, or `None` if the folder holds none.
 
         Raises:
             UserError: the arrays differ from the abstract state, or no checkpoint is usable.
@@ -218,7 +220,7 @@ class Checkpointer:
                 restored = error
             if sharding.everywhere(isinstance(restored, Restored)):
                 assert isinstance(restored, Restored)
-                # What was passed over on the way here cannot be used.
+                # Every newer checkpoint is damaged or unverified.
                 self._damaged = {s for s in checkpoint_folder.steps(self._directory) if s > step}
                 return restored
             logging.warning("checkpoint %d is damaged, not used: %s", step, restored)
@@ -237,7 +239,7 @@ class Checkpointer:
             )
 
     def _make_room(self, folder: Path) -> bool:
-        """Clears the way for a step; false (on every process) if it is there and sound."""
+        """Sets a damaged folder of a step aside; false (on every process) if a sound one exists."""
         free = True
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -245,12 +247,12 @@ class Checkpointer:
             if folder.exists():
                 free = manifest.check(folder).soundness is not Soundness.SOUND
                 if free:
-                    # Deleted by the sweep after this save, when it has been replaced.
+                    # The sweep after this save deletes it, once the new one has replaced it.
                     checkpoint_folder.set_aside(folder)
         return bool(_from_primary(free))
 
     def _finish(self, folder: Path) -> None:
-        """In the background: waits for the commit, then digests, then deletes what is outdated."""
+        """In the background: waits for the commit, writes the manifest, deletes old checkpoints."""
         self._writer.finish()
         if jax.process_index() != 0:
             return
@@ -259,7 +261,7 @@ class Checkpointer:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Deletes what is outdated; no save may be in progress."""
+        """Deletes outdated checkpoints; no save may be in progress."""
         for old in checkpoint_folder.outdated(
             self._directory,
             keep_latest=self._keep_latest,
@@ -270,7 +272,7 @@ class Checkpointer:
         checkpoint_folder.sweep(self._directory)
 
     def _explained(self, error: Exception, step: int) -> Exception:
-        """A failed save as one line; what it left is deleted, earlier checkpoints stay."""
+        """A failed save as a one-line error; deletes its remains, keeps earlier checkpoints."""
         reason = disk_trouble(error)
         if reason is None:
             return error
@@ -306,7 +308,7 @@ def _restore(folder: Path, abstract_state: Any) -> Restored:
 
 
 def _from_primary(value: int) -> int:
-    """The value that process 0 has."""
+    """The value of process 0, on every process."""
     if jax.process_count() == 1:
         return int(value)
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

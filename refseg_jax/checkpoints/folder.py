@@ -1,12 +1,14 @@
-"""The checkpoints of one run on the disk: which there are, which are best, which may go.
+"""The checkpoints folder of one run: lists, ranks and deletes step folders.
 
-<workdir>/checkpoints/
-    1200/                   one step
-        manifest.json       digests; written last, see `refseg_jax.checkpoints.manifest`
-        run/run.json        step, config, scores, shape and dtype of every array
-        data/process_0_of_2.json   the data iterator of each process
-        state/              the arrays
-    1300.<anything>         unfinished or being deleted; never read
+Its layout:
+
+    <workdir>/checkpoints/
+        1200/                   one step
+            manifest.json       digests; written last, see `refseg_jax.checkpoints.manifest`
+            run/run.json        step, config, scores, shape and dtype of every array
+            data/process_0_of_2.json   state of each process's data iterator
+            state/              the arrays
+        1300.<anything>         unfinished or being deleted; never read
 """
 
 import contextlib
@@ -24,27 +26,27 @@ from refseg_jax.checkpoints import manifest
 from refseg_jax.checkpoints.manifest import Soundness
 from refseg_jax.errors import UserError
 
-#: Of a step folder: what `RunRecord` is read from.
+#: The file of a step folder that holds its `RunRecord`.
 RECORD = "run/run.json"
 
 
 class DamagedError(Exception):
-    """Content of a checkpoint that cannot be used; one line with the file and the reason."""
+    """A checkpoint cannot be used; one line with the file and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What `run/run.json` holds.
+    """Content of `run/run.json`.
 
     Attributes:
-        step: updates done.
+        step: number of updates done.
         config: the resolved experiment config.
-        arrays: name -> `[dtype, shape]` of every array of the state.
-        processes: how many wrote the checkpoint.
-        metrics: scores at this step, `{}` when nothing was evaluated; a value that is not finite
-            is `None`.
-        best_metric: name of the score that chooses the best, or `None`.
-        best_mode: `"max"` or `"min"`.
+        arrays: name -> `(dtype, shape)` of every array of the state.
+        processes: number of processes that wrote the checkpoint.
+        metrics: scores at this step, `{}` without an evaluation; in the file, a value that is not
+            finite is `None`.
+        best_metric: name of the score that ranks the checkpoints, or `None`.
+        best_mode: `"max"` or `"min"`, as in `Checkpointer`.
     """
 
     step: int
@@ -57,14 +59,14 @@ class RunRecord:
 
     @property
     def score(self) -> float | None:
-        """The score that chooses the best, larger being better; `None` where there is none."""
+        """The score that ranks the checkpoints, negated for `"min"`; `None` without a finite one."""
         value = self.metrics.get(self.best_metric) if self.best_metric else None
         if value is None or not math.isfinite(value):
             return None
         return value if self.best_mode == "max" else -value
 
     def as_json(self) -> dict[str, Any]:
-        """JSON that `read_record` reads."""
+        """The record as JSON values, for `read_record`."""
         finite = {
             k: v if v is not None and math.isfinite(v) else None for k, v in self.metrics.items()
         }
@@ -72,10 +74,10 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of one step folder.
+    """Reads the record of one step folder.
 
     Raises:
-        DamagedError: it is missing or not what `RunRecord.as_json` writes.
+        DamagedError: the file is missing, or its content is not a `RunRecord`.
     """
     path = folder / RECORD
     fields = read_json(path)
@@ -93,10 +95,10 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def read_json(path: Path) -> Any:
-    """JSON of a checkpoint's file.
+    """Reads a JSON file of a checkpoint.
 
     Raises:
-        DamagedError: it is missing, unreadable or not JSON.
+        DamagedError: the file is missing, unreadable or not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -107,7 +109,7 @@ def read_json(path: Path) -> Any:
 
 
 def steps(directory: Path) -> dict[int, Path]:
-    """Step folders in ascending order; empty and unfinished ones are no checkpoints."""
+    """Step -> folder, in ascending order; empty and unfinished folders are left out."""
     if not directory.is_dir():
         return {}
     found = {
@@ -119,13 +121,13 @@ def steps(directory: Path) -> dict[int, Path]:
 
 
 def locate(path: Path) -> tuple[Path, int | None]:
-    """The checkpoints folder that a person means, and the step if they named one.
+    """The checkpoints folder that a path means, and the step if the path is a step folder.
 
     Args:
         path: a run's workdir, its checkpoints folder, or one step folder.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: `path` holds no checkpoint.
     """
     path = path.absolute()
     if path.name.isdecimal() and (path / "run").is_dir():
@@ -141,10 +143,10 @@ def locate(path: Path) -> tuple[Path, int | None]:
 
 
 def step_choice(text: str) -> int | Literal["latest", "best"]:
-    """What `--step` of a command line means.
+    """Parses the value of a command line's `--step`.
 
     Raises:
-        UserError: neither a number nor one of the two words.
+        UserError: it is neither a number nor `latest` or `best`.
     """
     if text == "latest" or text == "best":
         return text
@@ -154,7 +156,7 @@ def step_choice(text: str) -> int | Literal["latest", "best"]:
 
 
 def usable(order: list[Path]) -> Iterator[Path]:
-    """Sound folders in the given order, then unverified ones; each damaged one gives a warning."""
+    """Yields sound folders in the given order, then unverified ones; warns of every other folder."""
     unverified = []
     for folder in order:
         soundness, reason = manifest.check(folder)
@@ -171,7 +173,7 @@ def usable(order: list[Path]) -> Iterator[Path]:
 
 
 def by_score(directory: Path) -> list[Path]:
-    """Step folders that have the score that chooses the best, the best (then the newest) first."""
+    """Step folders with a `RunRecord.score`, best first; of equal scores the newest first."""
     scored = []
     for step, folder in steps(directory).items():
         try:
@@ -185,10 +187,16 @@ def by_score(directory: Path) -> list[Path]:
 
 
 def outdated(directory: Path, *, keep_latest: int, keep_best: int, damaged: set[int]) -> list[Path]:
-    """Step folders that may go: older than the newest `keep_latest` sound ones, and not the best.
+    """Step folders to delete: older than the newest `keep_latest` sound ones, and not among the best.
 
-    Only a folder with a manifest that is not known to be damaged counts as sound, so that nothing
-    is given up for a checkpoint that cannot be used.
+    A folder counts as sound if it has a manifest and is not in `damaged`, so that no usable
+    checkpoint is deleted in favour of an unusable one.
+
+    Args:
+        directory: the checkpoints folder.
+        keep_latest: how many of the newest to keep, at least 1.
+        keep_best: how many of the best to keep beside them.
+        damaged: steps that are known to be unusable.
     """
     every = steps(directory)
     sound = [s for s, folder in every.items() if manifest.present(folder) and s not in damaged]
@@ -200,19 +208,19 @@ def outdated(directory: Path, *, keep_latest: int, keep_best: int, damaged: set[
 
 
 def remove(folder: Path) -> None:
-    """Deletes a step folder; killed half-way, what is left is no longer taken for a checkpoint."""
+    """Deletes a step folder. If killed half-way, the remains no longer count as a checkpoint."""
     shutil.rmtree(set_aside(folder))
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a step folder so that it is no checkpoint any more; `sweep` deletes it."""
+    """Renames a step folder so that it no longer counts as a checkpoint; `sweep` deletes it."""
     aside = folder.with_name(f"{folder.name}.outdated")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
 
 
 def sweep(directory: Path) -> None:
-    """Deletes what killed or failed saves and deletions have left. No save may be in progress."""
+    """Deletes the remains of interrupted saves and deletions. No save may be in progress."""
     for path in directory.iterdir() if directory.is_dir() else ():
         if path.name.partition(".")[0].isdecimal() and "." in path.name and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -220,10 +228,14 @@ def sweep(directory: Path) -> None:
 
 @contextlib.contextmanager
 def another_version(path: str | Path) -> Iterator[None]:
-    """Tells what a checkpoint of another version leads to as one line that names it.
+    """Turns the errors of using a checkpoint from another version into one line that names it.
+
+    Args:
+        path: path of the checkpoint, for the message.
 
     Raises:
-        UserError: instead of what the block raised.
+        UserError: instead of the block's `UserError`, `AttributeError`, `KeyError`, `TypeError`,
+            `ValueError` or `ZeroDivisionError`.
     """
     try:
         yield

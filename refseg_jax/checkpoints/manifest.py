@@ -1,7 +1,7 @@
 """Digests of a folder's files, so that a flipped bit is found before the files are used.
 
-`manifest.json` holds the size and the SHA-256 of every file below the folder, and a SHA-256 over
-that table itself, so that damage to the manifest is told apart from damage to what it describes.
+`manifest.json` holds the size and the SHA-256 of every file below the folder, and a SHA-256 of
+that table itself, which distinguishes a damaged manifest from damaged files.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 NAME = "manifest.json"
 
-#: What reading a manifest that is missing or not ours leads to.
+#: Errors of reading a manifest that is missing or malformed.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
-#: Hashing leaves the interpreter's lock; more threads than this wait for the disk anyway.
+#: Hashing releases the interpreter's lock; more threads would only wait for the disk.
 _THREADS = 4
 
 
 class Soundness(enum.Enum):
-    """What a manifest says about its folder."""
+    """Result of comparing a folder with its manifest."""
 
     SOUND = "sound"
     UNVERIFIED = "unverified"
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
 
 def write(folder: Path) -> None:
-    """Writes the folder's manifest; it is whole and on the disk, or not there.
+    """Writes the folder's manifest atomically, and flushes it to the disk.
 
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written.
@@ -57,13 +57,18 @@ def write(folder: Path) -> None:
 
 
 def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Replaces one file of a folder, and its entry in the manifest where that can be read.
+    """Replaces one file of a folder and, if the manifest is readable, the file's entry in it.
 
-    Killed half-way, it leaves the folder unverified at worst, never damaged; the other files are not
-    read, so that what the manifest says of them stays as it was.
+    If the process is killed half-way, the folder is at worst unverified, never damaged. The other
+    files are not read, and their entries stay as they are.
+
+    Args:
+        folder: the folder of the manifest.
+        name: path of the file, relative to the folder, with `/`.
+        content: the new content.
 
     Raises:
-        OSError: it cannot be written; then nothing has changed.
+        OSError: the new content cannot be written; the folder is unchanged.
     """
     path = folder / name
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -90,10 +95,10 @@ def present(folder: Path) -> bool:
 
 
 def check(folder: Path) -> Verdict:
-    """Compares every file with the manifest; files that it does not name are ignored.
+    """Compares every file that the manifest names with its entry; ignores other files.
 
-    A folder without a readable manifest is unverified: its content may be whole, but nothing
-    proves it.
+    A folder without a readable manifest is unverified: its files may be intact, but nothing proves
+    it.
     """
     path = folder / NAME
     if not path.is_file():
@@ -109,7 +114,7 @@ def check(folder: Path) -> Verdict:
 
 
 def _read(path: Path) -> dict[str, tuple[int, str]]:
-    """File -> (size, SHA-256); `check` names the exceptions that anything else leads to."""
+    """File -> (size in bytes, SHA-256); raises one of `_UNREADABLE` if that fails."""
     content = json.loads(path.read_bytes())
     files: dict[str, dict[str, Any]] = content["files"]
     if content["sha256"] != _table_digest(files):
@@ -121,7 +126,7 @@ def _read(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _compare(path: Path, size: int, digest: str) -> str:
-    """Why a file differs from its entry, or `""`."""
+    """One line on how a file differs from its entry, or `""`."""
     try:
         actual = path.stat().st_size
         if actual != size:
@@ -146,7 +151,7 @@ def _as_json(files: dict[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def _partial(path: Path, content: bytes) -> Iterator[Path]:
-    """A file beside `path` that holds the content on the disk; removed unless it gets a name."""
+    """Yields a temporary file beside `path` with the content, flushed; removes it unless renamed."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:

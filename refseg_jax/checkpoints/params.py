@@ -1,4 +1,4 @@
-"""Parameters alone: out of a checkpoint or from elsewhere, laid out for the model that takes them."""
+"""Loads parameters alone, from a checkpoint or another source, into the layouts of a model."""
 
 import math
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from refseg_jax.checkpoints.folder import DamagedError, RunRecord
 from refseg_jax.errors import UserError
 from refseg_jax.images.resize import resize_position_embedding
 
-#: Of the parameter that is resized for a model of another image size.
+#: Last part of the path of the one parameter that is resized for a model of another image size.
 _POSITIONS = "vision.position_embedding"
 
 
 class OtherParametersError(UserError):
-    """The model has other parameters.
+    """The stored parameters do not fit the model that is to take them.
 
     Attributes:
-        model: the config of the model that the parameters are of.
+        model: config of the model that the stored parameters belong to.
     """
 
     def __init__(self, message: str, model: Mapping[str, Any]) -> None:
@@ -37,23 +37,25 @@ def load_params(
     step: int | Literal["latest", "best"] = "latest",
     expected: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters alone (their average, where the run kept one), and the run's config.
+    """Loads the parameters of a checkpoint, and the config of its run.
+
+    Where the run kept a moving average of the parameters, the average is loaded instead.
 
     Args:
         path: a run's workdir, its checkpoints folder, or one step folder.
-        step: which one, unless `path` names it; `"best"` is by the score that the run stored.
-            A damaged checkpoint that was asked for by number is an error; otherwise the next one
-            is used, with a warning.
+        step: which checkpoint, unless `path` is a step folder; `"best"` has the best of the scores
+            that the run ranked its checkpoints by. If the checkpoint is damaged, the next newest
+            (or next best) one is loaded, with a warning; a damaged one given by number is an error.
         expected: path -> shape, dtype and `sharding` of every parameter of the model that is to
-            take them; position embeddings of another image size are resized. Without it they are
-            numpy arrays as they are stored.
+            take them; position embeddings of another image size are resized. Without it, the
+            parameters are numpy arrays with the stored shapes.
 
     Returns:
-        Parameters as {dotted path: array}, and the config.
+        Parameters as `{dotted path: array}`, and the resolved experiment config.
 
     Raises:
-        UserError: there is no usable checkpoint.
-        OtherParametersError: the model has other parameters.
+        UserError: no usable checkpoint was found at `path`.
+        OtherParametersError: the stored parameters do not fit `expected`.
     """
     params, record = load_recorded(path, step=step, expected=expected)
     return params, record.config
@@ -65,7 +67,7 @@ def load_recorded(
     step: int | Literal["latest", "best"] = "latest",
     expected: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> tuple[dict[str, Any], RunRecord]:
-    """As `load_params`, with all that the checkpoint says of itself."""
+    """As `load_params`, but returns the whole record of the checkpoint beside the parameters."""
     directory, named = checkpoint_folder.locate(Path(path))
     available = checkpoint_folder.steps(directory)
     wanted = step if named is None else named
@@ -96,15 +98,16 @@ def lay_out(
     source: Path,
     model: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
-    """Parameters from elsewhere, checked and laid out as `load_params` does with a checkpoint's.
+    """Checks numpy parameters and lays them out, as `load_params` does with those of a checkpoint.
 
     Args:
-        params, expected: as of `load_params`.
-        source: to name in an error.
-        model: the config of the model that the parameters are of.
+        params: `{dotted path: array}`.
+        expected: as in `load_params`.
+        source: path of their source, for error messages.
+        model: config of the model that the parameters belong to.
 
     Raises:
-        OtherParametersError: the model that is to take them has others.
+        OtherParametersError: the parameters do not fit `expected`.
     """
     shapes = {path: leaf.shape for path, leaf in params.items()}
     resized = _to_resize(source, shapes, expected, model)
@@ -144,7 +147,7 @@ def _to_resize(
     expected: Mapping[str, jax.ShapeDtypeStruct],
     model: Mapping[str, Any],
 ) -> set[str]:
-    """Position embeddings of another image size; any other difference is an error."""
+    """Paths of position embeddings of another image size; any other difference is an error."""
     if stored.keys() != expected.keys():
         odd = sorted(expected.keys() ^ stored.keys())[0]
         where = "the model, not the checkpoint" if odd in expected else "the checkpoint only"

@@ -1,4 +1,4 @@
-"""The folder of a run: of one at a time, and not left behind by a start that fails."""
+"""The folder of a run: locked against a second run, and removed again when a start fails."""
 
 import contextlib
 import shutil
@@ -11,22 +11,22 @@ from refseg_jax.locks import exclusive
 
 _LOCK = "running.lock"
 
-#: Of these only what is in them tells of a run: a writer that is opened makes them.
+#: Entries of the folder that do not count as output: a run creates them before its first step.
 _EMPTY_AT_FIRST = ("tensorboard", _LOCK)
 
 
 @contextlib.contextmanager
 def opened(workdir: Path, *, first: bool = True) -> Iterator[None]:
-    """Makes the folder and holds it; if the block fails before it has told anything, it goes again.
+    """Creates the folder and locks it; removes it if the block fails before it wrote any output.
 
     Args:
-        workdir: the folder; one that was there before stays as it is.
-        first: whether this process is the one that writes; the others hold and remove nothing, but
-            are refused with it.
+        workdir: the folder; one that existed before is never removed.
+        first: whether this process writes the run's files. The other processes neither lock nor
+            remove the folder, but fail together with the first if it is locked.
 
     Raises:
-        UserError: another run writes there.
-        OSError: it cannot be made.
+        UserError: another run holds the folder.
+        OSError: the folder cannot be created.
     """
     new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def _held(workdir: Path, first: bool) -> Iterator[None]:
                 held.enter_context(exclusive(workdir / _LOCK, busy))
             except UserError as error:
                 refused = error
-        # Else the others would wait in vain for the one that has left.
+        # Without this exchange the other processes would wait for a process that has exited.
         if not sharding.everywhere(refused is None):
             raise refused or busy("process 0 tells which")
         yield
