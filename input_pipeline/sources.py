@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from absl import logging
 
+from input_pipeline.facts.published import all_facts
 from input_pipeline.schema import Record, from_features
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
@@ -249,23 +250,21 @@ def _versions(base: Path, pattern: str) -> list[Path]:
 
 def _advice(data_dir: str, dataset: str) -> str:
     """What to do about a dataset that is not there."""
-    # Not at the top: what builds datasets stands on this module.
-    from input_pipeline.datasets.registry import DATASETS
-
+    facts = all_facts()
     # Papers write `refcoco+`.
     name = dataset.replace("+", "_plus")
     others = list(built_datasets(data_dir))
     if name in others:
         return f"its name is {name}"
-    nearest = get_close_matches(name, [*DATASETS, *others], n=1)
-    if name not in DATASETS and nearest and nearest[0] in others:
+    nearest = get_close_matches(name, [*facts, *others], n=1)
+    if name not in facts and nearest and nearest[0] in others:
         return unknown("dataset", name, nearest)
     command = f"python -m tools.build_dataset --data_dir={data_dir}"
-    if name in DATASETS:
-        source = " --source_dir=DIR" if "source_dir" in DATASETS[name].needs else ""
+    if name in facts:
+        source = " --source_dir=DIR" if facts[name].layout else ""
         called = "" if name == dataset else f"its name is {name}; "
         return f"{called}build it: {command} --dataset={name}{source}"
-    published = unknown("dataset", name, DATASETS.keys() - {"jsonl"})
+    published = unknown("dataset", name, facts)
     return f"{published} (one of your own: {command} --dataset=jsonl --name=NAME --source_dir=DIR)"
 
 

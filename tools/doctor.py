@@ -42,6 +42,7 @@ from input_pipeline.checks import (
     split_findings,
 )
 from input_pipeline.datasets.registry import CONVERSIONS
+from input_pipeline.facts.published import facts_of
 from input_pipeline.leakage import evaluation_images
 from input_pipeline.workers import usable_cores
 from refseg_jax.cli.command_line import unwound_by_sigterm
@@ -115,8 +116,7 @@ def examine(
     with opened(dataset, data_dir=data_dir, source_dir=source_dir, splits=splits) as subject:
         tallies, found = _look(subject, data_dir, num_workers)
         samples = _samples(subject)
-    conversion = CONVERSIONS.get(dataset)
-    published = conversion.published if conversion else {}
+    published = facts_of(dataset).published if dataset in CONVERSIONS else {}
     ordered = sorted(tallies, key=[*published, *tallies].index)
     counted = {split: tallies[split].result() for split in ordered}
     counts = [*compare(counted, published), *([] if splits else not_there(counted, published))]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from input_pipeline.building.conversion import Conversion, Outcome, SourceError, as_given, converted
 from input_pipeline.checks import CANNOT_BE_BUILT, Finding
 from input_pipeline.datasets.registry import CONVERSIONS
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats import jsonl_records
 from input_pipeline.formats.archives import source_folder
 from input_pipeline.schema import Record
@@ -110,9 +111,8 @@ def _raw(dataset: str, folder: Path, source: Path, wanted: Sequence[str]) -> Sub
     plan = conversion.read_plan(folder)
     there = [split for split, items in plan.splits.items() if items]
     if not there and not plan.problems:
-        raise SourceError(
-            f"{folder}: nothing of {dataset} is there; it must hold {conversion.layout}"
-        )
+        layout = jsonl_records.LAYOUT if dataset == _OWN else facts_of(dataset).layout
+        raise SourceError(f"{folder}: nothing of {dataset} is there; it must hold {layout}")
     said = functools.partial(as_given, folder=folder, source=source)
     problems = [Finding(CANNOT_BE_BUILT, "all", said(line)) for line in plan.problems]
     notes = _notes(plan.notes, "all", "annotation files")
@@ -129,7 +129,7 @@ def _read_item(
     conversion: Conversion, said: Callable[[str], str], item: tuple[str, Any]
 ) -> Reading:
     split, planned = item
-    outcome: Outcome = converted(conversion.convert, conversion.source, planned)
+    outcome: Outcome = converted(conversion.convert, conversion.name, planned)
     problems = [Finding(CANNOT_BE_BUILT, split, said(line)) for line in outcome.problems]
     record = outcome.record
     if record is None:

@@ -66,36 +66,20 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """A dataset that `tools.build_dataset` can build.
+    """The code that converts a dataset; what is known about it is in `input_pipeline.facts`.
 
     Attributes:
-        name: of the dataset: `a-z`, `0-9` and `_`; with `config`, what `config.data.dataset` takes.
-        config: one way to split or to read it, else `""`.
-        description: one line.
-        homepage, licence: of the data.
-        layout: one line, what the source folder holds.
+        name: `"<dataset>[/<config>]"`, each of `a-z`, `0-9` and `_`: what `config.data.dataset` takes
+            and records have as their source. A config is one way to split or to read a dataset.
         read_plan: the source folder -> its plan; raises `SourceError`.
         convert: (an item of the plan, `source`) -> its outcome; picklable (a function of a module,
             or a `functools.partial` of one). An `ItemError`, `ImageError` or `SegmentationError`
             that it raises makes the item a problem.
-        published: what the complete dataset holds, split by split, by the names of
-            `counts.COUNTED`; where sources disagree, of the released files.
     """
 
     name: str
-    description: str
-    homepage: str
-    licence: str
-    layout: str
     read_plan: Callable[[Path], Plan]
     convert: Callable[[Any, str], Outcome]
-    config: str = ""
-    published: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        """`"<name>[/<config>]"`, as records have it."""
-        return "/".join(filter(None, (self.name, self.config)))
 
 
 def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) -> Outcome:

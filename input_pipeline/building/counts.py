@@ -4,24 +4,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from input_pipeline.facts.published import COUNTED
 from input_pipeline.schema import Record
 
 #: What a build found, kept beside the records.
 REPORT = "build_report.txt"
-
-#: What is counted of every dataset. `refs` are things described (expressions of one referent count
-#: once); `no target`, `one target` and `several targets` part the expressions; `groups` are groups
-#: of images that share an expression.
-COUNTED = (
-    "images",
-    "refs",
-    "expressions",
-    "no target",
-    "one target",
-    "several targets",
-    "targets",
-    "groups",
-)
 
 
 @dataclasses.dataclass

@@ -21,6 +21,7 @@ from input_pipeline.building.conversion import (
 )
 from input_pipeline.building.counts import REPORT, compare, not_there
 from input_pipeline.building.shards import Summary
+from input_pipeline.facts.published import facts_of
 from input_pipeline.schema import features
 from refseg_jax.naming import unknown
 
@@ -42,7 +43,7 @@ def builder_of(
     """The TFDS builder of a dataset.
 
     Args:
-        conversion: what it is made of.
+        conversion: of a dataset that `input_pipeline.facts` knows.
         data_dir: where datasets lie.
         source_dir: the downloaded files; not needed to read what is built.
         given: what the report calls them; `None` for `source_dir`.
@@ -52,9 +53,10 @@ def builder_of(
         runner: makes whole shards by Apache Beam instead.
     """
     # TFDS takes the name of a dataset, and the configs that it knows, from its class.
-    configs = [_config(conversion)] if conversion.config else []
-    fields = {"name": conversion.name, "BUILDER_CONFIGS": configs}
-    kind = type(conversion.name, (_Builder,), fields, skip_registration=True)
+    name, _, config = conversion.name.partition("/")
+    configs = [_config(config, conversion.name)] if config else []
+    fields = {"name": name, "BUILDER_CONFIGS": configs}
+    kind = type(name, (_Builder,), fields, skip_registration=True)
     return kind(
         conversion,
         Path(source_dir),
@@ -83,20 +85,21 @@ class _Builder(RecordBuilder, skip_registration=True):
         runner: Runner | None,
     ) -> None:
         self._conversion = conversion
+        self._facts = facts_of(conversion.name)
         self._source_dir = source_dir
         self._given = given
         self._wanted = splits
         self._skip = skip_missing
-        config = conversion.config or None
+        config = conversion.name.partition("/")[2] or None
         super().__init__(data_dir=data_dir, config=config, num_workers=num_workers, runner=runner)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self._conversion.description,
+            description=self._facts.description,
             features=features(),
-            homepage=self._conversion.homepage,
-            license=self._conversion.licence,
+            homepage=self._facts.homepage,
+            license=self._facts.licence,
         )
 
     def _plan(self) -> Plan:
@@ -109,12 +112,12 @@ class _Builder(RecordBuilder, skip_registration=True):
             raise SourceError(
                 "; ".join(unknown(f"split of {self.source}", split, there) for split in missing)
             )
-        order = [*self._conversion.published, *there]
+        order = [*self._facts.published, *there]
         chosen = sorted(self._wanted or there, key=order.index)
         if not chosen:
             raise SourceError(
                 f"{self._source_dir}: nothing of {self.source} is there; it must hold "
-                f"{self._conversion.layout}"
+                f"{self._facts.layout}"
             )
         return dataclasses.replace(plan, splits={split: there[split] for split in chosen})
 
@@ -133,9 +136,9 @@ class _Builder(RecordBuilder, skip_registration=True):
         for split, counted in counts.items():
             if not counted["images"]:
                 raise SourceError(f"{self.source}: no image of {split} could be built")
-        lines = compare(counts, self._conversion.published)
+        lines = compare(counts, self._facts.published)
         if not self._wanted:
-            lines += not_there(counts, self._conversion.published)
+            lines += not_there(counts, self._facts.published)
         lines += [f"{name}: {number}" for name, number in [*plan.facts.items(), *notes.items()]]
         if problems:
             lines.append(f"left out: {_number(problems)}")
@@ -158,5 +161,5 @@ def _number(problems: Collection[str]) -> str:
     return f"{len(problems)} problem{'s' * (len(problems) != 1)}"
 
 
-def _config(conversion: Conversion) -> tfds.core.BuilderConfig:
-    return tfds.core.BuilderConfig(name=conversion.config, description=conversion.description)
+def _config(config: str, dataset: str) -> tfds.core.BuilderConfig:
+    return tfds.core.BuilderConfig(name=config, description=facts_of(dataset).description)

@@ -7,8 +7,6 @@ The groups are called after their category (`Accordion`), and that name is the e
 images, as GRSer has it (section 5.2): without "all", since it is one referent for the whole group.
 All images are positive. What is 128 or more in a map (0..255) is of the object. `bbox` and `instance`
 of the release are not read.
-
-The counts (1,295 images in 80 groups) are the paper's (Gradient-Induced Co-Saliency Detection, 2020).
 """
 
 import os
@@ -17,10 +15,9 @@ from pathlib import Path
 from input_pipeline import prompts
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, read_image
 from input_pipeline.datasets.saliency import read_mask
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import MapItem, first_folders, held_out, pair_files
 from input_pipeline.schema import Expression, Target, encode_mask
-
-LAYOUT = "image/<group>/*.jpg and binary/<group>/*.png (CoCA.zip, unpacked)"
 
 _CURE = "unpack CoCA.zip again"
 
@@ -32,7 +29,7 @@ def read_plan(source: Path) -> Plan:
         SourceError: `image` or `binary` is not there.
     """
     choices = [("image", "binary"), ("CoCA/image", "CoCA/binary")]
-    images, maps = first_folders(source, choices, layout=LAYOUT)
+    images, maps = first_folders(source, choices, layout=facts_of("coca").layout)
     groups = [_folders(images), _folders(maps)]
     problems: list[str] = []
     items: list[MapItem] = []
@@ -81,15 +78,4 @@ def _folders(folder: Path) -> set[str]:
         return {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
 
 
-CONVERSIONS = (
-    Conversion(
-        name="coca",
-        description="CoCA: groups of images with one kind of object in common.",
-        homepage="http://zhaozhang.net/coca.html",
-        licence="images and annotations: no licence is known; ask its authors",
-        layout=LAYOUT,
-        read_plan=read_plan,
-        convert=convert,
-        published={"test": {"images": 1_295, "expressions": 1_295, "groups": 80}},
-    ),
-)
+CONVERSIONS = (Conversion("coca", read_plan, convert),)

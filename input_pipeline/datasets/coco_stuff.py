@@ -9,9 +9,8 @@ github.com/nightrome/cocostuff; without the 11, they are in order the 171 of mms
 `COCOStuffDataset`. They stay as they are, `wall-brick` and `sky-other` too, because "all wall" would
 also mean bricks.
 
-Images are those of COCO: train2017 holds RefCOCO's val and test images. 118,287 and 5,000 images are
-COCO's own figures. Maps of another numbering that training codes keep beside these
-(`*_labelTrainIds.png`) are not read.
+Images are those of COCO: train2017 holds RefCOCO's val and test images. Maps of another numbering that
+training codes keep beside these (`*_labelTrainIds.png`) are not read.
 """
 
 import functools
@@ -19,6 +18,7 @@ import re
 from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import (
     Classes,
     MapItem,
@@ -62,11 +62,6 @@ CLASSES = Classes(
     names=(*THINGS, *STUFF), void=255, first=0, stuff=frozenset(range(len(THINGS), 182))
 )
 
-LAYOUT = (
-    "images/train2017/*.jpg and annotations/train2017/*.png (unpacked from COCO's train2017.zip and "
-    "stuffthingmaps_trainval2017.zip), and the same of val2017"
-)
-
 _CURE = "use COCO's 2017 images and stuffthingmaps_trainval2017.zip"
 
 #: (images, maps) as the README unpacks them, and as the archives' names suggest.
@@ -85,6 +80,7 @@ def read_plan(source: Path) -> Plan:
     Raises:
         SourceError: neither split is there.
     """
+    layout = facts_of("coco_stuff").layout
     splits: dict[str, tuple[MapItem, ...]] = {}
     held_out: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
@@ -93,14 +89,14 @@ def read_plan(source: Path) -> Plan:
         choices = [(f"{images}/{year}", f"{maps}/{year}") for images, maps in _FOLDERS]
         if not any((source / maps).is_dir() for _, maps in choices):
             continue
-        images, maps = first_folders(source, choices, layout=LAYOUT)
+        images, maps = first_folders(source, choices, layout=layout)
         of_map = list_files(maps, (".png",), problems, cure=_CURE)
         drawn = {s: path for s, path in of_map.items() if re.fullmatch(r"\d{12}", s, re.ASCII)}
         splits[split] = _items(images, drawn, problems)
         if split == "val":
             held_out[split] = tuple(str(int(stem)) for stem in drawn)
     if not splits:
-        raise SourceError(f"{source}: --source_dir must hold {LAYOUT}")
+        raise SourceError(f"{source}: --source_dir must hold {layout}")
     return Plan(splits, tuple(problems), held_out=held_out)
 
 
@@ -115,15 +111,6 @@ def _items(images: Path, maps: dict[str, Path], problems: list[str]) -> tuple[Ma
     return tuple(items)
 
 
-CONVERSIONS = (
-    Conversion(
-        name="coco_stuff",
-        description="COCO-Stuff 164k: things and stuff of COCO train2017 and val2017, by class.",
-        homepage="https://github.com/nightrome/cocostuff",
-        licence="images: Flickr licences, per image; COCO-Stuff's and COCO's annotations: CC BY 4.0",
-        layout=LAYOUT,
-        read_plan=read_plan,
-        convert=functools.partial(convert_categories, classes=CLASSES, cure=_CURE),
-        published={"train": {"images": 118_287}, "val": {"images": 5_000}},
-    ),
-)
+_convert = functools.partial(convert_categories, classes=CLASSES, cure=_CURE)
+
+CONVERSIONS = (Conversion("coco_stuff", read_plan, _convert),)

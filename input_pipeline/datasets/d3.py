@@ -8,7 +8,7 @@
 leash"), `pres` the others: the 316 of GRD, of Wu et al., "Advancing Referring Expression Segmentation
 Beyond Single Image". Every image is asked for every description of its group (D3's intra-group
 evaluation); where no annotation of the image carries it, nothing matches, which the annotators
-guarantee. There is only a `test` split. Counts are the GRSer paper's.
+guarantee. There is only a `test` split.
 
 The configs `full_json`, `pres_json` and `abs_json` read the COCO files, which know neither groups nor,
 therefore, which image is asked for what: they give each image the descriptions that it satisfies (the
@@ -39,12 +39,6 @@ _Kind = Literal["full", "pres", "abs"]
 
 #: How many descriptions the published dataset has.
 _DESCRIPTIONS: Mapping[_Kind, int] = {"full": 422, "pres": 316, "abs": 106}
-
-_PUBLISHED: Mapping[_Kind, Mapping[str, int]] = {
-    "full": {"images": 10_578, "groups": 106},
-    "pres": {"images": 10_578, "groups": 106, "expressions": 31_524},
-    "abs": {},
-}
 
 _CURE = "use the file of D3's archives"
 
@@ -288,21 +282,8 @@ def _fact(kind: _Kind) -> str:
 
 def _conversions() -> Iterator[Conversion]:
     for kind in _DESCRIPTIONS:
-        for suffix, read, files in (
-            ("", _read_pickles, "d3_pkl/*.pkl"),
-            ("_json", _read_json, f"d3_json/d3_{kind}_annotations.json"),
-        ):
-            yield Conversion(
-                name="d3",
-                config=f"{kind}{suffix}",
-                description="D3 (and GRD): descriptions of objects in groups of images of a scene.",
-                homepage="https://github.com/shikras/d-cube",
-                licence="CC BY-NC 4.0, for non-commercial research",
-                layout=f"{files} and d3_images",
-                read_plan=functools.partial(read, kind=kind),
-                convert=convert,
-                published={"test": _PUBLISHED[kind]} if not suffix and _PUBLISHED[kind] else {},
-            )
+        for suffix, read in (("", _read_pickles), ("_json", _read_json)):
+            yield Conversion(f"d3/{kind}{suffix}", functools.partial(read, kind=kind), convert)
 
 
 CONVERSIONS = tuple(_conversions())

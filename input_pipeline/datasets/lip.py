@@ -15,7 +15,7 @@ LIP's site says that its images are cut out of COCO's, and their names are of th
 `<COCO's image id>_<annotation id>` (which is not written down anywhere, and was not compared with
 COCO's pictures). `image_id` of `77_471474` is therefore `77`: what leaks between LIP and sets of COCO
 images is found by it, and cut-outs of one image share it, in LIP's own train and val too. Other names
-become `lip/<name>`. The counts are those of LIP's site.
+become `lip/<name>`.
 """
 
 import re
@@ -25,6 +25,7 @@ import numpy as np
 
 from input_pipeline import prompts
 from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, read_image
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import (
     NOTHING,
     MapItem,
@@ -42,11 +43,6 @@ _PARTS = (
 PARTS = tuple(_PARTS.split(", "))
 
 WHOLE = "person"
-
-LAYOUT = (
-    "TrainVal_images/{train,val}_images/*.jpg and "
-    "TrainVal_parsing_annotations/{train,val}_segmentations/*.png (LIP's two archives, unpacked)"
-)
 
 _CURE = "unpack TrainVal_images.zip and TrainVal_parsing_annotations.zip again"
 
@@ -69,7 +65,8 @@ def read_plan(source: Path) -> Plan:
         split: [(f"{a}{split}_images", f"{b}{split}_segmentations") for a, b in _FOLDERS]
         for split in ("train", "val")
     }
-    return plan_pairs(source, choices, image_id=_image_id, layout=LAYOUT, cure=_CURE)
+    layout = facts_of("lip").layout
+    return plan_pairs(source, choices, image_id=_image_id, layout=layout, cure=_CURE)
 
 
 def convert(item: MapItem, source: str) -> Outcome:
@@ -107,15 +104,4 @@ def _image_id(stem: str) -> str:
     return str(int(of_coco[1])) if of_coco else f"lip/{stem}"
 
 
-CONVERSIONS = (
-    Conversion(
-        name="lip",
-        description="LIP: persons cut out of COCO images, their clothes and parts of their bodies.",
-        homepage="https://www.sysu-hcp.net/lip/",
-        licence="images: COCO's (Flickr licences, per image); annotations: LIP's terms, research use",
-        layout=LAYOUT,
-        read_plan=read_plan,
-        convert=convert,
-        published={"train": {"images": 30_462}, "val": {"images": 10_000}},
-    ),
-)
+CONVERSIONS = (Conversion("lip", read_plan, convert),)

@@ -80,20 +80,4 @@ def _coco_id(name: str) -> str:
     return str(int(Path(name).stem))
 
 
-CONVERSIONS = (
-    Conversion(
-        name="paco_lvis",
-        description="PACO-LVIS: objects of 75 kinds and their parts in COCO images.",
-        homepage="https://github.com/facebookresearch/paco",
-        licence="annotations: as their repository states; images: Flickr licences, per image",
-        layout="annotations/paco_lvis_v1_{train,val,test}.json, train2017/*.jpg and val2017/*.jpg",
-        read_plan=read_plan,
-        convert=coco_json.convert,
-        published={
-            # Targets are object segments and part segments.
-            "train": {"images": 45_790, "targets": 217_117 + 395_071},
-            "val": {"images": 2_410, "targets": 10_794 + 20_945},
-            "test": {"images": 9_443, "targets": 45_861 + 86_041},
-        },
-    ),
-)
+CONVERSIONS = (Conversion("paco_lvis", read_plan, coco_json.convert),)

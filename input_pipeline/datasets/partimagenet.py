@@ -16,7 +16,6 @@ github.com/facebookresearch/VLPart.
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Plan, SourceError
@@ -80,25 +79,6 @@ def _synset(name: str) -> str:
     return name[:9]
 
 
-def _conversions() -> Iterator[Conversion]:
-    # The images of the three splits of `ood`; nothing is published of those of `seg`.
-    images = {"train": 16_540, "val": 2_957, "test": 4_598}
-    published: Mapping[str, Mapping[str, Mapping[str, int]]] = {
-        "ood": {split: {"images": number} for split, number in images.items()},
-        "seg": {},
-    }
-    for config, counts in published.items():
-        yield Conversion(
-            name="partimagenet",
-            config=config,
-            description="PartImageNet: 40 parts of 11 kinds of objects in ImageNet images.",
-            homepage="https://github.com/TACJu/PartImageNet",
-            licence="images: ImageNet's terms, for research and education, not commercial",
-            layout="train.json, val.json, test.json and <split>/<synset>/*.JPEG",
-            read_plan=read_plan,
-            convert=coco_json.convert,
-            published=counts,
-        )
-
-
-CONVERSIONS = tuple(_conversions())
+CONVERSIONS = tuple(
+    Conversion(f"partimagenet/{config}", read_plan, coco_json.convert) for config in ("ood", "seg")
+)

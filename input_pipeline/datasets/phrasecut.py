@@ -9,9 +9,7 @@ file of `val` lacks the 100 images of `miniv`, which has a file of its own. `ski
 that the annotators refused; they have no region and are not read. Images of Visual Genome that COCO
 has too go by their COCO id (`coco_id` of the image list), since RefCOCO's test images are among them.
 
-Source: README.md of github.com/ChenyunWu/PhraseCutDataset. Its table counts `miniv` within `val` (the
-totals, 77,262 and 345,486, are those of train, val and test), its files do not: the published counts
-below are the table's less `miniv`'s.
+Source: README.md of github.com/ChenyunWu/PhraseCutDataset.
 """
 
 import dataclasses
@@ -246,26 +244,4 @@ def _other_layout(file: Path, number: int, error: Exception) -> SourceError:
     return SourceError(f"{file}: entry {number} is not PhraseCut's ({reason}); download it again")
 
 
-CONVERSIONS = (
-    Conversion(
-        name="phrasecut",
-        description="PhraseCut: phrases of names, attributes and relations in Visual Genome images.",
-        homepage="https://github.com/ChenyunWu/PhraseCutDataset",
-        licence=(
-            "no licence is stated for the phrases; Visual Genome, which they are made of: CC BY 4.0; "
-            "images: Flickr licences, per image"
-        ),
-        layout=(
-            "image_data_split3000.json, refer_train.json, refer_val.json, refer_miniv.json, "
-            "refer_test.json and images/<image_id>.jpg"
-        ),
-        read_plan=read_plan,
-        convert=convert,
-        published={
-            "train": {"images": 71_746, "expressions": 310_816},
-            "val": {"images": 2_971 - 100, "expressions": 20_316 - 821},
-            "miniv": {"images": 100, "expressions": 821},
-            "test": {"images": 2_545, "expressions": 14_354},
-        },
-    ),
-)
+CONVERSIONS = (Conversion("phrasecut", read_plan, convert),)

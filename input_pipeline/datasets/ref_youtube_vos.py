@@ -209,19 +209,4 @@ def _other_form(file: Path, error: Exception) -> SourceError:
     return SourceError(f"{file}: not Refer-YouTube-VOS's ({reason}); {_CURE}")
 
 
-CONVERSIONS = (
-    Conversion(
-        name="ref_youtube_vos",
-        description="Refer-YouTube-VOS: expressions for objects in videos, frame by frame.",
-        homepage="https://youtube-vos.org/dataset/rvos/",
-        licence="annotations: CC BY 4.0; videos: their owners', for research, not commercial",
-        layout=(
-            "meta_expressions/train/meta_expressions.json, train/meta.json, train/JPEGImages and "
-            "train/Annotations (and meta_expressions of valid and test, to hold them out)"
-        ),
-        read_plan=read_plan,
-        convert=convert,
-        # Groups are expressions of videos; the paper counts no frames.
-        published={"train": {"groups": 12_913}},
-    ),
-)
+CONVERSIONS = (Conversion("ref_youtube_vos", read_plan, convert),)

@@ -1,8 +1,9 @@
 """The datasets that `tools.build_dataset` can build, by name.
 
 A name is the dataset's folder under `data_dir` and what `config.data.dataset` takes (for `jsonl` it
-is the one that its owner gives). Builders are imported when they are used: TFDS is slow to import,
-and worker processes, which import this module with the command that started them, do without it.
+is the one that its owner gives). What is known about a dataset is in `input_pipeline.facts`; here is
+how to build it. Builders are imported when they are used: TFDS is slow to import, and worker
+processes, which import this module with the command that started them, do without it.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from input_pipeline.datasets.ade20k import scene_parsing as ade20k_150
 from input_pipeline.datasets.pascal import context as pascal_context
 from input_pipeline.datasets.pascal import part as pascal_part
 from input_pipeline.datasets.refcoco import cris, grefcoco, refclef, refcoco, refcocom, regrouped
+from input_pipeline.facts.published import all_facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ _MODULES = (
     saliency, coca, ref_youtube_vos, sa1b,
 )  # fmt: skip
 CONVERSIONS: Mapping[str, Conversion] = {
-    conversion.source: conversion
+    conversion.name: conversion
     for conversion in itertools.chain.from_iterable(module.CONVERSIONS for module in _MODULES)
 }
 
@@ -160,3 +162,6 @@ def _entries() -> dict[str, Entry]:
 
 
 DATASETS = _entries()
+# The facts about `jsonl` are its owner's.
+_UNMATCHED = all_facts().keys() ^ (DATASETS.keys() - {"jsonl"})
+assert not _UNMATCHED, f"these have code or facts, not both: {', '.join(sorted(_UNMATCHED))}"

@@ -12,18 +12,17 @@ more is salient, and asked for by "the most salient object" (UniLSeg, Table 1).
 - The images are of other sets: DUTS-TR of ImageNet's detection train and val, DUTS-TE of its test and
   of SUN, PASCAL-S of VOC2010's val (under new names), SOD of BSD. Their names do not tell the original
   in general, so leakage to those pools is not found.
-
-The numbers of images are the papers'.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline import prompts
-from input_pipeline.building.conversion import Conversion, ItemError, Outcome, read_image
+from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, read_image
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import MapItem, plan_pairs, read_levels
 from input_pipeline.schema import Expression, Target, encode_mask
 
@@ -83,76 +82,33 @@ def read_mask(path: Path, *, cure: str) -> tuple[np.ndarray, dict[str, int]]:
     return mask, notes if mask.any() else notes | {NONE: 1}
 
 
-def _conversion(
-    name: str,
-    title: str,
-    homepage: str,
-    licence: str,
-    folders: Mapping[str, Sequence[tuple[str, str]]],
-    sizes: Mapping[str, int],
-) -> Conversion:
-    """One of the sets; the first of a split's `folders` are the release's."""
-    first = [(images, maps) for (images, maps), *_ in folders.values()]
-    layout = " and ".join(f"{images}/*.jpg with {maps}/*.png" for images, maps in first)
-    return Conversion(
-        name=name,
-        description=f"{title}: images and their most salient objects.",
-        homepage=homepage,
-        licence=licence,
-        layout=layout,
-        read_plan=functools.partial(
-            plan_pairs,
-            choices=folders,
-            image_id=functools.partial("{}/{}".format, name),
-            layout=layout,
-            cure=f"copy it from the release of {title} again",
-        ),
-        convert=convert,
-        published={split: {"images": size, "expressions": size} for split, size in sizes.items()},
-    )
-
-
-def _conversions() -> Iterator[Conversion]:
-    yield _conversion(
-        "ecssd",
-        "ECSSD",
-        "https://www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
-        "images: from the internet, of unknown licences; annotations: no licence stated",
-        {"test": (("images", "ground_truth_mask"), *_COPIES)},
-        {"test": 1_000},
-    )
-    duts = {
+#: Dataset -> split -> folders of images and of maps; the first are the release's.
+_FOLDERS: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
+    "ecssd": {"test": (("images", "ground_truth_mask"), *_COPIES)},
+    "duts": {
         split: (
             (f"{part}/{part}-Image", f"{part}/{part}-Mask"),
             (f"{part}-Image", f"{part}-Mask"),
             *((f"{part}/{images}", f"{part}/{maps}") for images, maps in _COPIES),
         )
         for split, part in (("train", "DUTS-TR"), ("test", "DUTS-TE"))
-    }
-    yield _conversion(
-        "duts",
-        "DUTS",
-        "http://saliencydetection.net/duts/",
-        "images: ImageNet's and SUN's terms, non-commercial research; annotations: no licence stated",
-        duts,
-        {"train": 10_553, "test": 5_019},
-    )
-    yield _conversion(
-        "sod",
-        "SOD",
-        "https://www.elderlab.yorku.ca/resources/salient-objects-dataset-sod/",
-        "images: Berkeley's BSD, non-commercial research and education; annotations: no licence stated",
-        {"test": _COPIES},
-        {"test": 300},
-    )
-    yield _conversion(
-        "pascal_s",
-        "PASCAL-S",
-        "https://cbs.ic.gatech.edu/salobj/",
-        "images: VOC2010's (Flickr's terms); annotations: no licence stated",
-        {"test": (("datasets/imgs/pascal", "datasets/masks/pascal"), *_COPIES)},
-        {"test": 850},
+    },
+    "sod": {"test": _COPIES},
+    "pascal_s": {"test": (("datasets/imgs/pascal", "datasets/masks/pascal"), *_COPIES)},
+}
+
+
+def _read_plan(source: Path, *, name: str) -> Plan:
+    facts = facts_of(name)
+    return plan_pairs(
+        source,
+        _FOLDERS[name],
+        image_id=f"{name}/{{}}".format,
+        layout=facts.layout,
+        cure=f"copy it from the release of {facts.title} again",
     )
 
 
-CONVERSIONS = tuple(_conversions())
+CONVERSIONS = tuple(
+    Conversion(name, functools.partial(_read_plan, name=name), convert) for name in _FOLDERS
+)

@@ -30,21 +30,16 @@ from refseg_jax.images.segmentation import (
     encode_segmentation,
 )
 
+#: What the folder holds.
+LAYOUT = "train.jsonl and the like"
+
 #: The EXIF field of a picture's orientation; 1 is as stored.
 _ORIENTATION = 0x0112
 
 
 def conversion(folder: Path) -> Conversion:
     """The folder as a published dataset is read: what a build would stop at is a problem of its item."""
-    return Conversion(
-        name="jsonl",
-        description="Pictures and words of one's own.",
-        homepage="",
-        licence="",
-        layout="train.jsonl and the like",
-        read_plan=_read_plan,
-        convert=functools.partial(_convert, folder=folder),
-    )
+    return Conversion("jsonl", _read_plan, functools.partial(_convert, folder=folder))
 
 
 def _read_plan(folder: Path) -> Plan:

@@ -15,8 +15,6 @@ A part's parent is the region one level below that it shares most pixels with, o
 that the JSON names as owners of such parts: the numbers in B are no ids of the JSON. In the three
 images of CSAILVision/ADE20K all 30 parts get the JSON's own parent that way. The masks of
 `instance_*.png`, which also hold what is hidden, are not read.
-
-The counts (25,574 and 2,000 images) are the release's.
 """
 
 import dataclasses
@@ -38,6 +36,7 @@ from input_pipeline.building.conversion import (
     SourceError,
     read_image,
 )
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import NOTHING, encode_labels, read_colours
 from input_pipeline.schema import Expression, Target
 
@@ -47,11 +46,6 @@ OUTSIDE = "parts outside of every object that may own them, left out"
 
 _CURE = "unpack ADE20K_2021_17_01.zip again"
 _SPLITS = {"train": "training", "val": "validation"}
-
-LAYOUT = (
-    "images/ADE/{training,validation} with *.jpg, *_seg.png, *_parts_*.png and *.json in folders by "
-    "scene (ADE20K_2021_17_01.zip, unpacked)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +84,7 @@ def read_plan(source: Path) -> Plan:
         if (root / folder).is_dir()
     ]
     if not there:
-        raise SourceError(f"{source}: --source_dir must hold {LAYOUT}")
+        raise SourceError(f"{source}: --source_dir must hold {facts_of('ade20k/full').layout}")
     splits: dict[str, tuple[FullItem, ...]] = {}
     problems: list[str] = []
     for split, folder in there:
@@ -246,16 +240,4 @@ def _image_id(item: FullItem) -> str:
     return f"ade20k/{item.image.stem}"
 
 
-CONVERSIONS = (
-    Conversion(
-        name="ade20k",
-        config="full",
-        description="ADE20K, the whole: scenes with all their objects, parts and parts of parts.",
-        homepage="https://groups.csail.mit.edu/vision/datasets/ADE20K/",
-        licence="images and annotations: ADE20K's terms, non-commercial research and education only",
-        layout=LAYOUT,
-        read_plan=read_plan,
-        convert=convert,
-        published={"train": {"images": 25_574}, "val": {"images": 2_000}},
-    ),
-)
+CONVERSIONS = (Conversion("ade20k/full", read_plan, convert),)

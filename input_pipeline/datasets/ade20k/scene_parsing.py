@@ -9,14 +9,13 @@ That is `ADEChallengeData2016.zip` as it unpacks. A map's value is the class's l
 (`traffic light, traffic signal, stoplight` is `traffic light`), as other codes do too. The file
 `objectInfo150.csv` of the development kit is not read: it has lost where one name ends and the next
 begins. It alone says which 35 classes are stuff; here these are a constant.
-
-The counts are those of CSAILVision/sceneparsing's README.
 """
 
 import dataclasses
 from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import Classes, MapItem, convert_categories, plan_pairs
 
 #: Classes that the development kit calls stuff.
@@ -33,11 +32,6 @@ _NUMBER = 150
 _CURE = "unpack ADEChallengeData2016.zip again"
 _SPLITS = {"train": "training", "val": "validation"}
 
-LAYOUT = (
-    f"{NAMES_FILE}, images/{{training,validation}}/*.jpg and "
-    "annotations/{training,validation}/*.png (ADEChallengeData2016.zip, unpacked)"
-)
-
 
 def read_plan(source: Path) -> Plan:
     """Reads the names of the classes and lists images and maps.
@@ -48,7 +42,8 @@ def read_plan(source: Path) -> Plan:
     choices = {
         split: [(f"images/{folder}", f"annotations/{folder}")] for split, folder in _SPLITS.items()
     }
-    plan = plan_pairs(source, choices, image_id="ade20k/{}".format, layout=LAYOUT, cure=_CURE)
+    layout = facts_of("ade20k/150").layout
+    plan = plan_pairs(source, choices, image_id="ade20k/{}".format, layout=layout, cure=_CURE)
     names = read_names(source / NAMES_FILE)
     return dataclasses.replace(
         plan,
@@ -84,16 +79,4 @@ def convert(item: MapItem, source: str) -> Outcome:
     return convert_categories(item, source, classes=classes, cure=_CURE)
 
 
-CONVERSIONS = (
-    Conversion(
-        name="ade20k",
-        config="150",
-        description="ADE20K, SceneParse150: scenes, every pixel one of 150 classes.",
-        homepage="http://sceneparsing.csail.mit.edu",
-        licence="images and annotations: ADE20K's terms, non-commercial research and education only",
-        layout=LAYOUT,
-        read_plan=read_plan,
-        convert=convert,
-        published={"train": {"images": 20_210}, "val": {"images": 2_000}},
-    ),
-)
+CONVERSIONS = (Conversion("ade20k/150", read_plan, convert),)

@@ -11,14 +11,14 @@ by them must not be put here, and nothing in them tells.
 
 The names are those of mmsegmentation's `PascalContextDataset59`, with which two other codebases
 agree; `pottedplant` and `tvmonitor` are written in two words, since they are words here. Nothing says
-which classes are stuff, so all targets are `object`. 4,998 and 5,105 images are VOC2010's train and
-val, as the dataset's authors count them.
+which classes are stuff, so all targets are `object`.
 """
 
 import functools
 from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import (
     Classes,
     MapItem,
@@ -37,11 +37,6 @@ _NAMES = (
 
 CLASSES = Classes(tuple(_NAMES.split(", ")), void=0)
 
-LAYOUT = (
-    "VOC2010's JPEGImages/*.jpg and ImageSets/SegmentationContext/{train,val}.txt (or "
-    "ImageSets/Main), and SegmentationClassContext/*.png of mmsegmentation's pascal_context.py"
-)
-
 _CURE = "use VOC2010's images and the maps that mmsegmentation's pascal_context.py draws"
 _ROOTS = ("", "VOC2010/", "VOCdevkit/VOC2010/")
 _LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
@@ -53,14 +48,15 @@ def read_plan(source: Path) -> Plan:
     Raises:
         SourceError: a folder or both lists are missing.
     """
+    layout = facts_of("pascal_context_59").layout
     choices = [(f"{up}JPEGImages", f"{up}SegmentationClassContext") for up in _ROOTS]
-    images, maps = first_folders(source, choices, layout=LAYOUT)
+    images, maps = first_folders(source, choices, layout=layout)
     problems: list[str] = []
     of_image = list_files(images, (".jpg",), problems, cure=_CURE)
     of_map = list_files(maps, (".png",), problems, cure=_CURE)
     listed = {split: _read_list(images.parent, split) for split in ("train", "val")}
     if not any(listed.values()):
-        raise SourceError(f"{source}: no list of images; --source_dir must hold {LAYOUT}")
+        raise SourceError(f"{source}: no list of images; --source_dir must hold {layout}")
     for name in dict.fromkeys(listed["train"] + listed["val"]):
         for there, path in ((of_image, images / f"{name}.jpg"), (of_map, maps / f"{name}.png")):
             if name not in there:
@@ -94,15 +90,6 @@ def _read_list(folder: Path, split: str) -> list[str]:
     return []
 
 
-CONVERSIONS = (
-    Conversion(
-        name="pascal_context_59",
-        description="PASCAL-Context: VOC2010's images, every pixel one of 59 classes.",
-        homepage="https://cs.stanford.edu/~roozbeh/pascal-context/",
-        licence="images: VOC2010's (Flickr's terms); annotations: no licence stated",
-        layout=LAYOUT,
-        read_plan=read_plan,
-        convert=functools.partial(convert_categories, classes=CLASSES, cure=_CURE),
-        published={"train": {"images": 4_998}, "val": {"images": 5_105}},
-    ),
-)
+_convert = functools.partial(convert_categories, classes=CLASSES, cure=_CURE)
+
+CONVERSIONS = (Conversion("pascal_context_59", read_plan, _convert),)

@@ -195,17 +195,4 @@ def _counts(mask: Any, size: tuple[int, int], notes: dict[str, int]) -> bytes | 
     return encode_mask(pixels != 0)
 
 
-CONVERSIONS = (
-    Conversion(
-        name="pascal_part",
-        description="PASCAL-Part: the objects of PASCAL VOC 2010 and 93 of their parts.",
-        homepage="http://roozbehm.info/pascal-parts/pascal-parts.html",
-        licence="no licence is stated for the annotations; images: Flickr's terms",
-        layout=(
-            "Annotations_Part/*.mat, VOCdevkit/VOC2010/JPEGImages/*.jpg and "
-            "VOCdevkit/VOC2010/ImageSets/Main/{train,val}.txt"
-        ),
-        read_plan=read_plan,
-        convert=convert,
-    ),
-)
+CONVERSIONS = (Conversion("pascal_part", read_plan, convert),)

@@ -13,28 +13,23 @@ Source: tools/ and utils/dataset.py of github.com/DerrickWang005/CRIS.pytorch.
 """
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.building.conversion import (
-    Conversion,
-    Plan,
-    SourceError,
-)
-from input_pipeline.datasets.refcoco.refcoco import PUBLISHED
+from input_pipeline.building.conversion import Conversion, Plan, SourceError
+from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.cris import convert, plan_of, read_segments
-from input_pipeline.formats.refer.layout import IMAGE_FOLDERS
 
-#: CRIS's name of a set -> (dataset, by) as refer's.
+#: Dataset -> CRIS's name of the set.
 _SETS = {
-    "refcoco": ("refcoco", "unc"),
-    "refcoco+": ("refcoco_plus", "unc"),
-    "refcocog_u": ("refcocog", "umd"),
-    "refcocog_g": ("refcocog", "google"),
+    "refcoco/unc_cris": "refcoco",
+    "refcoco_plus/unc_cris": "refcoco+",
+    "refcocog/umd_cris": "refcocog_u",
+    "refcocog/google_cris": "refcocog_g",
 }
 
 
-def _read_plan(source: Path, *, name: str, splits: tuple[str, ...]) -> Plan:
+def _read_plan(source: Path, *, dataset: str) -> Plan:
+    name, splits = _SETS[dataset], facts_of(dataset).splits
     files = {split: source / "anns" / name / f"{split}.json" for split in splits}
     there = {split: file for split, file in files.items() if file.is_file()}
     if not there:
@@ -48,20 +43,7 @@ def _read_plan(source: Path, *, name: str, splits: tuple[str, ...]) -> Plan:
     return plan_of(source, segments, source / "masks" / name, empty)
 
 
-def _conversions() -> Iterator[Conversion]:
-    for name, (dataset, by) in _SETS.items():
-        published = PUBLISHED[dataset, by]
-        yield Conversion(
-            name=dataset,
-            config=f"{by}_cris",
-            description=f"{name}, from the annotations and masks that CRIS and ETRIS prepare.",
-            homepage="https://github.com/DerrickWang005/CRIS.pytorch",
-            licence="images: Flickr licences, per image; COCO annotations: CC BY 4.0",
-            layout=f"anns/{name}/*.json, masks/{name}/*.png and {IMAGE_FOLDERS[1]}/*.jpg",
-            read_plan=functools.partial(_read_plan, name=name, splits=tuple(published)),
-            convert=convert,
-            published=published,
-        )
-
-
-CONVERSIONS = tuple(_conversions())
+CONVERSIONS = tuple(
+    Conversion(dataset, functools.partial(_read_plan, dataset=dataset), convert)
+    for dataset in _SETS
+)

@@ -33,16 +33,8 @@ def _conversions() -> Iterator[Conversion]:
                 pool="saiapr",
                 lacked=LACKED,
             )
-            yield Conversion(
-                name="refclef",
-                config=f"{by}{suffix}",
-                description="RefClef: expressions that refer to regions of SAIAPR TC-12 images.",
-                homepage="https://github.com/lichengunc/refer",
-                licence="images: SAIAPR TC-12 (ImageCLEF), as stated there; expressions: none stated",
-                layout=layout.files,
-                read_plan=functools.partial(read_plan, layout=layout),
-                convert=convert,
-            )
+            read = functools.partial(read_plan, layout=layout)
+            yield Conversion(f"refclef/{by}{suffix}", read, convert)
 
 
 CONVERSIONS = tuple(_conversions())

@@ -27,7 +27,6 @@ from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Plan, SourceError
 from input_pipeline.formats.cris import Segment, convert, plan_of, read_segments
-from input_pipeline.formats.refer.layout import IMAGE_FOLDERS
 
 SPLITS = ("val", "testA", "testB")
 
@@ -81,20 +80,7 @@ def _with_granularity(
     ]
 
 
-def _conversion(config: str, files: str, what: str) -> Conversion:
-    return Conversion(
-        name="refcocom",
-        config=config,
-        description=f"RefCOCOm: expressions of {what} in COCO images.",
-        homepage="https://github.com/Rubics-Xuan/MRES",
-        licence="images: Flickr licences, per image; the repository of MRES: Apache-2.0",
-        layout=f"annotations/*_{files}.json, masks/*.png and {IMAGE_FOLDERS[-1]}/*.jpg",
-        read_plan=functools.partial(_read_plan, files=files),
-        convert=convert,
-    )
-
-
 CONVERSIONS = (
-    _conversion("part", "part_only", "parts"),
-    _conversion("object_part", "object_part", "objects and parts"),
+    Conversion("refcocom/part", functools.partial(_read_plan, files="part_only"), convert),
+    Conversion("refcocom/object_part", functools.partial(_read_plan, files="object_part"), convert),
 )

@@ -19,7 +19,7 @@ A record is an image with an expression of each group that it is in; groups are 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +109,7 @@ def _read_plan(source: Path, *, name: str) -> Plan:
     return dataclasses.replace(plan, splits=splits, facts=facts)
 
 
-def _conversions() -> Iterator[Conversion]:
-    for name, (dataset, by, _) in _SETS.items():
-        yield Conversion(
-            name=name,
-            config=by,
-            description=f"{dataset} regrouped: a sentence, the images with it, as many without.",
-            homepage="https://github.com/shikras/d-cube",
-            licence="images: Flickr licences, per image; COCO annotations: CC BY 4.0",
-            layout=Layout(dataset, by).files,
-            read_plan=functools.partial(_read_plan, name=name),
-            convert=convert,
-        )
-
-
-CONVERSIONS = tuple(_conversions())
+CONVERSIONS = tuple(
+    Conversion(f"{name}/{by}", functools.partial(_read_plan, name=name), convert)
+    for name, (_, by, _) in _SETS.items()
+)

@@ -20,6 +20,7 @@ from input_pipeline.building.conversion import Outcome, Plan
 from input_pipeline.building.shards import Summary
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.records import make
+from input_pipeline.facts.published import facts_of
 from input_pipeline.schema import features
 
 
@@ -44,11 +45,12 @@ class Scenes(RecordBuilder):
         super().__init__(data_dir=data_dir, config=config, num_workers=num_workers)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        facts = facts_of(self.name)
         return tfds.core.DatasetInfo(
             builder=self,
-            description=(__doc__ or "").splitlines()[0],
+            description=facts.description,
             features=features(),
-            license="Apache-2.0",
+            license=facts.licence,
         )
 
     def _plan(self) -> Plan:

@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 from input_pipeline.building.builder import HELD_OUT, BuildError
 from input_pipeline.building.conversion import SourceError
 from input_pipeline.building.published import REPORT
-from input_pipeline.datasets.refcoco.grefcoco import CONVERSIONS, PUBLISHED
+from input_pipeline.datasets.refcoco.grefcoco import CONVERSIONS
+from input_pipeline.facts.published import facts_of
 from tests.input_pipeline.datasets.refcoco_files import read_records
 from tests.input_pipeline.datasets.refer_files import (
     HEIGHT,
@@ -25,6 +26,7 @@ from tests.input_pipeline.datasets.refer_files import (
 )
 
 UNC = config_of(CONVERSIONS, "grefcoco/unc")
+PUBLISHED = facts_of("grefcoco/unc").published
 
 ANNOTATIONS = [
     {"id": 10, "image_id": 320432, "segmentation": square(2, 2)},

@@ -19,10 +19,10 @@ from input_pipeline.formats import coco_json
 from input_pipeline.schema import encode_mask
 from refseg_jax.images.segmentation import AWAY
 from tests.input_pipeline.datasets.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
-from tests.input_pipeline.matfile_test import structs
+from tests.input_pipeline.formats.matfile_test import structs
 
 CONVERSIONS = {
-    conversion.source: conversion
+    conversion.name: conversion
     for module in (paco, partimagenet, pascal_part)
     for conversion in module.CONVERSIONS
 }

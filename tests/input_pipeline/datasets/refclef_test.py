@@ -13,6 +13,7 @@ from input_pipeline.building.conversion import SourceError
 from input_pipeline.building.published import REPORT
 from input_pipeline.datasets import referit
 from input_pipeline.datasets.refcoco import refclef
+from input_pipeline.facts.published import facts_of
 from input_pipeline.schema import encode_mask
 from tests.input_pipeline.datasets.refcoco_files import jpeg, read_records, ref, sentence
 from tests.input_pipeline.datasets.refer_files import (
@@ -241,6 +242,7 @@ def test_files_that_cannot_be_used_are_one_line(damage: Callable[[Path], str], t
 
 def test_referit_totals():
     total = {
-        n: sum(s[n] for s in referit.PUBLISHED.values()) for n in ("images", "refs", "expressions")
+        n: sum(counts[n] for counts in facts_of("referit").published.values())
+        for n in ("images", "refs", "expressions")
     }
     assert total == {"images": 19_989, "refs": 99_245, "expressions": 120_081}

@@ -13,8 +13,7 @@ from input_pipeline.building.conversion import SourceError
 from input_pipeline.building.counts import compare, not_there
 from input_pipeline.building.processes import ordered_map
 from input_pipeline.building.published import REPORT
-from input_pipeline.datasets.refcoco.refcoco import PUBLISHED
-from input_pipeline.datasets.registry import CONVERSIONS
+from input_pipeline.facts.published import all_facts, facts_of
 from input_pipeline.formats.refer.convert import convert
 from input_pipeline.formats.refer.layout import Layout, read_plan
 from input_pipeline.schema import to_features
@@ -323,7 +322,7 @@ def _later(number: int) -> int:
 
 
 def test_counts_are_compared_with_the_published_ones():
-    complete = PUBLISHED["refcoco_plus", "unc"]
+    complete = facts_of("refcoco_plus/unc").published
     assert [e.split("; ")[1] for e in compare(complete, complete)] == ["as published"] * 12
     off = {"val": {**complete["val"], "refs": 3_804}}
     assert compare(off, complete) == [
@@ -334,8 +333,9 @@ def test_counts_are_compared_with_the_published_ones():
     ]
     # Nobody published the expressions of Google's RefCOCO splits.
     google = {"test": {"images": 4_527, "refs": 5_000, "expressions": 14_000, "groups": 0}}
-    assert len(compare(google, PUBLISHED["refcoco", "google"])) == 2
-    (line,) = compare({"dev": google["test"]}, PUBLISHED["refcoco", "google"])
+    published = facts_of("refcoco/google").published
+    assert len(compare(google, published)) == 2
+    (line,) = compare({"dev": google["test"]}, published)
     assert line == "dev: 4,527 images, 5,000 refs, 14,000 expressions; nothing is published of it"
 
 
@@ -346,20 +346,15 @@ def test_published_splits_that_the_source_lacks_are_said(tmp_path: Path):
     assert [line.split(":")[0] for line in lines if "not there" in line] == ["testA", "testB"]
     alone = build(tmp_path / "source", tmp_path / "alone", splits=("val",))
     assert "not there" not in (alone / REPORT).read_text(), "it was not asked for"
-    complete = PUBLISHED["refcoco", "unc"]
+    complete = facts_of("refcoco/unc").published
     assert not_there(complete, complete) == []
 
 
 def test_the_published_totals():
     total = {
-        key: sum(c.get("expressions", 0) for c in splits.values())
-        for key, splits in PUBLISHED.items()
+        name: sum(counts.get("expressions", 0) for counts in facts.published.values())
+        for name, facts in all_facts().items()
     }
-    assert total["refcoco", "unc"] == 142_210
-    assert total["refcoco_plus", "unc"] == 141_564
-    assert total["refcocog", "umd"] == total["refcocog", "google"] == 95_010
-
-
-def test_every_published_dataset_can_be_built():
-    for name, by in PUBLISHED:
-        assert {f"{name}/{by}", f"{name}/{by}_raw"} <= CONVERSIONS.keys()
+    assert total["refcoco/unc"] == 142_210
+    assert total["refcoco_plus/unc"] == 141_564
+    assert total["refcocog/umd"] == total["refcocog/google"] == 95_010

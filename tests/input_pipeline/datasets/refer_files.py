@@ -59,9 +59,9 @@ def write_instances(
     file.write_text(json.dumps(stored))
 
 
-def config_of(conversions: Sequence[Conversion], source: str) -> Conversion:
+def config_of(conversions: Sequence[Conversion], name: str) -> Conversion:
     """The conversion of a name, e.g. `"refcoco/unc"`."""
-    return next(c for c in conversions if c.source == source)
+    return next(c for c in conversions if c.name == name)
 
 
 def build(conversion: Conversion, source: Path, data_dir: Path, **options: Any) -> Path:

@@ -14,8 +14,8 @@ from input_pipeline.rows import make_rows
 from input_pipeline.schema import encode_mask
 from input_pipeline.sources import ExpressionTable, RecordSource
 from refseg_jax.batch import GRANULARITIES
-from tests.input_pipeline.archives_test import HOSTILE, files_of_tar
 from tests.input_pipeline.datasets.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
+from tests.input_pipeline.formats.archives_test import HOSTILE, files_of_tar
 
 (CONVERSION,) = sa1b.CONVERSIONS
 

@@ -15,7 +15,6 @@ from input_pipeline.formats.archives import ArchiveError
 from input_pipeline.formats.jsonl_files import find_splits, read_images
 from input_pipeline.formats.jsonl_records import make_record
 from input_pipeline.sources import RecordSource
-from tests.input_pipeline.archives_test import HOSTILE, files_of_tar
 from tests.input_pipeline.datasets.jsonl_folders import (
     LEFT,
     RIGHT,
@@ -24,6 +23,7 @@ from tests.input_pipeline.datasets.jsonl_folders import (
     write,
     write_pictures,
 )
+from tests.input_pipeline.formats.archives_test import HOSTILE, files_of_tar
 
 
 @pytest.fixture

@@ -54,11 +54,10 @@ def write_png(path: Path, values: np.ndarray, bits: int) -> None:
         for module in (coco_stuff, ade20k_150, ade20k_full, pascal_context, lip, saliency, coca)
         for conversion in module.CONVERSIONS
     ],
-    ids=lambda conversion: conversion.source,
+    ids=lambda conversion: conversion.name,
 )
 def test_other_processes_can_be_sent_the_conversion_of_an_image(conversion: Conversion):
     assert callable(pickle.loads(pickle.dumps(conversion.convert)))
-    assert "\n" not in conversion.layout and conversion.licence
 
 
 def test_every_region_of_a_map_is_encoded_as_pycocotools_encodes_it():

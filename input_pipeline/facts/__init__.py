@@ -1,0 +1,1 @@
+"""Facts about published datasets, as data."""
