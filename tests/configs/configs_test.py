@@ -151,10 +151,10 @@ def _data(config: Any) -> Callable[..., PipelineConfig]:
 
 def test_the_mixture_of_the_documentation_is_one() -> None:
     text = (ROOT / "docs" / "pretraining.md").read_text()
-    (code,) = re.findall(r"```\n(config\.mixture.*?)```", text, re.S)
-    config: Any = common.base_config()
-    names = {"config": config, "member": common.member, "evaluation": common.evaluation}
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {}
     exec(code, names)
+    config = names["config"]
     found = {m.name: m for m in read_members(config.mixture.to_dict(), _data(config))}
     assert set(found) == {"objects", "parts", "groups"}
     assert (found["parts"].data.pairs, found["groups"].data.images) == (16, 4)
