@@ -1,10 +1,10 @@
-"""Colours as the towers were trained on them; apart from decoding, so that models need only JAX."""
+"""Normalisation of colours for the published towers; needs only JAX, as models do."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-#: Mean and standard deviation of RGB in 0..1, of CLIP's and of ImageNet's training.
+#: Mean and standard deviation of RGB (in 0..1) with which CLIP and ImageNet models are trained.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,7 +1,7 @@
-"""Images and masks on their way into the network: shared by the pipeline and the predictor.
+"""Prepares images and masks for the network; the input pipeline and the predictor share this code.
 
-Coordinates: a pixel's index is its coordinate. An affine map `[2, 3]` takes native pixels (x, y, 1)
-to network pixels; a mask cell `g` and a network pixel `p` meet as `g = (p + 0.5) / stride - 0.5`.
+The coordinate of a pixel is its index. An affine map `[2, 3]` takes native pixels (x, y, 1) to
+network pixels. Network pixel `p` lies at `g = (p + 0.5) / stride - 0.5` in cells of the mask.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from refseg_jax.naming import unknown
 
 Resize: TypeAlias = Literal["letterbox", "stretch"]
 
-#: More pixels than any dataset's image has; a decoder would need 150 MB for one such picture.
+#: Bound on height times width: no dataset has larger images, and one such image takes 150 MB.
 MAX_PIXELS = 50_000_000
 
-#: What else is opened than JPEG. Pillow knows more, and runs Ghostscript for one of them.
+#: Formats besides JPEG. Pillow reads more of them, and runs Ghostscript for one.
 _FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 _BORDER = tuple(round(255 * value) for value in CLIP_MEAN)
@@ -34,15 +34,15 @@ class ImageError(UserError, ValueError):
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded bytes to pixels.
+    """Decodes the bytes of an image file.
 
-    The size is read from the header before anything is decoded. A truncated file is refused, and a
-    JPEG with damage that its decoder notices, and a PNG with a wrong checksum; a flipped bit that
-    leaves a JPEG's entropy code valid cannot be noticed by anybody. EXIF orientation is ignored, as
-    COCO's annotations expect. Grey, palette, alpha (dropped) and 16-bit (scaled) images become RGB.
+    The size is read from the header and checked before the pixels are decoded. Truncated files, PNGs
+    with a wrong checksum and JPEGs whose damage the decoder notices are refused; a flipped bit that
+    leaves the entropy code of a JPEG valid cannot be noticed. EXIF orientation is ignored, as in the
+    annotations of COCO. Grey, palette, alpha (dropped) and 16-bit (scaled) images become RGB.
 
     Args:
-        data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
         name: the file or record, for the message.
         max_pixels: bound on height times width.
 
@@ -50,7 +50,8 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
         u8 `[H, W, 3]`, RGB.
 
     Raises:
-        ImageError: one line with name, reason and cure.
+        ImageError: the image is damaged, too large or of another format; one line with the name, the
+            reason and the cure.
     """
     with _one_line(name):
         if not data:
@@ -59,7 +60,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(int(height), int(width), name, max_pixels)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-        # Opening reads the header alone.
+        # `open` reads only the header.
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _to_rgb(image, name, max_pixels)
 
@@ -67,20 +68,29 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.
 def pillow_to_rgb(
     image: Image.Image, *, name: str = "Pillow image", max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """An opened image to the pixels that `decode_image` makes of its (lossless) file.
+    """The pixels of an opened Pillow image, equal to `decode_image` of its (lossless) file.
 
-    Pillow may read the file only now, so that damage is found here too. Arguments, result and errors
-    as of `decode_image`.
+    Pillow reads lazily, so a damaged file may fail only here.
+
+    Args:
+        image: the opened image.
+        name: the file or record, for the message.
+        max_pixels: bound on height times width.
+
+    Returns:
+        u8 `[H, W, 3]`, RGB.
+
+    Raises:
+        ImageError: as in `decode_image`.
     """
     with _one_line(name):
         return _to_rgb(image, name, max_pixels)
 
 
 def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
-    """CRIS's map: `x' = s x + b`, `s = min(size / height, size / width)`, centred, f32 `[2, 3]`.
+    """CRIS's centred letterbox, f32 `[2, 3]`: `x' = s x + b`, `s = min(size / height, size / width)`.
 
-    Pixel indices are scaled as they are (no half-pixel shift), as OpenCV's three-point affine in
-    CRIS's `getTransformMat` does.
+    Pixel indices are scaled without a half-pixel shift, as in CRIS's `getTransformMat`.
     """
     scale = min(size / height, size / width)
     offset_x, offset_y = (size - scale * width) / 2, (size - scale * height) / 2
@@ -88,16 +98,19 @@ def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
 
 
 def stretch_affine(height: int, width: int, size: int) -> np.ndarray:
-    """Each axis scaled by itself with half-pixel centres: `x' = (x + 0.5) s - 0.5`, f32 `[2, 3]`."""
+    """The map that stretches each axis to `size`, f32 `[2, 3]`: `x' = (x + 0.5) s - 0.5`.
+
+    Half-pixel centres; `s = size / width` for x, and `size / height` for y.
+    """
     sx, sy = size / width, size / height
     return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5]], np.float32)
 
 
 def check_resize(resize: str) -> None:
-    """Whether there is such a way of resizing.
+    """Checks the name of a way of resizing.
 
     Raises:
-        UserError: there is not; the nearest is named.
+        UserError: the name is unknown; the message names the nearest.
     """
     ways = get_args(Resize)
     if resize not in ways:
@@ -105,10 +118,15 @@ def check_resize(resize: str) -> None:
 
 
 def make_affine(height: int, width: int, size: int, resize: Resize) -> np.ndarray:
-    """The map of either way of resizing.
+    """The affine map f32 `[2, 3]` from native to network pixels, for either way of resizing.
+
+    Args:
+        height, width: native size of the image in pixels.
+        size: side of the network's square input in pixels.
+        resize: `letterbox` or `stretch`.
 
     Raises:
-        ValueError: another way.
+        ValueError: `resize` is neither of the two.
     """
     if resize == "letterbox":
         return letterbox_affine(height, width, size)
@@ -118,17 +136,17 @@ def make_affine(height: int, width: int, size: int, resize: Resize) -> np.ndarra
 
 
 def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarray, np.ndarray]:
-    """An image for the network.
+    """Resizes an image to the network's square input.
 
     Args:
         rgb: u8 `[H, W, 3]`.
-        size: side of the network's square input.
-        resize: `letterbox` (CRIS's: OpenCV's bicubic warp, the border is CLIP's mean colour) or
-            `stretch` (ReLA's and LAVT's: Pillow's bilinear resize, whose kernel widens where an
-            image shrinks, so that nothing is skipped).
+        size: side of the network's square input in pixels.
+        resize: `letterbox` (CRIS: OpenCV's bicubic warp, with CLIP's mean colour as border) or
+            `stretch` (ReLA and LAVT: Pillow's bilinear resize, which antialiases when it shrinks).
 
     Returns:
-        u8 `[size, size, 3]`, and the affine map f32 `[2, 3]`.
+        The resized image u8 `[size, size, 3]`, and the affine map f32 `[2, 3]` from native to network
+        pixels.
     """
     affine = make_affine(rgb.shape[0], rgb.shape[1], size, resize)
     if _is_identity(affine, rgb.shape[:2], size):
@@ -148,12 +166,12 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
 
 
 def prepare_mask(mask: np.ndarray, affine: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """How much of each mask cell is covered.
+    """The covered share of each mask cell.
 
     Args:
         mask: u8 of 0/1 `[H, W]`, native size.
-        affine: native pixels to network pixels, f32 `[2, 3]`.
-        size: side of the network's square input.
+        affine: f32 `[2, 3]`, native pixels to network pixels.
+        size: side of the network's square input in pixels.
         stride: network pixels per mask cell; divides `size`.
 
     Returns:
@@ -182,14 +200,14 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Whatever decoders raise as an `ImageError`."""
+    """Turns any exception of a decoder into an `ImageError` of one line."""
     try:
         yield
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
-    except Exception as error:  # Decoders raise whatever they like on damaged bytes.
+    except Exception as error:  # Decoders raise exceptions of any type on damaged bytes.
         reason = " ".join(str(error).split())[:120]
         if isinstance(error, UnidentifiedImageError):
             reason = "no known format"
@@ -202,11 +220,11 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     _check_size(image.height, image.width, name, max_pixels)
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, np.float64)
-        # Modes "I" and "F" do not say what they were made of, "I;16" does.
+        # Mode "I;16" is of 16 bits. "I" and "F" do not tell: values above 255 do.
         deep = image.mode.startswith("I;16") or grey.max(initial=0) > 255
         scaled = np.nan_to_num(grey * (255.0 / 65535.0 if deep else 1.0)).round().clip(0, 255)
         return np.repeat(scaled.astype(np.uint8)[:, :, None], 3, 2)
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB, Pillow warns.
+        # Pillow warns if such an image is converted to RGB directly.
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

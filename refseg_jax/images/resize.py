@@ -26,7 +26,7 @@ def upsample_bilinear(x: jax.Array, factor: int) -> jax.Array:
 
 
 def upsample_axis(x: jax.Array, factor: int, axis: int) -> jax.Array:
-    """`upsample_bilinear` along one (non-negative) axis."""
+    """`upsample_bilinear` along one axis, counted from the front."""
     if factor == 1:
         return x
     phases = jnp.stack(axis_phases(x, factor, axis), axis + 1)
@@ -34,8 +34,10 @@ def upsample_axis(x: jax.Array, factor: int, axis: int) -> jax.Array:
 
 
 def axis_phases(x: jax.Array, factor: int, axis: int) -> list[jax.Array]:
-    """The upsampled axis as `factor` arrays shaped like `x`: element i of phase p lies at
-    `factor * i + p`, that is `(p + 0.5) / factor - 0.5` cells off cell i.
+    """The elements of an upsampled axis as `factor` arrays (phases) shaped like `x`.
+
+    Element i of phase p is element `factor * i + p` of the upsampled axis, which lies
+    `(p + 0.5) / factor - 0.5` cells from cell i.
     """
     length = x.shape[axis]
     take = lambda start, stop: jax.lax.slice_in_dim(x, start, stop, axis=axis)  # noqa: E731
@@ -77,10 +79,10 @@ def _blend(cells: int, pixels: int) -> np.ndarray:
 
 
 def resize_position_embedding(table: Array, grid: int) -> jax.Array:
-    """CLIP's position table for another image size, as ETRIS (and torch) resizes it.
+    """Resizes CLIP's position table for another image size, as ETRIS does with torch.
 
-    Bicubic with a = -0.75, half-pixel centres, edges clamped, no antialiasing; the class token's
-    row stays.
+    Bicubic with a = -0.75, half-pixel centres, edges clamped, no antialiasing. The first row, of the
+    class token, is kept.
 
     Args:
         table: f32 `[1 + g * g, width]`.
@@ -90,7 +92,7 @@ def resize_position_embedding(table: Array, grid: int) -> jax.Array:
         f32 `[1 + grid * grid, width]`.
 
     Raises:
-        ValueError: the table without its first row is no square.
+        ValueError: the number of rows is not 1 plus a square number.
     """
     old = math.isqrt(table.shape[0] - 1)
     if 1 + old * old != table.shape[0]:
@@ -100,20 +102,20 @@ def resize_position_embedding(table: Array, grid: int) -> jax.Array:
 
 
 def resize_relative_positions(table: Array, window: int) -> jax.Array:
-    """Swin's table of relative positions for another window, as Swin's own code resizes it.
+    """Resizes Swin's table of relative positions for another window, as Swin's own code does.
 
-    Bicubic over rows and columns of distances (`load_pretrained` of Microsoft's repository, which
-    LAVT's backbone follows): a = -0.75, half-pixel centres, edges clamped, no antialiasing.
+    Bicubic over the map of row and column distances, with a = -0.75, half-pixel centres, edges
+    clamped and no antialiasing (`load_pretrained` of microsoft/Swin-Transformer; LAVT does the same).
 
     Args:
         table: f32 `[(2 * w - 1)^2, heads]`.
-        window: side of the new window.
+        window: side of the new window in tokens.
 
     Returns:
         f32 `[(2 * window - 1)^2, heads]`.
 
     Raises:
-        ValueError: the table's rows are no square of an odd number.
+        ValueError: the number of rows is not the square of an odd number.
     """
     old, side = math.isqrt(table.shape[0]), 2 * window - 1
     if old * old != table.shape[0] or old % 2 == 0:
@@ -123,7 +125,7 @@ def resize_relative_positions(table: Array, window: int) -> jax.Array:
 
 
 def _resize_cells(cells: jax.Array, side: int) -> jax.Array:
-    """torch's bicubic `interpolate` of the square map `[g * g, width]` to `[side * side, width]`."""
+    """torch's bicubic `interpolate` of a square map, `[g * g, width]` to `[side * side, width]`."""
     old = math.isqrt(cells.shape[0])
     resized = jax.image.resize(
         cells.reshape(old, old, -1),
@@ -137,21 +139,21 @@ def _resize_cells(cells: jax.Array, side: int) -> jax.Array:
 def logits_on_canvas(
     mask_logits: Array, affine: Array, mask_stride: int, canvas: tuple[int, int]
 ) -> jax.Array:
-    """Logits at native pixels, in the upper left corner of a static canvas.
+    """Resamples logits at native pixels, in the upper left corner of a static canvas.
 
-    The inverse of the input's warp, bilinear, edges clamped. Native pixel x lies at network pixel
-    `p = a x + b` and mask cell `g = (p + 0.5) / stride - 0.5`. The warp is separable, so it is two
-    products with interpolation matrices an image; a native pixel's value depends neither on the
-    canvas's size nor on the batch.
+    Inverts the warp of the input, bilinearly and with clamped edges: native pixel x lies at network
+    pixel `p = a x + b` and at mask cell `g = (p + 0.5) / stride - 0.5`. The warp is separable, so it
+    takes two products with interpolation matrices per image. The value at a native pixel depends
+    neither on the size of the canvas nor on the rest of the batch.
 
     Args:
         mask_logits: f32 `[B, N, K, h, w]`.
         affine: f32 `[B, N, 2, 3]`, native to network pixels, without rotation or shear.
         mask_stride: network pixels per mask cell.
-        canvas: `(Hc, Wc)`.
+        canvas: `(Hc, Wc)` in pixels.
 
     Returns:
-        f32 `[B, N, K, Hc, Wc]`; what lies beyond the native size means nothing.
+        f32 `[B, N, K, Hc, Wc]`; values beyond the native size of an image are meaningless.
     """
     logits, affine = jnp.asarray(mask_logits, jnp.float32), jnp.asarray(affine, jnp.float32)
     height, width = logits.shape[-2:]

@@ -1,4 +1,4 @@
-"""COCO segmentations of every kind (polygons, RLE, uncompressed RLE) as one compressed RLE."""
+"""Converts COCO segmentations of every kind (polygons, RLE, uncompressed RLE) to compressed RLE."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,34 +7,33 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from pycocotools import mask as coco_mask
 
-#: Notes of a conversion.
+#: Notes in the report of a conversion, see `misplaced`.
 LEAVES = "polygons that leave the image, cut at its border"
 AWAY = "masks away from their box"
 
-#: Pixels, and share of the image's longer side, by which a polygon of one's own may leave the image:
-#: a hand that draws along the border slips by a few pixels, and tools that round or scale add some
-#: (COCO's polygons end at the border, others' leave it by single pixels); coordinates of another
-#: image, of another size of it or in another order are far beyond.
+#: A polygon of the user's own data may leave the image by the larger of 5 pixels and 2 % of the longer
+#: side. People who draw along the border slip by a few pixels, and tools that round or scale add some.
+#: Coordinates of another image, of another size or in another order are much further away.
 _SLACK, _SLACK_SHARE = 5, 0.02
 
-#: Two boxes of the same thing have at least this intersection over union.
+#: Two boxes with a smaller intersection over union are taken for boxes of different things.
 _SAME_BOX = 0.5
 
 
 class SegmentationError(ValueError):
-    """A segmentation that describes no region of the image."""
+    """A segmentation is malformed, or describes no region of the image."""
 
 
 class EmptyRegion(SegmentationError):
-    """Well-formed parts that cover no pixel."""
+    """The parts of a segmentation are well-formed, but cover no pixel."""
 
 
 class Encoded(NamedTuple):
-    """A region.
+    """An encoded region.
 
     Attributes:
         counts: compressed COCO RLE counts.
-        tiny: polygons of fewer than three points that were left out.
+        tiny: number of polygons that were left out because they have fewer than three points.
     """
 
     counts: bytes
@@ -42,10 +41,10 @@ class Encoded(NamedTuple):
 
 
 def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
-    """The union of all parts of a segmentation.
+    """Encodes the union of all parts of a segmentation.
 
-    A union, since the polygons of an object may overlap: the sum of the parts, which other readers
-    take, is 2 there and is lost when it is compared with 1.
+    The polygons of an object may overlap. Readers that add the parts up get 2 there, and lose these
+    pixels when they compare the sum with 1.
 
     Args:
         segmentation: a list of polygons `[x0, y0, x1, y1, ...]` in pixels, an RLE dict
@@ -54,11 +53,12 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
         height, width: size of the image in pixels.
 
     Returns:
-        The union's RLE at the image's size.
+        The RLE of the union at the size of the image.
 
     Raises:
-        SegmentationError: nothing is left, a polygon or an RLE is malformed, or the RLE's size is
-            not the image's; an `EmptyRegion` where the parts are in order and cover no pixel.
+        SegmentationError: no polygon has three points, a polygon or an RLE is malformed, or the size
+            of an RLE is not that of the image.
+        EmptyRegion: the parts are well-formed, but cover no pixel.
     """
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
@@ -83,20 +83,19 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
 def misplaced(
     segmentation: Any, counts: bytes, box: Sequence[float], height: int, width: int
 ) -> dict[str, int]:
-    """What is odd about where a region lies, as notes of a conversion.
+    """Checks the place of a region, and returns notes for the report of a conversion.
 
-    A polygon leaves the image by more than a pixel. A region is away from its box where their
-    intersection over union, with `B` the region's own bounding box and `S` the stated one, is small:
-    `|B & S| / |B | S| < 0.5`.
+    `LEAVES` counts the polygons that leave the image by more than a pixel. `AWAY` is noted if the
+    bounding box of the region and the box in the dataset have an intersection over union below 0.5.
 
     Args:
-        segmentation: as `encode_segmentation` took it.
-        counts: what it made of it.
-        box: (x, y, width, height) as the dataset states it; empty where it does not.
+        segmentation: the input of `encode_segmentation`.
+        counts: the compressed counts that it returned.
+        box: (x, y, width, height) in pixels as the dataset states it; empty if it states none.
         height, width: size of the image in pixels.
 
     Returns:
-        `{LEAVES: polygons}`, `{AWAY: 1}`, both or nothing.
+        `{LEAVES: polygons}`, `{AWAY: 1}`, both, or an empty dict.
     """
     notes = {}
     polygons = [] if isinstance(segmentation, Mapping) else segmentation
@@ -113,18 +112,19 @@ def misplaced(
 
 
 def check_inside(segmentation: Any, height: int, width: int) -> None:
-    """Looks whether polygons are of this image; of other segmentations, `encode_segmentation` says it.
+    """Checks that the polygons of the user's own data lie within the image.
 
-    Published datasets have polygons of all kinds, which are cut at the border and noted
-    (`misplaced`); in one's own they are a mistake that a person can mend.
+    A polygon outside the image is a mistake that its author can fix. In published datasets nobody
+    can: there it is cut at the border and noted (see `misplaced`). RLEs are not checked here, because
+    `encode_segmentation` compares their size with that of the image.
 
     Args:
-        segmentation: as `encode_segmentation` takes it.
+        segmentation: as in `encode_segmentation`.
         height, width: size of the image in pixels.
 
     Raises:
-        SegmentationError: a polygon is malformed, lies outside of the image, or leaves it by more
-            than 5 pixels and 2 % of its longer side.
+        SegmentationError: a polygon is malformed, lies outside the image, or leaves it by more than
+            both 5 pixels and 2 % of the longer side.
     """
     if not isinstance(segmentation, list):
         return
@@ -144,7 +144,7 @@ def check_inside(segmentation: Any, height: int, width: int) -> None:
 
 
 def stated_box(box: Any) -> tuple[float, ...]:
-    """A `bbox` of COCO's form, as (x, y, width, height); empty for anything else."""
+    """A COCO `bbox` as (x, y, width, height) in pixels; `()` if it is malformed."""
     sound = isinstance(box, Sequence) and len(box) == 4
     sound = sound and all(type(v) in (int, float) and abs(v) < 1e9 for v in box)
     return tuple(float(v) for v in box) if sound and min(box[2:]) >= 0 else ()
@@ -157,14 +157,14 @@ def _leaves(polygon: Sequence[float], height: int, width: int) -> bool:
 
 
 def _compress(objects: Any, height: int, width: int) -> Any:
-    """`frPyObjects`, whose type stubs know a part of what it takes."""
+    """`frPyObjects`, whose type stubs list only some of the types that it accepts."""
     return coco_mask.frPyObjects(objects, height, width)
 
 
 def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
-    """A polygon that pycocotools can draw: finite, and not far outside of the image.
+    """Checks that pycocotools can draw a polygon: finite, and not far outside the image.
 
-    pycocotools walks along every edge, so that one coordinate of 1e12 would fill the memory.
+    pycocotools stores every point along each edge, so one coordinate of 1e12 would fill the memory.
     """
     if not isinstance(polygon, Sequence) or isinstance(polygon, str | bytes):
         raise SegmentationError(f"a polygon is a {type(polygon).__name__}")
@@ -180,12 +180,16 @@ def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
 
 
 def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """An RLE whose runs fill the image exactly.
+    """Checks that the runs of an RLE fill the image exactly, and compresses its counts.
 
-    pycocotools writes past the end of others, or unites them with another RLE for ever.
+    pycocotools writes past the end of its memory for other RLEs, or merges them in an endless loop.
+
+    Args:
+        rle: `{"size": [h, w], "counts": ...}`, counts compressed or a list of run lengths.
+        height, width: size of the image in pixels.
 
     Raises:
-        SegmentationError: it is none.
+        SegmentationError: the RLE is malformed, or its size is not that of the image.
     """
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, Sequence) or list(size) != [height, width]:
@@ -205,10 +209,10 @@ def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, An
 
 
 def decode_counts(counts: bytes, height: int, width: int) -> np.ndarray:
-    """The mask of compressed counts, u8 `[height, width]` of 0/1 with contiguous columns.
+    """Decodes compressed counts to a mask u8 `[height, width]` of 0/1 with contiguous columns.
 
     Raises:
-        SegmentationError: their runs do not fill the image exactly.
+        SegmentationError: the counts are damaged, or their runs do not fill the image exactly.
     """
     runs = _runs(counts)
     _check_runs(runs, height, width)
@@ -217,28 +221,30 @@ def decode_counts(counts: bytes, height: int, width: int) -> np.ndarray:
 
 
 def are_plain(counts: Sequence[bytes], pixels: Sequence[int]) -> bool:
-    """Whether pycocotools can unite and measure all of these compressed counts as they are.
+    """Whether pycocotools can merge and measure all of these compressed counts as they are.
 
-    That is, `checked_rle` would pass each of them, and no run but the first is empty. Many are
-    looked at at once, because numpy takes as long for one.
+    This holds if `checked_rle` accepts each of them, and no run except the first is empty. Call it
+    with many counts at a time: numpy takes as long for one as for many.
 
     Args:
         counts: compressed counts, at least one.
-        pixels: what the runs of each have to fill.
+        pixels: number of pixels of each one's image, which its runs must fill.
     """
     try:
         values, numbers = _differences(counts)
     except SegmentationError:
         return False
     heads = np.cumsum(numbers) - numbers
-    # Room for an even number of runs each, so that a stride of two is one chain of differences.
+    # Each RLE gets room for an even number of runs: then the runs at even places, and those at odd
+    # places, are one chain of differences each, through all RLEs.
     room = numbers + (numbers & 1)
     starts = np.cumsum(room) - room
     place = np.arange(len(values)) + np.repeat(starts - heads, numbers)
     padded = np.zeros(room.sum(), np.int64)
     padded[place] = values
     chains, begin = padded.reshape(-1, 2), starts // 2
-    # The first run is in no chain, and each RLE takes back where the one before it ended.
+    # The first run of an RLE is in no chain. At its start, each RLE subtracts the sums with which the
+    # one before it ended.
     chains[begin, 0] = 0
     chains[begin[1:]] -= np.add.reduceat(chains, begin)[:-1]
     np.cumsum(chains, 0, out=chains)
@@ -256,8 +262,10 @@ def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
 
 
 def _runs(counts: bytes) -> np.ndarray:
-    """Run lengths of compressed counts, i64: from the third on, COCO writes the difference to the
-    run two before it."""
+    """The run lengths of compressed counts, i64.
+
+    From the fourth run on, COCO stores the difference to the run two before it.
+    """
     runs, _ = _differences([counts])
     for first in (1, 2):
         runs[first::2] = np.cumsum(runs[first::2])
@@ -265,10 +273,10 @@ def _runs(counts: bytes) -> np.ndarray:
 
 
 def _differences(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that compressed counts spell, i64, and how many each of them has.
+    """The numbers in compressed counts, i64, and how many of them each RLE has.
 
-    COCO's code: characters carry 5 bits each (from 48 on, bit 5 says that more follow, the last
-    one's bit 4 is the sign).
+    COCO encodes a number in characters of 5 bits each, the lowest bits first. Of a character's code
+    minus 48, bit 5 tells that another character follows; bit 4 of the last one is the sign.
     """
     code = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
     stops = np.cumsum([len(text) for text in counts])

@@ -1,1 +1,1 @@
-"""Expressions to token ids."""
+"""Tokenizers, which turn expressions into token ids."""

@@ -1,9 +1,10 @@
-"""CLIP's vocabulary as a `tokenizer.json`, got out of the wheel that only encodes and decodes.
+"""CLIP's vocabulary as a `tokenizer.json`, recovered from a wheel that only encodes and decodes.
 
-The wheel names neither tokens nor merges. Both follow from what it does: the first 512 ids are the
-bytes (once more with `</w>`, the end of a word) in the order of GPT-2's byte table, and every later
-id is the merge of two earlier ones, in the order in which they were learnt. So a token's bytes are
-what it decodes to, and its two parts are what the earlier merges make of these bytes.
+The `instant-clip-tokenizer` wheel exposes neither tokens nor merges, but both can be derived. The
+first 256 ids are the bytes in the order of GPT-2's byte table, and the next 256 are the same bytes
+at the end of a word (`</w>`). Every later id merges two earlier tokens, in the order in which the
+merges were learnt. Decoding an id therefore gives the bytes of its token, and applying all earlier
+merges to these bytes gives the two tokens that it merges.
 """
 
 import functools
@@ -11,14 +12,15 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 
-#: End of a word.
+#: Marks a token at the end of a word.
 _END = "</w>"
 _BYTES = 256
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-#: How CLIP cuts a cleaned text into words.
+#: CLIP's regular expression that cuts a cleaned text into words.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-#: What makes a whole character of the last bytes of one, and of the first bytes of one.
+#: Bytes that complete a token of partial UTF-8: put before the last bytes of a character, and behind
+#: the first bytes of one.
 _BEFORE = (b"", b"\xc3", b"\xe1", b"\xe1\x80", b"\xf1", b"\xf1\x80", b"\xf1\x80\x80")
 _BEHIND = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80")
 
@@ -27,7 +29,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @functools.cache
 def byte_characters() -> dict[int, str]:
-    """GPT-2's printable character of each byte, in the order of their ids."""
+    """Byte -> GPT-2's printable character for it, in the order of the token ids."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(_BYTES) if b not in shown]
     return {
@@ -37,11 +39,11 @@ def byte_characters() -> dict[int, str]:
 
 
 def tokens(decode: Decode, size: int) -> list[str]:
-    """The tokens of a vocabulary, in the order of their ids, the two special ones last.
+    """The tokens of a vocabulary in the order of their ids; the two special tokens are last.
 
     Args:
-        decode: ids to text, undecodable bytes as U+FFFD, the end of a word as a blank.
-        size: of the vocabulary.
+        decode: turns ids into text, with undecodable bytes as U+FFFD and the end of a word as a blank.
+        size: number of tokens in the vocabulary.
     """
     letters = byte_characters()
     known = [*letters.values(), *(letter + _END for letter in letters.values())]
@@ -52,10 +54,13 @@ def tokens(decode: Decode, size: int) -> list[str]:
 
 
 def merges(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The merges behind the tokens that `tokens` gives, in order.
+    """The pairs of tokens that are merged, in the order in which they were learnt.
+
+    Args:
+        names: all tokens, as `tokens` returns them.
 
     Raises:
-        ValueError: a token is no merge of two earlier ones.
+        ValueError: a token does not merge two earlier ones.
     """
     ranks: dict[tuple[str, str], int] = {}
     for name in names[2 * _BYTES : -len(_SPECIAL)]:
@@ -70,7 +75,7 @@ def merges(names: Sequence[str]) -> list[tuple[str, str]]:
 
 @functools.cache
 def tokenizer_json(decode: Decode, size: int) -> str:
-    """The vocabulary in the format of the `tokenizers` library; arguments as of `tokens`."""
+    """The vocabulary in the JSON format of the `tokenizers` library; arguments as in `tokens`."""
     names = tokens(decode, size)
     first, last = size - 2, size - 1
     content = {
@@ -144,9 +149,10 @@ def tokenizer_json(decode: Decode, size: int) -> str:
 
 
 def _bytes_of(decode: Decode, number: int) -> tuple[bytes, bool]:
-    """A token's bytes, and whether it ends a word.
+    """The bytes of a token, and whether it ends a word.
 
-    Where it begins or ends within a character, bytes that complete it are put around it.
+    A token may begin or end within a UTF-8 character: it is then decoded between tokens of bytes that
+    complete the character.
     """
     ids = {byte: place for place, byte in enumerate(byte_characters())}
     for behind, before in itertools.product(_BEHIND, _BEFORE):
@@ -155,7 +161,7 @@ def _bytes_of(decode: Decode, number: int) -> tuple[bytes, bool]:
             ends = text.endswith(" ")
             raw = text.removesuffix(" ").encode()
             return raw[len(before) : len(raw) - len(behind)], ends
-    # U+FFFD itself, as the web is full of it.
+    # The token is U+FFFD itself, which is frequent on the web.
     text = decode([number])
     return text.removesuffix(" ").encode(), text.endswith(" ")
 
@@ -165,7 +171,7 @@ def _shown(raw: bytes, ends: bool) -> str:
 
 
 def _merge(parts: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding: the earliest merge first, everywhere from left to right."""
+    """Byte-pair encoding: applies the earliest learnt merge first, at every place from left to right."""
     while len(parts) > 2:
         pairs = [pair for pair in itertools.pairwise(parts) if pair in ranks]
         if not pairs:

@@ -1,4 +1,4 @@
-"""Expressions to token ids: shared by the pipeline and the predictor."""
+"""Expressions to token ids; the input pipeline and the predictor share this code."""
 
 import functools
 import html
@@ -12,19 +12,24 @@ import numpy as np
 from refseg_jax.errors import UserError
 from refseg_jax.text import clip_vocabulary
 
-#: Ids of CLIP's vocabulary.
+#: Ids of start and end of a text in CLIP's vocabulary, and the size of the vocabulary.
 CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
 
-#: More words than any context holds; the rest of a longer expression is not even looked at.
+#: Longer expressions are cut before they are cleaned: no context has room for so many words.
 _MAX_CHARACTERS = 2000
 
 
 class ExpressionError(UserError, ValueError):
-    """An expression that is no text."""
+    """An expression is empty, or not text."""
 
 
 class Tokenizer(Protocol):
-    """Texts to fixed-length ids."""
+    """Turns texts into token ids of a fixed length.
+
+    Attributes:
+        vocab_size: number of tokens in the vocabulary.
+        eos_id: id of the token that ends a text.
+    """
 
     vocab_size: int
     eos_id: int
@@ -32,28 +37,34 @@ class Tokenizer(Protocol):
     def __call__(
         self, texts: Sequence[str | bytes], context_length: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids i32 `[K, L]`, zero-padded, and bool `[K, L]`, true from SOS to EOS.
+        """Tokenizes K texts; truncation keeps EOS.
 
-        Truncation keeps EOS.
+        Args:
+            texts: the K texts; bytes must be UTF-8.
+            context_length: L, with SOS and EOS.
+
+        Returns:
+            Ids i32 `[K, L]`, zero-padded, and bool `[K, L]`, true from SOS to EOS.
 
         Raises:
-            ExpressionError: an empty expression, or one that is not UTF-8 text.
+            ExpressionError: an expression is empty, or not UTF-8 text.
+            UserError: L has no room for SOS and EOS.
         """
         ...
 
     def as_json(self) -> str:
-        """The vocabulary as a `tokenizer.json` that `JsonTokenizer` and transformers read."""
+        """The vocabulary as the text of a `tokenizer.json`, for `JsonTokenizer` and transformers."""
         ...
 
 
 def clean(text: str | bytes) -> str:
-    """What CLIP does before its BPE: mends mojibake, unescapes HTML twice, folds blanks and case.
+    """Cleans a text as CLIP does: repairs mojibake, unescapes HTML twice, folds blanks and case.
 
     Raises:
-        ExpressionError: nothing is left, or the bytes are not UTF-8.
+        ExpressionError: no text is left, or the bytes are not UTF-8.
     """
     words = _decode(text)[:_MAX_CHARACTERS]
-    # Printable ASCII is what ftfy leaves alone (but for HTML, see below), and importing it is slow.
+    # ftfy does not change printable ASCII (except HTML, see below), and importing it is slow.
     if not (words.isascii() and words.isprintable()):
         words = importlib.import_module("ftfy").fix_text(words)
     cleaned = " ".join(html.unescape(html.unescape(words)).split()).lower()
@@ -65,7 +76,7 @@ def clean(text: str | bytes) -> str:
 def _decode(text: str | bytes) -> str:
     if isinstance(text, str):
         try:
-            # A terminal's bytes that are not UTF-8 arrive as lone surrogates.
+            # Bytes from a terminal that are not UTF-8 arrive as lone surrogates.
             text.encode()
         except UnicodeEncodeError as error:
             raise ExpressionError(
@@ -92,7 +103,7 @@ class ClipTokenizer:
         """Loads the vocabulary.
 
         Raises:
-            UserError: the wheel does not exist for this platform.
+            UserError: the wheel is not installed; it does not exist for every platform.
         """
         try:
             wheel = importlib.import_module("instant_clip_tokenizer")
@@ -118,17 +129,21 @@ class ClipTokenizer:
 
 
 class JsonTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library: a file, a folder that holds one, or a hub name.
+    """A vocabulary from a `tokenizer.json` of the `tokenizers` library.
 
-    Its own template, truncation and padding are not used: SOS and EOS are put around the words here,
-    so that truncation is the same for every vocabulary.
+    The template, truncation and padding in the file are ignored: SOS and EOS are added here, so that
+    truncation is the same for every vocabulary.
     """
 
     def __init__(self, source: str) -> None:
         """Loads the vocabulary.
 
+        Args:
+            source: the file, a folder that holds it, or a name on the Hugging Face hub.
+
         Raises:
-            UserError: there is no such file, or the hub cannot be reached.
+            UserError: the file does not exist, the hub cannot be reached, or the vocabulary has no
+                tokens for the start and the end of a text.
         """
         library = importlib.import_module("tokenizers")
         path = _file(source)
@@ -145,7 +160,7 @@ class JsonTokenizer:
             ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # "<|endoftext|>" within an expression is words, it does not end it.
+        # "<|endoftext|>" within an expression is ordinary text and does not end it.
         self._tokenizer.encode_special_tokens = True
         self._sos = self._special("<|startoftext|>", "[CLS]", "<s>")
         self.eos_id = self._special("<|endoftext|>", "[SEP]", "</s>")
@@ -172,7 +187,10 @@ class JsonTokenizer:
 
 
 def build_tokenizer(name: str = "clip") -> Tokenizer:
-    """`clip`, or anything that `JsonTokenizer` takes; the same one again while its file is the same."""
+    """A tokenizer by name: `clip`, or any source of `JsonTokenizer`.
+
+    Tokenizers are cached until their file changes.
+    """
     return _build(name, () if name == "clip" else _version(name))
 
 
@@ -183,7 +201,10 @@ def _build(name: str, version: tuple[int, ...]) -> Tokenizer:
 
 
 def _version(source: str) -> tuple[int, ...]:
-    """Changes with a vocabulary's file; cheap, because pipelines ask for every row. Of the hub `()`."""
+    """Identifies the version of a vocabulary's file; `()` for a name on the hub.
+
+    It only calls `stat`, because pipelines ask for every row.
+    """
     try:
         found = _file(source).stat()
     except OSError:
@@ -196,10 +217,10 @@ def _file(source: str) -> Path:
 
 
 def check_length(context_length: int) -> None:
-    """Texts hold SOS and EOS at least.
+    """Checks that a text has room for SOS and EOS.
 
     Raises:
-        UserError: they do not.
+        UserError: it has not.
     """
     if context_length < 2:
         raise UserError(
@@ -209,15 +230,15 @@ def check_length(context_length: int) -> None:
 
 
 def check_tokenizer(name: str, context_length: int, model: Any) -> None:
-    """Checks that a model takes what a tokenizer gives; else it would learn from wrong words.
+    """Checks that a tokenizer fits a model, which would otherwise train on wrong words without an error.
 
     Args:
-        name: as for `build_tokenizer`.
-        context_length: of the texts.
-        model: has `vocab_size`, `eos_id` and `text_positions`, as the config of UniRES.
+        name: the tokenizer, as in `build_tokenizer`.
+        context_length: L of the texts.
+        model: the model's config, with `vocab_size`, `eos_id` and `text_positions`.
 
     Raises:
-        UserError: it does not, or there is no such tokenizer.
+        UserError: they do not fit, or the tokenizer does not exist.
     """
     check_length(context_length)
     tokenizer = build_tokenizer(name)
