@@ -1,13 +1,13 @@
 """The folder that a model leaves in: its layout, its `config.json`, and whether it is sound.
 
-<folder>/
-    config.json             what `ExportConfig` holds; written last
-    model.safetensors       parameters under their dotted paths, in their own layout
-    tokenizer.json          with tokenizer_config.json, vocab.json and merges.txt: for other readers
-    README.md               the model card
-    clip/                   towers for transformers.CLIPModel, if they are CLIP's (format safetensors)
-    encode_image.stablehlo  with encode_text and decode: the graphs (format stablehlo)
-    encode_image.onnx       alike, with the weights inside (format onnx, no model.safetensors)
+    <folder>/
+        config.json             what `ExportConfig` holds; written last
+        model.safetensors       parameters under their dotted paths, in their own layout
+        tokenizer.json          with tokenizer_config.json, vocab.json and merges.txt: for other readers
+        README.md               the model card
+        clip/                   towers for transformers.CLIPModel if they are CLIP's (format safetensors)
+        encode_image.stablehlo  with encode_text and decode: the graphs (format stablehlo)
+        encode_image.onnx       alike, with the weights inside (format onnx, no model.safetensors)
 
 The predictor and the exporter compare the SHA-256 of a file with `config.json` before they use it.
 """
@@ -43,7 +43,8 @@ class ExportConfig:
     Attributes:
         format: name out of `refseg_jax.exports.exporter.FORMATS`.
         model: the resolved config of the model (`name` and every field).
-        data: `dataset`, `resize`, `context_length` and `tokenizer` (a file of the folder).
+        data: `dataset` (all that it was trained on, with commas between them), `licences` (dataset ->
+            text), `resize`, `context_length` and `tokenizer` (a file of the folder).
         eval: `threshold`, and `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
         step: updates that the parameters have seen.
         metrics: scores at that step, `{}` where nothing was evaluated.

@@ -24,7 +24,7 @@ _CONVERTER = Path(__file__).with_name("onnx_converter.py")
 def write_onnx(
     target: Path, source: Source, environment: Path | None = None
 ) -> tuple[dict[str, Any], float]:
-    """Writes `<name>.onnx` of each of `refseg_jax.prediction.engines.GRAPHS`.
+    """Writes `<name>.onnx` of each of `refseg_jax.models.graphs.GRAPHS`.
 
     Args:
         target: the folder.
