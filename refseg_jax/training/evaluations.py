@@ -1,4 +1,4 @@
-"""The evaluations of an experiment: which run when, and what they leave in the workdir."""
+"""Runs the evaluations of an experiment, and writes their scores and pictures to the workdir."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -18,14 +18,14 @@ from refseg_jax.models.forward import Forward, Params
 from refseg_jax.reporting import pictures, tables
 from refseg_jax.reporting.writers import MetricWriter
 
-#: When an entry of `config.evals` runs.
+#: Values of `when` of an entry of `config.evals`, see `configs.common.evaluation`.
 MOMENTS = ("during", "final", "never")
-#: Entries of `summary.json` that the training measures; an evaluation of another step keeps them.
+#: Entries of `summary.json` that training measures. They stay when another step is evaluated.
 SPEED = ("train_seconds", "images_per_second", "data_wait_share", "steps", "preempted")
 
 
 class EvaluationData(Protocol):
-    """What evaluations ask of the input pipeline; `entry` is one of `config.evals`."""
+    """The part of the input pipeline that evaluations use; `entry` is a value of `config.evals`."""
 
     def check(self, entry: Any, field: str, cure: str) -> None:
         """Raises a `UserError` that names `field` and `cure` if the entry's split cannot be read."""
@@ -40,7 +40,7 @@ class EvaluationData(Protocol):
         ...
 
     def oracle(self) -> Mapping[str, float]:
-        """Scores of the oracle that knows the kind and not the words; may be empty."""
+        """Scores of an oracle that knows the target's category but not the words; may be empty."""
         ...
 
 
@@ -48,9 +48,9 @@ class Evaluations:
     """Runs the entries of `config.evals` and reports their scores.
 
     Attributes:
-        config: the whole experiment; `eval` says how to evaluate, `evals` on what.
+        config: config of the experiment; `eval` says how to evaluate, `evals` on what.
         mesh: the devices.
-        last_step: the step whose evaluations leave predictions and pages of pictures.
+        last_step: the step whose evaluations write predictions and pages of pictures.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Evaluations:
         return self._workdir / "summary.json"
 
     def check(self) -> None:
-        """Finds out before the training whether each evaluation can run.
+        """Checks, before training, that each evaluation can run.
 
         Raises:
             UserError: one line that names the field and the cure.
@@ -115,13 +115,15 @@ class Evaluations:
         speed: Mapping[str, float] | None = None,
         known: Mapping[str, float] | None = None,
     ) -> None:
-        """Runs all evaluations; writes the pages of pictures and `summary.json`, prints the tables.
+        """Runs all evaluations; writes pages of pictures and `summary.json`, prints the tables.
 
         Args:
-            params: what is scored.
-            step: updates done.
-            speed: what the training measured; `None` keeps the summary that is there.
-            known: scores of the evaluations `during` training at this step, if they were run.
+            params: path -> parameter, to score.
+            step: number of updates that made them.
+            speed: measurements of training for the summary (`Trained.speed`); `None` keeps those in
+                the file.
+            known: scores of the evaluations `during` training at this step; these do not run again.
+                `None` or empty if they have not run.
         """
         before = tables.read_summary(self.summary)
         summary = dict(before if speed is None else speed)
@@ -130,12 +132,12 @@ class Evaluations:
             scores |= evaluator.evaluate(params, step)
         scores |= self._data.oracle()
         if scores.items() - before.items():
-            # A finished run that is started again has nothing new to tell.
+            # Starting a finished run again gives the same scores, which need no second line.
             self._writer.scalars(step, scores)
         scores = {**(known or {}), **scores}
         if jax.process_index() == 0:
             if before.get("step", step) != step:
-                # Scores of another step are no longer the run's.
+                # Scores of another step do not belong into this summary.
                 summary = {name: summary[name] for name in SPEED if name in summary}
             tables.write_summary(self.summary, {**summary, **scores, "step": step})
             prefixes = [entry.prefix for entry in self.config.evals.values()]

@@ -1,7 +1,8 @@
 """The one training loop; it knows neither models nor datasets.
 
-The order within a step is fixed: evaluate, save, next(batch), step. The data iterator only advances
-after the save, so a checkpoint's iterator state is exactly the next batch that has not been seen.
+The order within a step is fixed: evaluate, save, next(batch), step. The data iterator advances only
+after the save, so the iterator state in a checkpoint points at the first batch that is not trained
+on yet.
 """
 
 import contextlib
@@ -26,8 +27,9 @@ from refseg_jax.training.clock import Clock
 from refseg_jax.training.preemption import Preemption
 from refseg_jax.training.state import Trainer, TrainState
 
-#: With another value of these (or of any field of `model`) a checkpoint's parameters and its place
-#: in the data mean something else. The state of worker processes fits their number only.
+#: Fields that must not change when a run resumes, beside all of `model` and `mixture`: they decide
+#: what a checkpoint's parameters and its position in the data mean. `data.num_workers` is among them
+#: because an iterator's state fits one number of workers only.
 _FIXED = frozenset(
     {"seed", "batch_size", "mixture"}
     | {f"data.{name}" for name in ("dataset", "split", "sampling", "granularities")}
@@ -40,15 +42,15 @@ class TrainingError(UserError):
 
 
 class Trained(NamedTuple):
-    """What a call of `Run.train` has come to.
+    """Result of `Run.train`.
 
     Attributes:
-        state: the last one.
-        speed: `train_seconds` (from the first batch to the last save, with those of the calls that
-            this one goes on from), and of this call alone `images_per_second` and
-            `data_wait_share` (without compilation, evaluation and saving), `steps` done, and
-            `preempted` (0 or 1).
-        scores: of the evaluations at the last step, `{}` where there were none.
+        state: the state after the last step.
+        speed: `train_seconds` (from the first batch to the last save, evaluations included, plus
+            that of earlier calls of the run); of this call alone, `images_per_second` and
+            `data_wait_share` (compilation, evaluation and saving do not count), the number of
+            `steps` done, and `preempted` (0 or 1).
+        scores: scores of the evaluations at the last step, `{}` if none ran.
     """
 
     state: TrainState
@@ -57,13 +59,13 @@ class Trained(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a run goes on from, for `Run.train`.
+    """Where `Run.train` begins.
 
     Attributes:
-        state: fresh, or of a checkpoint.
-        seconds: that training it has taken.
-        unscored: it is of a checkpoint without scores: if an evaluation was due there, it was left
-            out since the run was preempted, and has still to be made.
+        state: a fresh state, or that of a checkpoint.
+        seconds: training time in seconds that the state has taken so far.
+        unscored: whether the state is of a checkpoint without scores. If an evaluation is due at its
+            step, which a preemption prevented, `Run.train` makes it first.
     """
 
     state: TrainState
@@ -83,30 +85,30 @@ class DataIterator(Protocol):
         ...
 
     def set_state(self, state: Any) -> None:
-        """Goes to a position."""
+        """Moves to a position from `get_state`."""
         ...
 
 
 class Evaluation(Protocol):
-    """Scores of some parameters; see `refseg_jax.evaluation.evaluator`."""
+    """Scores parameters; see `refseg_jax.evaluation.evaluator`."""
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Flat scores, the same on every process."""
+        """Name -> score, the same on every process."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How often things happen, in steps; 0 is never.
+    """How often the loop logs, evaluates and saves.
 
     Attributes:
-        log_every: between two lines of metrics. Batches of several names (a mixture's) have a
-            `<name>/loss` each, the newest since the line before.
-        eval_every: between two evaluations; there is one after the last step in any case.
-        save_every: between two checkpoints; likewise. A step that was evaluated is always saved,
-            so that its scores can choose the best checkpoint.
-        max_bad_share: share of records that may be damaged before training stops.
-        log_batches: write the keys of every batch to `batches-<process>.jsonl`.
+        log_every: steps between two lines of metrics, 0 for none. In a mixture, a line also has a
+            `<name>/loss` for each member: that of its newest batch since the line before.
+        eval_every: steps between two evaluations; 0 evaluates after the last step only.
+        save_every: steps between two checkpoints; 0 saves after the last step only. A step that was
+            evaluated is always saved, so that its scores can rank the checkpoint.
+        max_bad_share: share of records in [0, 1] that may be damaged before training stops.
+        log_batches: whether to write the keys of every batch to `batches-<process>.jsonl`.
     """
 
     log_every: int = 20
@@ -118,20 +120,26 @@ class LoopConfig:
 
 @dataclasses.dataclass
 class Quarantine:
-    """Counts damaged records and stops a run that meets too many of them."""
+    """Counts damaged records, and stops a run that meets too many of them.
+
+    Attributes:
+        max_share: share of rows in [0, 1] that may be damaged.
+        rows: rows seen so far on this process.
+        bad: damaged ones among them.
+    """
 
     max_share: float
     rows: int = 0
     bad: int = 0
 
-    #: A share is not judged before this many rows have been seen.
+    #: Rows to see before the share is judged.
     grace: int = 200
 
     def check(self, host: HostBatch) -> None:
         """Counts one batch.
 
         Raises:
-            TrainingError: more than the allowed share of all rows so far were damaged.
+            TrainingError: more than `max_share` of all rows so far are damaged.
         """
         self.rows += len(host.meta)
         for meta in host.meta:
@@ -147,13 +155,13 @@ class Quarantine:
 
 
 class _Begun(NamedTuple):
-    """A step on its way.
+    """A step that was dispatched; the devices may still be computing it.
 
     Attributes:
-        step: updates done after it.
-        name: of its batch.
-        images: what counts for the rates.
-        metrics: not there yet, perhaps.
+        step: number of updates done once it is finished.
+        name: name of its batch, see `HostBatch`.
+        images: images of this process that count for the rates.
+        metrics: its metrics; reading them waits for the devices.
     """
 
     step: int
@@ -168,13 +176,13 @@ class Run:
 
     Attributes:
         trainer: model, objective, optimiser and mesh.
-        config: how often things happen.
-        batches: this process's rows.
-        evaluations: run every `eval_every` steps.
-        checkpointer, writer, progress, preemption: see their modules.
-        resolved_config: stored in every checkpoint, with `progress` (`step`, `train_seconds`)
-            beside its fields.
-        workdir: where the checkpoints lie and the log of batches goes.
+        config: how often the loop logs, evaluates and saves.
+        batches: this process's batches.
+        evaluations: the evaluations during training.
+        checkpointer, writer, progress, preemption: see their classes.
+        resolved_config: the experiment config, stored in every checkpoint together with `progress`
+            (`step`, `train_seconds`).
+        workdir: folder of the run, with `checkpoints` and the log of batches.
     """
 
     trainer: Trainer
@@ -189,15 +197,21 @@ class Run:
     workdir: Path
 
     def resume(self, fresh: Callable[[], TrainState]) -> Start:
-        """The newest sound checkpoint, with the data iterator moved to it, else a fresh state.
+        """Starts at the newest sound checkpoint, or with a fresh state if there is no checkpoint.
+
+        Moves the data iterator to the position of the checkpoint, and drops metrics of later steps.
+
+        Args:
+            fresh: makes the fresh state.
 
         Raises:
-            UserError: the checkpoint is of another run, or cannot be used.
+            UserError: the checkpoint is of another run or of a longer training, or no checkpoint is
+                usable.
         """
         self._check_same_run()
         restored = self.checkpointer.restore_latest(self.trainer.abstract().as_dict())
         if restored is None:
-            # What a run that was killed before its first save has told is told again.
+            # A run that was killed before its first save begins again, and so do its metrics.
             self.writer.truncate_after(-1)
             return Start(fresh())
         if restored.step > self.trainer.steps:
@@ -213,7 +227,12 @@ class Run:
         return Start(TrainState(**restored.state), seconds, unscored=not restored.scored)
 
     def train(self, start: Start) -> Trained:
-        """Trains to the last step, from what `resume` has returned."""
+        """Trains from `start` (see `resume`) to the last step, or until a preemption.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite, or too many records are damaged.
+            UserError: a checkpoint or the metrics cannot be written.
+        """
         compiled = self.trainer.compile_step()
         state = start.state
         first = step = int(state.step)
@@ -230,14 +249,14 @@ class Run:
 
         while True:
             scores = None
-            # Before an evaluation, which may take longer than the machine is still there.
+            # Asked before an evaluation, which may take longer than the machine remains.
             preempted = self.preemption.reached()
             unscored = step > first or start.unscored
             if not preempted and unscored and _due(step, self.config.eval_every, total):
                 settle()
                 with clock.paused():
                     scores = self._evaluate(state, step)
-                # In that time a notice may have come.
+                # A notice may have come during the evaluation.
                 preempted = self.preemption.reached()
             due = preempted or scores or _due(step, self.config.save_every, total)
             if step > first and due:
@@ -254,7 +273,7 @@ class Run:
             self._log_batch(step, host)
             shape = (host.batch.image.shape, host.batch.text.shape)
             with contextlib.nullcontext() if shape in shapes else clock.paused():
-                # A step of a new shape is compiled.
+                # A new shape compiles the step first, which is not training time.
                 state, metrics = compiled(state, sharding.put_batch(host.batch, self.trainer.mesh))
             shapes.add(shape)
             step += 1
@@ -264,7 +283,7 @@ class Run:
                 clock.start_rates()
                 images = 0
             pending.append(_Begun(step, host.name, images, metrics))
-            # Reading the step before last keeps one step in flight, and bounds the queue.
+            # Reading the metrics of the step before keeps one step in flight and bounds the queue.
             settle(keep=1)
         settle()
         self.progress.close()
@@ -279,7 +298,7 @@ class Run:
         step, name, images, metrics = begun
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         clock.count(images)
-        # A gradient may be infinite where the loss is not; either spoils the parameters.
+        # A gradient can be infinite where the loss is finite; either spoils the parameters.
         for key, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
             if not math.isfinite(values[key]):
                 raise TrainingError(
@@ -318,9 +337,13 @@ class Run:
         )
 
     def _check_same_run(self) -> None:
-        """Raises a `UserError` that names the first field which the checkpoints disagree with.
+        """Compares `_FIXED`, `model` and `mixture` with the config of the newest checkpoint.
 
-        Only fields that both have are compared, so that code which has grown one still resumes.
+        Only fields that both have are compared, so that a checkpoint from before a field was added
+        can still be resumed.
+
+        Raises:
+            UserError: a field differs; the message names it.
         """
         folder = self.workdir / "checkpoints"
         newest = _newest_config(folder)
@@ -344,23 +367,23 @@ class Run:
 
 
 def _newest_config(folder: Path) -> dict[str, Any]:
-    """Of the newest checkpoint that can be read, `{}` where there is none."""
+    """Config of the newest checkpoint with a readable record, `{}` if there is none."""
     for checkpoint in reversed(checkpoint_folder.steps(folder).values()):
         try:
             return checkpoint_folder.read_record(checkpoint).config
         except checkpoint_folder.DamagedError:
-            # That it is damaged is told when it is restored.
+            # Restoring it logs the damage.
             continue
     return {}
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name -> value, and the names of the mixture's members as `mixture`."""
+    """Dotted name -> value, and the sorted names of the mixture's members as `mixture`."""
     return {**_flat(config), "mixture": sorted(config.get("mixture", {}))}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
+    """Dotted name -> value of every field."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         path = prefix + name

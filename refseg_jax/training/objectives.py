@@ -1,4 +1,4 @@
-"""One objective per system: what its training minimises, as sums and weights per term."""
+"""The training objective of each system, as sums and weights of named terms."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,17 +14,16 @@ from refseg_jax.training import losses
 
 @dataclasses.dataclass(frozen=True)
 class MaskObjective:
-    """Cross entropy per mask cell, and Dice per pair: UniRES.
+    """UniRES's objective: binary cross entropy of the mask cells, and Dice as an option.
 
-    The loss of UniRES is not stated in the paper. Its lineage (CRIS, section 3.4 and its code)
-    minimises the mean binary cross entropy at the mask's stride, hence the default; Dice is offered
-    because small parts are a small share of the cells.
+    The loss is not stated in the paper. The default is that of CRIS's code, from which UniRES
+    descends: the mean binary cross entropy at the stride of the masks. Dice is an option because
+    small parts are a small share of the cells.
 
     Attributes:
         cross_entropy: coefficient of the cross entropy, averaged over cells and pairs.
         dice: coefficient of the Dice loss, averaged over pairs.
-        presence: coefficient of the presence head's term, ReLA's (see `presence_term`); for a model
-            that has the head.
+        presence: coefficient of `presence_term`; positive if the model has a presence head, else 0.
     """
 
     cross_entropy: float = 1.0
@@ -52,7 +51,7 @@ class MaskObjective:
         if self.presence:
             terms["presence"] = presence_term(output, batch, self.presence)
         elif output.present_logits is not None:
-            # Its answers would clear masks at random.
+            # The answers of an untrained head would clear masks at random.
             raise ValueError(
                 "config.model.presence_head is set, but nothing trains it; set "
                 "config.objective.presence (e.g. 0.5), or config.model.presence_head=False"
@@ -60,25 +59,27 @@ class MaskObjective:
         return terms
 
 
-#: ReLA's weights of background (and "there is something") and foreground ("there is nothing").
+#: ReLA's class weights: of background and "present", and of foreground and "absent".
 _BACKGROUND, _FOREGROUND = 0.9, 1.1
 
 
 @dataclasses.dataclass(frozen=True)
 class RelationObjective:
-    """ReLA (Liu, Ding and Jiang 2023, section 4.4; weights and coefficients from its public code).
+    """ReLA's objective (Liu, Ding and Jiang 2023, section 4.1, "Outputs and Loss").
 
-        5 [ CE(mask) + 0.1 CE(minimap) + 0.1 CE(no target) + dice * Dice(mask) ]
+        scale [ CE(mask) + minimap CE(minimap) + presence CE(no target) + dice Dice(mask) ]
 
-    Each cross entropy is of two classes with weights 0.9 and 1.1 and is divided by the sum of the
-    weights of its targets. Pairs without a target count in all three, as background.
+    The paper names the three cross entropies only; their weights and coefficients are those of its
+    public code. Each has two classes with weights 0.9 and 1.1, and is divided by the sum of its
+    targets' weights. Pairs without a target count in all three: for both maps, they are all
+    background.
 
     Attributes:
-        scale: of the whole.
-        minimap, presence: shares of the second and the third term; `presence` may be 0 only for a
-            model without the head.
-        dice: share of the Dice loss, averaged over the pairs with a target; ReLA has none. From random
-            weights it teaches small targets in far fewer steps.
+        scale: factor of all terms.
+        minimap: coefficient of the minimap's cross entropy; 0 leaves it out.
+        presence: coefficient of `presence_term`; positive if the model has a presence head, else 0.
+        dice: coefficient of the Dice loss, averaged over the pairs with a target. ReLA has none; from
+            random weights, Dice teaches small targets in far fewer steps.
     """
 
     scale: float = 5.0
@@ -118,7 +119,12 @@ class RelationObjective:
 
 
 def presence_term(output: SegOutput, batch: Batch, coefficient: float) -> Term:
-    """The weighted cross entropy of "is there anything at all", ReLA's no-target term.
+    """ReLA's no-target term: class-weighted cross entropy of "absent", over valid pairs.
+
+    Args:
+        output: its `present_logits` f32 `[B, N, K]` are trained.
+        batch: its `present` and `valid` are read.
+        coefficient: of the term.
 
     Raises:
         ValueError: the model has no presence head.
@@ -137,15 +143,15 @@ def _weighted(logits: Array, targets: jax.Array, valid: jax.Array, coefficient: 
     """Cross entropy with ReLA's class weights, over the cells of valid pairs.
 
     Args:
-        logits, targets: `[B, N, K, ...]`, what follows are a pair's cells.
+        logits, targets: `[B, N, K, ...]`; the axes after `K` are the cells of a pair.
         valid: f32 `[B, N, K]`.
         coefficient: of the term.
     """
     weights = losses.class_weights(targets, _BACKGROUND, _FOREGROUND)
     values = losses.sigmoid_cross_entropy(jnp.asarray(logits, jnp.float32), targets)
     loss, weight = values * weights, weights
-    # Axis by axis, and pairs last: one f32 sum over thousands of cells is some 1e-6 off, and by
-    # something else for each layout of the devices.
+    # Axis by axis, and pairs last: one f32 sum over thousands of cells has a relative error of some
+    # 1e-6, which differs between layouts of the devices.
     for _ in range(targets.ndim - valid.ndim):
         loss, weight = loss.mean(-1), weight.mean(-1)
     return Term((loss * valid).sum(), (weight * valid).sum(), coefficient)
@@ -158,7 +164,7 @@ _OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 def build_objective(config: Mapping[str, Any]) -> Objective:
-    """The objective of `config["name"]` with the rest of `config` as its fields.
+    """The objective named by `config["name"]`, with the rest of `config` as its fields.
 
     Raises:
         ValueError: an unknown name or field; the message names the nearest.

@@ -1,8 +1,8 @@
-"""The optimiser: AdamW (or Muon) with a warm-up and cosine schedule, and rates per parameter.
+"""The optimiser: AdamW (or Muon) with warm-up, a cosine or drops, and learning rates by parameter.
 
-The table is ordered (regular expression over dotted paths, multiplier); the first match wins, every
-path must be matched, and a multiplier of 0 freezes: such a parameter gets no gradient and no
-moments.
+The table of multipliers holds ordered pairs (regular expression over dotted paths, multiplier). The
+first match wins and every path must be matched. A multiplier of 0 freezes a parameter: it gets
+neither a gradient nor moments.
 """
 
 import dataclasses
@@ -21,24 +21,26 @@ Params = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """How parameters move.
+    """Fields of the optimiser and of its schedule.
 
     Attributes:
-        lr: peak learning rate.
-        end_lr_share: share of the peak that is left at the end of the cosine.
-        drops: shares of training at which the rate falls to a tenth, in place of the cosine.
-        warmup: share of training over which the rate grows linearly from 0.
-        weight_decay: AdamW's decoupled decay (times the rate). UniRES: 5e-4 (supplement A.3).
-        undecayed: regular expression of the paths without decay; "" leaves out vectors and scalars,
-            as is usual for transformers.
-        b1, b2, eps: Adam's constants.
-        muon: regular expression of the paths of kernels that move by Muon and not by Adam, "" for
-            none. Far fewer steps are needed from random weights; not in the paper.
-        clip_norm: bound on the global norm of the gradient, 0 for none.
-        lr_multipliers: ordered (regular expression, multiplier); 0 freezes.
-        accumulation: microbatches that are added up for one update.
-        ema_decay: decay of an exponential average of the parameters that evaluation and prediction
-            then use, 0 for none. Early on the decay is `(1 + step) / (10 + step)` where less.
+        lr: peak learning rate. UniRES: 1e-5 (supplement A.3), from CLIP's weights.
+        end_lr_share: learning rate at the end of the cosine, as a share of the peak in [0, 1].
+        drops: shares of training in (0, 1) at which the rate falls to a tenth; they replace the
+            cosine.
+        warmup: share of training over which the rate grows linearly from 0. UniRES: one epoch of 15
+            in fine-tuning, 5 of 50 in pre-training (supplement A.3).
+        weight_decay: AdamW's decoupled decay, times the rate. UniRES: 5e-4 (supplement A.3).
+        undecayed: regular expression of the paths without decay. `""` exempts vectors and scalars, as
+            is usual for transformers.
+        b1, b2, eps: Adam's constants; not stated in the papers, the defaults are Adam's own.
+        muon: regular expression of the paths of kernels that Muon updates instead of Adam, `""` for
+            none. Not in the papers; from random weights, Muon needs far fewer steps.
+        clip_norm: bound on the global norm of the gradient, 0 for none. Not stated in the papers.
+        lr_multipliers: ordered pairs (regular expression, multiplier of the rate); 0 freezes.
+        accumulation: number of microbatches whose gradients make one update.
+        ema_decay: decay of an exponential average of the parameters, which evaluation and prediction
+            then use; 0 for none. Bounded early in training, see `update_average`.
     """
 
     lr: float = 1e-4
@@ -60,8 +62,13 @@ class OptimConfig:
 def multipliers(paths: Iterable[str], table: Sequence[tuple[str, float]]) -> dict[str, float]:
     """The multiplier of every path.
 
+    Args:
+        paths: dotted paths of all parameters.
+        table: `OptimConfig.lr_multipliers`.
+
     Raises:
-        ValueError: a path that no row matches, or a row that decides no path (a mistyped pattern).
+        ValueError: no row matches a path, or no path takes a row (its pattern is mistyped, or
+            earlier rows match all its paths).
     """
     decided = {}
     used = set()
@@ -80,16 +87,23 @@ def multipliers(paths: Iterable[str], table: Sequence[tuple[str, float]]) -> dic
 
 
 def trainable(paths: Iterable[str], config: OptimConfig) -> frozenset[str]:
-    """The paths that are not frozen."""
+    """The paths of `paths` that are not frozen."""
     rates = multipliers(paths, config.lr_multipliers)
     return frozenset(path for path, multiplier in rates.items() if multiplier)
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up to `lr`, then a cosine down to `end_lr_share * lr` at `steps`, or drops.
+    """Update -> learning rate: a linear warm-up to `lr`, then the cosine or the drops.
+
+    The cosine reaches `end_lr_share * lr` at update `steps`. Drops are counted from the start of
+    training, warm-up included.
+
+    Args:
+        config: the optimiser's fields.
+        steps: updates of the whole training.
 
     Raises:
-        ValueError: drops that are not shares of training, or an end of the cosine beside them.
+        ValueError: a drop is not in (0, 1), or `drops` and `end_lr_share` are both set.
     """
     warmup = round(config.warmup * steps)
     if config.drops:
@@ -98,7 +112,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         config.lr, decay_steps=max(steps - warmup, 1), alpha=config.end_lr_share
     )
     if not warmup:
-        # A warm-up of no steps would do the same, and have optax log that it is one.
+        # A warm-up of no steps would give the same rates, but optax would log a message about it.
         return cosine
     rise = optax.linear_schedule(0.0, config.lr, transition_steps=warmup)
     return optax.join_schedules([rise, cosine], [warmup])
@@ -116,7 +130,7 @@ def _dropping(config: OptimConfig, steps: int, warmup: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The update of trainable parameters (a flat dict of paths), for `steps` updates."""
+    """The optimiser of the trainable parameters, a flat dict by paths, for `steps` updates."""
 
     def decayed(params: Params) -> dict[str, bool]:
         if not config.undecayed:
@@ -133,9 +147,17 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def update_average(average: Params, params: Params, step: jax.Array, decay: float) -> Params:
-    """One step of the exponential average.
+    """One step of the exponential average of the parameters.
 
-    a' = d a + (1 - d) p,  d = min(decay, (1 + step) / (10 + step))
+        a' = d a + (1 - d) p,  d = min(decay, (1 + step) / (10 + step))
+
+    The bound, TensorFlow's for its moving averages, lets the average forget the first parameters.
+
+    Args:
+        average: path -> f32 average `a`.
+        params: path -> f32 parameter `p` after the update.
+        step: i32 `[]`, number of updates done before this one.
+        decay: in (0, 1).
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return {path: d * average[path] + (1.0 - d) * leaf for path, leaf in params.items()}
@@ -144,8 +166,8 @@ def update_average(average: Params, params: Params, step: jax.Array, decay: floa
 def _clip_by_global_norm(bound: float) -> optax.GradientTransformation:
     """`g * min(1, bound / (||g|| + 1e-6))`, torch's formula.
 
-    One factor, which XLA merges into Adam's update: `optax.clip_by_global_norm` chooses number by
-    number and so stores all gradients once more, which doubled the optimiser's time on a CPU.
+    XLA merges this one factor into Adam's update. `optax.clip_by_global_norm` selects elementwise
+    instead and so stores all gradients once more, which doubled the optimiser's time on a CPU.
     """
 
     def update(updates: Params, params: Params | None = None) -> Params:
@@ -159,8 +181,8 @@ def _clip_by_global_norm(bound: float) -> optax.GradientTransformation:
 def _directions(config: OptimConfig) -> optax.GradientTransformation:
     """Adam's direction, or Muon's for the kernels that `config.muon` names.
 
-    Muon (Jordan et al. 2024) makes the momentum of a kernel `[..., I, O]`, seen as a matrix of O
-    columns, orthogonal. Times `0.2 sqrt(max(rows, O))` its entries are as large as Adam's (Liu et
+    Muon (Jordan et al. 2024) orthogonalises the momentum of a kernel `[..., I, O]`, taken as a matrix
+    of O columns. The factor `0.2 sqrt(max(rows, O))` makes its entries as large as Adam's (Liu et
     al. 2025, "Muon is scalable", section 2.2), so that both share a learning rate and a decay.
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
@@ -203,10 +225,10 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _split(params: Params, pattern: str) -> tuple[Params, Params]:
-    """Kernels that the pattern names, and the rest.
+    """Parameters whose path matches the pattern, and the rest.
 
     Raises:
-        ValueError: the pattern names none, or something that is no kernel.
+        ValueError: no path matches, or a match is not a kernel (fewer than two axes).
     """
     chosen = {path: leaf for path, leaf in params.items() if re.fullmatch(pattern, path)}
     flat = [path for path, leaf in chosen.items() if leaf.ndim < 2]

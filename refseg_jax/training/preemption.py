@@ -1,4 +1,4 @@
-"""Notice that the machine is about to be taken away."""
+"""Notices of preemption: the machine is about to be taken away."""
 
 import signal
 from types import FrameType, TracebackType
@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """While it is open, SIGTERM asks the training loop to save and leave instead of killing it.
+    """A context in which SIGTERM asks the training loop to save and stop, instead of killing it.
 
-    With several processes the coordination service of `jax.distributed` catches the signal (and
-    must keep its own handler): a notice to one process becomes true at the same call on all.
+    With several processes, the coordination service of `jax.distributed` handles the signal, so no
+    handler is installed here. A notice to one process makes the same call of `reached` true on all.
     """
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class Preemption:
             self._previous = None
 
     def reached(self) -> bool:
-        """Whether to save and leave now; all processes ask equally often, at the same places.
+        """Whether to save and stop now; all processes must call it equally often, at the same places.
 
-        With several processes it is true at one call only: who has heard it leaves.
+        With several processes, only one call returns true: the caller must act on it.
         """
         self._asked += 1
         if jax.process_count() > 1:
-            # The processes agree on the number of a call that none of them has made yet.
+            # The argument numbers the calls; the processes agree on a call that none has made yet.
             return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed
 

@@ -1,4 +1,4 @@
-"""The functional side of a model, the state of training, and the jitted step."""
+"""The state of training, and the jitted step."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,10 +21,10 @@ class TrainState:
     """All that training changes.
 
     Attributes:
-        step: i32 `[]`, updates done.
+        step: i32 `[]`, number of updates done.
         params: path -> f32 parameter.
-        opt_state: the optimiser's state, over the parameters that are not frozen.
-        ema: the parameters' exponential average, or `None`.
+        opt_state: the optimiser's state, of the parameters that are not frozen.
+        ema: path -> f32 exponential average of the parameter, or `None` without averaging.
     """
 
     step: jax.Array
@@ -34,26 +34,27 @@ class TrainState:
 
     @property
     def eval_params(self) -> Params:
-        """What evaluation and prediction use."""
+        """The parameters for evaluation and prediction: the average, where there is one."""
         return self.params if self.ema is None else self.ema
 
     def as_dict(self) -> dict[str, Any]:
-        """For checkpoints: plain keys."""
+        """The state as a dictionary with the attributes as keys, for checkpoints."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What stays the same from step to step: all that `init` and `step` need.
+    """Makes and updates train states; holds what stays the same from step to step.
 
     Attributes:
         forward: the model.
-        objective: what is minimised.
+        objective: the loss.
         config: the optimiser's fields.
-        steps: updates in the whole training, for the schedule and the objective's `progress`.
+        steps: updates of the whole training, for the schedule and the objective's `progress`.
         mesh: the devices.
-        layouts: the sharding table.
-        seed: of initialisation and dropout.
+        layouts: ordered pairs (regular expression over paths, layout) that say how parameters are
+            sharded, see `refseg_jax.sharding`.
+        seed: seed of initialisation and dropout.
     """
 
     forward: Forward
@@ -75,7 +76,7 @@ class Trainer:
         return optim.trainable(self.forward.shapes, self.config)
 
     def init(self, key: jax.Array) -> TrainState:
-        """A fresh state, as a pure function: see `create`."""
+        """A fresh state, as a pure function that can be jitted; `create` makes it sharded."""
         return self._start(self.forward.init(key))
 
     def shardings(self) -> TrainState:
@@ -94,14 +95,16 @@ class Trainer:
         )
 
     def create(self) -> TrainState:
-        """A fresh state, created cut up: nothing is ever whole on one device."""
+        """A fresh state, created directly sharded: no sharded array is ever whole on one device."""
         init = jax.jit(self.init, out_shardings=self.shardings())
         return init(jax.random.key(self.seed))
 
     def create_from(self, params: Params) -> TrainState:
-        """A fresh state around given parameters (already laid out), to fine-tune them.
+        """A fresh state with given parameters, to fine-tune them.
 
-        Parameters that are not given are fresh, and created cut up too; the others are not drawn.
+        Args:
+            params: path -> f32 parameter, already laid out. Parameters that are missing are drawn
+                and created directly sharded.
         """
         missing = self.forward.shapes.keys() - params.keys()
         if missing:
@@ -116,7 +119,7 @@ class Trainer:
         return jax.jit(self._start, out_shardings=self.shardings())(params)
 
     def compile_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-        """The jitted step; it consumes (donates) the state it is given."""
+        """`step`, jitted. It donates its state, which cannot be used afterwards."""
         state = self.shardings()
         return jax.jit(
             self.step,
@@ -126,10 +129,14 @@ class Trainer:
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update.
+        """Makes one update.
 
         Returns:
-            The next state, and f32 scalars: `loss`, each `loss/<term>`, `grad_norm`, `pairs`.
+            The next state, and f32 scalars: `loss`, each `loss/<term>` (times its coefficient),
+            `grad_norm` (before clipping) and `pairs` (valid ones).
+
+        Raises:
+            ValueError: `config.accumulation` does not divide the rows of the batch.
         """
         learn = self.trainable
         moving = {path: leaf for path, leaf in state.params.items() if path in learn}
@@ -158,9 +165,9 @@ class Trainer:
     def _gradients(
         self, moving: Params, still: Params, step: jax.Array, batch: Batch
     ) -> tuple[Params, dict[str, jax.Array]]:
-        """Gradients and values of all terms, exact under accumulation.
+        """Gradients and values of all terms; accumulation does not change them.
 
-        The weights of all microbatches are added up first. They depend on the batch alone, so the
+        A first pass adds up the weights of all microbatches. They depend on the batch alone, so the
         compiler removes the model from that pass.
         """
         parts = self.config.accumulation
@@ -203,7 +210,7 @@ class Trainer:
 
 
 def _microbatches(x: jax.Array, parts: int) -> jax.Array:
-    """`[B, ...]` to `[parts, B / parts, ...]`, such that every device keeps its own rows."""
+    """`[B, ...]` to `[parts, B / parts, ...]`, so that every device keeps its own rows."""
     if x.shape[0] % parts:
         raise ValueError(f"a batch of {x.shape[0]} rows cannot be cut into {parts} microbatches")
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
