@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from input_pipeline import leakage, mixtures
 from input_pipeline.experiment_data import ExperimentData
+from input_pipeline.facts.published import licences
 from input_pipeline.mixtures import Mixture
 from refseg_jax import sharding
 from refseg_jax.checkpoints import folder as checkpoint_folder
@@ -151,6 +152,7 @@ class Experiment:
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:
         config = self.config
+        terms = licences(rows.config.dataset for rows in mixture.rows)
         checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
         with Preemption() as preemption:
             run = Run(
@@ -164,7 +166,7 @@ class Experiment:
                 writer=self.writer,
                 progress=ProgressLine(trainer.steps),
                 preemption=preemption,
-                resolved_config=config.to_dict(),
+                resolved_config={**config.to_dict(), "licences": terms},
                 workdir=self.workdir,
             )
             start = run.resume(functools.partial(self._fresh, trainer))

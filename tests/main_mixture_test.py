@@ -10,12 +10,12 @@ import pytest
 
 from configs import mres_unires
 from configs.common import evaluation, member
+from input_pipeline.facts.published import UNKNOWN_LICENCE, facts_of
 from main import Experiment
 from refseg_jax.batch import Batch, SegOutput
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.models import UniRESConfig
-from refseg_jax.models.forward import Forward
 from tests.input_pipeline.building.pools import build_pool
 from tests.refseg_jax.training.tiny_run import IMAGE_SIZE, MASK_STRIDE, ColourModel
 
@@ -39,11 +39,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(data_dir: Path, tmp_path: Path) -> Iterator[Make]:
-    """Makes an experiment; arguments are fields of its config."""
+def make(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes an experiment of a small model; arguments are fields of its config."""
     made: list[Experiment] = []
 
-    def experiment(workdir: Path = tmp_path / "run", **fields: Any) -> Experiment:
+    def experiment(
+        workdir: Path = tmp_path / "run", model: type[Colours] = Colours, **fields: Any
+    ) -> Experiment:
+        monkeypatch.setattr("main.build_model", lambda config, rngs: model(rngs))
         config: Any = mres_unires.get_config("tiny,one,two")
         config.update({"steps": 4, "epochs": 0.0, "batch_size": 2})
         config.data.update({"data_dir": str(data_dir), "pairs": 2, "num_workers": 0})
@@ -52,7 +55,6 @@ def make(data_dir: Path, tmp_path: Path) -> Iterator[Make]:
         config.update_from_flattened_dict(fields)
         workdir.mkdir(exist_ok=True)
         made.append(Experiment(config, workdir))
-        made[-1].forward = Forward(Colours)  # pyright: ignore[reportAttributeAccessIssue]
         return made[-1]
 
     yield experiment
@@ -127,6 +129,19 @@ def test_members_of_several_shapes_train_one_model(make: Make, tmp_path: Path) -
     assert stored["mixture"]["groups"]["images"] == 3
 
 
+def test_a_checkpoint_records_the_licences_of_all_that_it_was_trained_on(
+    make: Make, data_dir: Path, tmp_path: Path
+) -> None:
+    build_pool(data_dir, "lip", train=range(40, 43))
+    experiment = make(steps=1)
+    with experiment.config.unlocked():
+        experiment.config.mixture.two.dataset = "lip"
+        experiment.config.evals = {}
+    experiment.train()
+    _, stored = load_params(tmp_path / "run")
+    assert stored["licences"] == {"lip": facts_of("lip").terms, "one": UNKNOWN_LICENCE}
+
+
 def test_a_single_dataset_keeps_its_published_splits(make: Make, tmp_path: Path) -> None:
     experiment = make()
     with experiment.config.unlocked():
@@ -145,8 +160,7 @@ def test_rows_that_do_not_fit_the_model_are_told_before_anything_is_allocated(
                 raise ValueError("this model takes one image a row")
             return super().__call__(batch, rngs=rngs)
 
-    experiment = make()
-    experiment.forward = Forward(OneImage)  # pyright: ignore[reportAttributeAccessIssue]
+    experiment = make(model=OneImage)
     experiment._mixture()
     with experiment.config.unlocked():
         experiment.config.mixture.two.update({"images": 2})

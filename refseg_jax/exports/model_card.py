@@ -7,15 +7,7 @@ from refseg_jax.evaluation.protocols import PROTOCOLS, build_protocols
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.reporting.tables import full_text
 
-#: Licences of the datasets that this code builds, by the first part of their names.
-_COCO = "COCO's annotations are under CC BY 4.0, each image keeps the Flickr licence of its photographer"
-DATA_LICENCES: Mapping[str, str] = {
-    "scenes": "Apache-2.0 (procedural, made by this project)",
-    "refcoco": f"{_COCO}; the refer code (Apache-2.0) states no licence for its expressions",
-    "refcoco_plus": f"{_COCO}; the refer code (Apache-2.0) states no licence for its expressions",
-    "refcocog": f"{_COCO}; Google's expressions are under CC BY 4.0 (split google), the refer code "
-    "(Apache-2.0) states none for those of split umd",
-}
+_NOT_RECORDED = "not recorded"
 
 _LOADING = """## Use it
 
@@ -40,7 +32,8 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         notes: heading -> paragraph of the format.
     """
     dataset = str(config.data.get("dataset") or "")
-    licences = {name: _licence(name) for name in dataset.split(", ")}
+    recorded = config.data.get("licences", {})
+    licences = {name: recorded.get(name, _NOT_RECORDED) for name in dataset.split(", ")}
     licence = "; ".join(f"{name}: {text}" for name, text in licences.items())
     if len(licences) == 1:
         licence = licences[dataset]
@@ -49,7 +42,7 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         f"---\nlibrary_name: refseg_jax\npipeline_tag: image-segmentation\ntags: [{name}]\n---",
         f"# {name} on {dataset or 'an unnamed dataset'}",
         "Language-guided segmentation: an image and expressions in, one mask for each out.",
-        f"- dataset: {dataset or 'not recorded'}\n- licence of the data: {licence}\n"
+        f"- dataset: {dataset or _NOT_RECORDED}\n- licence of the data: {licence}\n"
         f"- updates: {config.step}\n- input: {config.model.get('image_size')} pixels square, "
         f"{config.data['resize']}; {config.data['context_length']} tokens, SOS and EOS included\n"
         f"- threshold of probabilities: {config.eval['threshold']}\n- code: {config.library}",
@@ -59,11 +52,6 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         *(f"## {heading}\n\n{text}" for heading, text in notes.items()),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _licence(dataset: str) -> str:
-    known = DATA_LICENCES.get(dataset.partition("/")[0])
-    return known or "not known to the exporter; ask whoever made the dataset"
 
 
 def _scores(config: ExportConfig) -> str:

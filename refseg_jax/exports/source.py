@@ -59,12 +59,14 @@ def read_source(path: Path, step: Step = "latest") -> Source:
         stored, params = _read_weights(path)
         folder.check_step(path, stored, step)
         config: Mapping[str, Any] = stored.sections()
+        licences = stored.data.get("licences", {})
         vocabulary = folder.verified(path, stored, folder.TOKENIZER)
         tokenizer, tokenizer_json = str(vocabulary), vocabulary.read_text()
         step, metrics = stored.step, stored.metrics
     else:
         params, record = load_recorded(path, step=step)
         config, step, metrics = record.config, record.step, _scores(path, record)
+        licences = record.config.get("licences", {})
         tokenizer = tokenizer_json = ""
     with another_version(path):
         data = config["data"]
@@ -79,6 +81,8 @@ def read_source(path: Path, step: Step = "latest") -> Source:
             # Without the paths of the machine that trained it.
             data={
                 "dataset": ", ".join(_datasets(config)),
+                # Of everything that it was trained on; early runs did not record them.
+                "licences": dict(licences),
                 "resize": data["resize"],
                 "context_length": data["context_length"],
                 "tokenizer": folder.TOKENIZER,

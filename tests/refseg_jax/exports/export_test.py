@@ -146,6 +146,7 @@ def _save_scored(workdir: Path, scores: dict[int, float]) -> None:
     params = tiny_params()
     config: dict[str, Any] = unires_run_config()
     config["data"]["dataset"] = "scenes"
+    config["licences"] = {"scenes": "Apache-2.0"}
     for step, score in scores.items():
         state = {
             "step": np.int32(step),

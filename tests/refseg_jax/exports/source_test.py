@@ -11,9 +11,10 @@ import pytest
 from refseg_jax import sharding
 from refseg_jax.checkpoints.params import OtherParametersError, load_params
 from refseg_jax.errors import UserError
+from refseg_jax.exports.exporter import export
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.model_card import model_card
-from refseg_jax.exports.source import load_start, read_source
+from refseg_jax.exports.source import Source, load_start, read_source
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.prediction.predictor import Predictor
@@ -95,19 +96,49 @@ def test_scores_of_a_run_without_evaluations_during_it_are_its_summarys(
     assert read_source(tmp_path).metrics == expected
 
 
+def card_of(source: Source) -> str:
+    chosen: dict[str, Any] = {"model": source.model, "data": source.data, "eval": source.eval}
+    return model_card(ExportConfig("safetensors", **chosen, step=1, metrics={}), "make", {})
+
+
 def test_a_card_names_every_dataset_of_a_mixture_and_its_licence(tmp_path):
     config = unires_run_config()
     config["data"]["dataset"] = "refcoco/unc"
     config["mixture"] = {"a": {"weight": 2.0}, "b": {"dataset": "scenes"}, "c": {"pairs": 2}}
+    config["licences"] = {"refcoco/unc": "images: Flickr's", "scenes": "Apache-2.0"}
     save_unires(tmp_path / "run", tiny_params(), config=config)
     source = read_source(tmp_path / "run")
     assert source.data["dataset"] == "refcoco/unc, scenes"
-    chosen: dict[str, Any] = {"model": source.model, "data": source.data, "eval": source.eval}
-    chosen |= {"step": 1, "metrics": {}}
-    card = model_card(ExportConfig("safetensors", **chosen), "make", {})
+    card = card_of(source)
     assert "# unires on refcoco/unc, scenes\n" in card
-    assert "licence of the data: refcoco/unc: COCO's" in card
-    assert "; scenes: Apache-2.0" in card
+    assert "licence of the data: refcoco/unc: images: Flickr's; scenes: Apache-2.0\n" in card
+    # An export of the export says the same.
+    export(tmp_path / "run", "safetensors", tmp_path / "first", command=["make"])
+    export(tmp_path / "first", "safetensors", tmp_path / "second", command=["make"])
+    for folder in ("first", "second"):
+        stored = json.loads((tmp_path / folder / "config.json").read_text())
+        assert stored["data"]["licences"] == config["licences"]
+        assert "refcoco/unc: images: Flickr's; " in (tmp_path / folder / "README.md").read_text()
+
+
+def test_licences_of_a_run_that_recorded_none_are_not_made_up(tmp_path):
+    config = unires_run_config()
+    config["data"]["dataset"] = "refcoco/unc"
+    assert "licences" not in config
+    save_unires(tmp_path / "run", tiny_params(), config=config)
+    assert "- licence of the data: not recorded\n" in card_of(read_source(tmp_path / "run"))
+    export(tmp_path / "run", "safetensors", tmp_path / "early", command=["make"])
+    file = tmp_path / "early" / "config.json"
+    stored = json.loads(file.read_text())
+    # As folders of before have it.
+    del stored["data"]["licences"]
+    file.write_text(json.dumps(stored))
+    assert "- licence of the data: not recorded\n" in card_of(read_source(tmp_path / "early"))
+    config["mixture"] = {"a": {}, "b": {"dataset": "mine"}}
+    config["licences"] = {"mine": "ours"}
+    save_unires(tmp_path / "other", tiny_params(), config=config)
+    card = card_of(read_source(tmp_path / "other"))
+    assert "- licence of the data: mine: ours; refcoco/unc: not recorded\n" in card
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
