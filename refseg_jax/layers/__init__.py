@@ -1,1 +1,1 @@
-"""Small modules that the towers and decoders are made of."""
+"""Small modules of which the towers and decoders are built."""

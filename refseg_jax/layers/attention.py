@@ -1,4 +1,4 @@
-"""The one front of attention: it picks the kernel that is fastest on the backend."""
+"""The single entry point to attention: `attention` picks the fastest kernel for the backend."""
 
 import contextlib
 import contextvars
@@ -12,7 +12,7 @@ from flax import nnx
 from refseg_jax.layers.chunked_attention import MASKED, chunked_attention
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 
-#: Kernels that do not store the scores pay from here; shorter rows of scores cost little.
+#: Number of keys from which kernels that do not store the scores are worth it.
 FLASH_MIN_KEYS = 128
 
 _portable = contextvars.ContextVar("portable_attention", default=False)
@@ -20,9 +20,10 @@ _portable = contextvars.ContextVar("portable_attention", default=False)
 
 @contextlib.contextmanager
 def portable_attention() -> Iterator[None]:
-    """Traces attention as plain XLA operations, whatever the backend: for exports.
+    """Makes attention use plain XLA operations on every backend, as exports need it.
 
-    It acts while a function is traced; a function that `jax.jit` has cached stays as it was.
+    This takes effect while a function is traced. A function that `jax.jit` has already traced keeps
+    its kernels.
     """
     token = _portable.set(True)
     try:
@@ -43,18 +44,19 @@ def attention(
 ) -> jax.Array:
     """`softmax(Q K^T / sqrt(D) + bias) V` per head; the softmax is in f32.
 
+    A query that may attend to no key returns the mean of all values.
+
     Args:
         query: `[B, T, heads, D]`.
         key, value: `[B, S, heads, D]`.
-        key_valid: bool `[B, S]`, false for keys that nothing may look at (padding). Where all of a
-            row's keys are invalid the result is their plain mean.
-        causal: position t sees the keys 0..t (T = S).
-        visible: bool `[G, T, S]`, which keys each query sees, in all heads alike; row b takes
-            `visible[b % G]` (G divides B). A query that sees none gives the values' plain mean.
-        bias: f32 `[heads, T, S]`, alike for all rows.
+        key_valid: bool `[B, S]`, false for keys that no query may attend to (padding).
+        causal: position t attends to the keys 0..t (T = S).
+        visible: bool `[G, T, S]`, true where a query may attend to a key, the same for all heads;
+            row b uses `visible[b % G]` (G divides B).
+        bias: f32 `[heads, T, S]`, the same for all rows.
 
     Returns:
-        `[B, T, heads, D]` of the query's dtype.
+        `[B, T, heads, D]` with the dtype of the query.
     """
     mask = _scores_mask(query.shape[1], key_valid, causal, visible)
     if _portable.get():
@@ -84,7 +86,7 @@ def _scores_mask(
     causal: bool,
     visible: jax.Array | None,
 ) -> jax.Array | None:
-    """bool `[G, T or 1, S]`, true where a query sees a key; row b takes that of `b % G`."""
+    """bool `[G, T or 1, S]`, true where a query may attend to a key; row b uses group `b % G`."""
     mask = visible
     if key_valid is not None:
         valid = key_valid[:, None, :]
@@ -96,7 +98,7 @@ def _scores_mask(
 
 
 def _each(mask: jax.Array, rows: int) -> jax.Array:
-    """A group's masks `[G, ...]` for each row `[B, ...]`."""
+    """Repeats the masks `[G, ...]` of the groups for all rows: `[B, ...]`, or as they are if G = 1."""
     groups = mask.shape[0]
     if groups in (1, rows):
         return mask
@@ -123,7 +125,7 @@ def _head_loop(
     mask: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
-    """One head at a time: XLA:CPU's products over two batch axes copy their operands, these do not."""
+    """One head at a time: XLA:CPU copies the operands of a product with two batch axes, not with one."""
     heads = []
     for head in range(query.shape[2]):
         q, k, v = query[:, :, head], key[:, :, head], value[:, :, head]
@@ -138,7 +140,7 @@ def _head_loop(
 def _weights(
     scores: jax.Array, width: int, mask: jax.Array | None, bias: jax.Array | None
 ) -> jax.Array:
-    """Of scores `[B, ...]` and what they broadcast with; `mask` `[G, ...]`."""
+    """Softmax of scores `[B, ..., T, S]`; `mask` `[G, ...]` and `bias` broadcast to the scores."""
     scores = scores * (width**-0.5)
     if bias is not None:
         scores = scores + bias
@@ -150,7 +152,7 @@ def _weights(
 
 
 class MultiHeadAttention(nnx.Module):
-    """Multi-head attention with its query, key, value and output projections apart."""
+    """Multi-head attention with separate projections `query`, `key`, `value` and `out`."""
 
     def __init__(
         self,
@@ -185,7 +187,16 @@ class MultiHeadAttention(nnx.Module):
         visible: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention of a query that `project_query` has projected; see `__call__`."""
+        """Attention for a query that `project_query` has already projected.
+
+        Args:
+            projected: `[B, T, heads, width / heads]`.
+            key, value: `[B, S, width]`.
+            key_valid, causal, visible, bias: as in `attention`.
+
+        Returns:
+            `[B, T, width]`.
+        """
         mixed = attention(
             projected,
             self._split(self.key(key)),
@@ -208,10 +219,15 @@ class MultiHeadAttention(nnx.Module):
         visible: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> jax.Array:
-        """`query` `[B, T, width]`, `key` and `value` `[B, S, width]` to `[B, T, width]`.
+        """Projects, attends and projects back.
 
-        `key_valid` (bool `[B, S]`), `causal`, `visible` (bool `[G, T, S]`) and `bias` as in
-        `attention`.
+        Args:
+            query: `[B, T, width]`.
+            key, value: `[B, S, width]`.
+            key_valid, causal, visible, bias: as in `attention`.
+
+        Returns:
+            `[B, T, width]`.
         """
         projected = self.project_query(query)
         return self.attend(

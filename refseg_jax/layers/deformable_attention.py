@@ -11,29 +11,38 @@ from flax import nnx
 
 from refseg_jax.layers.linear import Linear
 
-#: Heights and widths of the levels' maps; tokens of all levels stand one level after the other.
+#: (height, width) of the map of each level. The tokens of all levels are concatenated in this order.
 Shapes: TypeAlias = Sequence[tuple[int, int]]
 
-#: Numbers read (and added) at a time by the backward pass on a CPU, 4 MB: they stay in its cache.
+#: Numbers (f32) that the backward pass reads and adds at a time on a CPU: 4 MB, which fit its cache.
 CHUNK_NUMBERS = 1 << 20
 
 
 class DeformableAttention(nnx.Module):
-    """Each token reads a few points a head and level, at places that it chooses itself.
+    """Attention of each token to a few points per head and level, at places that it predicts.
 
-        place = own place + offsets(query);  share = softmax over levels and points of shares(query)
+        place = own place + offsets(query)                    in cells of the level
+        share = softmax over levels and points of shares(query)
         out(sum over levels and points of share * bilinear(value(tokens), place))
 
-    Beyond a map's border there are zeros. Fresh offsets do not look at the query: head h looks in
-    the direction of the angle `2 pi h / heads`, at point p by p cells (as far as the border of the
-    square of half side p), in every level; the shares are equal. That, and Xavier's kernels, is what
-    Deformable DETR and Mask2Former start with.
+    Maps are zero beyond their border. Initial offsets do not depend on the query: point p = 1, 2, ...
+    of head h lies in the direction of the angle `2 pi h / heads`, on the border of the square of half
+    side p, in every level. Initial shares are equal, and kernels are Xavier's, as in Deformable DETR
+    and Mask2Former.
     """
 
     def __init__(
         self, width: int, heads: int, *, levels: int, points: int, dtype: Any, rngs: nnx.Rngs
     ):
-        """Builds it.
+        """Creates the four projections.
+
+        Args:
+            width: channels of queries, tokens and output.
+            heads: number of heads; divides `width`.
+            levels: number of maps.
+            points: points per head and level.
+            dtype: compute type of the projections.
+            rngs: random streams for the parameters.
 
         Raises:
             ValueError: the heads do not divide the width.
@@ -50,12 +59,12 @@ class DeformableAttention(nnx.Module):
         self.heads, self.levels, self.points = heads, levels, points
 
     def __call__(self, query: jax.Array, tokens: jax.Array, shapes: Shapes) -> jax.Array:
-        """Mixes tokens, each around its own place.
+        """Mixes the tokens around the place of each token.
 
         Args:
-            query: `[B, S, width]`, what offsets and shares are made of.
-            tokens: `[B, S, width]`, what is read; S is the sum of the levels' areas.
-            shapes: of the levels, in the order of the tokens.
+            query: `[B, S, width]`, predicts offsets and shares.
+            tokens: `[B, S, width]`, is sampled; S is the total number of cells of all levels.
+            shapes: (height, width) of each level, in the order of the tokens.
 
         Returns:
             `[B, S, width]`.
@@ -72,7 +81,7 @@ class DeformableAttention(nnx.Module):
 
 
 def _directions(heads: int, levels: int, points: int) -> np.ndarray:
-    """f32 `[heads * levels * points * 2]`: the offsets (x, y) that an untrained head has."""
+    """The initial offsets (x, y) of all heads, f32 `[heads * levels * points * 2]`."""
     angles = np.arange(heads) * (2 * math.pi / heads)
     unit = np.stack([np.cos(angles), np.sin(angles)], -1)
     unit = unit / np.abs(unit).max(-1, keepdims=True)
@@ -81,10 +90,10 @@ def _directions(heads: int, levels: int, points: int) -> np.ndarray:
 
 
 def own_places(shapes: Shapes) -> np.ndarray:
-    """Where each token of all levels lies in every level, in that level's cells.
+    """The place of each token of all levels in every level, in cells of that level.
 
-    Token (r, c) of a map of h x w lies at `((c + 1/2) / w * W - 1/2, (r + 1/2) / h * H - 1/2)` of a
-    map of H x W; cell i's centre is at i.
+    Token (r, c) of a map of h x w lies at `((c + 1/2) / w * W - 1/2, (r + 1/2) / h * H - 1/2)` in a
+    map of H x W; the centre of cell i is at i.
 
     Returns:
         f32 `[S, levels, 2]`, x before y.
@@ -102,16 +111,17 @@ def sample_levels(
 ) -> jax.Array:
     """`sum over levels and points of weight * bilinear(value of the level, place)`, per head.
 
-    torch's `grid_sample` (bilinear, zeros beyond the border, align_corners=False), in cells.
+    Sampling is that of torch's `grid_sample` (bilinear, zeros beyond the border,
+    align_corners=False), but with places in cells.
 
     Args:
         value: `[B, S, heads, D]`, the levels one after the other.
-        places: f32 `[B, T, heads, levels, points, 2]`, x before y, cell i's centre at i.
+        places: f32 `[B, T, heads, levels, points, 2]`, x before y; the centre of cell i is at i.
         weights: f32 `[B, T, heads, levels, points]`.
-        shapes: of the levels.
+        shapes: (height, width) of each level.
 
     Returns:
-        `[B, T, heads, D]` of the value's dtype.
+        `[B, T, heads, D]` with the dtype of the value.
     """
     rows, _, heads, width = value.shape
     tokens, shares = _corners(places, weights, shapes)
@@ -126,9 +136,9 @@ def sample_levels(
 
 
 def _corners(places: jax.Array, weights: jax.Array, shapes: Shapes) -> tuple[jax.Array, jax.Array]:
-    """The four cells around each place: tokens (i32) and weights (f32), `[B, T, heads, K]`.
+    """Tokens (i32) and weights (f32) of the four cells around each place, `[B, T, heads, K]`.
 
-    K is levels * points * 4. A corner beyond the border has weight 0 (and some token).
+    K is levels * points * 4. A corner beyond the border has weight 0, and the nearest token.
     """
     sizes = np.array([(width, height) for height, width in shapes])
     starts = np.cumsum([0, *sizes.prod(-1)[:-1]]).astype(np.int32)[:, None]
@@ -154,17 +164,23 @@ def _corners(places: jax.Array, weights: jax.Array, shapes: Shapes) -> tuple[jax
 def weighted_rows(table: jax.Array, entries: jax.Array, weights: jax.Array) -> jax.Array:
     """`y[b, m] = sum over k of weights[b, m, k] * table[b, entries[b, m, k]]`, a sparse product.
 
-    Forwards, k is written out, which XLA fuses to one loop that reads the rows where they are:
-    the `M * K` rows are never stored. The backward pass reads them again (for the weights' gradient)
-    and adds to them (for the table's); on a CPU it does so in pieces that stay in the cache, on
-    other backends in one piece, because a loop there leaves them idle.
+    In the forward pass the sum over k is unrolled. XLA fuses it to one loop that reads the rows in
+    place, so the `M * K` rows are never stored. The backward pass reads the rows again (for the
+    gradient of the weights) and adds to them (for that of the table). On a CPU it works in pieces that
+    fit the cache; other backends take one piece, because a loop would leave them idle.
 
-    Measured on a CPU of 2 cores, f32, corners included, forward / forward and backward, at 4725
-    tokens of 60 x 60, 30 x 30 and 15 x 15, 8 heads of 32 channels and 4 points: this 0.02 / 0.11 s;
-    written out, but with XLA's own gradient, 0.02 / 0.57; one gather of all corners, stored, 0.20 /
-    0.25; `take_along_axis` on heads apart 0.14 / 0.35; gathers of 2 x 2 windows 0.40 / 0.40; dense
-    products with hat functions, recomputed in pieces, 0.42 / 0.82; torch's `grid_sample` a level
-    0.17 / 0.57.
+    Seconds on a CPU of 2 cores, in f32, with the computation of the corners, for 4725 tokens of
+    levels of 60 x 60, 30 x 30 and 15 x 15, 8 heads of 32 channels and 4 points:
+
+    | implementation | forward | forward and backward |
+    | --- | --- | --- |
+    | this function | 0.02 | 0.11 |
+    | unrolled, with XLA's own gradient | 0.02 | 0.57 |
+    | one gather of all corners, stored | 0.20 | 0.25 |
+    | `take_along_axis` for each head | 0.14 | 0.35 |
+    | gathers of 2 x 2 windows | 0.40 | 0.40 |
+    | dense products with hat functions, recomputed in pieces | 0.42 | 0.82 |
+    | torch's `grid_sample` for each level | 0.17 | 0.57 |
 
     Args:
         table: `[B, R, D]`.
@@ -172,7 +188,7 @@ def weighted_rows(table: jax.Array, entries: jax.Array, weights: jax.Array) -> j
         weights: f32 `[B, M, K]`.
 
     Returns:
-        `[B, M, D]` of the table's dtype; sums in f32.
+        `[B, M, D]` with the dtype of the table; sums are in f32.
     """
     total = jnp.zeros((), jnp.float32)
     for k in range(entries.shape[2]):
@@ -193,7 +209,7 @@ def _backward(residuals, gradient: jax.Array):
     def step(total: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         entries, weights, gradient = piece
         total = jax.vmap(_add)(total, entries, weights[..., None] * gradient[:, :, None])
-        # Traced apart from the layer, hence without the precision that it asked for.
+        # Traced outside the context with which the pixel decoder sets this precision.
         read = _take(table, entries).astype(jnp.float32)
         return total, jnp.einsum("bmkd,bmd->bmk", read, gradient, precision="high")
 
@@ -210,7 +226,7 @@ weighted_rows.defvjp(_forward, _backward)
 
 
 def _pieces(entries: jax.Array, width: int) -> int:
-    """Into how many equal pieces the backward pass cuts axis 1."""
+    """The number of equal pieces into which the backward pass cuts axis 1."""
     if jax.default_backend() != "cpu":
         return 1
     rows, count, each = entries.shape

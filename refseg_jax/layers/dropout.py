@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of the elements and scales the rest by `1 / (1 - rate)`.
+    """Zeroes each element with probability `rate` and scales the rest by `1 / (1 - rate)`.
 
-    Without a key (inference) or with rate 0 it returns `x`.
+    Without a key (inference), or if the rate is 0, it returns `x`.
     """
     if key is None or rate == 0.0:
         return x
@@ -18,8 +18,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes whole rows of axis 0 with probability `rate`, and scales the rest by `1 / (1 - rate)`.
 
-    Stochastic depth (Huang et al. 2016), for a residual branch. Without a key (inference) or with
-    rate 0 it returns `x`.
+    This is stochastic depth (Huang et al. 2016) of a residual branch. Without a key (inference), or if
+    the rate is 0, it returns `x`.
     """
     if key is None or rate == 0.0:
         return x
@@ -28,5 +28,5 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """`count` independent keys, or `None`s where there is no key."""
+    """Splits a key into `count` independent ones; without a key, a list of `None`."""
     return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,4 +1,4 @@
-"""Matrix products with f32 parameters and f32 accumulation, and the affine layers made of them."""
+"""Matrix products with f32 parameters and f32 accumulation, and the layers that use them."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,19 @@ Initializer: TypeAlias = Callable[..., jax.Array]
 
 
 def contract(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """`x [..., I] @ kernel [I, O]`, multiplied in `dtype`, accumulated in f32; `[..., O]` of `dtype`.
+    """`x @ kernel`, multiplied in `dtype` and accumulated in f32.
 
-    GPUs and TPUs accumulate a bf16 product in f32 by themselves; XLA:CPU does so (and is three times
-    as fast) only where the product is asked for in f32. Leading axes are folded, because there a
-    gradient that sums over several axes is no plain matrix product.
+    GPUs and TPUs accumulate a bf16 product in f32 by default. XLA:CPU does so only if the result is
+    requested in f32, and is then three times as fast. Leading axes are folded into one: on XLA:CPU, a
+    kernel gradient that sums over several axes does not become a plain matrix product.
+
+    Args:
+        x: `[..., I]` of any float type.
+        kernel: `[I, O]`.
+        dtype: type of the factors and of the result.
+
+    Returns:
+        `[..., O]` of type `dtype`.
     """
     preferred = jnp.float32 if jax.default_backend() == "cpu" else None
     product = jnp.matmul(
@@ -29,7 +37,10 @@ def contract(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
 
 
 def fan_in_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """U(-1/sqrt(I), 1/sqrt(I)) for a kernel `[..., I, O]`: what torch's Linear and Conv2d start with."""
+    """The initialisation of torch's Linear and Conv2d: U(-1/sqrt(F), 1/sqrt(F)).
+
+    F is the product of all axes of the kernel `[..., I, O]` but the last.
+    """
     bound = 1.0 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -37,14 +48,18 @@ def fan_in_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
 def packed_xavier_uniform(
     key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> jax.Array:
-    """Xavier's uniform for one of three projections that torch's MultiheadAttention packs in one."""
+    """Xavier's uniform initialisation for one of the packed projections in torch's MultiheadAttention.
+
+    torch initialises query, key and value as one kernel `[I, 3 * O]`; this is the kernel `[I, O]` of
+    one of them, so the bound is `sqrt(6 / (I + 3 * O))`.
+    """
     inputs, outputs = shape
     bound = math.sqrt(6.0 / (inputs + 3 * outputs))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def gaussian(stddev: float) -> Initializer:
-    """N(0, stddev)."""
+    """An initialiser with the normal distribution of mean 0 and standard deviation `stddev`."""
     return jax.nn.initializers.normal(stddev)
 
 
@@ -66,7 +81,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., inputs]` to `[..., outputs]` of the module's dtype."""
+        """`[..., inputs]` to `[..., outputs]`, in the dtype of the module."""
         y = contract(x, self.kernel[...], self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
@@ -81,5 +96,5 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """i32 `[...]` in `0..count-1` to `[..., width]` of the module's dtype."""
+        """i32 `[...]` in `0..count-1` to `[..., width]`, in the dtype of the module."""
         return self.embedding[...][ids].astype(self.dtype)

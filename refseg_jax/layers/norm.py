@@ -1,4 +1,4 @@
-"""Normalisation; statistics always in f32."""
+"""Normalisation layers; statistics are always in f32."""
 
 from typing import Any
 
@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-#: What CLIP, Swin and torch have (BERT has 1e-12).
+#: Epsilon of the norms of CLIP and Swin, and torch's default (BERT has 1e-12).
 EPSILON = 1e-5
 
 
 def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
-    """`y = (x - mean) / sqrt(var + epsilon)`; the two-pass variance, which does not cancel.
+    """`y = (x - mean) / sqrt(var + epsilon)` over `axes`; f32.
 
-    The gradient `(dy - mean(dy) - y * mean(dy * y)) / sqrt(var + epsilon)` needs y alone, where
-    differentiating the steps one by one stores `x - mean` as well. There is no forward mode.
+    The variance is computed in two passes, which avoids cancellation. The gradient is
+    `(dy - mean(dy) - y * mean(dy * y)) / sqrt(var + epsilon)`, which needs only y and the root;
+    automatic differentiation would store `x - mean` as well. Forward-mode differentiation is not
+    supported.
     """
 
     def mean(x: jax.Array) -> jax.Array:
@@ -39,7 +41,7 @@ def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Arr
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis; `scale` and `bias` f32 `[width]`."""
+    """Layer normalisation of the last axis; `scale` and `bias` f32 `[width]`."""
 
     def __init__(self, width: int, *, dtype: Any, epsilon: float = EPSILON):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
@@ -48,15 +50,16 @@ class LayerNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., width]` to the same shape, of the module's dtype."""
+        """`[..., width]` to the same shape, in the dtype of the module."""
         y = _standardise(x.astype(jnp.float32), (-1,), self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of channels of a feature map over its whole area.
+    """Normalises groups of channels of a feature map over its whole area; `scale` and `bias` f32.
 
-    It stands where CRIS has BatchNorm, because it depends on neither the batch nor its sharding.
+    The projector head uses it where CRIS has BatchNorm, because its statistics depend on neither the
+    batch nor its sharding.
     """
 
     def __init__(self, width: int, *, groups: int, dtype: Any):
@@ -68,7 +71,7 @@ class GroupNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, h, w, width]` to the same shape, of the module's dtype."""
+        """`[B, h, w, width]` to the same shape, in the dtype of the module."""
         rows, height, width, channels = x.shape
         grouped = x.astype(jnp.float32).reshape(
             rows, height * width, self.groups, channels // self.groups
@@ -78,13 +81,13 @@ class GroupNorm(nnx.Module):
 
 
 def instance_norm(x: jax.Array, *, dtype: Any) -> jax.Array:
-    """Normalises each channel of each row over all tokens; nothing is learned.
+    """Normalises each channel of each row over all tokens, without parameters.
 
-    torch's InstanceNorm without affine parameters and running statistics.
+    This is torch's InstanceNorm without affine parameters and running statistics.
 
     Args:
-        x: `[B, T, C]`, of any float type.
-        dtype: of the result.
+        x: `[B, T, C]` of any float type.
+        dtype: type of the result.
 
     Returns:
         `[B, T, C]`.

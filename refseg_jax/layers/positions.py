@@ -1,4 +1,4 @@
-"""Fixed sine positions: CRIS's of raw integer places, and DETR's of places relative to the map."""
+"""Fixed sine position encodings: CRIS's of integer places, and DETR's relative to the map's size."""
 
 import math
 
@@ -6,10 +6,12 @@ import numpy as np
 
 
 def sine_positions_1d(length: int, width: int) -> np.ndarray:
-    """f32 `[length, width]`; channels 2i and 2i+1 are sin and cos of `p / 10000^(2i/width)`.
+    """CRIS's encoding of the places 0..length-1, f32 `[length, width]`.
+
+    Channels 2i and 2i+1 of place p are sine and cosine of `p / 10000^(2i/width)`.
 
     Raises:
-        ValueError: an odd width.
+        ValueError: the width is odd.
     """
     if width % 2:
         raise ValueError(f"1-D sine positions need an even width, not {width}")
@@ -19,10 +21,12 @@ def sine_positions_1d(length: int, width: int) -> np.ndarray:
 
 
 def sine_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
-    """f32 `[height * width, channels]`; the first half encodes x, the second half y.
+    """CRIS's encoding of the cells of a map, row by row, f32 `[height * width, channels]`.
+
+    The first half of the channels is `sine_positions_1d` of the column, the second half of the row.
 
     Raises:
-        ValueError: channels not divisible by 4.
+        ValueError: the number of channels is not divisible by 4.
     """
     if channels % 4:
         raise ValueError(f"2-D sine positions need channels divisible by 4, not {channels}")
@@ -33,13 +37,14 @@ def sine_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def sine_positions_relative(height: int, width: int, channels: int) -> np.ndarray:
-    """DETR's and Mask2Former's: f32 `[height * width, channels]`, places relative to the map's size.
+    """DETR's and Mask2Former's encoding, relative to the map's size, f32 `[height * width, channels]`.
 
-    Row r has the angle `2 pi (r + 1) / height`, column c `2 pi (c + 1) / width`, base 10000; the
-    first half encodes y, the second half x, sine and cosine interleaved.
+    Row r has the angle `2 pi (r + 1) / height`, and column c `2 pi (c + 1) / width`. The first half of
+    the channels encodes the row, the second half the column. Channels 2i and 2i+1 of a half are sine
+    and cosine of the angle divided by `10000^(2i/half)`.
 
     Raises:
-        ValueError: channels not divisible by 4.
+        ValueError: the number of channels is not divisible by 4.
     """
     if channels % 4:
         raise ValueError(f"2-D sine positions need channels divisible by 4, not {channels}")

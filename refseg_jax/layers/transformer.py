@@ -12,9 +12,9 @@ from refseg_jax.layers.attention import MultiHeadAttention
 from refseg_jax.layers.linear import Initializer, Linear, gaussian
 from refseg_jax.layers.norm import LayerNorm
 
-# Both activations are computed again in the backward pass. The sigmoid and the error function inside
-# would else be stored beside input and output, each as wide as an MLP's hidden layer. With GELU's a
-# seventh of the memory of Swin-B's gradient at 480 went, and no time came; GPUs were not measured.
+# The backward pass recomputes both activations. Otherwise the sigmoid or the error function inside
+# would be stored beside input and output, as wide as the hidden layer of an MLP. For GELU this saves a
+# seventh of the memory of Swin-B's gradient at 480 pixels and costs no time (not measured on GPUs).
 
 
 @jax.checkpoint
@@ -25,16 +25,17 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 @jax.checkpoint
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """`x * (1 + erf(x / sqrt(2))) / 2`, computed in f32: what Swin and BERT have.
+    """`x * (1 + erf(x / sqrt(2))) / 2`, computed in f32: the activation of Swin and BERT.
 
-    `jax.nn.gelu` has a tanh formula by default; its exact one takes `erfc`, whose two branches are
-    both computed on a CPU. In f32 the sum loses nothing that matters (9e-7 at most); in bf16 it would.
+    `jax.nn.gelu` uses a tanh approximation by default. Its exact formula calls `erfc`, whose two
+    branches a CPU computes both. The sum `1 + erf` costs at most 9e-7 of accuracy in f32, but would
+    cost too much in bf16.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
-#: Of a CLIP's MLPs, by the name that configs use: OpenAI's, and most of OpenCLIP's.
+#: Activations of CLIP's MLPs by their name in configs: OpenAI's, and that of most OpenCLIP models.
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": exact_gelu,
@@ -43,7 +44,13 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BlockScales:
-    """Standard deviations that CLIP's own transformers start with."""
+    """Standard deviations of the initial kernels in CLIP's transformers.
+
+    Attributes:
+        attention: of the projections to query, key and value.
+        output: of the last product of each residual branch (`out` and `down`).
+        up: of the first product of an MLP.
+    """
 
     attention: float
     output: float
@@ -51,13 +58,13 @@ class BlockScales:
 
     @classmethod
     def of(cls, width: int, layers: int) -> "BlockScales":
-        """CLIP's rule: residual branches shrink with the depth of the transformer."""
+        """The scales of OpenAI's CLIP: `output` shrinks with the number of layers."""
         attention = width**-0.5
         return cls(attention, attention * (2 * layers) ** -0.5, (2 * width) ** -0.5)
 
 
 class Mlp(nnx.Module):
-    """`down(activation(up(x)))`."""
+    """A two-layer perceptron: `down(activation(up(x)))`."""
 
     def __init__(
         self,
@@ -80,7 +87,7 @@ class Mlp(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """`x += attention(norm(x)); x += mlp(norm(x))`."""
+    """A pre-norm block: `x += attention(norm(x)); x += mlp(norm(x))`."""
 
     def __init__(
         self,
@@ -120,6 +127,6 @@ class TransformerBlock(nnx.Module):
 
 
 def run_block(block: Callable[..., Any], *args: Any, remat: bool, **kwargs: Any) -> Any:
-    """Calls a block; with `remat` its inside is computed again in the backward pass, not stored."""
+    """Calls a block; with `remat`, the backward pass recomputes its activations (none are stored)."""
     call = lambda *inputs: block(*inputs, **kwargs)  # noqa: E731  # pyright: ignore
     return (jax.checkpoint(call) if remat else call)(*args)
