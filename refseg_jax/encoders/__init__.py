@@ -1,1 +1,1 @@
-"""Image and text towers."""
+"""Image and text encoders (towers)."""

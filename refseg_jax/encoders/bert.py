@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019) as a reader of expressions, giving every word."""
+"""BERT (Devlin et al. 2019) as an encoder of expressions that returns a feature for every word."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from refseg_jax.layers.linear import Embedding, gaussian
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import Mlp, exact_gelu, run_block
 
-#: Standard deviation of fresh kernels and tables.
+#: Standard deviation of initial kernels and tables.
 STDDEV = 0.02
 
-#: BERT's norms; torch's and CLIP's have 1e-5.
+#: Epsilon of BERT's norms; torch's and CLIP's have 1e-5.
 EPSILON = 1e-12
 
 
@@ -27,12 +27,13 @@ class BertConfig:
     """Sizes; the defaults are BERT-base, uncased.
 
     Attributes:
-        vocab_size, positions, token_types: rows of the three tables that make a word's embedding.
-        width, layers, heads, hidden: of the transformer; `hidden` is inside its MLPs.
-        dropout: of embeddings and of what a branch adds, in training. Attention weights are not
-            dropped (BERT drops those too; flash kernels have no weights to drop).
+        vocab_size, positions, token_types: rows of the three tables whose sum embeds a word.
+        width, layers, heads: of the transformer.
+        hidden: width inside the MLPs.
+        dropout: rate in training, for the embeddings and the output of each residual branch. BERT also
+            drops attention weights; this code does not, because flash kernels never store them.
         dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
-        remat: compute the layers' insides again in the backward pass instead of storing them.
+        remat: recompute activations inside the layers in the backward pass instead of storing them.
     """
 
     vocab_size: int = 30522
@@ -47,10 +48,10 @@ class BertConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together, or an unknown name.
+            ValueError: the sizes do not fit together, or a name is unknown.
         """
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(naming.unknown("dtype", self.dtype, ("float32", "bfloat16")))
@@ -63,7 +64,7 @@ class BertConfig:
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
 
 
-#: Fields that differ from BERT-base, by the name of the size.
+#: Preset -> the fields that differ from BERT-base.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "base": {},
     "tiny": {"vocab_size": 64, "positions": 24, "width": 32, "layers": 2, "heads": 4, "hidden": 64},
@@ -71,10 +72,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def bert_config(fields: Mapping[str, Any]) -> BertConfig:
-    """A config from a mapping; `preset` (default `base`) gives the fields that the rest overrides.
+    """Builds a config from a `preset` (default `base`) and the fields that override it.
 
     Raises:
-        ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
+        ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
+            fit together.
     """
     given = dict(fields)
     preset = given.pop("preset", "base")
@@ -84,7 +86,7 @@ def bert_config(fields: Mapping[str, Any]) -> BertConfig:
 
 
 class Bert(nnx.Module):
-    """Embeddings and post-norm layers; the last hidden state of every word (no pooler)."""
+    """Embeddings and post-norm layers; returns the last hidden state of every word (no pooler)."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -107,19 +109,19 @@ class Bert(nnx.Module):
         types: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Reads texts.
+        """Encodes texts.
 
         Args:
             ids: i32 `[B, L]`, with [CLS] and [SEP].
-            valid: bool `[B, L]`, false for padding, which no word looks at.
-            types: i32 `[B, L]`, of which sentence of a pair a word is; all of the first if absent.
-            key: for dropout; without it, it is inference.
+            valid: bool `[B, L]`, false for padding, to which no word attends.
+            types: i32 `[B, L]`, the number of a word's sentence in a pair of sentences; 0 if absent.
+            key: random key for dropout; `None` means inference.
 
         Returns:
-            Words `[B, L, width]`. Those of padding mean nothing.
+            Words `[B, L, width]` of the compute type; those of padding are meaningless.
 
         Raises:
-            ValueError: more words than positions.
+            ValueError: L is more than the number of positions.
         """
         length = ids.shape[1]
         if length > self.config.positions:
@@ -137,7 +139,7 @@ class Bert(nnx.Module):
 
 
 class BertLayer(nnx.Module):
-    """`x = norm(x + attention(x)); x = norm(x + mlp(x))`: the norms stand behind the sums."""
+    """A post-norm block: `x = norm(x + attention(x)); x = norm(x + mlp(x))`."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
         dtype, init = jnp.dtype(config.dtype), gaussian(STDDEV)

@@ -1,4 +1,4 @@
-"""CLIP's text transformer, giving words and sentence."""
+"""CLIP's text transformer, which returns features of the words and of the sentence."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ from refseg_jax.layers.transformer import BlockScales, TransformerBlock, run_blo
 
 
 class ClipText(nnx.Module):
-    """Words are read with a causal mask only, as CLIP was trained: padding is not masked here.
+    """CLIP's text encoder with a causal mask; padding is not masked, as in CLIP's training.
 
-    A word sees nothing behind it, so padding cannot change words or the sentence. The table of
-    positions is kept whole, so that the tower can be exported as CLIP's own again.
+    A word attends only to itself and the words before it, so padding at the end changes neither words
+    nor sentence. The whole table of positions is kept, so that the tower can be exported again in
+    CLIP's format.
     """
 
     def __init__(
@@ -59,17 +60,17 @@ class ClipText(nnx.Module):
         self.remat = remat
 
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Reads texts.
+        """Encodes texts.
 
         Args:
             ids: i32 `[B, L]`, L at most the number of positions.
 
         Returns:
-            Words `[B, L, width]` (final norm, not projected) and the sentence `[B, output_width]`:
-            the word at the first EOS (at position 0 where there is none), projected.
+            Words `[B, L, width]` after the final norm, not projected; and the sentence
+            `[B, output_width]`, the projected word at the first EOS (at position 0 if there is none).
 
         Raises:
-            ValueError: more words than positions.
+            ValueError: L is more than the number of positions.
         """
         length, positions = ids.shape[1], self.position_embedding.shape[0]
         if length > positions:

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer with UniRES's group tokens beside the patches."""
+"""CLIP's vision transformer, with the group tokens of UniRES beside the patches."""
 
 from typing import Any, NamedTuple
 
@@ -12,18 +12,19 @@ from refseg_jax.layers.linear import Linear, gaussian
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import BlockScales, TransformerBlock, run_block
 
-#: Standard deviation that group tokens start with (not stated in the paper; usual for queries).
+#: Standard deviation of initial group tokens (not stated in the paper; usual for learned queries).
 GROUP_TOKEN_STDDEV = 0.02
 
 
 class VisionFeatures(NamedTuple):
-    """What the tower gives; token arrays `[B, count, width]`, `None` where a level has no tokens.
+    """Output of the tower.
 
     Attributes:
         patches: `[B, P, output_width]`, after the final norm and CLIP's projection.
-        low, high: group tokens as they leave the residual stream.
-        low_patches, high_patches: the patches `[B, P, width]` beside which they left it.
-        pixels: of a convolutional stem, see `refseg_jax.encoders.stem.Stem`.
+        low, high: group tokens `[B, T, width]` as they leave the residual stream; `None` for a level
+            without tokens.
+        low_patches, high_patches: the patches `[B, P, width]` at the same place of the residual stream.
+        pixels: pixel features of a convolutional stem or `None`, see `refseg_jax.encoders.stem.Stem`.
     """
 
     patches: jax.Array
@@ -35,11 +36,12 @@ class VisionFeatures(NamedTuple):
 
 
 class ClipVision(nnx.Module):
-    """Blocks 1..L/2 see class token, patches and low tokens; blocks L/2+1..L the high tokens.
+    """CLIP's ViT with group tokens: low tokens in blocks 1..L/2, high tokens in blocks L/2+1..L.
 
-    The paper (section 5, Figure 4) has the low tokens enter at the first and the high ones at the
-    middle layer, each crossing one half of the tower. Not stated there: they enter after the first
-    norm and have no position embedding; the class token stays.
+    In the paper (section 5, Figure 4) the low tokens enter at the first layer and the high tokens at
+    the middle layer, and each set passes through one half of the tower. Not stated in the paper, and
+    decided here: group tokens enter after CLIP's first norm and have no position embedding, and the
+    class token stays beside the patches in all blocks.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class ClipVision(nnx.Module):
         self.remat = remat
 
     def __call__(self, image: jax.Array) -> VisionFeatures:
-        """u8 `[B, H, W, 3]` to features; H = W = grid * patch_size."""
+        """Encodes images u8 `[B, H, W, 3]` with H = W = grid * patch_size."""
         x, pixels = self.patch_embedding(image)
         class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([class_token.astype(x.dtype), x], 1)
@@ -113,7 +115,7 @@ class ClipVision(nnx.Module):
     def _cross(
         self, x: jax.Array, tokens: nnx.Param | None, blocks: range
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Runs some blocks with group tokens behind the other tokens, and parts them again."""
+        """Runs some blocks with group tokens appended, and splits the two kinds of tokens again."""
         count = x.shape[1]
         if tokens is not None:
             rows = jnp.broadcast_to(tokens[...], (x.shape[0], *tokens.shape)).astype(x.dtype)
@@ -124,16 +126,17 @@ class ClipVision(nnx.Module):
 
 
 def assign_groups(patches: jax.Array, tokens: jax.Array) -> jax.Array:
-    """How much each group token claims each patch (for maps as in the paper's Figure 5).
+    """The similarity of each patch to each group token, for maps like Figure 5 of the UniRES paper.
 
-    Cosine similarity, after the mean patch is taken off both: what all patches share says nothing
-    about groups. How the figure was made is not stated in the paper.
+    It is the cosine similarity after subtracting the mean patch from both, because the part that all
+    patches share does not tell groups apart. The paper does not state how the figure was made.
 
     Args:
-        patches: `[B, P, width]`; tokens: `[B, T, width]`, both from one place of the tower.
+        patches: `[B, P, width]`.
+        tokens: `[B, T, width]`, from the same place of the tower.
 
     Returns:
-        f32 `[B, T, P]` in -1..1; the argmax over T is the patch's group.
+        f32 `[B, T, P]` in -1..1; the argmax over T is the group of a patch.
     """
     patches, tokens = patches.astype(jnp.float32), tokens.astype(jnp.float32)
     mean = jnp.mean(patches, 1, keepdims=True)

@@ -1,4 +1,4 @@
-"""LAVT's backbone (Yang et al. 2022): a Swin whose stages look at the words of an expression."""
+"""LAVT's backbone (Yang et al. 2022): a Swin that fuses the words of an expression at each stage."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ from refseg_jax.layers.norm import instance_norm
 from refseg_jax.layers.rows import repeat_rows
 from refseg_jax.layers.transformer import exact_gelu, run_block
 
-#: What the gate between two stages does, by the name that configs use.
+#: Kinds of gates between two stages, see `LanguageSwinConfig.gate`.
 GATES = ("live", "closed")
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageSwinConfig(SwinConfig):
-    """A Swin's sizes and choices (see `SwinConfig`), and of its fusion with words.
+    """The fields of `SwinConfig`, and those of the fusion with words.
 
     Attributes:
-        word_width: of the words (BERT-base has 768).
-        gate: `live` lets what a stage fused with the words into the next stage, through a learned
-            gate (LAVT). `closed` does not: words act on the features alone, the stages are those
-            of a plain Swin, and there is no gate. ReLA's official code trains so, because its gate
-            is `down(relu(up(x)))` with both kernels zero, which no gradient ever moves.
+        word_width: channels of the words (768 for BERT-base).
+        gate: `live`: the fused map of a stage enters the next stage through a learned gate, as in
+            LAVT. `closed`: the stages are those of a plain Swin, only the returned features depend on
+            the words, and there are no gate parameters. ReLA's public code trains with a closed gate:
+            both kernels of its gate `down(relu(up(x)))` start at zero, so their gradients stay zero.
     """
 
     word_width: int = 768
     gate: str = "live"
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together, or an unknown name.
+            ValueError: the sizes do not fit together, or a name is unknown.
         """
         super().__post_init__()
         if self.gate not in GATES:
@@ -50,10 +50,11 @@ class LanguageSwinConfig(SwinConfig):
 
 
 class LanguageSwin(nnx.Module):
-    """After each stage, `fused = fusion(x, words)`; features are `norm(fused)`.
+    """A Swin with a fusion behind each stage: `fused = fusion(x, words)`, `feature = norm(fused)`.
 
-    The next stage gets `x + gate(fused)`, or `x` where the gate is closed. The norms are those of
-    the Swin's stages, so that `swin` is filled from a plain Swin's weights.
+    The input of the next stage is `x + gate(fused)`, or `x` if the gate is closed, before the
+    downsampling. The norms belong to `swin`, which can therefore be filled with the weights of a plain
+    Swin.
     """
 
     def __init__(self, config: LanguageSwinConfig, *, rngs: nnx.Rngs):
@@ -77,31 +78,32 @@ class LanguageSwin(nnx.Module):
         valid: jax.Array,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, ...]:
-        """Features for dense prediction.
+        """Computes features for dense prediction.
 
-        Several expressions of one image stand one after the other; until words enter the stages,
-        which with a closed gate they never do, an image is worked on once for all of them.
+        Each image is encoded once for its K expressions until the words enter the stages: after the
+        first stage with a live gate, never with a closed one.
 
         Args:
             image: u8 `[G, H, W, 3]`.
-            words: `[G * K, L, word_width]`.
-            valid: bool `[G * K, L]`, false for padding, which no pixel looks at.
-            key: for stochastic depth; without it, it is inference.
+            words: `[G * K, L, word_width]`, the K expressions of an image one after the other.
+            valid: bool `[G * K, L]`, false for padding, to which no pixel attends.
+            key: random key for stochastic depth; `None` means inference.
 
         Returns:
-            For each stage s: `[G * K, h, w, width * 2^s]` at stride `4 * 2^s` (h and w rounded up).
+            For each stage s = 0, 1, ...: `[G * K, h, w, width * 2^s]` at stride `4 * 2^s`, with h and
+            w rounded up.
         """
         return self.fuse(self.look(image, key), words, valid, key)
 
     def look(self, image: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """What does not depend on words, for `fuse`: all stages, or with a live gate the patches.
+        """Computes the part that does not depend on the words, as `fuse` takes it.
 
         Args:
             image: u8 `[G, H, W, 3]`.
             key: as in `__call__`.
 
         Returns:
-            `[G, h, w, C]` each.
+            `[G, h, w, C]`: the outputs of all stages, or only the embedded patches if the gate is live.
         """
         x = self.swin.embed(image)
         if self.gates:
@@ -121,7 +123,15 @@ class LanguageSwin(nnx.Module):
         valid: jax.Array,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, ...]:
-        """Features out of what `look` gave; the other arguments and the result as in `__call__`."""
+        """Completes the features.
+
+        Args:
+            seen: the output of `look`.
+            words, valid, key: as in `__call__`.
+
+        Returns:
+            The features, as in `__call__`.
+        """
         if self.gates:
             return self._fuse_between(seen[0], words, valid, key)
         remat = self.config.remat
@@ -134,7 +144,7 @@ class LanguageSwin(nnx.Module):
     def _fuse_between(
         self, x: jax.Array, words: jax.Array, valid: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, ...]:
-        """The stages, with what each fused let into the next."""
+        """Runs the stages with a live gate: the fused map of each stage enters the next."""
         remat = self.config.remat
         keys = split_key(key, len(self.fusions))
         features = []
@@ -150,12 +160,13 @@ class LanguageSwin(nnx.Module):
 
 
 class WordFusion(nnx.Module):
-    """Every pixel collects what the words say to it (LAVT's pixel-word attention).
+    """LAVT's pixel-word attention module (PWAM): each pixel attends to the words.
 
         found = attention(q = instance_norm(query(x)), k = key(words), v = value(words))
-        join(gelu(vision(x)) * instance_norm(out(found))), with a gelu behind
+        gelu(join(gelu(vision(x)) * instance_norm(out(found))))
 
-    One head as wide as the map; instance norms over the map's area, without parameters.
+    The attention has one head, as wide as the map. Instance norms run over the area of the map and
+    have no parameters.
     """
 
     def __init__(self, width: int, word_width: int, *, dtype: Any, rngs: nnx.Rngs):
@@ -168,8 +179,15 @@ class WordFusion(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, words: jax.Array, valid: jax.Array) -> jax.Array:
-        """`x` `[G, h, w, width]`, `words` `[G * K, L, word_width]`, `valid` bool `[G * K, L]` to
-        `[G * K, h, w, width]`; padding says nothing, even where all words are padding.
+        """Fuses a map with words; padding has no effect, even if all words are padding.
+
+        Args:
+            x: `[G, h, w, width]`.
+            words: `[G * K, L, word_width]`.
+            valid: bool `[G * K, L]`, false for padding.
+
+        Returns:
+            `[G * K, h, w, width]`.
         """
         pixels = x.reshape(x.shape[0], -1, x.shape[-1])
         repeats = words.shape[0] // x.shape[0]
@@ -185,10 +203,11 @@ class WordFusion(nnx.Module):
 
 
 def _centred(words: jax.Array, valid: jax.Array) -> jax.Array:
-    """`[B, L, C]` less the mean of the valid words, zero for the others.
+    """Subtracts the mean of the valid words from `[B, L, C]`; zero for padding.
 
-    The second instance norm takes away what all pixels find, so that this changes nothing but the
-    rounding: pixels that look at the words nearly alike differ by less than bf16 tells apart.
+    This shifts the result of the attention by the same vector for all pixels, which the second instance
+    norm removes. It only improves the rounding: pixels that attend to the words nearly alike would
+    differ by less than bf16 can represent.
     """
     shown = valid[..., None]
     count = jnp.maximum(jnp.sum(shown, 1, keepdims=True), 1)
@@ -197,7 +216,7 @@ def _centred(words: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 class LanguageGate(nnx.Module):
-    """`tanh(down(relu(up(x)))) * x`, without biases: how much of what was fused goes on."""
+    """LAVT's gate between fusion and next stage: `tanh(down(relu(up(x)))) * x`, without biases."""
 
     def __init__(self, width: int, *, dtype: Any, rngs: nnx.Rngs):
         def linear() -> Linear:

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens: CLIP's one product, or a few convolutions before it."""
+"""Turns pixels into patch tokens: by CLIP's single product, or with a few convolutions before it."""
 
 from typing import Any, NamedTuple
 
@@ -11,17 +11,17 @@ from refseg_jax.layers.convolution import Conv3x3
 from refseg_jax.layers.linear import Linear, contract, gaussian
 from refseg_jax.layers.norm import LayerNorm
 
-#: Sides in pixels of the cells in the two stages of `ConvolutionalStem`.
+#: Sides in pixels of a cell in the two stages of `ConvolutionalStem`.
 FINE, COARSE = 4, 8
 
 
 class Stem(NamedTuple):
-    """What a stem gives.
+    """Output of a stem.
 
     Attributes:
         tokens: `[B, P, width]`.
-        pixels: features of the cells of 4 x 4 pixels of each patch, row by row,
-            `[B, P, (patch_size / 4)^2, C]`, or `None`.
+        pixels: `[B, P, (patch_size / 4)^2, C]`, features of the cells of 4 x 4 pixels in each patch,
+            row by row; `None` for `PatchEmbedding`.
     """
 
     tokens: jax.Array
@@ -29,7 +29,7 @@ class Stem(NamedTuple):
 
 
 class PatchEmbedding(nnx.Module):
-    """A convolution whose stride is its size, as one product; `kernel` f32 `[p, p, 3, width]`."""
+    """CLIP's patch embedding: a p x p convolution of stride p; `kernel` f32 `[p, p, 3, width]`."""
 
     def __init__(self, patch_size: int, width: int, *, dtype: Any, rngs: nnx.Rngs):
         shape = (patch_size, patch_size, 3, width)
@@ -38,7 +38,7 @@ class PatchEmbedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, image: jax.Array) -> Stem:
-        """u8 `[B, H, W, 3]` to tokens, P = H/p * W/p."""
+        """u8 `[B, H, W, 3]` to tokens `[B, P, width]`, P = H/p * W/p."""
         size, width = self.kernel.shape[0], self.kernel.shape[-1]
         patches = normalise(cut(image, size), CLIP_MEAN, CLIP_STD)
         patches = patches.reshape(image.shape[0], -1, size * size * 3)
@@ -46,11 +46,11 @@ class PatchEmbedding(nnx.Module):
 
 
 class ConvolutionalStem(nnx.Module):
-    """Residual 3x3 convolutions at stride 4 and 8 before the patches, for random weights.
+    """Residual 3x3 convolutions at strides 4 and 8 before the patches, for training from scratch.
 
-    Not in the paper, whose tower comes trained from CLIP. A ViT that starts from random weights
-    learns much faster from convolved features (Xiao et al. 2021, "Early Convolutions Help
-    Transformers See Better"), and the head `pixel_kernel` finds edges in what they see.
+    Not in the paper, whose tower starts from CLIP's weights. A ViT with random weights learns much
+    faster from convolved features (Xiao et al. 2021, "Early Convolutions Help Transformers See
+    Better"), and the head `pixel_kernel` takes the edges of masks from its pixel features.
     """
 
     def __init__(self, patch_size: int, width: int, *, stem_width: int, dtype: Any, rngs: nnx.Rngs):
@@ -68,8 +68,11 @@ class ConvolutionalStem(nnx.Module):
         self.patch_size = patch_size
 
     def __call__(self, image: jax.Array) -> Stem:
-        """u8 `[B, H, W, 3]` to tokens, and pixel features of `stem_width + 48` channels: what both
-        stages see (as in a feature pyramid), and the cell's own normalised colours."""
+        """u8 `[B, H, W, 3]` to tokens and pixel features of `stem_width + 48` channels.
+
+        The pixel features are the sum of both stages, as in a feature pyramid, and the 48 normalised
+        colours of the cell.
+        """
         colours = _flat_cells(normalise(cut(image, FINE), CLIP_MEAN, CLIP_STD))
         fine = self.fine_norm(self.fine_block(self.embedding(colours)))
         coarse = self.down(_flat_cells(cut(fine, 2)))
@@ -90,7 +93,7 @@ class ConvolutionalStem(nnx.Module):
 
 
 class ConvolutionBlock(nnx.Module):
-    """`x += gelu(conv(norm(x)))`."""
+    """A residual convolution: `x += gelu(conv(norm(x)))`."""
 
     def __init__(self, width: int, *, dtype: Any, rngs: nnx.Rngs):
         self.norm = LayerNorm(width, dtype=dtype)
@@ -102,7 +105,7 @@ class ConvolutionBlock(nnx.Module):
 
 
 def cut(x: jax.Array, size: int) -> jax.Array:
-    """`[B, h, w, C]` to the squares `[B, h / size, w / size, size, size, C]`."""
+    """Cuts `[B, h, w, C]` into squares: `[B, h / size, w / size, size, size, C]`."""
     batch, height, width, channels = x.shape
     squares = x.reshape(batch, height // size, size, width // size, size, channels)
     return squares.transpose(0, 1, 3, 2, 4, 5)
@@ -113,7 +116,7 @@ def _flat_cells(squares: jax.Array) -> jax.Array:
 
 
 def _doubled(x: jax.Array) -> jax.Array:
-    """Each cell four times: `[B, h, w, C]` to `[B, 2h, 2w, C]`."""
+    """Nearest-neighbour upsampling by 2: `[B, h, w, C]` to `[B, 2h, 2w, C]`."""
     batch, height, width, channels = x.shape
     wide = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return wide.reshape(batch, 2 * height, 2 * width, channels)

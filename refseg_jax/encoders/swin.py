@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al. 2021) as a backbone of dense prediction, in stages."""
+"""Swin Transformer (Liu et al. 2021) as a backbone for dense prediction."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ from refseg_jax.layers.linear import Linear, contract, gaussian
 from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import Mlp, exact_gelu, run_block
 
-#: Side of a patch in pixels; every published Swin has it.
+#: Side of a patch in pixels, as in every published Swin.
 PATCH = 4
 
-#: Standard deviation of fresh kernels and relative positions (torch's truncation at 2 is void).
+#: Standard deviation of initial kernels and relative positions. The published code truncates at +-2,
+#: a hundred deviations, which has no effect.
 STDDEV = 0.02
 
-#: Mean and standard deviation of RGB, by the name that configs use.
+#: Mean and standard deviation of RGB by their name in configs.
 PIXELS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "clip": (CLIP_MEAN, CLIP_STD)}
 
 
@@ -33,16 +34,16 @@ class SwinConfig:
     """Sizes and choices; the defaults are Swin-B with windows of 12 (LAVT, ReLA).
 
     Attributes:
-        width: channels of the first stage; each stage doubles them.
-        depths: blocks of each stage.
+        width: channels of the first stage; each later stage doubles them.
+        depths: number of blocks of each stage.
         heads: attention heads of each stage.
         window: side of a window in tokens, 7 or 12 in the published weights.
-        pixels: `imagenet` | `clip`: which mean and deviation the input is normalised with (UniLSeg
-            takes CLIP's, everybody else ImageNet's).
-        drop_path: stochastic depth of the last block in training, growing linearly from 0 (0.3 in
-            LAVT and ReLA, 0.2 in UniLSeg).
+        pixels: `imagenet` | `clip`, the mean and deviation that normalise the input (CLIP's in
+            UniLSeg, ImageNet's in all other systems).
+        drop_path: rate of stochastic depth in training. It grows linearly over the blocks, from 0 to
+            this value (0.3 in LAVT and ReLA, 0.2 in UniLSeg).
         dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
-        remat: compute the blocks' insides again in the backward pass instead of storing them.
+        remat: recompute activations inside the blocks in the backward pass instead of storing them.
     """
 
     width: int = 128
@@ -55,10 +56,10 @@ class SwinConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together, or an unknown name.
+            ValueError: the sizes do not fit together, or a name is unknown.
         """
         if self.pixels not in PIXELS:
             raise ValueError(naming.unknown("normalisation of pixels", self.pixels, PIXELS))
@@ -82,7 +83,7 @@ class SwinConfig:
 
 C = TypeVar("C", bound=SwinConfig)
 
-#: Fields that differ from Swin-B with windows of 12, by the name of the size.
+#: Preset -> the fields that differ from Swin-B with windows of 12.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "B": {},
     "L": {"width": 192, "heads": (6, 12, 24, 48)},
@@ -91,14 +92,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def swin_config(fields: Mapping[str, Any], kind: type[C] = SwinConfig) -> C:
-    """A config from a mapping; `preset` (default `B`) gives the fields that the rest overrides.
+    """Builds a config from a `preset` (default `B`) and the fields that override it.
 
     Args:
-        fields: of `kind`, and `preset`.
-        kind: the config's class.
+        fields: fields of `kind`, and optionally `preset`.
+        kind: class of the config.
 
     Raises:
-        ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
+        ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
+            fit together.
     """
     given = dict(fields)
     preset = given.pop("preset", "B")
@@ -110,15 +112,16 @@ def swin_config(fields: Mapping[str, Any], kind: type[C] = SwinConfig) -> C:
 class Swin(nnx.Module):
     """Patches of 4 x 4 pixels, then stages of window attention, each at half the resolution.
 
-    Any height and width will do. Zeros are added below and on the right where the published
-    backbones add them: pixels to whole patches after the normalisation, tokens to whole windows
-    after a block's first norm, and tokens to whole 2 x 2 squares before two stages merge. This
-    follows the backbone of Swin's object detection (so do LAVT, ReLA, and transformers'
-    `SwinBackbone`): windows keep their size and every second block is shifted, however small the
-    map. Swin's classifier (transformers' `SwinModel`) instead shrinks the window, and does not
-    shift, where the map's shorter side is at most one window.
+    Images may have any height and width. Zeros are added below and on the right where the published
+    backbones add them: pixels up to whole patches after the normalisation, tokens up to whole windows
+    after the first norm of a block, and tokens up to whole 2 x 2 squares before the downsampling.
 
-    What fuses language in between (`LanguageSwin`) drives the stages by itself:
+    This is the backbone of Swin's object detection, which LAVT, ReLA and transformers' `SwinBackbone`
+    follow: windows keep their size, and every second block is shifted, even if the map is smaller than
+    a window. Swin's classifier (transformers' `SwinModel`) differs if the shorter side of the map is at
+    most one window: it then shrinks the window and does not shift it.
+
+    `LanguageSwin`, which fuses language between the stages, runs them itself:
 
         x = swin.embed(image)
         for stage, key in zip(swin.stages, keys):
@@ -155,15 +158,15 @@ class Swin(nnx.Module):
         return self.patch_norm(self.patch_embedding(patches.reshape(*patches.shape[:3], -1)))
 
     def __call__(self, image: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, ...]:
-        """Features for dense prediction.
+        """Computes features for dense prediction.
 
         Args:
             image: u8 `[B, H, W, 3]`.
-            key: for stochastic depth; without it, it is inference.
+            key: random key for stochastic depth; `None` means inference.
 
         Returns:
-            For each stage s its output before the downsampling, normed: `[B, h, w, width * 2^s]` at
-            stride `4 * 2^s` (h and w rounded up).
+            For each stage s = 0, 1, ... its normalised output before the downsampling,
+            `[B, h, w, width * 2^s]` at stride `4 * 2^s`, with h and w rounded up.
         """
         x = self.embed(image)
         keys = split_key(key, len(self.stages))
@@ -177,7 +180,7 @@ class Swin(nnx.Module):
 
 
 class SwinStage(nnx.Module):
-    """Blocks of one resolution, and the way to the next (`None` behind the last)."""
+    """The blocks of one resolution, and the downsampling to the next (`None` for the last stage)."""
 
     def __init__(
         self, config: SwinConfig, stage: int, *, drop_paths: tuple[float, ...], rngs: nnx.Rngs
@@ -210,11 +213,11 @@ class SwinStage(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """Squares of 2 x 2 tokens to one of twice the channels: `reduction(norm(square))`.
+    """Merges squares of 2 x 2 tokens into one token of twice the channels: `reduction(norm(square))`.
 
-    A square's tokens are concatenated column by column (upper left, lower left, upper right, lower
-    right), in Microsoft's files and in Hugging Face's alike. mmdetection's own Swin unfolds channel
-    by channel, so its files have another order; they are not read here.
+    The tokens of a square are concatenated column by column (upper left, lower left, upper right,
+    lower right), as in Microsoft's and Hugging Face's files. mmdetection's own Swin unfolds channel by
+    channel; its files, of another order, are not supported.
     """
 
     def __init__(self, width: int, *, dtype: Any, rngs: nnx.Rngs):
@@ -236,10 +239,11 @@ class PatchMerging(nnx.Module):
 
 
 class SwinBlock(nnx.Module):
-    """`x += window_attention(norm(x)); x += mlp(norm(x))`, the windows shifted or not.
+    """A block of attention in windows: `x += window_attention(norm(x)); x += mlp(norm(x))`.
 
-    `relative_positions` f32 `[(2 * window - 1)^2, heads]` is what a query adds to the score of a
-    key, by the distance in rows and columns between them.
+    Every second block of a stage shifts its windows. `relative_positions`, f32
+    `[(2 * window - 1)^2, heads]`, is the bias of the score of query and key for each distance in rows
+    and columns between them.
     """
 
     def __init__(
@@ -276,7 +280,7 @@ class SwinBlock(nnx.Module):
         self.drop_path = drop_path
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """`[B, h, w, width]` to the same shape; a key drops the branches of whole rows."""
+        """`[B, h, w, width]` to the same shape; with a key, residual branches of rows are dropped."""
         attention_key, mlp_key = split_key(key, 2)
         y = self._look_around(self.attention_norm(x))
         x = x + drop_path(y, self.drop_path, attention_key)
@@ -285,9 +289,9 @@ class SwinBlock(nnx.Module):
     def _look_around(self, x: jax.Array) -> jax.Array:
         """Attention within (shifted) windows.
 
-        A token that fills a window up is zero, so that its query, key and value are the biases:
-        products are taken before windows are filled, biases added after. It is attended to like any
-        other, and cut off before the output projection.
+        Tokens that fill up a window are zero, so their query, key and value are the biases: products
+        are computed before the filling, biases are added after it. Other tokens attend to them, as in
+        the published code; they are cut off before the output projection.
         """
         height, width = x.shape[1:3]
         tall, wide = height + -height % self.window, width + -width % self.window
@@ -318,8 +322,9 @@ class SwinBlock(nnx.Module):
 
 
 def relative_index(window: int) -> np.ndarray:
-    """i32 `[T, T]`: the row of the table for query t and key s, `T = window^2`, row by row.
+    """The row of the table of relative positions for each query and key of a window, i32 `[T, T]`.
 
+    The `T = window^2` tokens are ordered row by row. The row is
     `(dy + window - 1) * (2 * window - 1) + dx + window - 1` with (dy, dx) = query - key.
     """
     y, x = np.divmod(np.arange(window * window), window)
@@ -328,16 +333,16 @@ def relative_index(window: int) -> np.ndarray:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """bool `[windows, T, T]`: which tokens of a shifted window were neighbours before the shift.
+    """The pairs of tokens of a shifted window that may attend to each other, bool `[windows, T, T]`.
 
-    Rolling by `shift` brings the first rows and columns behind the last ones, where a window must
-    not mix the two. Height and width are multiples of the window.
+    Rolling the map by `shift` puts the first rows and columns behind the last ones. Windows there hold
+    both, and must not mix them. Height and width are multiples of the window.
     """
 
     def wrapped(length: int) -> np.ndarray:
         return (np.arange(length) >= length - shift).astype(np.int32)
 
-    # Windows other than the last of an axis hold nothing that came around.
+    # Only the last windows of an axis hold rows or columns that wrapped around.
     region = 2 * wrapped(height)[:, None] + wrapped(width)
     squares = region.reshape(height // window, window, width // window, window)
     tokens = squares.swapaxes(1, 2).reshape(-1, window * window)
@@ -345,6 +350,6 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
 
 
 def _fill(x: jax.Array, size: int) -> jax.Array:
-    """Zeros below and on the right of `[B, h, w, C]`, up to multiples of `size`."""
+    """Pads `[B, h, w, C]` with zeros below and on the right, up to multiples of `size`."""
     down, right = -x.shape[1] % size, -x.shape[2] % size
     return jnp.pad(x, ((0, 0), (0, down), (0, right), (0, 0))) if down or right else x
