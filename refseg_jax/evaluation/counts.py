@@ -1,4 +1,4 @@
-"""Masks out of logits, and integer counts per pair from `jit`; the protocols sum them."""
+"""Masks from logits, and the integer pixel counts of each pair that the protocols sum."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def mask_of_logits(logits: np.ndarray, threshold: float) -> np.ndarray:
 
 def map_of_logits(logits: np.ndarray) -> np.ndarray:
     """Probabilities as the nearest of 256 grey values, on the host: f32 `[H, W]` to u8 `[H, W]`."""
-    # Below, exp overflows; the grey value is 0 long before.
+    # Below this bound exp would overflow; the grey value is 0 long before.
     wide = np.maximum(logits.astype(np.float64), -700.0)
     return np.rint(255.0 / (1.0 + np.exp(-wide))).astype(np.uint8)
 
@@ -52,11 +52,11 @@ def pair_counts(
     Args:
         logits, size, threshold: as in `predicted_mask`.
         native: u8 `[B, N, K, Hc, Wc]` of 0/1.
-        weights: i32 `[B, N, Hc]` and `[B, N, Wc]`, how often each row and each column counts; `None`
-            for once.
+        weights: i32 `[B, N, Hc]` and `[B, N, Wc]`, how often each row and each column counts; `None`:
+            once.
 
     Returns:
-        i32 `[B, N, K, 3]`; exact, a canvas has less than 2^31 pixels.
+        i32 `[B, N, K, 3]`, exact because a canvas has fewer than 2^31 pixels.
     """
     predicted = predicted_mask(logits, size, threshold).astype(jnp.int32)
     target = jnp.asarray(native).astype(jnp.int32)
@@ -66,7 +66,7 @@ def pair_counts(
         rows, columns = map(jnp.asarray, weights)
         often = (rows[..., :, None] * columns[..., None, :])[:, :, None]
     parts = tuple(p * often for p in (predicted * target, predicted, target))
-    # One reduction of three numbers: XLA's CPU backend takes 20 times as long for three of one.
+    # One reduction over triples: three separate ones take XLA's CPU backend 20 times as long.
     sums = jax.lax.reduce(parts, (jnp.int32(0),) * 3, _add_each, (3, 4))
     return jnp.stack(sums, -1)
 

@@ -1,4 +1,4 @@
-"""One pass over a dataset: masks at native size, counts, scores."""
+"""Scores a model in one pass over a split: masks at native size, counts, scores."""
 
 import contextlib
 import dataclasses
@@ -37,19 +37,19 @@ from refseg_jax.evaluation.protocols.regions import CountedRegions
 from refseg_jax.images.resize import logits_on_canvas
 from refseg_jax.models.forward import Forward
 
-#: Expressions of an image that are shown as pictures.
+#: At most this many expressions of an image are shown as pictures.
 _SHOWN_OF_AN_IMAGE = 2
 
 
 class Outputs(NamedTuple):
-    """What is left of a batch on the device.
+    """Results of a batch, on the devices.
 
     Attributes:
-        counts: i32 `[B, N, K, 3]`.
+        counts: i32 `[B, N, K, 3]`, as `pair_counts` gives them.
         squared: the same on LAVT's square, or `None` where no protocol reads it.
-        present: bool `[B, N, K]`, what the presence head says; without one, whether the mask is not
-            empty.
-        logits: f32 `[B, N, K, Hc, Wc]`, or `None` where only counts are asked for.
+        present: bool `[B, N, K]`, the presence head's answer; without a head, whether the mask has
+            any pixels.
+        logits: f32 `[B, N, K, Hc, Wc]` on the canvas, or `None` where only counts are needed.
     """
 
     counts: jax.Array
@@ -59,11 +59,13 @@ class Outputs(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A pair of a batch.
+    """A valid pair of a batch.
 
     Attributes:
-        pair: what the protocols look at. regions: its masks.
-        place: `(b, n, k)` in the batch. meta: of its row.
+        pair: the pair as the protocols read it.
+        regions: its masks.
+        place: `(b, n, k)`, its index in the batch.
+        meta: words of its row.
     """
 
     pair: Pair
@@ -77,20 +79,22 @@ class Evaluator:
     """Scores a model on one split.
 
     Attributes:
-        name: for the log and for file names.
+        name: name of the evaluation, for the log and for errors.
         forward: the model.
         batches: makes this process's batches, as `input_pipeline.pipeline.eval_batches` does.
         mesh: the devices.
         mask_stride: network pixels per mask cell.
-        canvas: `(Hc, Wc)`.
-        threshold: of probabilities.
-        prefix: of the scores' keys.
-        pictures: so many pairs are kept as pictures, given to `show`.
-        show: takes (step, pictures); called on the first process.
-        dump: folder for `predictions-*.jsonl` and `references-*.jsonl`, or `None`.
-        dump_at: the only step whose evaluation is dumped; `None`: of all, the last stays.
-        protocols: what is scored. The first one's keys are plain, those of another begin with its
-            name: `gres/gIoU`.
+        canvas: `(Hc, Wc)`, at least the native size of every image.
+        threshold: probability in (0, 1) above which a pixel belongs to the mask.
+        prefix: beginning of the scores' keys.
+        pictures: at most this many pairs are given to `show`.
+        show: called on the first process with the step and the pictures.
+        dump: folder for `predictions.jsonl` and `references.jsonl` (with several processes
+            `predictions-<process>.jsonl`, likewise references), or `None`.
+        dump_at: the only step whose evaluation is dumped; `None`: every evaluation, each of which
+            replaces the files of the one before.
+        protocols: the protocols that score the pairs. Keys of the first are plain, keys of the others
+            begin with the protocol's name: `gres/gIoU`.
     """
 
     name: str
@@ -108,12 +112,19 @@ class Evaluator:
     protocols: tuple[Protocol, ...] = (build_protocol("cris"),)
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Scores as `State.compute` gives them, `count`s, and `quarantined`.
+        """Scores `params` on the split.
 
-        They are the same on every process.
+        Args:
+            params: path -> parameter.
+            step: number of updates that made them, for the log, the pictures and the files.
+
+        Returns:
+            Key -> value, the same on every process: scores in [0, 1] as `State.compute` gives them,
+            each `count` of `State.counts`, and `quarantined`, the number of rows left out.
 
         Raises:
-            UserError: two pairs have the same id, or a protocol needs what the dataset does not say.
+            UserError: two pairs have the same id, or a protocol needs a field that the dataset does
+                not have.
         """
         states = [State(protocol) for protocol in self.protocols]
         ids: set[str] = set()
@@ -147,9 +158,9 @@ class Evaluator:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Outputs]:
-        """One function for images of all sizes: the canvas is static."""
+        """One compiled function for images of all native sizes, since the canvas is static."""
 
-        # Rows stay cut as the batch is: each process reads its own.
+        # The outputs are sharded as the batch is, so that each process reads its own rows.
         rows = sharding.batch_sharding(self.mesh)
 
         @functools.partial(jax.jit, static_argnums=2, out_shardings=rows)
@@ -177,10 +188,10 @@ class Evaluator:
     def _outputs(
         self, params: Mapping[str, jax.Array], dumps: bool
     ) -> Iterator[tuple[HostBatch, Outputs]]:
-        """Keeps one batch in flight, so that host and device work at once."""
+        """Yields batches with their outputs; keeps one in flight, so that host and devices overlap."""
         waiting: tuple[HostBatch, Outputs] | None = None
         for number, host in enumerate(self.batches()):
-            # By the batch's number, since all processes must run the same function.
+            # Decided by the number of the batch, because all processes must run the same function.
             begun = number * len(host.meta) < self.pictures
             keep = self._reads("masks", "map") or dumps
             keep |= self.show is not None and begun
@@ -196,7 +207,7 @@ class Evaluator:
         return any(name in protocol.reads for protocol in self.protocols for name in names)
 
     def _weights(self, host: HostBatch) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of LAVT's square, i32 `[B, N, Hc]` and `[B, N, Wc]`."""
+        """Weights of rows and columns on LAVT's square, i32 `[B, N, Hc]` and `[B, N, Wc]`."""
         if not self._reads("square"):
             return None
         size = np.asarray(host.batch.size)
@@ -248,7 +259,7 @@ class Evaluator:
                     expression=one.meta.expressions[k],
                     granularity=one.pair.granularity,
                     target=one.regions.target(),
-                    # What a predictor shows: empty where nothing is present.
+                    # As a predictor shows it: empty where nothing is present.
                     predicted=mask if one.pair.present else np.zeros_like(mask),
                     iou=one.regions.counts().iou if one.pair.present else 0.0,
                 )
@@ -260,7 +271,7 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _dump(self, step: int) -> Iterator[Callable[[list[Seen]], None]]:
-        """Writes both files of this process; they are whole or not there."""
+        """Yields a function that writes pairs to this process's two files, complete or not at all."""
         if self.dump is None or not self._dumps(step):
             yield lambda seen: None
             return
@@ -303,7 +314,7 @@ def _reference_line(pair: Pair) -> dict[str, Any]:
 
 
 def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:
-    """The mean probability inside a mask, 0 for an empty one; f32 and bool `[H, W]`."""
+    """Mean probability inside a mask, 0 for an empty one; arguments f32 and bool `[H, W]`."""
     if not mask.any():
         return 0.0
     return float(np.mean(1.0 / (1.0 + np.exp(-logits[mask].astype(np.float64)))))
@@ -315,14 +326,14 @@ def _valid(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
 
 
 def _worth_showing(seen: list[Seen]) -> Iterator[Seen]:
-    """A few pairs of each image, from all over its expressions: pages should show many images."""
+    """At most `_SHOWN_OF_AN_IMAGE` pairs of each image, spread over its expressions."""
     for _, same in itertools.groupby(seen, key=lambda one: one.meta.image_ids[one.place[1]]):
         found = list(same)
         yield from found[:: -(-len(found) // _SHOWN_OF_AN_IMAGE)]
 
 
 def _from_all(states: list[State]) -> list[State]:
-    """The sums of all processes, everywhere."""
+    """States with the sums of all processes, on every process."""
     if jax.process_count() == 1:
         return states
     text = json.dumps([state.to_json() for state in states]).encode()

@@ -1,4 +1,4 @@
-"""An evaluated pair, kept to be drawn."""
+"""An evaluated pair with all that is needed to draw it."""
 
 import dataclasses
 
@@ -8,14 +8,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A pair as a person wants to see it.
+    """An evaluated pair, to be drawn.
 
     Attributes:
-        image: u8 `[H', W', 3]`, the network's input.
-        affine: f32 `[2, 3]`, native to network pixels.
-        expression, granularity: words.
-        target, predicted: bool `[H, W]` at native size.
-        iou: of the two.
+        image: u8 `[H', W', 3]`, RGB, the network's input.
+        affine: f32 `[2, 3]`, native to network pixels, as in `Batch`.
+        expression: the words.
+        granularity: name out of `GRANULARITIES`.
+        target: bool `[H, W]` at native size.
+        predicted: bool `[H, W]`, empty where the system says that nothing is present.
+        iou: intersection over union of `target` and `predicted`, in [0, 1].
     """
 
     image: np.ndarray

@@ -1,4 +1,4 @@
-"""Predictions and references as lines of JSON, which any scorer can read."""
+"""Predictions and references as lines of JSON, for `tools.score` and other scorers."""
 
 import base64
 import contextlib
@@ -42,11 +42,12 @@ def prediction_line(
         pair_id: unique in the file.
         image: file name or image id.
         expression: the words.
-        mask: bool `[H, W]`, as it was before a presence head cleared it: whoever scores the line
-            decides by `present` (`gres` counts these pixels, `gres_paper` does not).
-        score: mean probability inside the mask.
-        present: what the presence head says; `None` takes whether the mask is not empty.
-        soft_map: u8 `[H, W]`, the probability as 0..255, for what scores maps; `None` leaves it out.
+        mask: bool `[H, W]`, not cleared by the presence head. The protocols decide by `present`: of
+            an absent pair, `gres` counts these pixels and `gres_paper` does not.
+        score: mean probability inside the mask, in [0, 1].
+        present: the presence head's answer; `None`: whether the mask has any pixels.
+        soft_map: u8 `[H, W]`, the probability as 0..255, for protocols that score maps; `None` leaves
+            it out.
     """
     line = {
         "id": pair_id,
@@ -61,7 +62,11 @@ def prediction_line(
 
 @contextlib.contextmanager
 def jsonl_writer(path: Path) -> Iterator[Any]:
-    """A file of JSON lines that is whole or not there: `with jsonl_writer(p) as write: write({})`."""
+    """Writes a file of JSON lines, complete or not at all: `with jsonl_writer(p) as write: write({})`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

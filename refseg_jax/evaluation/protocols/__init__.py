@@ -36,14 +36,14 @@ __all__ = [
 
 
 def build_protocol(name: str, **options: Any) -> Protocol:
-    """A protocol by name.
+    """Builds a protocol by name.
 
     Args:
-        name: out of `PROTOCOLS`.
+        name: key of `PROTOCOLS`.
         options: fields of its dataclass, e.g. `min_pixels=50`.
 
     Raises:
-        UserError: an unknown name, or an option that the protocol does not have.
+        UserError: the name is unknown, or the protocol does not have an option.
     """
     try:
         return naming.from_mapping(PROTOCOLS, {"name": name, **options}, what="protocol")
@@ -52,15 +52,15 @@ def build_protocol(name: str, **options: Any) -> Protocol:
 
 
 def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
-    """Several protocols by their names, with commas between them.
+    """Builds several protocols by name.
 
     Args:
-        names: e.g. `"cris,gres"`.
-        min_pixels: where not 0, of those that have it (`refseg_jax.evaluation.protocols.gres`).
+        names: names separated by commas, e.g. `"cris,gres"`.
+        min_pixels: `Gres.min_pixels` of `gres` and `gres_paper`; 0 to follow the presence head.
 
     Raises:
-        UserError: an unknown name, one that stands twice, one whose keys would be those of a
-            granularity (`part/mIoU`), or a `min_pixels` for none of them.
+        UserError: a name is unknown or occurs twice, `part` is not the first (its keys would be those
+            of the granularity, `part/mIoU`), or no protocol takes `min_pixels`.
     """
     chosen = [name.strip() for name in names.split(",")]
     if len(set(chosen)) < len(chosen):
@@ -86,12 +86,12 @@ def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
 
 
 def keyed_scores(states: Sequence[State]) -> dict[str, float]:
-    """The scores of several protocols; the keys of all but the first begin with its name."""
+    """Scores of several protocols; keys of all but the first begin with the protocol's name."""
     return _keyed([(state.protocol, state.compute()) for state in states])
 
 
 def keyed_counts(states: Sequence[State]) -> dict[str, float]:
-    """The numbers of pairs that were scored, with keys as of `keyed_scores`."""
+    """Numbers of scored pairs, with keys as in `keyed_scores`."""
     return _keyed([(state.protocol, state.counts()) for state in states])
 
 

@@ -1,8 +1,8 @@
-"""What every protocol is: integers of a pair, sums that merge in any order, scores.
+"""Base of all protocols: integers measured on each pair, sums that merge in any order, scores.
 
-All sums are Python integers. A number in [0, 1] such as a pair's IoU is summed exactly, as an integer
-multiple of 2^-1074, and rounded once at the end: neither the order of the pairs nor the number of
-processes changes a digit, and a state is as large for a million pairs as for one.
+All sums are Python integers. A fraction such as a pair's IoU is summed exactly, as an integer multiple
+of 2^-1074, and rounded once at the end. So neither the order of the pairs nor the number of processes
+changes a digit, and the size of a state does not grow with the number of pairs.
 """
 
 import abc
@@ -15,7 +15,7 @@ import numpy as np
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
 
-#: What of a pair a protocol looks at: pixels counted at native size, or on a square; masks; soft maps.
+#: What a protocol reads of a pair: pixel counts at native size, those on LAVT's square, masks, maps.
 Reads: TypeAlias = Literal["counts", "square", "masks", "map"]
 
 #: Every float64 is an integer multiple of 2^-1074.
@@ -23,7 +23,7 @@ _EXPONENT = 1074
 
 
 def exact(value: float) -> int:
-    """A finite number as an integer multiple of 2^-1074, exactly."""
+    """The integer `value * 2^1074`, exact for every finite number."""
     numerator, denominator = value.as_integer_ratio()
     return numerator << (_EXPONENT + 1 - denominator.bit_length())
 
@@ -34,10 +34,12 @@ def mean(total: int, count: int) -> float:
 
 
 class Counts(NamedTuple):
-    """Pixels of a pair's masks.
+    """Numbers of pixels of a pair's masks.
 
     Attributes:
-        intersection: in both. prediction, target: in either one.
+        intersection: pixels in both masks.
+        prediction: pixels in the predicted mask.
+        target: pixels in the reference mask.
     """
 
     intersection: int
@@ -56,7 +58,7 @@ class Counts(NamedTuple):
 
 
 class Regions(abc.ABC):
-    """The masks of a pair. A protocol asks for what it needs, so that nothing else is decoded.
+    """The masks of a pair, computed on demand, so that only what a protocol reads is decoded.
 
     Attributes:
         size: native height and width.
@@ -66,36 +68,37 @@ class Regions(abc.ABC):
 
     @abc.abstractmethod
     def counts(self) -> Counts:
-        """Pixels at native size."""
+        """Pixel counts at native size."""
 
     @abc.abstractmethod
     def square_counts(self) -> Counts:
-        """Pixels on LAVT's square: `refseg_jax.evaluation.protocols.square`."""
+        """Pixel counts on LAVT's square, see `refseg_jax.evaluation.protocols.square`."""
 
     @abc.abstractmethod
     def prediction(self) -> np.ndarray:
-        """Bool `[H, W]`."""
+        """The predicted mask, bool `[H, W]` at native size."""
 
     @abc.abstractmethod
     def target(self) -> np.ndarray:
-        """Bool `[H, W]`."""
+        """The reference mask, bool `[H, W]` at native size."""
 
     @abc.abstractmethod
     def soft_map(self) -> np.ndarray:
-        """U8 `[H, W]`, the probability as 0..255."""
+        """The predicted probability as 0..255, u8 `[H, W]` at native size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An expression, an image, and the masks that stand for it.
+    """An image and an expression, with the predicted and the reference mask.
 
     Attributes:
         id: unique in the dataset.
         regions: the masks.
-        present: the system says that the image contains something that the expression means.
-        granularity: out of `GRANULARITIES`, or `""`.
-        group: name of a video's expression, or of a group of images; or `""`.
-        category: name of the kind; or `""`.
+        present: the system's answer to "does the image contain what the expression means".
+        granularity: name out of `GRANULARITIES`, or `""`.
+        group: name of the group of images, or of the video's expression, that the pair belongs to; or
+            `""`.
+        category: name of the category, or `""`.
     """
 
     id: str
@@ -110,11 +113,11 @@ class Protocol(abc.ABC):
     """A published evaluation.
 
     Attributes:
-        name: in configs and on the command line.
-        comparable: one line, which published numbers the scores may stand beside.
-        threshold: of probabilities, where the publication cuts its masks.
-        reads: what of a pair's regions is looked at.
-        columns: the scores that a table shows, and that are always there.
+        name: name in configs and on the command line.
+        comparable: one line on the published numbers that the scores can be compared with.
+        threshold: probability in (0, 1) above which the publication's masks begin.
+        reads: what the protocol reads of a pair's regions.
+        columns: scores that tables show; `State.compute` always returns them.
     """
 
     name: ClassVar[str]
@@ -124,20 +127,24 @@ class Protocol(abc.ABC):
     columns: ClassVar[tuple[str, ...]]
 
     def takes(self, pair: Pair) -> bool:
-        """Whether the pair is scored; the others are left out."""
+        """Whether the pair is scored; pairs that are not do not count at all."""
         return True
 
     def bucket(self, pair: Pair) -> str:
-        """Sums are kept apart by this name; a `UserError` where the pair does not say."""
+        """Name of the sums that the pair is added to, e.g. its category.
+
+        Raises:
+            UserError: the pair does not have the field that names it.
+        """
         return ""
 
     @abc.abstractmethod
     def measure(self, pair: Pair) -> Mapping[str, int]:
-        """Named integers of a pair, which are summed."""
+        """Integers of a pair by name, to be summed over the pairs of a bucket."""
 
     @abc.abstractmethod
     def scores(self, sums: Mapping[str, "Sums"]) -> dict[str, float]:
-        """Scores in [0, 1] from the sums of each bucket; without those that have no sample."""
+        """Scores in [0, 1] from the sums of each bucket; leaves out scores without a sample."""
 
 
 class Sums(dict[str, int]):
@@ -154,18 +161,18 @@ class Sums(dict[str, int]):
 
 @dataclasses.dataclass
 class State:
-    """The sums of the pairs that one process has seen.
+    """Sums over the pairs that were added.
 
     Attributes:
-        protocol: what is counted.
-        sums: by scope (`""` for all pairs, or a granularity) and bucket.
+        protocol: measures the pairs and computes the scores.
+        sums: `(scope, bucket)` -> sums; the scope is `""` for all pairs, or a granularity.
     """
 
     protocol: Protocol
     sums: dict[tuple[str, str], Sums] = dataclasses.field(default_factory=dict)
 
     def add(self, pair: Pair) -> None:
-        """Counts a pair, among all and among those of its granularity."""
+        """Adds a pair to the sums of all pairs and to those of its granularity."""
         if not self.protocol.takes(pair):
             return
         bucket = self.protocol.bucket(pair)
@@ -176,26 +183,29 @@ class State:
             sums["count"] += 1
 
     def merge(self, other: "State") -> "State":
-        """The state of both processes' pairs."""
+        """A new state with the pairs of both."""
         merged = State(self.protocol)
         for state in (self, other):
             merged.add_json(state.to_json())
         return merged
 
     def to_json(self) -> list[Any]:
-        """The sums as what JSON can write, for another process."""
+        """The sums as JSON values, for another process."""
         return [[*key, dict(values)] for key, values in self.sums.items()]
 
     def add_json(self, sums: list[Any]) -> None:
-        """Adds the sums that `to_json` gave."""
+        """Adds the sums of another state's `to_json`."""
         for scope, bucket, values in sums:
             self.sums.setdefault((scope, bucket), Sums()).add(values)
 
     def compute(self) -> dict[str, float]:
-        """Scores in [0, 1], unrounded, and again as `<granularity>/<score>`.
+        """Scores over all pairs, and as `<granularity>/<score>` over those of each granularity.
 
-        Among all pairs a share of nothing is 0, as the official evaluators have it; a granularity
-        has the scores that it has samples for. Without any pair there is no score.
+        Scores are in [0, 1] and unrounded. Over all pairs, a column without a sample (`N_acc` where
+        every pair has a target) is 0, as in the official evaluators; a granularity leaves it out.
+
+        Returns:
+            Name -> score; empty if no pair was added.
         """
         found: dict[str, float] = {}
         for prefix, buckets in self._scopes():
@@ -206,7 +216,7 @@ class State:
         return found
 
     def counts(self) -> dict[str, float]:
-        """The number of pairs as `count`, and again as `<granularity>/count`."""
+        """The number of pairs as `count`, and of each granularity as `<granularity>/count`."""
         number = {
             f"{prefix}count": float(sum(sums["count"] for sums in buckets.values()))
             for prefix, buckets in self._scopes()
@@ -221,10 +231,10 @@ class State:
 
 
 def required(pair: Pair, field: Literal["granularity", "category"], name: str) -> str:
-    """A field of the pair that a protocol cannot do without.
+    """A field of the pair that the protocol `name` cannot do without.
 
     Raises:
-        UserError: it is empty.
+        UserError: the field is empty.
     """
     value = getattr(pair, field)
     if not value:

@@ -11,13 +11,13 @@ from refseg_jax.evaluation.protocols.base import Pair, Protocol, Sums, exact, me
 class Semseg(Protocol):
     """Mean IoU over categories (PASCAL VOC's and ADE20K's; UniLSeg's tables 4 and 5).
 
-    A pair is one category on one image: `category` names it, and a category that is not on the image
-    has an empty reference. `IoU/<category>` is the sum of its intersections over the sum of its unions
-    in the whole split; `mIoU` is their mean over the categories that are in a mask at all, of either
-    side.
+    A pair is one category on one image: `category` names it, and the reference is empty if the image
+    does not contain it. `IoU/<category>` is the sum of the category's intersections over the sum of
+    its unions in the whole split. `mIoU` is the mean of these over all categories that occur in any
+    prediction or reference.
 
-    Benchmarks give each pixel one category and ignore pixels without a label. For their figure, write
-    the masks of the best category per pixel, and leave the pixels without a label out of them.
+    Benchmarks give each pixel one category and ignore pixels without a label. To get their figures,
+    assign each pixel to its best category, and leave unlabelled pixels out of all masks.
     """
 
     name: ClassVar[str] = "semseg"
@@ -28,7 +28,11 @@ class Semseg(Protocol):
     columns: ClassVar[tuple[str, ...]] = ("mIoU",)
 
     def bucket(self, pair: Pair) -> str:
-        """The category; a `UserError` where there is none."""
+        """The category.
+
+        Raises:
+            UserError: the pair has none.
+        """
         return required(pair, "category", self.name)
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
@@ -55,7 +59,7 @@ class Semseg(Protocol):
 class Part(Semseg):
     """`semseg` over the categories of parts (PartImageNet; UniLSeg's table 7).
 
-    Pairs of another granularity are left out; a pair that names none is taken to be a part.
+    Pairs of other granularities are left out; a pair without a granularity counts as a part.
     """
 
     name: ClassVar[str] = "part"
@@ -65,5 +69,5 @@ class Part(Semseg):
     )
 
     def takes(self, pair: Pair) -> bool:
-        """Whether it is a part."""
+        """Whether the pair is of a part."""
         return pair.granularity in ("", "part")

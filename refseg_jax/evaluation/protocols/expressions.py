@@ -16,7 +16,7 @@ from refseg_jax.evaluation.protocols.base import (
     required,
 )
 
-#: Overlaps whose share of pairs is reported, `Pr@X`.
+#: IoU thresholds `X` of `Pr@X`.
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 _PRECISIONS = tuple((f"Pr@{x}", x) for x in PRECISION_AT)
 
@@ -25,10 +25,10 @@ _PRECISIONS = tuple((f"Pr@{x}", x) for x in PRECISION_AT)
 class Cris(Protocol):
     """Per-expression IoU at the image's own size (CRIS, `engine.inference`).
 
-    `mIoU` is the mean of the expressions' IoU, 0 where both masks are empty; `Pr@X` the share of
-    expressions with IoU > X; `oIoU`, which CRIS does not report and its descendants do, the sum of
-    intersections over the sum of unions. CRIS divides by the union plus 1e-6, which is left out: it
-    changes nothing that is printed.
+    `mIoU` is the mean IoU of the expressions, 0 where both masks are empty. `Pr@X` is the share of
+    expressions with IoU > X. `oIoU` is the sum of intersections over the sum of unions; CRIS does not
+    report it, but its descendants do. CRIS adds 1e-6 to each union, which is left out here because it
+    changes no printed digit.
     """
 
     name: ClassVar[str] = "cris"
@@ -49,11 +49,11 @@ class Cris(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RefCOCOm(Cris):
-    """`cris` on objects and parts (UniRES): `mIoU` is *Object & Part*, the pool of all expressions.
+    """`cris` on objects and parts (UniRES): `mIoU` is *Object & Part*, over all their expressions.
 
-    `object/mIoU` and `part/mIoU` are the paper's other two columns. That the pool is one of
-    expressions, not a mean of the two, was recovered from its tables. Expressions of another
-    granularity are left out.
+    `object/mIoU` and `part/mIoU` are the paper's other two columns. The paper does not state how
+    *Object & Part* is made; its tables fit the mean over the pooled expressions, and not the mean of
+    the two columns. Expressions of other granularities are left out.
     """
 
     name: ClassVar[str] = "refcocom"
@@ -63,21 +63,24 @@ class RefCOCOm(Cris):
     )
 
     def takes(self, pair: Pair) -> bool:
-        """Whether it is of an object or a part; a `UserError` where it does not say."""
+        """Whether the pair is of an object or a part.
+
+        Raises:
+            UserError: the pair has no granularity.
+        """
         return required(pair, "granularity", self.name) in ("object", "part")
 
 
 @dataclasses.dataclass(frozen=True)
 class Lavt(Protocol):
-    """Per-expression IoU on a square of 480 pixels (LAVT, `test.py`).
+    """Per-expression IoU on a square of 480 x 480 pixels (LAVT, `test.py`).
 
-    As LAVT reads the reference, both masks are resized to 480 x 480 by nearest neighbour
-    (`refseg_jax.evaluation.protocols.square`), without regard to the aspect ratio; masks that have
-    this size stay as they are. `Pr@X` is the share of expressions with IoU >= X; IoU is 0 where
-    both are empty.
+    Both masks are resized to the square by nearest neighbour, as LAVT does with its reference, without
+    keeping the aspect ratio (`refseg_jax.evaluation.protocols.square`). Masks of that size stay as
+    they are. `Pr@X` is the share of expressions with IoU >= X; the IoU is 0 where both masks are empty.
 
-    LAVT makes its prediction on that square, and drops pixels that two polygons of an object cover.
-    For its figure to the digit, write predictions of 480 x 480 pixels and references of that size.
+    LAVT predicts on the square, and its reference lacks the pixels that two polygons of an object
+    cover. To get its figure to the digit, score predictions and references of 480 x 480 pixels.
     """
 
     name: ClassVar[str] = "lavt"

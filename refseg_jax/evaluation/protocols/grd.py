@@ -12,13 +12,14 @@ from refseg_jax.evaluation.protocols.saliency import e_measure_of_counts
 class Grd(Protocol):
     """GRSer's evaluation with negative samples (section 5.1), over every pair of every group.
 
-    `mIoU` is the paper's mean of IoU-bar: the IoU where the target is there and the system says so, 1
-    where neither is the case, and 0 where one of the two is. `Rneg` is the recall of negatives, the
-    share of pairs without a target for which the system says absent. `Em` is the mean over the pairs
-    of the E-measure of the mask, which is empty where the system says absent.
+    `mIoU` is the paper's adapted mIoU. A pair scores its IoU if there is a target and the system says
+    present, 1 if there is none and the system says absent, and 0 otherwise. `Rneg` is the recall of
+    negatives: the share of pairs without a target for which the system says absent. `Em` is the mean
+    over all pairs of the mask's E-measure, where the mask is empty if the system says absent.
 
-    GRSer has no public code, and its paper does not say how E is averaged over thresholds: its masks
-    have none. What a perfect mask scores beyond 1 (`e_measure`) is cut off.
+    GRSer has no public code. Its paper does not say over which thresholds `Em` averages; here the mask
+    is scored, which has none. `Em` is cut at 1, because a perfect mask scores a little more (see
+    `refseg_jax.evaluation.protocols.saliency.e_measure`).
     """
 
     name: ClassVar[str] = "grd"
@@ -29,7 +30,7 @@ class Grd(Protocol):
     columns: ClassVar[tuple[str, ...]] = ("mIoU", "Em", "Rneg")
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
-        """IoU-bar, E-measure, and whether it is a negative and is told to be one."""
+        """Adapted IoU, E-measure, whether the pair is negative, and whether it is rejected rightly."""
         counts = pair.regions.counts()
         if not pair.present:
             counts = Counts(0, 0, counts.target)

@@ -6,34 +6,34 @@ from typing import ClassVar
 
 from refseg_jax.evaluation.protocols.base import Counts, Pair, Protocol, Sums, exact, mean
 
-#: Overlaps whose share of targeted pairs is reported, `Pr@X`.
+#: IoU thresholds `X` of `Pr@X`.
 PRECISION_AT = (0.7, 0.8, 0.9)
 
-#: Pixels of the square on which ReLA evaluates, and to which `min_pixels` refers.
+#: Area in pixels of the square on which ReLA evaluates, and to which `min_pixels` refers.
 SQUARE = 480 * 480
 
 
 @dataclasses.dataclass(frozen=True)
 class Gres(Protocol):
-    """ReLA's evaluator (`gres_model/evaluation/refer_evaluation.py` at its head).
+    """ReLA's public evaluator (`gres_model/evaluation/refer_evaluation.py` at its head).
 
-    | target | says | IoU | adds to the union |
+    | target | system says | IoU | pixels added to the union |
     |---|---|---|---|
-    | empty | absent | 1 | nothing |
-    | empty | present | 0 | the predicted mask |
-    | there | absent | 0 | the predicted mask, though it counts as empty, or the target |
-    | there | present | as usual | as usual |
+    | none | absent | 1 | none |
+    | none | present | 0 | those of the prediction |
+    | some | absent | 0 | those of the target or of the prediction, which is not cleared |
+    | some | present | as usual | those of the target or of the prediction |
 
-    `gIoU` is the mean of the IoU over all pairs, `cIoU` the sum of intersections over the sum of
-    unions, `N_acc` the share of pairs without a target for which the system says absent, `T_acc` that
-    of pairs with a target for which it says present, `Pr@X` the share of pairs with a target whose
-    IoU >= X. ReLA prints `gIoU`, `cIoU` and `Pr@X` as percentages.
+    `gIoU` is the mean IoU over all pairs. `cIoU` is the sum of intersections (0 in the first three
+    rows) over the sum of unions. `N_acc` is the share of pairs without a target for which the system
+    says absent, `T_acc` the share of pairs with a target for which it says present. `Pr@X` is the share
+    of pairs with a target whose IoU >= X. ReLA prints `gIoU`, `cIoU` and `Pr@X` as percentages.
 
     Attributes:
-        min_pixels: where not 0, not `Pair.present` tells what the system says, but whether the mask
-            has at least so many pixels. ReLA's paper clears masks of fewer than 50 and does not say at
-            which size; its evaluator works on 480 x 480 pixels, so that the number is scaled by the
-            area of the mask.
+        min_pixels: if not 0, a pair counts as present if its mask has at least this many pixels, and
+            `Pair.present` is ignored. ReLA's paper clears masks of fewer than 50 pixels and does not
+            state the resolution; its evaluator works on 480 x 480, so the number is scaled by the
+            area of the mask over that of the square.
     """
 
     name: ClassVar[str] = "gres"
@@ -49,18 +49,18 @@ class Gres(Protocol):
     min_pixels: int = 0
 
     def says_present(self, pair: Pair) -> bool:
-        """Whether the system is taken to say that there is a target."""
+        """Whether the pair counts as one for which the system says present."""
         if not self.min_pixels:
             return pair.present
         height, width = pair.regions.size
         return pair.regions.counts().prediction * SQUARE >= self.min_pixels * height * width
 
     def missed_union(self, counts: Counts) -> int:
-        """What a target that the system calls absent adds to the union."""
+        """Pixels that a pair with a target adds to the union if the system says absent."""
         return counts.union
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
-        """IoU, intersection, union, and which of the four outcomes it is."""
+        """IoU, intersection, union, and which of the four outcomes the pair has."""
         counts, present = pair.regions.counts(), self.says_present(pair)
         if not counts.target:
             return {
@@ -96,12 +96,12 @@ class Gres(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class GresPaper(Gres):
-    """`gres` as ReLA's paper has it (section 5.1): a prediction called absent is an empty mask.
+    """`gres` as ReLA's paper describes it (section 5.1): the mask is cleared if the system says absent.
 
-    A target that the system calls absent then adds the target alone to the union, and `cIoU` is a
-    little higher than the evaluator's. And since the paper tells by the foreground pixels whether a
-    prediction is one, a mask without any is absent whatever `Pair.present` says. Everything else is as
-    in `gres`; the paper's Pr@X says "higher than", and its numbers are the evaluator's.
+    A pair with a target for which the system says absent then adds the target alone to the union, so
+    `cIoU` is a little higher than the evaluator's. The paper calls a prediction without foreground
+    pixels absent, so an empty mask is absent whatever `Pair.present` says. Everything else is as in
+    `gres`. For `Pr@X` the paper writes "higher than", but its numbers come from the evaluator (>=).
     """
 
     name: ClassVar[str] = "gres_paper"
@@ -111,9 +111,9 @@ class GresPaper(Gres):
     )
 
     def says_present(self, pair: Pair) -> bool:
-        """Whether the system says so, and with a mask that has pixels."""
+        """Whether the system says present and the mask is not empty."""
         return super().says_present(pair) and pair.regions.counts().prediction > 0
 
     def missed_union(self, counts: Counts) -> int:
-        """The target: the prediction is cleared."""
+        """Pixels of the target alone, because the prediction is cleared."""
         return counts.target

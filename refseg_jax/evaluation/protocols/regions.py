@@ -19,10 +19,11 @@ class CountedRegions(Regions):
 
     Attributes:
         size: native height and width.
-        native, squared: pixels at native size and on LAVT's square (`None` where nobody reads it).
+        native: pixel counts at native size.
+        squared: pixel counts on LAVT's square, or `None` where no protocol reads them.
         reference: u8 `[H, W]` of 0/1.
-        logits: f32 `[H, W]`; `None` where nobody reads masks or maps.
-        threshold: of probabilities.
+        logits: f32 `[H, W]`, or `None` where neither masks nor maps are read.
+        threshold: probability in (0, 1) above which a pixel belongs to the mask.
     """
 
     size: tuple[int, int]
@@ -62,9 +63,9 @@ class RleRegions(Regions):
 
     Attributes:
         size: native height and width.
-        predicted, reference: RLE dicts of that size, whose runs fill it and are not empty but for the
-            first: pycocotools neither checks nor survives others.
-        grey: makes the soft map; `None` where the mask has to stand for it.
+        predicted, reference: RLE dicts of that size. Their runs must fill it, and only the first may
+            be empty: pycocotools does not check this and does not survive anything else.
+        grey: makes the soft map; `None` takes the mask as a map of 0 and 255.
     """
 
     size: tuple[int, int]
@@ -103,7 +104,7 @@ class RleRegions(Regions):
 
 
 def square_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
-    """Of masks bool `[H, W]`, on LAVT's square."""
+    """Pixel counts of two masks bool `[H, W]` on LAVT's square."""
     return Counts(*map(square.pixels, (prediction & target, prediction, target)))
 
 

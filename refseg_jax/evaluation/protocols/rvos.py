@@ -12,9 +12,9 @@ from refseg_jax.evaluation.protocols.video import video_scores, video_sums
 class Rvos(Protocol):
     """J, F and J&F as DAVIS defines them: `refseg_jax.evaluation.protocols.video`.
 
-    A pair is a frame; `group` names the expression of the video that it belongs to. Both scores are
-    averaged over the frames of a group, then over the groups. A pair without a group is one on its
-    own, so that without any group the scores are means over all pairs.
+    A pair is a frame; `group` names the expression of the video that it belongs to. J and F are
+    averaged over the frames of a group, then over the groups. A pair without a group is a group by
+    itself.
     """
 
     name: ClassVar[str] = "rvos"

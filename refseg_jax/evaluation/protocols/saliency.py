@@ -1,9 +1,9 @@
 """Scores of saliency maps: MAE, F-measure, S-measure, E-measure, as PySODMetrics computes them.
 
 Sources: PySODMetrics 1.6 (a port of the authors' MATLAB, used by most tables since 2020), and the
-papers named at each function. All of it follows from integer counts of an image (how often each of
-the 256 grey values stands in the foreground and in the background), so that 256 thresholds cost
-one pass over the pixels, and the order in which images come changes no digit.
+papers named at each function. All scores follow from integer counts of an image: how often each of
+the 256 grey values occurs in the foreground and in the background. So 256 thresholds cost one pass
+over the pixels, and the order of the images changes no digit.
 
 What "F" means in the tables that `saliency_scores` is compared with:
 
@@ -11,11 +11,11 @@ What "F" means in the tables that `saliency_scores` is compared with:
   toolbox (eval-co-sod) differs a little: 255 thresholds k / 254, MAE of maps that are not
   stretched, no +1 at the centre of the S-measure, no special case for an empty ground truth.
 - UniLSeg (Table 6) writes F_mean and does not define it. In PySODMetrics that is `Fmean`, the mean
-  over 256 thresholds; F3Net, which the table cites, and its time call `Fadp` the mean F-measure,
-  that of the pixels above twice the map's mean (`eval/Fmeasure.m` of its code).
-- F3Net's toolbox takes its maximum from the averaged precision and recall, and skips pictures whose
+  over 256 thresholds. Papers of the time of F3Net, which the table cites, call `Fadp` the mean
+  F-measure: that of the pixels above twice the map's mean (`eval/Fmeasure.m` of F3Net's code).
+- F3Net's toolbox takes its maximum from the averaged precision and recall, and skips images whose
   map or ground truth is empty. PySODMetrics, eval-co-sod and ICON's evaluation average the
-  F-measures of all pictures, as is done here.
+  F-measures of all images, as this module does.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _EPSILON = float(np.spacing(1.0))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SaliencyEntry:
-    """What is kept of one image; every score but the S-measure follows from the counts.
+    """Counts of one image, from which every score but the S-measure follows.
 
     Attributes:
         counts: i32 `[2, 256]`, pixels of each grey value in the background (row 0) and in the
@@ -55,12 +55,12 @@ def saliency_entry(saliency: np.ndarray, target: np.ndarray) -> SaliencyEntry:
     """Counts a map against its ground truth.
 
     Args:
-        saliency: u8 `[h, w]`; stretched so that its values span 0..1 (a constant map is divided
-            by 255 alone), as PySODMetrics does.
+        saliency: u8 `[h, w]`; stretched so that its values span 0..1 (a constant map is only divided
+            by 255), as PySODMetrics does.
         target: bool `[h, w]`; PySODMetrics takes grey values above 128.
 
     Raises:
-        ValueError: another type, different shapes, or no pixels.
+        ValueError: a type is wrong, the shapes differ, or there are no pixels.
     """
     _check(saliency, target, np.dtype(np.uint8))
     row, column = _centre(target)
@@ -83,15 +83,15 @@ def mean_absolute_error(entry: SaliencyEntry) -> float:
 def precision_recall(entry: SaliencyEntry) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall at each threshold, both f64 `[256]`.
 
-    At threshold t the pixels with `floor(255 * map) >= t` are predicted; precision is 0 where none
-    is, recall 0 where the ground truth is empty.
+    At threshold t the pixels with `floor(255 * map) >= t` are predicted. Precision is 0 if none is;
+    recall is 0 if the ground truth is empty.
     """
     false, true = _predicted(entry.counts)
     return true / np.maximum(true + false, 1), true / max(_positives(entry), 1)
 
 
 def f_measure(entry: SaliencyEntry) -> np.ndarray:
-    """`1.3 P R / (0.3 P + R)` at each threshold, f64 `[256]`; 0 where nothing is hit.
+    """`1.3 P R / (0.3 P + R)` at each threshold, f64 `[256]`; 0 where no pixel is hit.
 
     Achanta et al., CVPR 2009, with beta^2 = 0.3.
     """
@@ -106,7 +106,7 @@ def adaptive_f_measure(entry: SaliencyEntry) -> float:
     value = np.arange(_GREYS) - low
     pixels = int(entry.counts.sum())
     total = int(entry.counts.sum(0, dtype=np.int64) @ value)
-    # In integers: a pixel that lies on the threshold is predicted, whatever the rounding.
+    # In integers, so that rounding cannot exclude a pixel that lies on the threshold.
     predicted = value * pixels >= min(2 * total, span * pixels)
     false, true = (int(row[predicted].sum()) for row in entry.counts)
     if true == 0:
@@ -124,19 +124,19 @@ def e_measure_curve(entry: SaliencyEntry) -> np.ndarray:
 def e_measure(prediction: np.ndarray, target: np.ndarray) -> float:
     """Enhanced alignment of two masks (Fan et al., IJCAI 2018).
 
-    With `p` and `g` the masks less their means, `xi = 2 p g / (p^2 + g^2)` for each pixel, the
+    Let `p` and `g` be the masks less their means, and `xi = 2 p g / (p^2 + g^2)` at each pixel. The
     score is `sum((1 + xi)^2 / 4) / (pixels - 1)`. An empty ground truth scores the share of pixels
     that are not predicted, a full one the share that are.
 
     The divisor is that of the authors' code, and so of all published numbers; the paper's equation
-    says `pixels`. A perfect mask therefore scores `n / (n - 1)`, 1.000003 at 480 x 640: cut the
-    mean over a dataset at 1, as `saliency_scores` does. One pixel is divided by 1.
+    has `pixels`. A perfect mask therefore scores `n / (n - 1)`, 1.000003 at 480 x 640: cut the mean
+    over a dataset at 1, as `saliency_scores` does. For an image of one pixel the divisor is 1.
 
     Args:
         prediction, target: bool `[h, w]`.
 
     Raises:
-        ValueError: another type, different shapes, or no pixels.
+        ValueError: a type is wrong, the shapes differ, or there are no pixels.
     """
     _check(prediction, target, np.dtype(bool))
     both = (np.count_nonzero(mask) for mask in (prediction & target, prediction, target))
@@ -144,13 +144,13 @@ def e_measure(prediction: np.ndarray, target: np.ndarray) -> float:
 
 
 def e_measure_of_counts(counts: Counts, pixels: int) -> float:
-    """`e_measure` of two masks that are known by their counts, on an image of `pixels`."""
+    """`e_measure` from the counts of two masks, on an image of `pixels` pixels."""
     hits = np.array([counts.intersection])
     return float(_e_measure(hits, counts.prediction - hits, counts.target, pixels)[0])
 
 
 def saliency_sums(entry: SaliencyEntry) -> dict[str, int]:
-    """An image's numbers as integers to be added up by name: `exact` of each score and threshold."""
+    """Integers of an image, to be summed by name: `exact` of each score at each threshold."""
     curves = {"F": f_measure(entry), "E": e_measure_curve(entry)}
     values = {
         f"{name}@{t}": value for name, curve in curves.items() for t, value in enumerate(curve)
@@ -168,9 +168,9 @@ def saliency_scores(sums: Mapping[str, int]) -> dict[str, float]:
         sums: the sum of `saliency_sums` over the images, and their number as `count`.
 
     Returns:
-        `MAE` and `Sm`, means over the images; `Fmax` and `Fmean`, maximum and mean over the 256
-        thresholds of the F-measure averaged over the images, `Fadp` the mean of the adaptive one;
-        `Emax` and `Em` likewise of the E-measure. Nothing where there is no image.
+        `MAE`, `Sm` and `Fadp` (the adaptive F-measure), means over the images. `Fmax` and `Fmean`,
+        maximum and mean over the 256 thresholds of the F-measure averaged over the images; `Emax` and
+        `Em`, the same of the E-measure. Empty if there is no image.
     """
     count = sums["count"]
     if count == 0:
@@ -207,7 +207,7 @@ def _positives(entry: SaliencyEntry) -> int:
 
 
 def _range(counts: np.ndarray) -> tuple[int, int]:
-    """The grey value that becomes 0, and how many above it becomes 1."""
+    """The grey value that is stretched to 0, and its distance to the one that is stretched to 1."""
     present = np.flatnonzero(counts.any(0))
     low, high = int(present[0]), int(present[-1])
     return (low, high - low) if high > low else (0, _GREYS - 1)
@@ -218,8 +218,8 @@ def _predicted(counts: np.ndarray) -> np.ndarray:
     low, span = _range(counts)
     grey = np.arange(_GREYS)
     ends = np.array([low, low + span]) / 255
-    # PySODMetrics' own operations: where the quotient is whole, float64 falls a level short at
-    # times, which an exact floor would not.
+    # PySODMetrics' own operations: where the quotient is a whole number, float64 sometimes falls a
+    # level below it, which an exact floor would not.
     stretched = (np.clip(grey, low, low + span) / 255 - ends[0]) / (ends[1] - ends[0])
     level = (stretched * 255).astype(np.uint8)
     from_grey_up = np.zeros((2, _GREYS + 1), np.int64)
@@ -228,7 +228,7 @@ def _predicted(counts: np.ndarray) -> np.ndarray:
 
 
 def _e_measure(true: np.ndarray, false: np.ndarray, positives: int, pixels: int) -> np.ndarray:
-    """`e_measure` for counts i64 `[T]` of hit and of wrongly predicted pixels.
+    """`e_measure` for counts i64 `[T]` of hit and of wrongly predicted pixels, f64 `[T]`.
 
     All pixels of a kind (predicted or not, in the ground truth or not) have the same value, so
     that the sum over pixels has four terms.
@@ -253,7 +253,7 @@ def _e_measure(true: np.ndarray, false: np.ndarray, positives: int, pixels: int)
 
 
 class _Moments(NamedTuple):
-    """Mean and variance (divided by n - 1) of a region's map, and how it goes with the mask."""
+    """Mean, variance and covariance (divided by n - 1) of the map and the mask in a region."""
 
     pixels: int
     mean: float
@@ -264,7 +264,7 @@ class _Moments(NamedTuple):
 
 
 def _moments(counts: np.ndarray, low: int, span: int) -> _Moments:
-    """Of i64 `[2, 256]` counts; in integers, so that a constant region has no variance at all."""
+    """Moments from i64 `[2, 256]` counts, in integers, so that a constant region has variance 0."""
     value = np.arange(_GREYS) - low
     both = counts.sum(0)
     n, hits = int(both.sum()), int(counts[1].sum())
@@ -281,9 +281,9 @@ def _moments(counts: np.ndarray, low: int, span: int) -> _Moments:
 
 
 def _centre(target: np.ndarray) -> tuple[int, int]:
-    """Where the S-measure cuts: after the row and the column of the foreground's centre.
+    """Row and column after the centre of the foreground, where the S-measure cuts the image.
 
-    Halves go to the even number, as in NumPy (MATLAB: away from 0).
+    Halves are rounded to the even number, as in NumPy (MATLAB: away from 0).
     """
     positives = np.count_nonzero(target)
     if positives == 0:
@@ -301,8 +301,8 @@ def _s_measure(quadrants: np.ndarray, counts: np.ndarray) -> float:
     An empty ground truth scores `1 - mean(map)`, a full one `mean(map)`. `S_object` averages the
     foreground of the map and the background of its negative, weighted by their shares of pixels;
     `S_region` averages the similarity of the quadrants around the centre of the ground truth,
-    weighted by theirs. PySODMetrics gives NaN where the cut leaves a quadrant empty (a foreground
-    in the last row or column alone); its weight is 0, and it is left out here.
+    weighted by theirs. PySODMetrics gives NaN if the cut leaves a quadrant without pixels (a
+    foreground in the last row or column alone); its weight is 0, so it is left out here.
 
     Args:
         quadrants: i64 `[4, 2, 256]`, counts as in `SaliencyEntry`.
@@ -330,7 +330,7 @@ def _object_score(mean: float, variance: float) -> float:
 
 
 def _similarity(region: _Moments) -> float:
-    """Luminance, contrast and structure of SSIM, without its constants; 1 where both are flat."""
+    """SSIM's luminance, contrast and structure without its constants; 1 if map and mask are flat."""
     means = region.mean**2 + region.target_mean**2
     below = means * (region.variance + region.target_variance)
     above = 4 * region.mean * region.target_mean * region.covariance

@@ -12,8 +12,8 @@ from refseg_jax.evaluation.protocols.saliency import saliency_entry, saliency_sc
 class Sod(Protocol):
     """Scores of soft maps as PySODMetrics computes them: `refseg_jax.evaluation.protocols.saliency`.
 
-    A pair is scored by its map of 256 grey values, at the size of the reference; a prediction without
-    one by its mask as a map of 0 and 255.
+    A pair is scored by its map of 256 grey values at the size of the reference. Without a map, the
+    mask is taken as one of 0 and 255.
     """
 
     name: ClassVar[str] = "sod"

@@ -1,17 +1,17 @@
 """Region similarity J and contour accuracy F of referring video segmentation, as DAVIS defines them.
 
-Sources: Perazzi et al., CVPR 2016 (J and F); `davis2017-evaluation`, `metrics.py` (their limits and
-empty cases); `Refer-YouTube-VOS`, `Baseline/trainer.py`, `evaluate` (which frames count and what
-is averaged).
+Sources: Perazzi et al., CVPR 2016 (J and F); `davis2017-evaluation`, `metrics.py` (their bound and
+empty cases); `Refer-YouTube-VOS`, `Baseline/trainer.py`, `evaluate` (which frames count, and the
+averages).
 
-The object of the average is an expression of a video: J and F are averaged over its frames, then
-over the objects, and J&F is the mean of both. Every frame that the dataset lists for the video
-counts. DAVIS leaves out the first and the last frame in its semi-supervised task alone
-(`evaluation.py`), where the first is given; Refer-YouTube-VOS gives none, its evaluation runs over
-all, and so do those of Ref-DAVIS (DAVIS' unsupervised task) and MeViS (`tools/eval_mevis.py`).
+An object is an expression of a video. J and F are averaged over the frames of each object, then over
+the objects; J&F is the mean of both. Every frame that the dataset lists for the video counts. DAVIS
+leaves out the first and the last frame only in its semi-supervised task (`evaluation.py`), which
+gives the first mask. Refer-YouTube-VOS gives none, so its evaluation runs over all frames, as do
+those of Ref-DAVIS (DAVIS' unsupervised task) and MeViS (`tools/eval_mevis.py`).
 
-The server of Refer-YouTube-VOS is not public. Its authors' baseline gives J = 0 to a frame where
-both masks are empty; DAVIS and MeViS give 1, as is done here.
+The evaluation server of Refer-YouTube-VOS is not public. Its authors' baseline gives J = 0 to a frame
+where both masks are empty; DAVIS and MeViS give 1, as this module does.
 """
 
 import functools
@@ -34,7 +34,7 @@ def region_similarity(prediction: np.ndarray, target: np.ndarray) -> float:
         prediction, target: bool `[h, w]`.
 
     Raises:
-        ValueError: another type, different shapes, or no pixels.
+        ValueError: a type is wrong, the shapes differ, or there are no pixels.
     """
     _check(prediction, target)
     union = np.count_nonzero(prediction | target)
@@ -44,16 +44,16 @@ def region_similarity(prediction: np.ndarray, target: np.ndarray) -> float:
 def contour_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
     """F, `2 P R / (P + R)` of the contours' pixels.
 
-    P is the share of the prediction's contour that lies within `ceil(0.008 * diagonal)` pixels of
-    the target's contour, R the share of the target's within as many of the prediction's. Where one
-    contour is empty F is 0, where both are it is 1. A mask that fills the image has no contour, so
-    that it equals the empty one.
+    P is the share of the prediction's contour within `ceil(0.008 * diagonal)` pixels of the target's
+    contour; R is the share of the target's contour within that distance of the prediction's. F is 0
+    where one contour is empty, and 1 where both are. A mask that fills the image has no contour, so
+    it counts like an empty one.
 
     Args:
         prediction, target: bool `[h, w]`.
 
     Raises:
-        ValueError: another type, different shapes, or no pixels.
+        ValueError: a type is wrong, the shapes differ, or there are no pixels.
     """
     _check(prediction, target)
     contours = [contour(mask) for mask in (prediction, target)]
@@ -72,10 +72,10 @@ def contour_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
 def contour(mask: np.ndarray) -> np.ndarray:
     """The pixels that differ from the one to the right, below, or right below: bool `[h, w]`.
 
-    Berkeley's `seg2bmap`, which DAVIS uses. It runs on both sides of the upper and left edges of a
-    mask, and along no side of the image.
+    The rule of Berkeley's `seg2bmap`, which DAVIS uses. The contour lies outside the mask along its
+    upper and left edges, inside along the others; there is none along the image's border.
     """
-    # A repeated last row and column differ from nothing, as that code has it.
+    # Repeating the last row and column keeps pixels on the border from differing from the outside.
     right_below = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (
         (mask != right_below[:-1, 1:])
@@ -85,7 +85,7 @@ def contour(mask: np.ndarray) -> np.ndarray:
 
 
 def video_sums(prediction: np.ndarray, target: np.ndarray) -> dict[str, int]:
-    """A frame's J and F as integers to be added up by name (`exact`); arguments as above."""
+    """J and F of a frame as integers to be summed by name (`exact`); arguments as above."""
     return {
         "J": exact(region_similarity(prediction, target)),
         "F": exact(contour_accuracy(prediction, target)),
@@ -100,7 +100,7 @@ def video_scores(objects: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
             number as `count`.
 
     Returns:
-        Means over the objects, however long their videos are. Nothing where there is no object.
+        Means over the objects, each with the same weight. Empty if there is no object.
     """
     if not objects:
         return {}
