@@ -1,8 +1,8 @@
-"""Heads from fused image tokens to mask logits.
+"""Mask heads of UniRES: from fused image tokens to mask logits.
 
-The paper says "a linear projection layer" (section 5), which `linear` and `pixel_shuffle` follow to
-the letter; `projector` is the head of CRIS, on which UniRES builds; `pixel_kernel` is for models
-that start from random weights.
+The UniRES paper says "a linear projection layer" (section 5). `linear` and `pixel_shuffle` follow the
+wording; `projector` is the head of CRIS, on which UniRES builds; `pixel_kernel` is for models that are
+trained from scratch.
 """
 
 import math
@@ -17,23 +17,23 @@ from refseg_jax.layers.convolution import UpsampleConv3x3, dynamic_conv3x3
 from refseg_jax.layers.linear import Linear, gaussian
 from refseg_jax.layers.norm import GroupNorm
 
-#: Heads by the name that configs use.
+#: Names of the heads in configs.
 HEADS = ("projector", "pixel_shuffle", "linear", "pixel_kernel")
 
-#: Share of mask cells that are foreground before anything is learned (not stated in the paper; the
-#: logits' bias starts there, so that training does not begin with unlearning half-full masks).
+#: Initial foreground probability of every mask cell, set by the bias of the logits. Not stated in the
+#: paper; without it, training would begin with unlearning masks that are half foreground.
 FOREGROUND_PRIOR = 0.1
 
-#: Length of the kernels and pixel features of the head `pixel_kernel`.
+#: Channels of the kernels and of the projected pixel features of the head `pixel_kernel`.
 KERNEL_WIDTH = 32
 
 
 class ProjectorHead(nnx.Module):
-    """CRIS's projector: the text writes the kernel of the last convolution.
+    """CRIS's projector, whose last convolution has a kernel that is predicted from the sentence.
 
-    `log2(factor)` times upsampling by 2, 3x3 convolution, norm, ReLU (the last halves the width), a
-    1x1 convolution; then a 3x3 convolution to one channel whose kernel and bias are a linear map of
-    the sentence. The 1x1 convolution is folded into that kernel, which is exact.
+    `log2(factor)` times: upsampling by 2, 3x3 convolution, norm, ReLU (the last one halves the width).
+    Then a 1x1 convolution, and a 3x3 convolution to one channel whose kernel and bias are a linear
+    function of the sentence. The 1x1 convolution is folded into that kernel, which is exact.
     """
 
     def __init__(self, *, width: int, state_width: int, factor: int, dtype: Any, rngs: nnx.Rngs):
@@ -77,9 +77,9 @@ class ProjectorHead(nnx.Module):
 
 
 class PixelShuffleHead(nnx.Module):
-    """Each token gives the `factor * factor` logits of its own patch by one linear map.
+    """A linear map from each token to the `factor * factor` logits of its patch.
 
-    It does not look at the sentence: the tokens have seen the words already.
+    The sentence is not used: the tokens have already attended to the words.
     """
 
     def __init__(self, *, width: int, factor: int, dtype: Any, rngs: nnx.Rngs):
@@ -99,7 +99,10 @@ class PixelShuffleHead(nnx.Module):
 
 
 class LinearHead(nnx.Module):
-    """Each token gives one logit; the map is upsampled bilinearly (half-pixel centres)."""
+    """A linear map from each token to one logit, then bilinear upsampling (half-pixel centres).
+
+    The sentence is not used: the tokens have already attended to the words.
+    """
 
     def __init__(self, *, width: int, factor: int, dtype: Any, rngs: nnx.Rngs):
         self.projection = Linear(width, 1, dtype=dtype, rngs=rngs)
@@ -114,11 +117,12 @@ class LinearHead(nnx.Module):
 
 
 class PixelKernelHead(nnx.Module):
-    """Each token writes the kernel that its own patch's pixel features are multiplied with.
+    """Each token predicts a kernel, which is multiplied with the pixel features of its patch.
 
-    Not in the paper. Tokens say what is sought, pixel features (of a convolutional stem, made once
-    an image) where its edge is: MaskFormer's product (Cheng et al. 2021) with a kernel a patch.
-    A mask needs `kernel_width` multiplications a cell, so that it is fine and cheap.
+    Not in the paper. It is MaskFormer's product of mask and pixel embeddings (Cheng et al. 2021), with
+    a kernel for each patch: the tokens tell what is referred to, and the pixel features, which a
+    convolutional stem computes once per image, tell where its edges are. A mask takes only
+    `kernel_width` multiplications per cell, so fine masks are cheap.
     """
 
     def __init__(
@@ -131,7 +135,16 @@ class PixelKernelHead(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """`subcells`: mask cells along the side of a pixel feature's cell."""
+        """Creates the two projections.
+
+        Args:
+            width: channels of the tokens.
+            pixel_width: channels of the pixel features.
+            kernel_width: channels of the kernels.
+            subcells: mask cells along a side of the cell of a pixel feature.
+            dtype: compute type.
+            rngs: random streams for the parameters.
+        """
         channels = subcells * subcells * kernel_width
         self.pixel_projection = Linear(pixel_width, channels, dtype=dtype, rngs=rngs)
         self.kernel = Linear(width, kernel_width + 1, dtype=dtype, rngs=rngs)
@@ -140,10 +153,10 @@ class PixelKernelHead(nnx.Module):
         self.subcells = subcells
 
     def project(self, pixels: jax.Array) -> jax.Array:
-        """What can be done before the words are known.
+        """Projects the pixel features of an image, which does not depend on the words.
 
         Args:
-            pixels: `[B, P, c * c, pixel_width]`, of the c x c cells of each patch.
+            pixels: `[B, P, c * c, pixel_width]`, the features of the c x c cells of each patch.
 
         Returns:
             `[B, P, c * c * subcells * subcells, kernel_width]`.
@@ -152,14 +165,14 @@ class PixelKernelHead(nnx.Module):
         return projected.reshape(*pixels.shape[:2], -1, self.kernel_width)
 
     def __call__(self, tokens: jax.Array, pixels: jax.Array) -> jax.Array:
-        """Masks of K expressions an image.
+        """Computes the masks of K expressions per image.
 
         Args:
             tokens: `[B * K, P, width]` of a square grid.
-            pixels: `[B, P, cells, kernel_width]`, as `project` gives them.
+            pixels: `[B, P, cells, kernel_width]`, the output of `project`.
 
         Returns:
-            Logits f32 `[B * K, h, w]`.
+            Mask logits f32 `[B * K, h, w]`.
         """
         rows, count, cells, width = pixels.shape
         written = self.kernel(tokens).reshape(rows, -1, count, width + 1)
@@ -177,11 +190,21 @@ class PixelKernelHead(nnx.Module):
 def build_head(
     name: str, *, width: int, state_width: int, factor: int, dtype: Any, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """A head by name: a module called with tokens `[B, P, width]` of a square grid and sentences
-    `[B, state_width]`, which gives logits f32 `[B, h, w]`, `factor` times as fine as the grid.
+    """Builds a head by name (`projector`, `pixel_shuffle` or `linear`).
+
+    The head is called with tokens `[B, P, width]` of a square grid and sentences `[B, state_width]`,
+    and returns mask logits f32 `[B, h, w]`.
+
+    Args:
+        name: name of the head.
+        width: channels of the tokens.
+        state_width: channels of the sentences.
+        factor: mask cells along a side of a patch.
+        dtype: compute type.
+        rngs: random streams for the parameters.
 
     Raises:
-        ValueError: the factor is none that the head can do.
+        ValueError: the head does not support this factor.
     """
     if name == "projector":
         return ProjectorHead(

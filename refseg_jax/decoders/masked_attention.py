@@ -1,4 +1,4 @@
-"""Mask2Former's decoder layer: queries look where the last masks are (Cheng et al. 2022)."""
+"""Mask2Former's decoder layer, with attention masked by the previous masks (Cheng et al. 2022)."""
 
 from typing import Any
 
@@ -14,13 +14,14 @@ from refseg_jax.layers.transformer import Mlp
 
 
 def visible_cells(mask_logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Which cells of a map each query may look at: where its mask is foreground.
+    """The cells of a map to which each query may attend: those where its mask is foreground.
 
-    The logits are resized bilinearly without antialiasing, as in Mask2Former; a cell counts where
-    `sigmoid >= 1/2`. A query whose mask is empty at this size sees all cells. No gradient passes.
+    As in Mask2Former, the logits are resized bilinearly without antialiasing, and a cell is foreground
+    if `sigmoid(logit) >= 1/2`. A query whose mask is empty at this size attends to all cells. No
+    gradient flows back to the logits.
 
     Args:
-        mask_logits: `[B, Q, h, w]`.
+        mask_logits: `[B, Q, h, w]`, one mask per query.
         size: height and width of the map.
 
     Returns:
@@ -33,14 +34,14 @@ def visible_cells(mask_logits: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 class MaskedAttentionLayer(nnx.Module):
-    """Cross-attention within masks, self-attention and MLP, the norms behind the sums.
+    """A post-norm layer of masked cross-attention, self-attention and MLP.
 
-        x = norm(x + cross_attention(q = x + places, k = memory + its places, v = memory))
+        x = norm(x + cross_attention(q = x + places, k = memory + memory_places, v = memory))
         x = norm(x + self_attention(q = k = x + places, v = x))
         x = norm(x + mlp(x))
 
-    The three steps are methods too, because ReLA's official code lets its first layer's queries
-    look at the words after the first of them. No dropout, as in Mask2Former and ReLA.
+    Each step is also a method of its own, because ReLA's public code inserts attention to the words
+    behind the first step of its first layer. There is no dropout, as in Mask2Former and ReLA.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
@@ -79,14 +80,14 @@ class MaskedAttentionLayer(nnx.Module):
         memory_places: jax.Array,
         visible: jax.Array | None = None,
     ) -> jax.Array:
-        """All three steps.
+        """Runs all three steps.
 
         Args:
             x: queries `[B, Q, width]`.
-            places: of the queries, `[Q, width]` (learned).
-            memory: a map's tokens `[B, S, width]`.
-            memory_places: `[S, width]`.
-            visible: bool `[B, Q, S]`, see `visible_cells`; without it all cells are.
+            places: learned position embedding of the queries, `[Q, width]`.
+            memory: tokens of a map, `[B, S, width]`.
+            memory_places: position encoding of the tokens, `[S, width]`.
+            visible: bool `[B, Q, S]`, see `visible_cells`; all cells are visible if absent.
 
         Returns:
             `[B, Q, width]`.

@@ -1,4 +1,4 @@
-"""ReLA's relationship block as its public code has it: Mask2Former's decoder with words in between."""
+"""The relationship block of ReLA's public code: Mask2Former's decoder with attention to the words."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.positions import sine_positions_relative
 from refseg_jax.layers.transformer import run_block
 
-#: What the words' share is multiplied with in the public code, beside its learned gate.
+#: Constant factor of the output of the attention to words in the public code, beside its learned gate.
 WORDS_SHARE = 0.1
 
 
@@ -26,14 +26,16 @@ class MaskedRelationshipConfig:
     """Sizes; the defaults are those of the public code.
 
     Attributes:
-        width: of everything inside.
-        side: regions along a side.
-        heads, hidden: of the layers; `hidden` is inside their MLPs.
-        layers: they look at the mixed maps in turn, the coarsest first.
-        mask_padding: words look like padding where they are; the public code's regions attend to
-            padding as well, and so must whoever runs its weights.
-        zero_filters: region filters start as zeros, see `ReLAConfig`.
-        remat: compute the layers' insides again in the backward pass instead of storing them.
+        width: channels of all features.
+        side: regions along a side of the minimap.
+        heads: attention heads of the layers.
+        hidden: width inside the MLPs of the layers.
+        layers: number of layers; they attend to the levels of the pixel decoder in turn, the coarsest
+            first.
+        mask_padding: regions do not attend to padding. They do in the public code, so its weights
+            need `False`.
+        zero_filters: initialise the region filters with zeros, see `ReLAConfig`.
+        remat: recompute activations inside the layers in the backward pass instead of storing them.
     """
 
     width: int = 256
@@ -46,10 +48,10 @@ class MaskedRelationshipConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together.
+            ValueError: the sizes do not fit together.
         """
         for field in ("width", "side", "heads", "hidden", "layers"):
             if getattr(self, field) < 1:
@@ -59,20 +61,21 @@ class MaskedRelationshipConfig:
 
 
 class MaskedRelationship(nnx.Module):
-    """Region queries look within their last masks, once at the words, and at each other.
+    """Region queries attend to the image within their masks, once to the words, and to each other.
 
-    Per layer: cross-attention to one level of the pixel decoder, where the query's mask is
-    foreground; in the first layer, behind that, the words:
+    Each layer has cross-attention to one level of the pixel decoder, restricted to the foreground of
+    the query's mask, then self-attention and an MLP. In the first layer, attention to the words follows
+    the cross-attention:
 
         y = norm(x + attention(q = x, k = v = linear(words)));  x += 0.1 sigmoid(gate) y
 
-    with `linear` zero and `gate` 0 at the start; then self-attention and MLP. Filters, minimap and
-    presence are read from `norm(x)` behind the last layer (a region's weight is the difference of its
-    two minimap scores, no probability; presence is the mean over regions). Filters are read before
-    every layer too, for the masks; those have no loss, as in the code.
+    `linear` and `gate` start at zero. Region filters, minimap and presence are computed from `norm(x)`
+    behind the last layer. The weight of a region is the difference of its two minimap scores, which is
+    not a probability; presence is the mean over all regions. Filters are also computed before every
+    layer, for the attention masks, which have no loss of their own, as in the public code.
 
-    Masks are made at each level's own size: resizing the features once instead of every mask gives the
-    same numbers, because both are linear.
+    The attention masks are computed at the size of each level: resizing the mask features once gives
+    the same numbers as resizing every mask, because both steps are linear.
     """
 
     def __init__(
@@ -85,18 +88,18 @@ class MaskedRelationship(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """Builds it.
+        """Creates the layers, the attention to words and the outputs.
 
         Args:
             config: sizes.
-            levels: of the pixel decoder.
+            levels: number of levels of the pixel decoder.
             text_width: channels of the words.
-            mask_width: of the pixel decoder's mask features.
+            mask_width: channels of the mask features of the pixel decoder.
             dtype: compute type.
-            rngs: for the parameters.
+            rngs: random streams for the parameters.
         """
         width, regions = config.width, config.side**2
-        # Tables of torch's Embedding start with a deviation of 1.
+        # torch's Embedding starts with a standard deviation of 1.
         table = lambda count: nnx.Param(jax.random.normal(rngs.params(), (count, width)))  # noqa: E731
         self.queries, self.places = table(regions), table(regions)
         self.level_embedding = table(levels)
@@ -130,10 +133,10 @@ class MaskedRelationship(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, pixels: PixelFeatures, words: jax.Array, valid: jax.Array) -> Regions:
-        """Relates regions to each other and to words.
+        """Computes the regions of G pairs of image and expression.
 
         Args:
-            pixels: of the pixel decoder, with levels of `width` channels.
+            pixels: output of the pixel decoder for the G pairs, with levels of `width` channels.
             words: `[G, L, text_width]`.
             valid: bool `[G, L]`, false for padding.
         """
@@ -160,9 +163,9 @@ class MaskedRelationship(nnx.Module):
         return self._read(self.norm(x))
 
     def _memory(self, level: jax.Array, index: int) -> tuple[jax.Array, jax.Array]:
-        """A level's tokens `[G, S, width]`, and their places `[S, width]`.
+        """The tokens `[G, S, width]` of a level, and their position encodings `[S, width]`.
 
-        The level's embedding belongs to the tokens, not to the places: values have it too.
+        The level embedding is added to the tokens and not to the positions, so values contain it too.
         """
         rows, height, width, channels = level.shape
         tokens = level.reshape(rows, height * width, channels) + self.level_embedding[...][index]
@@ -170,7 +173,7 @@ class MaskedRelationship(nnx.Module):
         return tokens.astype(self.dtype), places.astype(self.dtype)
 
     def _visible(self, x: jax.Array, masks: jax.Array) -> jax.Array:
-        """bool `[G, R, S]`: where each region's mask is foreground on a level."""
+        """bool `[G, R, S]`, true for the cells of a level where the mask of a region is foreground."""
         filters = self.filter(self.norm(jax.lax.stop_gradient(x)))
         logits = jnp.einsum("grc,ghwc->grhw", filters, masks, preferred_element_type=jnp.float32)
         return visible_cells(logits, (masks.shape[1], masks.shape[2]))

@@ -1,4 +1,4 @@
-"""Mask2Former's pixel decoder: a backbone's maps to mixed maps and to the features of masks."""
+"""Mask2Former's pixel decoder: from the maps of a backbone to multi-scale maps and mask features."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from refseg_jax.layers.norm import GroupNorm, LayerNorm
 from refseg_jax.layers.positions import sine_positions_relative
 from refseg_jax.layers.transformer import Mlp, run_block
 
-#: All of it is in f32, whatever the towers compute in, as in the original.
+#: The pixel decoder computes in f32, whatever the compute type of the towers, as in Mask2Former.
 DTYPE = jnp.float32
 
 
@@ -27,10 +27,12 @@ class PixelDecoderConfig:
     """Sizes; the defaults are Mask2Former's and ReLA's.
 
     Attributes:
-        width: channels of tokens and of the mixed maps.
+        width: channels of the tokens and of the levels.
         mask_width: channels of the mask features.
-        layers, heads, points, hidden: of the encoder; `hidden` is inside its MLPs.
-        remat: compute the layers' insides again in the backward pass instead of storing them.
+        layers, heads: of the encoder.
+        points: sampling points per head and level.
+        hidden: width inside the MLPs of the encoder.
+        remat: recompute activations inside the layers in the backward pass instead of storing them.
     """
 
     width: int = 256
@@ -42,10 +44,10 @@ class PixelDecoderConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together.
+            ValueError: the sizes do not fit together.
         """
         for field in dataclasses.fields(self):
             if field.type is int and getattr(self, field.name) < 1:
@@ -57,12 +59,12 @@ class PixelDecoderConfig:
 
 
 class PixelFeatures(NamedTuple):
-    """What the pixel decoder gives.
+    """Output of the pixel decoder.
 
     Attributes:
-        masks: f32 `[B, h, w, mask_width]` at stride 4, the size of the first map.
-        levels: the other maps mixed, the coarsest first: f32 `[B, h, w, width]` each, at strides
-            32, 16, 8 for a backbone of four stages.
+        masks: mask features f32 `[B, h, w, mask_width]` at stride 4, the size of the finest map.
+        levels: the other maps after the encoder, the coarsest first: f32 `[B, h, w, width]` each, at
+            strides 32, 16, 8 for a backbone of four stages.
     """
 
     masks: jax.Array
@@ -70,25 +72,26 @@ class PixelFeatures(NamedTuple):
 
 
 class PixelDecoder(nnx.Module):
-    """Deformable attention over all maps but the finest, which one step of a pyramid then joins.
+    """A deformable-attention encoder, and one step of a feature pyramid that adds the finest map.
 
-        tokens = norm(linear(map)) of the levels;  tokens = layer(tokens, sines + level embedding)
-        masks = linear(relu(norm(conv3x3(norm(linear(finest)) + upsampled(finest level)))))
+        tokens = norm(linear(map)) of all maps but the finest
+        tokens = layer(tokens, sine positions + level embedding), for each layer
+        masks = linear(relu(norm(conv3x3(norm(linear(finest map)) + upsampled(finest level)))))
 
-    Norms of maps are GroupNorms of 32 groups. Kernels start as in Mask2Former (Cheng et al. 2022).
-    Products are in f32, on chips that multiply f32 in bf16 or TF32 by themselves in at least TF32.
+    Norms of maps are GroupNorms of 32 groups. Kernels are initialised as in Mask2Former (Cheng et al.
+    2022). Products are in f32; devices that multiply f32 in bf16 or TF32 by default use at least TF32.
     """
 
     def __init__(self, config: PixelDecoderConfig, widths: Sequence[int], *, rngs: nnx.Rngs):
-        """Builds it.
+        """Creates the layers.
 
         Args:
             config: sizes.
-            widths: channels of the backbone's maps, the finest (stride 4) first, at least two.
-            rngs: for the kernels.
+            widths: channels of the backbone's maps, the finest (stride 4) first; at least two.
+            rngs: random streams for the parameters.
 
         Raises:
-            ValueError: a single map.
+            ValueError: there are fewer than two maps.
         """
         if len(widths) < 2:
             raise ValueError(f"a pixel decoder needs maps of at least two strides, not {widths}")
@@ -112,7 +115,7 @@ class PixelDecoder(nnx.Module):
         self.config = config
 
     def __call__(self, maps: Sequence[jax.Array]) -> PixelFeatures:
-        """Mixes a backbone's maps `[B, h, w, widths[s]]` of any float type, the finest first."""
+        """Decodes a backbone's maps `[B, h, w, widths[s]]` of any float type, the finest first."""
         with jax.default_matmul_precision("high"):
             levels = self._mix(maps[:0:-1])
             finest = self.lateral(maps[0])
@@ -121,7 +124,7 @@ class PixelDecoder(nnx.Module):
             return PixelFeatures(self.mask_projection(smooth), levels)
 
     def _mix(self, maps: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """The encoder, over maps from the coarsest on."""
+        """Runs the encoder over maps, the coarsest first."""
         width = self.config.width
         shapes = [(x.shape[1], x.shape[2]) for x in maps]
         projected = [p(x) for p, x in zip(self.projections, maps, strict=True)]
@@ -141,7 +144,10 @@ class PixelDecoder(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """`x = norm(x + attention(query = x + positions, tokens = x)); x = norm(x + mlp(x))`."""
+    """A post-norm layer of the encoder.
+
+    `x = norm(x + attention(query = x + positions, tokens = x)); x = norm(x + mlp(x))`.
+    """
 
     def __init__(self, config: PixelDecoderConfig, levels: int, *, rngs: nnx.Rngs):
         self.attention = DeformableAttention(
@@ -165,13 +171,13 @@ class EncoderLayer(nnx.Module):
         self.mlp_norm = LayerNorm(config.width, dtype=DTYPE)
 
     def __call__(self, x: jax.Array, positions: jax.Array, shapes: Shapes) -> jax.Array:
-        """`[B, S, width]` to the same shape; `positions` `[S, width]`."""
+        """`[B, S, width]` to the same shape; `positions` are `[S, width]`."""
         x = self.attention_norm(x + self.attention(x + positions, x, shapes))
         return self.mlp_norm(x + self.mlp(x))
 
 
 class ProjectedMap(nnx.Module):
-    """`norm(linear(x))`: a map's channels to the decoder's width."""
+    """`norm(linear(x))`, which takes the channels of a map to the width of the decoder."""
 
     def __init__(self, inputs: int, width: int, *, init: Initializer, bias: bool, rngs: nnx.Rngs):
         self.linear = Linear(inputs, width, dtype=DTYPE, rngs=rngs, use_bias=bias, kernel_init=init)
@@ -183,7 +189,10 @@ class ProjectedMap(nnx.Module):
 
 
 def caffe_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = DTYPE) -> jax.Array:
-    """U(-sqrt(3/I), sqrt(3/I)) for a kernel `[..., I, O]`: what detectron2's convolutions start with."""
+    """The initialisation of detectron2's convolutions: U(-sqrt(3/F), sqrt(3/F)).
+
+    F is the product of all axes of the kernel `[..., I, O]` but the last.
+    """
     return math.sqrt(3.0) * fan_in_uniform(key, shape, dtype)
 
 

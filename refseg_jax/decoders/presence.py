@@ -1,4 +1,4 @@
-"""Is there anything at all that an expression means: what features and masks say of it."""
+"""Predicts whether the image contains anything that the expression refers to."""
 
 import math
 from typing import Any
@@ -11,27 +11,36 @@ from refseg_jax.layers.linear import Linear
 
 
 class PresenceHead(nnx.Module):
-    """`down(relu(up([mean over tokens, max over tokens, sentence])))`, for models without a head.
+    """A presence head for models whose paper has none.
 
-    ReLA (Liu, Ding and Jiang 2023, section 4.3) asks the mean of its regions; here decoded image
-    tokens stand for regions. The maximum is there for what is small: one patch of hundreds hardly
-    moves the mean. The sentence tells what was asked for.
+        down(relu(up([mean over tokens, max over tokens, sentence])))
+
+    ReLA (Liu, Ding and Jiang 2023, section 4.1) uses the mean of its regions; here the decoded image
+    tokens take the place of regions. The maximum is for small referents, because one patch among
+    hundreds hardly changes the mean. The sentence tells what is looked for.
     """
 
     def __init__(self, *, width: int, state_width: int, dtype: Any, rngs: nnx.Rngs):
-        """`width`: of tokens and of the hidden layer. `state_width`: of sentences."""
+        """Creates the two layers.
+
+        Args:
+            width: channels of the tokens and of the hidden layer.
+            state_width: channels of the sentences.
+            dtype: compute type.
+            rngs: random streams for the parameters.
+        """
         self.up = Linear(2 * width + state_width, width, dtype=dtype, rngs=rngs)
         self.down = Linear(width, 1, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, sentence: jax.Array) -> jax.Array:
-        """One logit a pair of image and expression; above 0 there is something.
+        """Predicts presence for G pairs of image and expression.
 
         Args:
-            tokens: decoded, `[G, P, width]`.
+            tokens: decoded image tokens, `[G, P, width]`.
             sentence: `[G, state_width]`.
 
         Returns:
-            f32 `[G]`.
+            Logits f32 `[G]`, positive if the image contains a referent.
         """
         wide = tokens.astype(jnp.float32)
         pooled = (jnp.mean(wide, 1), jnp.max(wide, 1), sentence.astype(jnp.float32))
@@ -40,16 +49,17 @@ class PresenceHead(nnx.Module):
 
 
 class MaskEvidence(nnx.Module):
-    """What a decoded mask says of whether anything is there: a term of the presence logit.
+    """The evidence for presence in a decoded mask: a term that is added to the presence logit.
 
         area      = log mean over cells of sigmoid(m)
         peak      = max over cells of m
         certainty = sum of sigmoid(m) m / sum of sigmoid(m)
         down(relu(up([area, peak, certainty])))
 
-    Not in the papers, whose heads see features alone: the size of the mask is what ReLA's pixel rule
-    decides by (section 5.3). Cells are of the network's input, its border included. `down` starts with
-    zeros. Masks get no gradient from here, so that their own losses alone teach them.
+    Not in the papers, whose presence heads use only features; the 50-pixel rule in section 5.3 of the
+    ReLA paper, by contrast, decides by the size of the mask alone. All cells of the network's input
+    count, including the border of a letterbox. The kernel of `down` starts at zero. No gradient flows
+    back to the masks, so that only their own loss trains them.
     """
 
     HIDDEN = 16
@@ -60,7 +70,7 @@ class MaskEvidence(nnx.Module):
         self.down = Linear(self.HIDDEN, 1, dtype=jnp.float32, rngs=rngs, kernel_init=zeros)
 
     def __call__(self, logits: jax.Array) -> jax.Array:
-        """f32 mask logits `[G, h, w]` to logits f32 `[G]`."""
+        """Mask logits f32 `[G, h, w]` to terms of the presence logits, f32 `[G]`."""
         cells = jax.lax.stop_gradient(logits).reshape(logits.shape[0], -1)
         weights = jax.nn.log_sigmoid(cells)
         total = jax.nn.logsumexp(weights, -1)

@@ -1,4 +1,4 @@
-"""UniRES's language-guided region filter (LRF): group tokens ask the words what matters."""
+"""UniRES's language-guided region filter (LRF), in which group tokens attend to the words."""
 
 from typing import Any
 
@@ -11,12 +11,16 @@ from refseg_jax.layers.norm import LayerNorm
 
 
 class RegionFilter(nnx.Module):
-    """`x = input(tokens); x += attention(x, words); x += down(relu(up(x)))`.
+    """The region filter of one level of group tokens.
 
-    From the paper's Figure 4: group tokens are the query, words key and value; two residuals, no
-    norms, the count of tokens stays; one filter a level. Not stated there, hence chosen: the tokens
-    come as a residual stream of another width and scale, so that `input` is a norm (unless
-    `input_norm` is off) and a linear map; heads; hidden width; ReLU.
+        x = input(tokens);  x += attention(x, words);  x += down(relu(up(x)))
+
+    From Figure 4 of the UniRES paper: group tokens are the query, words are key and value; there are
+    two residuals and no norms, and the number of tokens stays the same. Each level has its own filter.
+
+    Not stated in the paper, and decided here: the number of heads, the hidden width, ReLU, and
+    `input`. The tokens come from a residual stream of another width and scale, so `input` is a norm
+    (unless `input_norm` is false) and a linear map.
     """
 
     def __init__(
@@ -39,14 +43,14 @@ class RegionFilter(nnx.Module):
         self.down = Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def project(self, tokens: jax.Array) -> jax.Array:
-        """The part that does not look at the text: `[B, T, token_width]` to `[B, T, width]`."""
+        """`input`, which does not depend on the text: `[B, T, token_width]` to `[B, T, width]`."""
         return self.input(tokens if self.input_norm is None else self.input_norm(tokens))
 
     def __call__(self, projected: jax.Array, words: jax.Array, valid: jax.Array) -> jax.Array:
-        """Filters tokens that `project` has projected.
+        """Filters projected tokens by the words.
 
         Args:
-            projected: `[B, T, width]`.
+            projected: `[B, T, width]`, the output of `project`.
             words: `[B, L, width]`.
             valid: bool `[B, L]`, false for padding.
 

@@ -1,6 +1,6 @@
-"""ReLA's relationship block as the paper has it (Liu, Ding and Jiang, CVPR 2023, section 4.2).
+"""The relationship block of the ReLA paper (Liu, Ding and Jiang, CVPR 2023, section 4.2).
 
-The public code does something else under the same name: see `decoders.masked_relationship`.
+The public code has a different block of the same name, see `decoders.masked_relationship`.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ from refseg_jax.layers.linear import Linear, fan_in_uniform, gaussian, packed_xa
 from refseg_jax.layers.positions import sine_positions_relative
 from refseg_jax.layers.transformer import exact_gelu
 
-#: How region features are collected: by attention (equation 2), or as the mean of each of the map's
+#: How region features are collected: by attention (equation 2), or by average pooling of the map to
 #: `side * side` cells (Table 2, "hard split, decoder").
 RegionSource: TypeAlias = Literal["attention", "pool"]
 
 
 class Regions(NamedTuple):
-    """What a relationship block says of `R = side * side` regions, G pairs of image and expression.
+    """Output of a relationship block: `R = side * side` regions of G pairs of image and expression.
 
-    The mask of the targets is `sum over n of weights[n] * mask[n]`, with `mask[n]` the product of
-    region n's filter and the pixel decoder's mask features (equation 1).
+    The mask of the targets is `sum over n of weights[n] * mask[n]` (equation 1). `mask[n]` is the
+    product of the filter of region n and the mask features of the pixel decoder.
 
     Attributes:
-        filters: `[G, R, C]`.
-        weights: f32 `[G, R]`.
-        minimap_logits: f32 `[G, R]`: does the region hold targets.
-        present_logits: f32 `[G]`: is there any target at all.
+        filters: region filters `[G, R, C]`.
+        weights: weights of the regions in equation 1, f32 `[G, R]`.
+        minimap_logits: f32 `[G, R]`, positive if the region contains targets.
+        present_logits: f32 `[G]`, positive if there is any target.
     """
 
     filters: jax.Array
@@ -45,26 +45,26 @@ class Regions(NamedTuple):
     present_logits: jax.Array
 
     def target_filter(self) -> jax.Array:
-        """The filter of the targets' mask, f32 `[G, C]`: equation 1, summed before the product."""
+        """The filter of the targets' mask, f32 `[G, C]`: equation 1, summed before the mask product."""
         return jnp.einsum("gr,grc->gc", self.weights, self.filters.astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class RelationshipConfig:
-    """The block's choices; those that the paper compares are fields.
+    """Sizes and choices of the block; the ablations of the paper are fields.
 
     Attributes:
-        width: C, of everything inside.
-        side: P, regions along a side (Table 4; 10).
-        heads: of the attention of regions to regions; not stated in the paper, Mask2Former's 8.
-        level: which of the pixel decoder's mixed maps the regions are collected from, counted from
-            the finest (0: stride 8); not stated in the paper. Stride 16 tells regions apart and
-            costs a quarter.
+        width: C, channels of all features.
+        side: P, regions along a side of the minimap (10 is best in Table 4).
+        heads: heads of the attention among regions; not stated in the paper, 8 as in Mask2Former.
+        level: level of the pixel decoder from which region features are collected, counted from the
+            finest (0: stride 8). Not stated in the paper; stride 16 is fine enough to tell regions
+            apart, and costs a quarter of stride 8.
         regions: see `RegionSource`.
-        region_attention: regions look at regions (Table 3).
-        language_attention: regions look at words (Table 3); without it they are multiplied by the
-            mean of the words.
-        zero_filters: region filters start as zeros, see `ReLAConfig`.
+        region_attention: regions attend to each other (Table 3).
+        language_attention: regions attend to the words (Table 3); if false, they are multiplied by
+            the mean of the words.
+        zero_filters: initialise the region filters with zeros, see `ReLAConfig`.
     """
 
     width: int = 256
@@ -77,10 +77,10 @@ class RelationshipConfig:
     zero_filters: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together, or an unknown name.
+            ValueError: the sizes do not fit together, or a name is unknown.
         """
         if self.regions not in get_args(RegionSource):
             raise ValueError(
@@ -103,10 +103,12 @@ class Relationship(nnx.Module):
         R2  = softmax(gelu(R' W_q) gelu(T W_l)^T) T           equation 3
         R   = mlp(R' + R1 + R2)
 
-    Region filters come from `R'`, probabilities and presence from `R`. Chosen where the paper is
-    silent: `F W_k` looks at sine positions too (as Mask2Former's keys do), without which a region can
-    hardly find its cell of the minimap; words without padding; filters, fusion and presence are MLPs
-    of two layers; a region's weight in equation 1 is its probability.
+    F is the image feature, T the words, and Q the learned region queries. Region filters are computed
+    from `R'`, minimap and presence from `R`.
+
+    Not stated in the paper, and decided here: keys contain sine positions, as in Mask2Former, because
+    otherwise a region can hardly find its cell of the minimap; words of padding are masked; filters,
+    fusion and presence are MLPs of two layers; the weight of a region in equation 1 is its probability.
     """
 
     def __init__(
@@ -118,7 +120,15 @@ class Relationship(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """`text_width`: channels of the words; `mask_width`: of the pixel decoder's mask features."""
+        """Creates the parameters.
+
+        Args:
+            config: sizes and choices.
+            text_width: channels of the words.
+            mask_width: channels of the mask features of the pixel decoder.
+            dtype: compute type.
+            rngs: random streams for the parameters.
+        """
         width = config.width
         self.words = Linear(text_width, width, dtype=dtype, rngs=rngs)
         linear = lambda outputs=width: Linear(width, outputs, dtype=dtype, rngs=rngs)  # noqa: E731
@@ -147,10 +157,10 @@ class Relationship(nnx.Module):
         self.config = config
 
     def __call__(self, pixels: PixelFeatures, words: jax.Array, valid: jax.Array) -> Regions:
-        """Relates regions to each other and to words.
+        """Computes the regions of G pairs of image and expression.
 
         Args:
-            pixels: of the pixel decoder, with levels of `width` channels.
+            pixels: output of the pixel decoder for the G pairs, with levels of `width` channels.
             words: `[G, L, text_width]`.
             valid: bool `[G, L]`, false for padding.
         """
@@ -161,7 +171,7 @@ class Relationship(nnx.Module):
         return Regions(self.filter(collected), jax.nn.sigmoid(minimap), minimap, present)
 
     def _collect(self, image: jax.Array) -> jax.Array:
-        """RIA: `[G, R, width]`."""
+        """RIA: the region features `R'`, `[G, R, width]`."""
         rows, height, width, channels = image.shape
         flat = image.reshape(rows, height * width, channels)
         if self.image_key is None or self.queries is None:
@@ -173,7 +183,7 @@ class Relationship(nnx.Module):
         return _attend(queries.astype(keys.dtype), keys, exact_gelu(self.image_value(flat)))
 
     def _relate(self, regions: jax.Array, words: jax.Array, valid: jax.Array) -> jax.Array:
-        """RLA before its MLP: `R' + R1 + R2`."""
+        """RLA before its MLP: `R' + R1 + R2`, `[G, R, width]`."""
         total = regions
         if self.region_attention is not None:
             total = total + self.region_attention(regions, regions, regions)
@@ -185,10 +195,17 @@ class Relationship(nnx.Module):
 
 
 class Perceptron(nnx.Module):
-    """Linear layers with ReLUs between them."""
+    """A multilayer perceptron: linear layers with ReLUs between them."""
 
     def __init__(self, widths: Sequence[int], *, dtype: Any, rngs: nnx.Rngs, zero: bool = False):
-        """`widths`: of the input, of each hidden layer, of the output; `zero`: it starts with 0."""
+        """Creates the layers.
+
+        Args:
+            widths: channels of the input, of each hidden layer and of the output.
+            dtype: compute type.
+            rngs: random streams for the parameters.
+            zero: initialise the last kernel with zeros, so that the output is zero at first.
+        """
         *hidden, last = itertools.pairwise(widths)
         start = jax.nn.initializers.zeros if zero else fan_in_uniform
         self.layers = nnx.List(
@@ -209,8 +226,8 @@ class Perceptron(nnx.Module):
 def difference(two_classes: jax.Array) -> jax.Array:
     """The logit of the second of two classes: `[..., 2]` to f32 `[...]`.
 
-    ReLA's masks, minimaps and "no target" are of two classes each. Their cross entropy and their
-    argmax depend on the difference of the two scores alone.
+    ReLA predicts two scores each for masks, minimap and "no target". Their cross-entropy and their
+    argmax depend only on the difference of the two scores.
     """
     scores = two_classes.astype(jnp.float32)
     return scores[..., 1] - scores[..., 0]
@@ -219,20 +236,20 @@ def difference(two_classes: jax.Array) -> jax.Array:
 def _attend(
     query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array | None = None
 ) -> jax.Array:
-    """`softmax(Q K^T) V` of one head; the equations have no `1 / sqrt(C)`, which is undone here."""
+    """`softmax(Q K^T) V` with one head; equations 2 and 3 have no `1 / sqrt(C)`, so it is undone."""
     scaled = query * math.sqrt(query.shape[-1])
     one_head = (x[:, :, None] for x in (scaled, key, value))
     return attention(*one_head, key_valid=valid)[:, :, 0]
 
 
 def _mean_of_words(words: jax.Array, valid: jax.Array) -> jax.Array:
-    """`[G, L, C]` to `[G, C]`, without padding."""
+    """The mean of the valid words: `[G, L, C]` to `[G, C]`."""
     weights = valid.astype(words.dtype)[..., None]
     return (words * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
 
 
 def _cells(height: int, width: int, side: int) -> np.ndarray:
-    """The mean of each cell of a map as a matrix, f32 `[side * side, height * width]`."""
+    """The matrix that averages each of `side * side` cells, f32 `[side * side, height * width]`."""
 
     def along(size: int) -> np.ndarray:
         cells = np.zeros((side, size), np.float32)

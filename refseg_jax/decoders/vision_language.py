@@ -1,4 +1,4 @@
-"""CRIS's vision-language decoder: image tokens look at themselves and at a memory."""
+"""CRIS's vision-language decoder, in which image tokens attend to each other and to a memory."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from refseg_jax.layers.transformer import run_block
 
 
 class DecoderMlp(nnx.Module):
-    """`down(norm(dropout(relu(up(x)))))`: CRIS has a norm inside."""
+    """CRIS's MLP, with a norm inside: `down(norm(dropout(relu(up(x)))))`."""
 
     def __init__(self, width: int, hidden: int, *, dropout: float, dtype: Any, rngs: nnx.Rngs):
         self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
@@ -29,13 +29,13 @@ class DecoderMlp(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """CRIS's layer: pre-norm, and one more norm on what each attention gives.
+    """CRIS's layer: pre-norm, with an additional norm on the output of each attention.
 
         x += drop(norm(self_attention(q = k = norm(x) + positions, v = norm(x))))
         x += drop(norm(cross_attention(q = norm(x) + positions, k = memory_key, v = memory)))
         x += drop(mlp(norm(x)))
 
-    Attention weights are not dropped (flash kernels have no weights to drop).
+    Unlike in CRIS, attention weights are not dropped, because flash kernels never store them.
     """
 
     def __init__(
@@ -59,7 +59,16 @@ class DecoderLayer(nnx.Module):
     def look_at_itself(
         self, x: jax.Array, positions: jax.Array, key: jax.Array | None
     ) -> jax.Array:
-        """The self-attention branch: `[G, P, width]` to the same shape."""
+        """The self-attention branch.
+
+        Args:
+            x: `[G, P, width]`.
+            positions: `[P, width]`.
+            key: random key for dropout; `None` means inference.
+
+        Returns:
+            `[G, P, width]`.
+        """
         normed = self.self_attention_norm(x)
         placed = normed + positions
         y = self.self_attention_output_norm(self.self_attention(placed, placed, normed))
@@ -74,14 +83,14 @@ class DecoderLayer(nnx.Module):
         valid: jax.Array | None,
         key: jax.Array | None,
     ) -> jax.Array:
-        """The other two branches.
+        """The cross-attention branch and the MLP branch.
 
         Args:
             x: `[G, P, width]`.
             positions: `[P, width]`.
-            memory_key, memory: `[G * K, S, width]`, K memories for each row of `x`.
-            valid: bool `[G * K, S]`, false for padding, or `None`.
-            key: for dropout.
+            memory_key, memory: keys and values `[G * K, S, width]`, K memories for each row of `x`.
+            valid: bool `[G * K, S]`, false for padding; `None` if there is none.
+            key: random key for dropout; `None` means inference.
 
         Returns:
             `[G * K, P, width]`.
@@ -96,7 +105,7 @@ class DecoderLayer(nnx.Module):
 
 
 class VisionLanguageDecoder(nnx.Module):
-    """Some layers and a last norm."""
+    """A stack of decoder layers and a final norm."""
 
     def __init__(
         self,
@@ -129,9 +138,10 @@ class VisionLanguageDecoder(nnx.Module):
         valid: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Decodes; arguments and result as in `DecoderLayer.look_at_memory`.
+        """Decodes image tokens; arguments and result are as in `DecoderLayer.look_at_memory`.
 
-        Until the first layer looks at the memory, a row of `x` is worked on once, not K times.
+        The self-attention of the first layer does not depend on the memory, so it runs once per row of
+        `x`, not K times.
         """
         positions = positions.astype(x.dtype)
         for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
