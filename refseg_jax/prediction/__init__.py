@@ -1,1 +1,1 @@
-"""Masks for new pictures, from a run, a checkpoint or an export."""
+"""Predicts masks for new images, from a run, a checkpoint or an export."""

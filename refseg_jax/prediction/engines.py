@@ -1,14 +1,14 @@
-"""What computes masks: a model cut into the three functions that exports and predictors share.
+"""Engines compute the logits of a predictor, from parameters or from exported graphs.
 
-Names and shapes are the same everywhere: features are flat dicts of arrays, one image a row (the axis
-N of `refseg_jax.batch` is left out), K expressions for it.
+All have the three functions of `refseg_jax.models.graphs`, with its names and shapes: `b` images of side
+`S`, and `k` expressions of `L` positions for each.
 
-    encode_image  image u8 [b, S, S, 3]                       -> patches, groups.0, ... [b, ...]
-    encode_text   text i32 [b, k, L], text_valid bool alike   -> words, sentence, valid [b, k, ...]
-    decode        both                                        -> mask_logits f32 [b, k, h, w]
+    encode_image  image u8 [b, S, S, 3]                       -> image features
+    encode_text   text i32, text_valid bool, both [b, k, L]   -> text features
+    decode        image features, text features               -> mask_logits f32 [b, k, h, w]
                                                                  (present_logits f32 [b, k])
 
-`present_logits` are those of a presence head; a model without one does not have the name.
+Only a model with a presence head has `present_logits`.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from refseg_jax.models.region_maps import RegionMaps
 
 
 class Engine(Protocol):
-    """Computes logits; what an image's features are is its own affair.
+    """Computes logits. The type of the features is up to the engine.
 
     Attributes:
         image_size: side of the square network input in pixels.
         mask_stride: network pixels per mask cell.
-        config: has the fields that `refseg_jax.text.tokenizers.check_tokenizer` looks at.
+        config: has the fields that `refseg_jax.text.tokenizers.check_tokenizer` reads.
     """
 
     image_size: int
@@ -36,20 +36,20 @@ class Engine(Protocol):
     config: Any
 
     def encode_image(self, image: Array) -> Any:
-        """u8 `[b, S, S, 3]` to features."""
+        """u8 `[b, S, S, 3]` to image features."""
         ...
 
     def encode_text(self, text: Array, text_valid: Array) -> Any:
-        """i32 and bool `[b, k, L]` to features."""
+        """i32 and bool `[b, k, L]` to text features."""
         ...
 
     def decode(self, image_features: Any, text_features: Any) -> Features:
-        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` `[b, k]` of models that have them."""
+        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` f32 `[b, k]` if the model has them."""
         ...
 
 
 class ParameterEngine:
-    """A model of this code with its parameters."""
+    """Runs a model of this code with its parameters."""
 
     def __init__(self, params: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         """Builds the model.
@@ -59,8 +59,8 @@ class ParameterEngine:
             model: `config.model` of the run.
 
         Raises:
-            KeyError, TypeError, ValueError: the config is of another version, or the parameters are
-                not this model's.
+            KeyError, TypeError, ValueError: the config is of another version, or the parameters do
+                not fit the model.
         """
         self.forward = forward_of(model)
         check_params(params, self.forward.shapes)
@@ -92,9 +92,13 @@ class ParameterEngine:
         return self._decode(self.params, image_features, text_features)
 
     def group_assignment(self, image: Array) -> dict[str, np.ndarray]:
-        """Of one image u8 `[S, S, 3]`: f32 `[T, grid, grid]` by level; see `UniRES.group_assignment`.
+        """Similarities of group tokens and patches of an image, see `UniRES.group_assignment`.
 
-        Nothing where the model has no group tokens.
+        Args:
+            image: u8 `[S, S, 3]`.
+
+        Returns:
+            Level -> f32 `[T, grid, grid]`; empty if the model has no group tokens.
         """
         if not hasattr(self.forward.model, "group_assignment"):
             return {}
@@ -102,9 +106,15 @@ class ParameterEngine:
         return {name: np.asarray(similarity)[0, 0] for name, similarity in levels.items()}
 
     def region_maps(self, image: Array, text: Array, text_valid: Array) -> RegionMaps | None:
-        """Of one image u8 `[S, S, 3]` and its expressions i32 and bool `[k, L]`; see `ReLA.region_maps`.
+        """Minimaps and region masks of an image, see `ReLA.region_maps`.
 
-        f32 `[k, ...]` on the host; nothing where the model has no regions.
+        Args:
+            image: u8 `[S, S, 3]`.
+            text: i32 `[k, L]`.
+            text_valid: bool `[k, L]`.
+
+        Returns:
+            Arrays f32 `[k, ...]` on the host, or `None` if the model has no regions.
         """
         if not hasattr(self.forward.model, "region_maps"):
             return None

@@ -14,13 +14,18 @@ from refseg_jax.models.graphs import Features
 
 
 class OnnxEngine:
-    """Exported graphs in onnxruntime, on the CPU; see `refseg_jax.prediction.engines.Engine`."""
+    """Runs exported graphs in onnxruntime on the CPU; see `refseg_jax.prediction.engines.Engine`."""
 
     def __init__(self, path: Path, config: ExportConfig) -> None:
-        """Reads the graphs; neither the model's code nor its weights in JAX are used.
+        """Reads the graphs. The code of the model is not used.
+
+        Args:
+            path: the exported folder.
+            config: its config.
 
         Raises:
-            UserError: onnxruntime is not installed, or a file is missing or damaged.
+            UserError: onnxruntime is not installed or cannot read a graph, or a file is missing or
+                damaged.
         """
         try:
             import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -32,7 +37,7 @@ class OnnxEngine:
         self.image_size, self.mask_stride = graphs.image_size, graphs.mask_stride
         self.config = graphs.model
         for name in config.sha256:
-            # Weights that are too large for the file lie beside it.
+            # Weights that are too large for the graph's own file lie beside it.
             if name.endswith(".onnx.data"):
                 folder.verified(path, config, name)
         self._sessions = {}
@@ -42,7 +47,7 @@ class OnnxEngine:
                 self._sessions[name] = onnxruntime.InferenceSession(
                     graph, providers=["CPUExecutionProvider"]
                 )
-            except Exception as error:  # onnxruntime has its own, one class a status.
+            except Exception as error:  # onnxruntime has one class of its own for each status.
                 reason = " ".join(str(error).split())[:120]
                 raise UserError(
                     f"{graph}: onnxruntime {onnxruntime.__version__} cannot read it ({reason}); "

@@ -1,4 +1,4 @@
-"""Masks for pictures and words, from a checkpoint alone."""
+"""Predicts masks for images and expressions, with nothing but a checkpoint or an export."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,12 @@ from refseg_jax.prediction.engines import Engine, ParameterEngine
 from refseg_jax.prediction.reader import read_engine
 from refseg_jax.text.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
 
-#: Expressions are padded to a power of two and canvases to multiples of this, so that few functions
-#: are compiled.
+#: Sides of canvases are multiples of this many pixels, so that few shapes are compiled. (For the same
+#: reason, the number of expressions is padded to a power of two.)
 _CANVAS_STEP = 128
 
-#: A chunk's logits for an image of 4000 x 3000 pixels are 400 MB.
+#: Default number of expressions decoded at once: for an image of 4000 x 3000 pixels, their logits take
+#: 400 MB.
 EXPRESSIONS_AT_ONCE = 8
 
 
@@ -36,14 +37,13 @@ class Prediction:
     """The answer to one expression.
 
     Attributes:
-        mask: bool `[H, W]`, at the image's own size; empty where nothing is `present`.
-        score: mean probability inside `uncleared`, 0 for an empty one.
-        present: something matches, as the model's presence head says; without one, whether the mask
-            is not empty.
-        uncleared: bool `[H, W]`, what the model segments whether or not something is `present`: what
-            ReLA's evaluator scores (`refseg_jax.evaluation.protocols.gres`).
-        soft_map: u8 `[H, W]`, the probability as 0..255, whether or not something is `present`; `None`
-            where it was not asked for.
+        mask: bool `[H, W]` at the image's own size; empty if `present` is false.
+        score: mean probability inside `uncleared`, in [0, 1]; 0 if that is empty.
+        present: whether something matches: the answer of the presence head or, for a model without
+            one, whether `uncleared` has any pixels.
+        uncleared: bool `[H, W]`, the mask before it is cleared where `present` is false. ReLA's
+            evaluator scores this one (`refseg_jax.evaluation.protocols.gres`).
+        soft_map: u8 `[H, W]`, the probability as 0..255, not cleared either; `None` unless asked for.
     """
 
     mask: np.ndarray
@@ -63,19 +63,19 @@ class Predictor:
         *,
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
     ) -> None:
-        """Sets up all that lies between a picture and its masks.
+        """Sets up preprocessing, tokenizer, model and threshold.
 
         Args:
-            model: the parameters of a model of this code (dotted path -> array), or whatever else
-                computes logits.
-            config: the run's resolved config; read are `model`, `data` and `eval`.
-            expressions_at_once: bounds the memory that logits take. Masks do not depend on it, scores
-                only by rounding.
+            model: parameters of a model of this code (dotted path -> array), or an engine.
+            config: the run's resolved config; its sections `model`, `data` and `eval` are read.
+            expressions_at_once: how many expressions are decoded at once, which bounds the memory for
+                logits. Masks do not depend on it; scores do by rounding only.
 
         Raises:
-            UserError: the config cannot be met.
-            KeyError, TypeError, ValueError: the config is of another version, or the parameters are
-                not this model's.
+            UserError: a value of the config or of `expressions_at_once` is invalid, or the tokenizer
+                does not fit the model.
+            KeyError, TypeError, ValueError: the config is of another version, or the parameters do
+                not fit the model.
         """
         if expressions_at_once < 1:
             raise UserError(f"expressions_at_once={expressions_at_once} is less than 1")
@@ -100,17 +100,17 @@ class Predictor:
         step: int | Literal["latest", "best"] = "latest",
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
     ) -> "Predictor":
-        """From whatever holds a model: its kind is seen from what lies in the folder.
+        """Makes a predictor from a run, a checkpoint or an export.
 
         Args:
             path: a run's workdir, one step folder, or a folder that `tools.export` wrote.
             step: which checkpoint of a workdir, see `refseg_jax.checkpoints.params.load_params`; an
-                exported folder has one only.
-            expressions_at_once: as for `Predictor`.
+                exported folder has only one.
+            expressions_at_once: as in `Predictor`.
 
         Raises:
-            UserError: there is no usable checkpoint, a file is damaged, or another version of the
-                code wrote it.
+            UserError: no usable checkpoint was found at `path`, a file is damaged, or another version
+                of the code wrote it.
         """
         with another_version(path):
             if is_export(Path(path)):
@@ -126,16 +126,19 @@ class Predictor:
         *,
         maps: bool = False,
     ) -> list[Prediction]:
-        """One prediction for each expression; the image is encoded once for all of them.
+        """Predicts a mask for each expression; the image is encoded once for all of them.
 
         Args:
-            image: a file, encoded bytes, u8 RGB `[H, W, 3]`, or a Pillow image.
+            image: path of a file, encoded bytes, an array u8 RGB `[H, W, 3]`, or a Pillow image.
             expressions: at least one.
-            maps: give `Prediction.soft_map` too.
+            maps: whether to return `Prediction.soft_map` too.
+
+        Returns:
+            One prediction for each expression, in order.
 
         Raises:
-            ImageError: no usable image.
-            ExpressionError: no expression, or one that is no text.
+            ImageError: the image cannot be used.
+            ExpressionError: there is no expression, or one is empty or not text.
         """
         ids, valid = self._words(expressions)
         rgb = to_rgb(image)
@@ -152,19 +155,19 @@ class Predictor:
     def group_assignment(
         self, image: str | Path | bytes | np.ndarray | Image.Image
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Which group token claims which patch: the maps of UniRES's Figure 5.
+        """Similarities of group tokens and patches, for the maps of UniRES's Figure 5.
 
         Args:
-            image: as for `predict`.
+            image: as in `predict`.
 
         Returns:
-            What the network sees, u8 `[S, S, 3]`, and for each level that has tokens (`low`, `high`)
-            the similarity of tokens and patches, f32 `[T, grid, grid]` (see `assign_groups`).
+            The network's input, u8 `[S, S, 3]`, and for each level that has tokens (`low`, `high`) the
+            similarity of tokens and patches, f32 `[T, grid, grid]` (see `assign_groups`).
             `refseg_jax.reporting.pictures.assignment_map` draws them.
 
         Raises:
-            ImageError: no usable image.
-            UserError: the model has no group tokens, or only its graphs are at hand.
+            ImageError: the image cannot be used.
+            UserError: the model has no group tokens, or the engine runs exported graphs.
         """
         engine = self._parameters("group tokens")
         network, _ = preprocess.prepare_image(to_rgb(image), engine.image_size, self._resize)
@@ -186,15 +189,16 @@ class Predictor:
         """Minimap, region masks and presence for each expression: ReLA's Figure 7.
 
         Args:
-            image, expressions: as for `predict`.
-            regions: how many masks are given, those of the highest minimap.
+            image, expressions: as in `predict`.
+            regions: number of region masks to return: those of the regions that are highest in the
+                minimap.
 
         Returns:
-            What `refseg_jax.reporting.pictures.region_panel` draws.
+            One map for each expression, which `refseg_jax.reporting.pictures.region_panel` draws.
 
         Raises:
-            ImageError, ExpressionError: as `predict`.
-            UserError: the model has no regions, or only its graphs are at hand.
+            ImageError, ExpressionError: as in `predict`.
+            UserError: the model has no regions, or the engine runs exported graphs.
         """
         engine = self._parameters("regions")
         ids, valid = self._words(expressions)
@@ -214,7 +218,7 @@ class Predictor:
         return found[: len(ids)]
 
     def _parameters(self, of: str) -> ParameterEngine:
-        """Raises a `UserError` where only graphs are at hand."""
+        """The engine; raises a `UserError` if it runs exported graphs."""
         if not isinstance(self._engine, ParameterEngine):
             raise UserError(
                 f"exported graphs give no maps of {of}; use the run's checkpoint, or export "
@@ -223,17 +227,17 @@ class Predictor:
         return self._engine
 
     def cut_short(self, expressions: Sequence[str]) -> list[str]:
-        """Those that have more tokens than `config.data.context_length`: their ends are not read.
+        """Expressions with more tokens than `config.data.context_length`; the model misses their ends.
 
         Raises:
-            ExpressionError: as `predict`.
+            ExpressionError: as in `predict`.
         """
         self._words(expressions)
         _, valid = self._tokenizer(expressions, self._length + 1)
         return [text for text, long in zip(expressions, valid[:, -1], strict=True) if long]
 
     def _words(self, expressions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """i32 and bool `[K, L]`."""
+        """Token ids i32 `[K, L]` and their validity bool `[K, L]`."""
         if isinstance(expressions, str):
             raise ExpressionError("expressions is one text; give a list of them")
         if not expressions:
@@ -241,7 +245,7 @@ class Predictor:
         return self._tokenizer(expressions, self._length)
 
     def _padded(self, ids: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """To a number of expressions that a function is compiled for; the last one is repeated."""
+        """Repeats the last expression up to a power of two, so that few shapes are compiled."""
         count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
         padding = ((0, count - len(ids)), (0, 0))
         return np.pad(ids, padding, mode="edge"), np.pad(valid, padding, mode="edge")
@@ -255,7 +259,7 @@ class Predictor:
         size: tuple[int, ...],
         maps: bool = False,
     ) -> list[Prediction]:
-        """Of a few expressions; i32 and bool `[K, L]`."""
+        """Predictions of at most `expressions_at_once` expressions, i32 and bool `[K, L]`."""
         height, width = size
         padded, padded_valid = self._padded(ids, valid)
         words = self._engine.encode_text(padded[None], padded_valid[None])
@@ -266,12 +270,12 @@ class Predictor:
             np.array([[[height, width]]], np.int32),
             (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
         )
-        # Cut on the host: on the device, every size would be a function to compile.
+        # Cropped on the host: on the device, every image size would be compiled.
         masks, values = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
         head = logits.get("present_logits")
         said = [None] * len(padded) if head is None else (np.asarray(head)[0] > 0).tolist()
         return [
-            # Copied, so that the canvas's memory is given back.
+            # Copied, so that the memory of the canvas is freed.
             _prediction(mask.copy(), value, present, maps)
             for mask, value, present in zip(masks, values, said[: len(ids)], strict=True)
         ]
@@ -279,16 +283,17 @@ class Predictor:
     def _masks(
         self, logits: jax.Array, affine: jax.Array, size: jax.Array, canvas: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:
-        """f32 `[1, K, h, w]` to bool and f32 `[1, 1, K, Hc, Wc]`: masks and logits."""
+        """Logits f32 `[1, K, h, w]` to masks and logits on the canvas, `[1, 1, K, Hc, Wc]`."""
         wide = logits_on_canvas(logits[:, None], affine, self._engine.mask_stride, canvas)
         return predicted_mask(wide, size, self._threshold), wide
 
 
 def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
-    """Any of `Predictor.predict`'s images as u8 RGB `[H, W, 3]`.
+    """Converts any image that `Predictor.predict` takes to u8 RGB `[H, W, 3]`.
 
     Raises:
-        ImageError: no such file, no image in it, or an array of another type or shape.
+        ImageError: the file cannot be read or is not an image, or the array has another dtype or
+            shape.
     """
     if isinstance(image, str | Path):
         try:
@@ -311,7 +316,7 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
 def _prediction(
     uncleared: np.ndarray, logits: np.ndarray, said: bool | None, maps: bool
 ) -> Prediction:
-    """`said`: by the presence head, if there is one."""
+    """One prediction; `said` is the answer of the presence head, `None` without one."""
     present = bool(uncleared.any()) if said is None else said
     mask = uncleared if present else np.zeros_like(uncleared)
     score, soft_map = mask_score(logits, uncleared), map_of_logits(logits) if maps else None

@@ -1,4 +1,4 @@
-"""Folders to what computes masks, by the name of the format."""
+"""Opens an exported folder with the engine of its format."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def _parameters(path: Path, config: ExportConfig) -> Engine:
     return ParameterEngine(params, config.model)
 
 
-#: What computes masks from a folder of a format, by name; raises what `another_version` explains.
+#: Format -> opens the folder of such an export; may raise errors that `another_version` explains.
 ENGINES: Mapping[str, Callable[[Path, ExportConfig], Engine]] = {
     "safetensors": _parameters,
     "stablehlo": StablehloEngine,
@@ -28,14 +28,18 @@ ENGINES: Mapping[str, Callable[[Path, ExportConfig], Engine]] = {
 
 
 def read_engine(path: Path, step: Step = "latest") -> tuple[Engine, dict[str, Any]]:
-    """What computes masks from an exported folder, and the config sections that a predictor reads.
+    """Opens an exported folder.
 
     Args:
         path: the folder.
-        step: refused where it is not the folder's.
+        step: `"latest"`, or the number of the one step that the folder holds.
+
+    Returns:
+        The engine, and the config sections `model`, `data` and `eval` that a predictor reads.
 
     Raises:
-        UserError: a file is missing or damaged, or this code does not know its format.
+        UserError: a file is missing or damaged, the format is unknown, or the folder holds another
+            step.
     """
     config = folder.read_config(path)
     if config.format not in ENGINES:

@@ -16,13 +16,17 @@ from refseg_jax.models.graphs import Features
 
 
 class StablehloEngine:
-    """Exported graphs with the weights beside them; see `refseg_jax.prediction.engines.Engine`."""
+    """Runs exported graphs, in JAX, with their weights; see `refseg_jax.prediction.engines.Engine`."""
 
     def __init__(self, path: Path, config: ExportConfig) -> None:
-        """Reads the graphs; nothing of the model's code is used.
+        """Reads graphs and weights. The code of the model is not used.
+
+        Args:
+            path: the exported folder.
+            config: its config.
 
         Raises:
-            UserError: a file is missing, damaged, or of a JAX too far from this one.
+            UserError: a file is missing or damaged, or this JAX cannot read the graphs.
         """
         graphs = read_description(path, config)
         self._names = graphs.params
@@ -33,7 +37,7 @@ class StablehloEngine:
         self._params = jax.device_put({name: weights[name] for name in used})
         self.image_size, self.mask_stride = graphs.image_size, graphs.mask_stride
         self.config = graphs.model
-        # Jitted, so that each shape is compiled once.
+        # Jitted, so that each shape is compiled only once.
         self._graphs = {
             name: jax.jit(read_graph(folder.verified(path, config, file)).call)
             for name, file in graphs.files.items()
@@ -57,15 +61,15 @@ class StablehloEngine:
 
 
 def read_graph(path: Path) -> export.Exported:
-    """One artefact.
+    """Reads one graph.
 
     Raises:
-        UserError: it is none, or of a JAX too far from this one.
+        UserError: the file is not a graph, or its JAX is too far from this one.
     """
     cure = f"export again with a JAX near {jax.__version__}, or use the JAX that wrote it"
     try:
         graph = export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # Whatever flatbuffers and JAX's reader think of the bytes.
+    except Exception as error:  # Any exception of flatbuffers or of JAX's reader.
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: JAX {jax.__version__} cannot read it ({reason}); {cure}"
