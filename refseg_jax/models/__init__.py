@@ -1,4 +1,4 @@
-"""One file per system, and the table that finds them by name."""
+"""The systems, one file each, and the table that finds them by name."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -14,16 +14,17 @@ from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import PRESETS as UNIRES_PRESETS
 from refseg_jax.models.unires_config import UniRESConfig, unires_config
 
-#: Model class and reader of its config, by the name that configs use.
+#: Name in configs -> model class, and the function that builds its config.
 MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
     "rela": (ReLA, rela_config),
     "unires": (UniRES, unires_config),
 }
 
-#: Fields that a person overrides of a preset, and reads of in an error.
+#: A config that differs from a preset in at most this many fields counts as that preset; errors list
+#: at most this many fields.
 _FEW = 5
 
-#: The names of each model's sizes.
+#: Name of a model -> its presets.
 _PRESETS: Mapping[str, Iterable[str]] = {"rela": RELA_PRESETS, "unires": UNIRES_PRESETS}
 
 __all__ = [
@@ -39,13 +40,14 @@ __all__ = [
 
 
 def model_config(config: Mapping[str, Any]) -> Any:
-    """The frozen config dataclass of a model.
+    """Builds the frozen config dataclass of a model, such as `UniRESConfig`.
 
     Args:
-        config: `name` (out of `MODELS`), optionally `preset`, and fields of that dataclass.
+        config: `name` (a key of `MODELS`), optionally `preset`, and fields of the dataclass.
 
     Raises:
-        ValueError: an unknown name, preset or field; the message names the nearest.
+        ValueError: a name, preset or field is unknown (the message names the nearest), or the sizes
+            do not fit together.
     """
     fields = dict(config)
     name = fields.pop("name", None)
@@ -55,14 +57,15 @@ def model_config(config: Mapping[str, Any]) -> Any:
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In what the model of a checkpoint is another than that of a run, in words.
+    """Describes how the model of a checkpoint differs from that of a run, for an error message.
 
     Args:
-        theirs, ours: configs as of `model_config`.
+        theirs: config of the checkpoint's model, as in `model_config`.
+        ours: config of the run's model.
 
     Returns:
-        Their presets; where these are the same, or no preset's, the first fields that are not;
-        `""` where this code does not know the checkpoint's model.
+        The two presets if they differ, else the first fields that differ; `""` if this version of
+        the code does not know the model of the checkpoint.
     """
     if theirs.get("name") != ours["name"]:
         return f"its model is {theirs.get('name')!r}, this run's {ours['name']!r}"
@@ -78,7 +81,7 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 
 
 def _preset(config: Mapping[str, Any]) -> str:
-    """The preset of which only a few fields are overridden, else `""`."""
+    """The preset from which at most `_FEW` fields of a config differ, else `""`."""
     others = {
         preset: len(_other_fields(config, {"name": config["name"], "preset": preset}))
         for preset in _PRESETS[config["name"]]
@@ -88,12 +91,12 @@ def _preset(config: Mapping[str, Any]) -> str:
 
 
 def _other_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Both values of each field in which two models of one name differ."""
+    """Field -> both values, for the fields in which two configs of one model differ."""
     a, b = (dataclasses.asdict(model_config(config)) for config in (one, other))
     return {name: (value, b[name]) for name, value in a.items() if value != b[name]}
 
 
 def build_model(config: Mapping[str, Any], *, rngs: nnx.Rngs) -> nnx.Module:
-    """A model with fresh parameters; `config` as in `model_config`, which also raises its errors."""
+    """Builds a model with random parameters; `config` and errors are those of `model_config`."""
     resolved = model_config(config)
     return MODELS[config["name"]][0](resolved, rngs=rngs)

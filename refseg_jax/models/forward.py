@@ -1,4 +1,4 @@
-"""A model as functions of its parameters."""
+"""A model as pure functions of its parameters."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -15,21 +15,24 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 class Forward(Generic[M]):
-    """A model as functions of its parameters, a flat dict of dotted paths.
+    """A model as pure functions of its parameters, a flat dict of dotted path -> array.
 
-    The module is built once under `eval_shape`, so that nothing is allocated; `init` makes real
+    The module is built once under `eval_shape`, which allocates nothing; `init` creates the actual
     parameters. All methods are pure and may be jitted, differentiated and sharded.
 
     Attributes:
         shapes: path -> shape and dtype of every parameter.
-        model: the abstract module, for reading its static fields.
+        model: the abstract module, for its static fields.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], M]):
-        """`build` makes the model from its random streams.
+        """Builds the abstract module.
+
+        Args:
+            build: makes the module from random streams.
 
         Raises:
-            ValueError: the model holds variables other than parameters.
+            ValueError: the module holds variables other than parameters.
         """
         self._build = build
         self.model: M = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
@@ -46,12 +49,12 @@ class Forward(Generic[M]):
         }
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters; jit it with `out_shardings` to create them where they belong."""
+        """Random parameters; jit this with `out_shardings` to create them already sharded."""
         _, variables = nnx.split(self._build(nnx.Rngs(params=key)))
         return {_dotted(path): v[...] for path, v in nnx.to_flat_state(variables)}
 
     def bind(self, params: Mapping[str, Any]) -> M:
-        """The module with these parameters."""
+        """The module with the given parameters."""
         flat = {
             self._paths[path]: variable.replace(params[path])
             for path, variable in self._variables.items()
@@ -61,7 +64,7 @@ class Forward(Generic[M]):
     def apply(
         self, params: Mapping[str, Any], batch: Batch, dropout_key: jax.Array | None = None
     ) -> SegOutput:
-        """The whole model; without a key it is inference."""
+        """Runs the whole model; without a dropout key, this is inference."""
         return self.bind(params)(batch, rngs=_dropout(dropout_key))  # pyright: ignore
 
     def encode_image(self, params: Mapping[str, Any], image: jax.Array) -> Any:

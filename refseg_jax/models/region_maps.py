@@ -1,4 +1,4 @@
-"""What a model of regions says of one expression, to be drawn over the picture."""
+"""The minimap and the region masks of ReLA for an expression, for drawing them over the picture."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from refseg_jax.batch import Array
 
 
 class RegionMaps(NamedTuple):
-    """What the paper's Figure 7 shows.
+    """The minimaps and region masks of a batch, as in Figure 7 of the ReLA paper.
 
     Attributes:
-        minimap: f32 `[B, N, K, side, side]` in [0, 1], the probability that a region holds targets.
+        minimap: f32 `[B, N, K, side, side]` in [0, 1], the probability that a region contains targets.
         region_masks: f32 `[B, N, K, side * side, h, w]` in [0, 1], at stride 4.
-        present: f32 `[B, N, K]` in [0, 1], the probability that anything matches.
+        present: f32 `[B, N, K]` in [0, 1], the probability that the image contains a target.
     """
 
     minimap: Array
@@ -24,18 +24,20 @@ class RegionMaps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RegionMap:
-    """One pair of an image and an expression: ReLA's Figure 7.
+    """The minimap and the masks of some regions for one pair of image and expression.
 
-    Maps are of the network's square; `pictures.lay_over` lays them over the picture.
+    The maps cover the square input of the network; `refseg_jax.reporting.pictures.lay_over` lays them
+    over the picture.
 
     Attributes:
-        minimap: f32 `[side, side]` in [0, 1], the probability that a region holds targets.
-        regions: i32 `[n]`, numbers of cells of the minimap, row by row, with the highest first.
+        minimap: f32 `[side, side]` in [0, 1], the probability that a region contains targets.
+        regions: integers `[n]`, the cells of the minimap (numbered row by row) with the highest
+            probabilities, the highest first.
         masks: f32 `[n, h, w]` in [0, 1], the masks of these regions, at stride 4.
-        present: the probability that anything matches.
+        present: the probability that the image contains a target, in [0, 1].
         affine: f32 `[2, 3]`, native to network pixels.
-        image_size: side of the network's square in pixels.
-        size: height and width of the picture.
+        image_size: side of the network's square input in pixels.
+        size: native height and width of the picture in pixels.
     """
 
     minimap: np.ndarray
@@ -50,11 +52,11 @@ class RegionMap:
 def highest_regions(
     maps: RegionMaps, count: int, affine: np.ndarray, image_size: int, size: tuple[int, int]
 ) -> list[RegionMap]:
-    """Of each expression, with the `count` regions of the highest minimap.
+    """The region maps of each expression of an image, with the `count` most probable regions.
 
     Args:
-        maps: f32 `[k, ...]`, of one image and its expressions.
-        count: at most as many as there are regions are given.
+        maps: the maps of one image and its k expressions, f32 `[k, ...]` each.
+        count: number of regions; all regions if there are fewer.
         affine, image_size, size: see `RegionMap`.
     """
     found = []

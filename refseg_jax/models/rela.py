@@ -21,22 +21,22 @@ from refseg_jax.models.rela_config import ReLAConfig
 
 
 class ImageFeatures(NamedTuple):
-    """Of `encode_image`: what does not depend on words.
+    """Output of `ReLA.encode_image`: the part that does not depend on the words.
 
     Attributes:
-        maps: `[B, N, h, w, C]` each; all stages of the backbone where its gate is closed, else the
-            patches alone.
+        maps: `[B, N, h, w, C]` each: the outputs of all stages of the backbone if its gate is closed,
+            else only the embedded patches.
     """
 
     maps: tuple[jax.Array, ...]
 
 
 class TextFeatures(NamedTuple):
-    """Of `encode_text`.
+    """Output of `ReLA.encode_text`.
 
     Attributes:
         words: `[B, K, L, text_width]`.
-        valid: bool `[B, K, L]`.
+        valid: bool `[B, K, L]`, false for padding.
     """
 
     words: jax.Array
@@ -44,13 +44,13 @@ class TextFeatures(NamedTuple):
 
 
 class ReLA(nnx.Module):
-    """Swin with words, BERT, pixel decoder, relationship block; separable (`SeparableModel`).
+    """Swin with fusion of words, BERT, pixel decoder and relationship block; a `SeparableModel`.
 
-    The parameters' paths begin with `vision`, `text`, `pixels`, `regions` and, where the no-target
-    head looks at the mask, `evidence`.
+    Paths of parameters begin with `vision`, `text`, `pixels`, `regions` and, with
+    `config.mask_evidence`, `evidence`.
     """
 
-    #: Published towers that it can start from, and where their parameters lie.
+    #: Published towers from which the model can start -> prefix of their parameters.
     TOWERS: ClassVar[Mapping[str, str]] = {"swin": "vision.swin.", "bert": "text."}
 
     def __init__(self, config: ReLAConfig, *, rngs: nnx.Rngs):
@@ -72,16 +72,16 @@ class ReLA(nnx.Module):
         return self.config.mask_stride
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> SegOutput:
-        """Masks of every image and expression of a batch; without `rngs` nothing is dropped."""
+        """Masks of all pairs of image and expression of a batch; without `rngs`, nothing is dropped."""
         image_features = self.encode_image(batch.image, rngs=rngs)
         text_features = self.encode_text(batch.text, batch.text_valid, rngs=rngs)
         return self.decode(image_features, text_features, rngs=rngs)
 
     def encode_image(self, image: Array, *, rngs: nnx.Rngs | None = None) -> ImageFeatures:
-        """u8 `[B, N, image_size, image_size, 3]` to features.
+        """u8 `[B, N, image_size, image_size, 3]` to image features.
 
         Raises:
-            ValueError: images of another size.
+            ValueError: the images have another size.
         """
         size = self.config.image_size
         if image.shape[2:] != (size, size, 3):
@@ -93,7 +93,7 @@ class ReLA(nnx.Module):
     def encode_text(
         self, text: Array, text_valid: Array, *, rngs: nnx.Rngs | None = None
     ) -> TextFeatures:
-        """i32 `[B, K, L]` and bool `[B, K, L]` to features."""
+        """i32 `[B, K, L]` and bool `[B, K, L]` to text features."""
         ids, valid = jnp.asarray(text), jnp.asarray(text_valid)
         length = ids.shape[2]
         words = self.text(ids.reshape(-1, length), valid.reshape(-1, length), key=_key(rngs))
@@ -106,9 +106,11 @@ class ReLA(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SegOutput:
-        """Each of N images with each of K expressions: logits f32 `[B, N, K, h, w]`.
+        """Decodes each of N images with each of K expressions.
 
-        `present_logits` are f32 `[B, N, K]`, `aux["minimap_logits"]` f32 `[B, N, K, side, side]`.
+        Returns:
+            Mask logits f32 `[B, N, K, h, w]`, presence logits f32 `[B, N, K]`, and
+            `aux["minimap_logits"]` f32 `[B, N, K, side, side]`.
         """
         pixels, regions = self._relate(image_features, text_features, rngs)
         pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
@@ -121,10 +123,10 @@ class ReLA(nnx.Module):
         )
 
     def region_maps(self, image: Array, text: Array, text_valid: Array) -> RegionMaps:
-        """The minimap, and which area each region stands for, at inference.
+        """The minimap and the mask of each region, at inference.
 
-        Arguments as for `encode_image` and `encode_text`. Region masks are those of equation 1 before
-        they are weighted; they take `side * side` times the memory of a mask.
+        Arguments are as in `encode_image` and `encode_text`. The region masks are those of equation 1,
+        not weighted; they take `side * side` times the memory of a mask.
         """
         image_features = self.encode_image(image)
         text_features = self.encode_text(text, text_valid)
@@ -145,7 +147,7 @@ class ReLA(nnx.Module):
         text_features: TextFeatures,
         rngs: nnx.Rngs | None,
     ) -> tuple[PixelFeatures, Regions]:
-        """Of every pair, B times N times K rows."""
+        """Pixel features and regions of all pairs, `B * N * K` rows."""
         images = image_features.maps[0].shape[1]
         maps = tuple(x.reshape(-1, *x.shape[2:]) for x in image_features.maps)
         words, valid = (over_images(x, images) for x in text_features)
@@ -154,7 +156,7 @@ class ReLA(nnx.Module):
         return pixels, self.regions(pixels, words, valid)
 
     def _answer(self, pixels: PixelFeatures, regions: Regions) -> tuple[jax.Array, jax.Array]:
-        """The targets' mask logits f32 `[G, h, w]`, and presence logits f32 `[G]`."""
+        """The mask logits of the targets, f32 `[G, h, w]`, and presence logits f32 `[G]`."""
         masks = jnp.einsum(
             "ghwc,gc->ghw",
             pixels.masks,

@@ -1,4 +1,4 @@
-"""Every choice of ReLA as a field, and the sizes that have a name."""
+"""The config of ReLA, with every choice as a field, and its presets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,43 +11,47 @@ from refseg_jax.decoders.relationship import RegionSource, RelationshipConfig
 from refseg_jax.encoders.bert import BertConfig
 from refseg_jax.encoders.language_swin import LanguageSwinConfig
 
-#: The two blocks that are called ReLAtionship modelling: the public code's and the paper's.
+#: The two relationship blocks: that of the public code, and that of the paper.
 RELATIONSHIPS = ("official", "paper")
 
-#: Network pixels per cell of the pixel decoder's finest map.
+#: Network pixels per cell of the mask features of the pixel decoder.
 STRIDE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ReLAConfig:
-    """ReLA with Swin-B at 480, as the public code trains it.
+    """Sizes and choices; the defaults are ReLA with Swin-B at 480, as the public code trains it.
 
     Attributes:
-        image_size: side of the square network input in pixels.
-        mask_stride: network pixels per cell of the masks that are given out (1, 2 or 4): the masks at
-            stride 4 are resized bilinearly. The public code's loss is at stride 1.
+        image_size: side of the square network input in pixels; a multiple of 4.
+        mask_stride: network pixels per cell of the output masks, 1, 2 or 4. Masks are computed at
+            stride 4 and resized bilinearly. The loss of the public code is at stride 1.
         swin_width, swin_depths, swin_heads, window, pixels, drop_path, gate: of the backbone, see
             `LanguageSwinConfig`.
         vocab_size, text_positions, text_width, text_layers, text_heads, text_hidden, text_dropout:
             of BERT, see `BertConfig`.
-        eos_id: BERT's [SEP], or whatever ends a text of another vocabulary.
-        width: of the pixel decoder and of the relationship block.
-        heads: of both.
+        eos_id: id of the token that ends a text; 102 is BERT's [SEP].
+        width: channels of the pixel decoder and of the relationship block.
+        heads: attention heads of both.
         pixel_layers, pixel_points, pixel_hidden: of the pixel decoder, see `PixelDecoderConfig`.
-        relationship: `official`: as the public code runs it (`MaskedRelationship`), or `paper`
-            (`Relationship`).
+        relationship: `official`, the block of the public code (`MaskedRelationship`), or `paper`, the
+            block of the paper (`Relationship`).
         side: regions along a side of the minimap.
-        zero_filters: region filters start as zeros, so that masks start undecided and regions look
-            everywhere. The targets' mask is a sum over `side * side` regions: from the public code's
-            start its logits are 4 to 5 in the tiny preset, whose loss then triples before it falls.
-            The public code's own rate is a hundredth, with gradients clipped at 0.01.
-        region_layers, region_hidden, mask_padding: of `official` alone.
-        region_level, regions, region_attention, language_attention: of `paper` alone.
-        mask_evidence: the no-target head also looks at the decoded mask (not in the paper), see
-            `MaskEvidence`; a checkpoint without it does not start a model with it.
+        zero_filters: initialise the last kernel of the region filters with zeros, so that the first
+            masks are undecided and regions attend everywhere. Not in the public code, where the sum
+            over `side * side` regions is large at first: in the preset `tiny`, logits of 4 to 5, whose
+            loss triples before it falls. The public code learns at a hundredth of the rate of `tiny`,
+            with gradients clipped at 0.01.
+        region_layers, region_hidden, mask_padding: only for `official`, see
+            `MaskedRelationshipConfig`.
+        region_level, regions, region_attention, language_attention: only for `paper`, see
+            `RelationshipConfig`.
+        mask_evidence: let the presence head also see the decoded mask (not in the paper), see
+            `MaskEvidence`. It adds parameters: a model with it cannot start from a checkpoint without
+            it.
         dtype: compute type of the towers and of the block, `float32` or `bfloat16`; the pixel
-            decoder is in f32, as in the public code.
-        remat: compute the blocks' insides again in the backward pass instead of storing them.
+            decoder computes in f32, as in the public code.
+        remat: recompute activations inside the blocks in the backward pass instead of storing them.
     """
 
     image_size: int = 480
@@ -87,10 +91,10 @@ class ReLAConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together, or an unknown name.
+            ValueError: the sizes do not fit together, or a name is unknown.
         """
         if self.relationship not in RELATIONSHIPS:
             raise ValueError(naming.unknown("relationship block", self.relationship, RELATIONSHIPS))
@@ -103,12 +107,12 @@ class ReLAConfig:
             raise ValueError(
                 f"region_level={self.region_level}: the pixel decoder has levels 0 to {levels - 1}"
             )
-        # Each checks its own fields.
+        # Each of these configs checks its own fields.
         _ = self.image_tower, self.text_tower, self.pixel_decoder, self.block
 
     @property
     def image_tower(self) -> LanguageSwinConfig:
-        """Of the backbone."""
+        """The config of the backbone."""
         return LanguageSwinConfig(
             width=self.swin_width,
             depths=self.swin_depths,
@@ -124,7 +128,7 @@ class ReLAConfig:
 
     @property
     def text_tower(self) -> BertConfig:
-        """Of BERT."""
+        """The config of BERT."""
         return BertConfig(
             vocab_size=self.vocab_size,
             positions=self.text_positions,
@@ -139,7 +143,7 @@ class ReLAConfig:
 
     @property
     def pixel_decoder(self) -> PixelDecoderConfig:
-        """Of the pixel decoder."""
+        """The config of the pixel decoder."""
         return PixelDecoderConfig(
             width=self.width,
             mask_width=self.width,
@@ -152,7 +156,7 @@ class ReLAConfig:
 
     @property
     def block(self) -> MaskedRelationshipConfig | RelationshipConfig:
-        """Of the relationship block."""
+        """The config of the relationship block."""
         if self.relationship == "official":
             return MaskedRelationshipConfig(
                 width=self.width,
@@ -176,10 +180,10 @@ class ReLAConfig:
         )
 
 
-#: Fields that differ from the public code's Swin-B, by the name of the size.
+#: Preset -> the fields that differ from the public code's Swin-B.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "B": {},
-    # For Scenes; reads CLIP's vocabulary, which needs no download.
+    # For Scenes; uses CLIP's vocabulary, which needs no download.
     "tiny": {
         "image_size": 128,
         "mask_stride": 2,
@@ -210,10 +214,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def rela_config(fields: Mapping[str, Any]) -> ReLAConfig:
-    """A config from a mapping; `preset` (default `B`) gives the fields that the rest overrides.
+    """Builds a config from a `preset` (default `B`) and the fields that override it.
 
     Raises:
-        ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
+        ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
+            fit together.
     """
     given = dict(fields)
     preset = given.pop("preset", "B")

@@ -22,12 +22,14 @@ from refseg_jax.models.unires_config import UniRESConfig
 
 
 class ImageFeatures(NamedTuple):
-    """Of `encode_image`; all `[B, N, count, decoder_width]`.
+    """Output of `UniRES.encode_image`.
 
     Attributes:
-        patches: image tokens, row by row.
-        groups: the projected group tokens of each level that has some (low first).
-        pixels: `[B, N, P, cells, kernel_width]` of the head `pixel_kernel`, else `None`.
+        patches: image tokens, row by row, `[B, N, P, decoder_width]`.
+        groups: projected group tokens `[B, N, T, decoder_width]` of each level that has any, the low
+            level first.
+        pixels: projected pixel features `[B, N, P, cells, kernel_width]` for the head `pixel_kernel`;
+            `None` for other heads.
     """
 
     patches: jax.Array
@@ -36,12 +38,12 @@ class ImageFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    """Of `encode_text`.
+    """Output of `UniRES.encode_text`.
 
     Attributes:
         words: `[B, K, L, decoder_width]`.
         sentence: `[B, K, embedding_width]`.
-        valid: bool `[B, K, L]`.
+        valid: bool `[B, K, L]`, false for padding.
     """
 
     words: jax.Array
@@ -50,15 +52,15 @@ class TextFeatures(NamedTuple):
 
 
 class UniRES(nnx.Module):
-    """CLIP towers, region filters, two-stage decoder, head; separable (`SeparableModel`).
+    """CLIP towers, region filters, two-stage decoder and mask head; a `SeparableModel`.
 
-    The parameters' paths begin with `vision`, `text`, `low_filter`, `high_filter`, `decoder`
-    (stage 1), `group_decoder` (stage 2), `head`, and, where there are any, `presence`, `evidence`,
-    `patch_adapter` and `word_adapter`.
+    Paths of parameters begin with `vision`, `text`, `low_filter`, `high_filter`, `decoder`
+    (stage 1), `group_decoder` (stage 2), `head` and, if the config asks for them, `presence`,
+    `evidence`, `patch_adapter` and `word_adapter`.
     """
 
-    #: Published towers that it can start from, and where their parameters lie: CLIP's are a part of
-    #: several of its modules.
+    #: Published towers from which the model can start -> prefix of their parameters. CLIP has none,
+    #: because its two towers fill `vision` and `text`.
     TOWERS: ClassVar[Mapping[str, str]] = {"clip": ""}
 
     def __init__(self, config: UniRESConfig, *, rngs: nnx.Rngs):
@@ -105,7 +107,7 @@ class UniRES(nnx.Module):
         groups = config.low_tokens + config.high_tokens
         self.group_decoder = self._stage(1, rngs) if groups else None
         self.head = self._head(rngs)
-        # Last, so that the random numbers of the others do not depend on it.
+        # Built last, so that the random numbers of the other modules do not depend on them.
         self.presence = self._presence(rngs)
         self.evidence = MaskEvidence(rngs=rngs) if config.mask_evidence else None
 
@@ -120,16 +122,16 @@ class UniRES(nnx.Module):
         return self.config.mask_stride
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> SegOutput:
-        """Masks of every image and expression of a batch; without `rngs` there is no dropout."""
+        """Masks of all pairs of image and expression of a batch; without `rngs`, nothing is dropped."""
         image_features = self.encode_image(batch.image, rngs=rngs)
         text_features = self.encode_text(batch.text, batch.text_valid, rngs=rngs)
         return self.decode(image_features, text_features, rngs=rngs)
 
     def encode_image(self, image: Array, *, rngs: nnx.Rngs | None = None) -> ImageFeatures:
-        """u8 `[B, N, image_size, image_size, 3]` to features.
+        """u8 `[B, N, image_size, image_size, 3]` to image features.
 
         Raises:
-            ValueError: images of another size.
+            ValueError: the images have another size.
         """
         del rngs
         features = self._see(image)
@@ -155,7 +157,7 @@ class UniRES(nnx.Module):
     def encode_text(
         self, text: Array, text_valid: Array, *, rngs: nnx.Rngs | None = None
     ) -> TextFeatures:
-        """i32 `[B, K, L]` and bool `[B, K, L]` to features."""
+        """i32 `[B, K, L]` and bool `[B, K, L]` to text features."""
         del rngs
         leading = text.shape[:2]
         words, sentence = self.text(jnp.asarray(text).reshape(-1, text.shape[2]))
@@ -174,12 +176,17 @@ class UniRES(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SegOutput:
-        """Each of N images with each of K expressions: logits f32 `[B, N, K, h, w]`, `[B, N, K]`."""
+        """Decodes each of N images with each of K expressions.
+
+        Returns:
+            Mask logits f32 `[B, N, K, h, w]` and, with a presence head, presence logits f32
+            `[B, N, K]`.
+        """
         rows, images, count, width = image_features.patches.shape
         expressions, length = text_features.words.shape[1:3]
         key = None if rngs is None else rngs.dropout()
         stage_1_key, stage_2_key = (None, None) if key is None else jax.random.split(key)
-        # Rows run over (B, N) for what has not met the text, and over (B, N, K) for what has.
+        # Rows run over (B, N) for features that do not depend on the text, else over (B, N, K).
         words, sentence, valid = (over_images(x, images) for x in text_features)
         positions = jnp.asarray(sine_positions_2d(self.config.grid, self.config.grid, width))
         word_key = words + jnp.asarray(sine_positions_1d(length, width)).astype(words.dtype)
@@ -201,15 +208,15 @@ class UniRES(nnx.Module):
         return SegOutput(logits.reshape(rows, images, expressions, *logits.shape[1:]), present)
 
     def group_assignment(self, image: Array) -> dict[str, jax.Array]:
-        """Which group token each patch belongs to, as the paper's Figure 5 shows.
+        """The similarity of patches and group tokens, for maps like Figure 5 of the paper.
 
         Args:
             image: u8 `[B, N, image_size, image_size, 3]`.
 
         Returns:
-            `low` and `high` (levels that are on), f32 `[B, N, T, grid, grid]`: similarity of patch
-            and token where the tokens leave the tower (see `assign_groups`); the group of a patch
-            is the argmax over T.
+            For each level that is on, under `low` and `high`: f32 `[B, N, T, grid, grid]` in -1..1,
+            the similarity of patch and token where the tokens leave the tower (see `assign_groups`).
+            The group of a patch is the argmax over T.
         """
         features = self._see(image)
         shape = (*image.shape[:2], -1, self.config.grid, self.config.grid)
@@ -291,7 +298,7 @@ class UniRES(nnx.Module):
     def _filtered(
         self, groups: tuple[jax.Array, ...], words: jax.Array, valid: jax.Array
     ) -> jax.Array:
-        """The filtered tokens of all levels, `[B * N * K, T, width]`."""
+        """The filtered group tokens of all levels, `[B * N * K, T, width]`."""
         filters = [f for f in (self.low_filter, self.high_filter) if f is not None]
         levels = []
         for level, tokens in zip(filters, groups, strict=True):

@@ -1,4 +1,4 @@
-"""Every open choice of UniRES as a field, and the sizes that have a name."""
+"""The config of UniRES, with every open choice as a field, and its presets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from refseg_jax.decoders.heads import HEADS
 from refseg_jax.encoders.stem import COARSE, FINE
 from refseg_jax.layers.transformer import ACTIVATIONS
 
-#: Compute types by the name that configs use (parameters are always f32).
+#: Names of the compute types in configs (parameters are always f32).
 DTYPES = ("float32", "bfloat16")
 
 
@@ -17,37 +17,42 @@ DTYPES = ("float32", "bfloat16")
 class UniRESConfig:
     """Sizes and choices; the defaults are ViT-B/16 at 416.
 
-    The paper fixes the CLIP towers, 64 and 8 group tokens, one filter a level and the two decoding
-    stages. Everything else is not stated there; its default is what CRIS does, on whose data
-    processing UniRES builds, with the plumbing that ETRIS gave CRIS for a ViT.
+    The paper states the CLIP towers, 64 and 8 group tokens, one region filter per level and the two
+    decoding stages. Nothing else is stated in the paper. Other defaults follow CRIS, on whose data
+    processing UniRES builds, with the changes that ETRIS made to CRIS for a ViT.
 
     Attributes:
-        image_size: side of the square network input.
-        patch_size: side of a patch; divides `image_size`.
-        vision_width, vision_layers, vision_heads: the vision tower (layers even).
-        stem_width: channels of a convolutional stem before the vision tower (for random weights; not
-            in the paper), 0 for CLIP's patch embedding.
-        embedding_width: CLIP's joint space: what both towers' projections give.
-        text_width, text_layers, text_heads: the text tower.
-        activation: of both towers' MLPs: `quick_gelu` (OpenAI's CLIP) or `gelu` (most of OpenCLIP's).
-        vocab_size, text_positions, eos_id: CLIP's vocabulary, its whole table of positions, and the
-            id of `<|endoftext|>`.
-        low_tokens, high_tokens: group tokens of the first and the second half of the vision tower;
-            0 switches a level off, with both off there is no second stage (the paper's Table 8).
-        filter_norm: normalise group tokens before the region filter (not stated; the figure draws
-            no norm, but their residual stream has no scale of its own).
-        decoder_width, decoder_heads, decoder_hidden: of filters and both stages. Image tokens (as
-            projected by CLIP) and words get a linear map to this width where theirs is another.
-        decoder_layers: layers of stage 1; stage 2 has one.
-        dropout: in both stages.
-        head: `projector` | `pixel_shuffle` | `linear` | `pixel_kernel` (with a convolutional stem).
+        image_size: side of the square network input in pixels.
+        patch_size: side of a patch in pixels; divides `image_size`.
+        vision_width, vision_layers, vision_heads: of the vision tower; the number of layers is even.
+        stem_width: channels of a convolutional stem before the vision tower, for training from
+            scratch (not in the paper); 0 for CLIP's patch embedding.
+        embedding_width: width of CLIP's joint space, into which both towers project.
+        text_width, text_layers, text_heads: of the text tower.
+        activation: of the MLPs in both towers: `quick_gelu` (OpenAI's CLIP) or `gelu` (most OpenCLIP
+            models).
+        vocab_size, text_positions, eos_id: size of CLIP's vocabulary, length of its table of positions,
+            and id of `<|endoftext|>`.
+        low_tokens, high_tokens: number of group tokens in the first and in the second half of the
+            vision tower. 0 switches a level off; without both levels there is no second stage, as in
+            Table 8 of the paper.
+        filter_norm: normalise group tokens before the region filter. Not stated in the paper, whose
+            Figure 4 shows no norm; the default is on, because the scale of their residual stream is
+            arbitrary.
+        decoder_width, decoder_heads, decoder_hidden: of the region filters and of both stages. Image
+            tokens (projected by CLIP) and words of another width get a linear map to `decoder_width`.
+        decoder_layers: layers of stage 1; stage 2 has one layer.
+        dropout: rate in both stages.
+        head: `projector` | `pixel_shuffle` | `linear` | `pixel_kernel` (needs a convolutional stem),
+            see `refseg_jax.decoders.heads`.
         mask_stride: network pixels per mask cell; divides `patch_size`.
-        presence_head: also answer whether anything is there at all (not in the paper); trained by
-            `config.objective.presence`.
-        mask_evidence: the presence head also looks at the decoded mask (not in the paper), see
-            `MaskEvidence`; a checkpoint without it does not start a model with it.
+        presence_head: also predict whether the image contains a referent (not in the paper); trained
+            by `config.objective.presence`.
+        mask_evidence: let the presence head also see the decoded mask (not in the paper), see
+            `MaskEvidence`. It adds parameters: a model with it cannot start from a checkpoint without
+            it.
         dtype: compute type, `float32` or `bfloat16`; sums, norms and softmax are in f32.
-        remat: compute the blocks' insides again in the backward pass instead of storing them.
+        remat: recompute activations inside the blocks in the backward pass instead of storing them.
     """
 
     image_size: int = 416
@@ -80,10 +85,10 @@ class UniRESConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail late.
+        """Checks the fields.
 
         Raises:
-            ValueError: sizes that do not fit together, or an unknown name.
+            ValueError: the sizes do not fit together, or a name is unknown.
         """
         if self.head not in HEADS:
             raise ValueError(naming.unknown("head", self.head, HEADS))
@@ -127,11 +132,11 @@ class UniRESConfig:
         return self.image_size // self.patch_size
 
 
-#: Fields that differ from ViT-B/16 at 416, by the name of the size.
+#: Preset -> the fields that differ from ViT-B/16 at 416.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "B/16": {},
     "B/32": {"patch_size": 32},
-    # 14 is no power of two times a mask stride, so that the projector cannot serve it.
+    # The projector doubles the resolution, but 14 is not a power of two times a useful mask stride.
     "L/14": {
         "image_size": 420,
         "patch_size": 14,
@@ -172,10 +177,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def unires_config(fields: Mapping[str, Any]) -> UniRESConfig:
-    """A config from a mapping; `preset` (default `B/16`) gives the fields that the rest overrides.
+    """Builds a config from a `preset` (default `B/16`) and the fields that override it.
 
     Raises:
-        ValueError: an unknown preset or field (the nearest is named), or sizes that do not fit.
+        ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
+            fit together.
     """
     given = dict(fields)
     preset = given.pop("preset", "B/16")
