@@ -7,13 +7,12 @@ made from it. The file begins with a description of its form.
 import dataclasses
 import functools
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from refseg_jax.errors import UserError
-from refseg_jax.naming import unknown
+from refseg_jax.naming import read_table, unknown
 
 #: What is counted of every dataset. `refs` are things described (expressions of one referent count
 #: once); `no target`, `one target` and `several targets` part the expressions; `groups` are groups
@@ -36,11 +35,10 @@ KINDS = ("referring", "groups", "categories", "other")
 UNKNOWN_LICENCE = "not known; ask whoever made the dataset"
 
 #: In the place of an address where a licence is stated.
-_NO_ADDRESS = ("not stated", "not read", "this repository")
+NO_ADDRESS = ("not stated", "not read", "this repository")
 
-_TABLE = Path(__file__).with_name("published.toml")
-#: Fields that may be empty, because there is no such thing or it is not known.
-_MAY_BE_EMPTY = ("homepage", "citation", "arxiv", "text_licence", "layout")
+TABLE = Path(__file__).with_name("published.toml")
+_NEVER_EMPTY = ("title", "description", "licence", "licence_source", "text", "images", "image_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +85,24 @@ class DatasetFacts:
     images: str
     image_id: str
 
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ValueError: one has a wrong value; the message names it.
+        """
+        for field in _NEVER_EMPTY:
+            if not getattr(self, field).strip():
+                raise ValueError(f"field {field!r} is empty")
+        if self.kind not in KINDS:
+            raise ValueError(f"field 'kind': {unknown('kind', self.kind, KINDS)}")
+        if not _are_counts(self.published, self.splits):
+            raise ValueError(f"field 'published' is {self.published!r:.80}")
+        for address in self.licence_source.split() if self.licence_source not in NO_ADDRESS else ():
+            if not re.fullmatch(r"https?://\S+", address):
+                known = ", ".join(NO_ADDRESS)
+                raise ValueError(f"field 'licence_source' is {address!r}: an address, or {known}")
+
     @property
     def terms(self) -> str:
         """The licences of images, annotations and expressions."""
@@ -96,7 +112,7 @@ class DatasetFacts:
 @functools.cache
 def all_facts() -> Mapping[str, DatasetFacts]:
     """The facts about every published dataset, by its name."""
-    return read_facts(_TABLE)
+    return read_table(TABLE, DatasetFacts)
 
 
 def facts_of(name: str) -> DatasetFacts:
@@ -113,72 +129,6 @@ def facts_of(name: str) -> DatasetFacts:
 def licences(datasets: Iterable[str]) -> dict[str, str]:
     """Dataset, as `config.data.dataset` names it -> its licence; in the order of the names."""
     return {name: _licence(name) for name in sorted(set(datasets))}
-
-
-def read_facts(path: Path) -> dict[str, DatasetFacts]:
-    """Reads a table.
-
-    Raises:
-        UserError: it is no TOML, or an entry lacks a field, has an unknown one or a wrong value; the
-            line names the entry and the field.
-    """
-    try:
-        stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: no TOML ({error}); correct it") from None
-    whole: dict[str, dict[str, Any]] = {}
-    facts: dict[str, DatasetFacts] = {}
-    for name, own in stored.items():
-        if not isinstance(own, dict):
-            raise UserError(f'{path}: {name!r} is no entry; begin entries by ["NAME"]')
-        inherited: dict[str, Any] = {}
-        if "like" in own:
-            inherited = whole.get(str(own["like"]), {})
-            if not inherited:
-                raise UserError(f"{path}: {name}: like={own['like']!r} names no entry above it")
-        whole[name] = inherited | {field: own[field] for field in own if field != "like"}
-        try:
-            facts[name] = _checked(name, whole[name])
-        except ValueError as error:
-            raise UserError(f"{path}: {name}: {error}; correct the entry") from None
-    return facts
-
-
-def _checked(name: str, fields: Mapping[str, Any]) -> DatasetFacts:
-    """The facts of an entry.
-
-    Raises:
-        ValueError: a field is unknown, missing or wrong; the message names it.
-    """
-    kinds = {f.name: f.type for f in dataclasses.fields(DatasetFacts) if f.name != "name"}
-    for field in fields:
-        if field not in kinds:
-            raise ValueError(unknown("field", field, kinds))
-    values: dict[str, Any] = {"name": name}
-    for field, kind in kinds.items():
-        if field not in fields:
-            raise ValueError(f"no field {field!r}")
-        value = fields[field]
-        if kind is str:
-            right = isinstance(value, str) and (bool(value.strip()) or field in _MAY_BE_EMPTY)
-            right &= "\n" not in str(value)
-        elif field == "published":
-            right = _are_counts(value, values["splits"])
-        else:
-            right = isinstance(value, list) and all(isinstance(v, str) and v for v in value)
-            value = tuple(value) if right else value
-        if not right:
-            raise ValueError(f"field {field!r} is {value!r:.80}")
-        values[field] = value
-    facts = DatasetFacts(**values)
-    if facts.kind not in KINDS:
-        raise ValueError(f"field 'kind': {unknown('kind', facts.kind, KINDS)}")
-    if facts.licence_source not in _NO_ADDRESS:
-        for address in facts.licence_source.split():
-            if not re.fullmatch(r"https?://\S+", address):
-                choices = ", ".join(_NO_ADDRESS)
-                raise ValueError(f"field 'licence_source' is {address!r}: an address, or {choices}")
-    return facts
 
 
 def _are_counts(value: Any, splits: tuple[str, ...]) -> bool:
