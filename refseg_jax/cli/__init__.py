@@ -1,1 +1,1 @@
-"""The commands that need the library alone; `tools/X.py` calls them."""
+"""Commands that need only this library; the modules of `tools/` with the same names call them."""

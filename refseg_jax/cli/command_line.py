@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""Shared by the command lines: how SIGTERM ends them."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ from types import FrameType
 
 @contextlib.contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """SIGTERM, like Ctrl-C, lets the block remove what it has begun and stop what it has started.
+    """Makes SIGTERM raise `SystemExit` in the block, so that it cleans up as after Ctrl-C.
 
-    The exit code is the shell's, 143.
+    The exit code is 143, as the shell reports it for SIGTERM.
     """
     before = signal.signal(signal.SIGTERM, _leave)
     try:

@@ -1,4 +1,4 @@
-"""absl's flags for an experiment: mistakes are one line that names the flag or the field."""
+"""Parses absl's flags of an experiment; a mistake gives one line that names the flag or the field."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ FLAGS = flags.FLAGS
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parses the command line; ends the process with one line on a mistake in it.
+    """Parses the command line; prints one line and exits with code 1 if there is a mistake in it.
 
-    An unknown flag, config field, preset or config file is such a mistake. With `REFSEG_TRACEBACK`
-    set, the exception itself is raised.
+    Mistakes are an unknown flag, config field, preset or config file. If the environment variable
+    `REFSEG_TRACEBACK` is set, the exception is raised instead.
 
     Args:
         arguments: as in `sys.argv`.
 
     Returns:
-        The arguments that are no flags.
+        The arguments that are not flags.
     """
     try:
         rest = FLAGS(arguments)
-        # A config file that cannot be loaded shows only when a field is read.
+        # Reading a field raises the error of a config file that cannot be loaded.
         getattr(FLAGS.config, "steps", None)
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         if os.environ.get("REFSEG_TRACEBACK"):
@@ -34,12 +34,12 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def _line(error: Exception, arguments: list[str]) -> str:
-    """One line for what absl or the config raised; a message that names no flag gets one in front."""
+    """The message of an error of absl or of the config as one line, which begins with the flag."""
     reason: Any = error
     while isinstance(reason, (AttributeError, KeyError)) and reason.args:
         reason = reason.args[0]
     first, *more = str(reason).strip().splitlines() or [type(error).__name__]
-    # Where a config file raises, absl's message is the whole traceback.
+    # If a config file raises, absl's message is the whole traceback, whose last line has the reason.
     last = " ".join((more or [first])[-1].split())
     if isinstance(error, flags.Error) and not more:
         return last
@@ -48,5 +48,5 @@ def _line(error: Exception, arguments: list[str]) -> str:
     blamed = [path for path in paths if missing in path.split(".")[1:]]
     if blamed and not more:
         last = f"there is no field {first}; the config file and `configs/common.py` have them all"
-    # Of several fields with that name any may be meant.
+    # With several such fields on the command line, it is not known which one is wrong.
     return f"{blamed[0] if len(blamed) == 1 else '--config'}: {last}"

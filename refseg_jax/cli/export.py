@@ -2,7 +2,7 @@
 
     python -m tools.export --checkpoint=runs/scenes_unires --format=safetensors --output=exported
 
-`docs/export.md` tells what is in the folder, and how to load it with and without this code.
+docs/export.md lists the files in the folder, and shows how to load it with and without this code.
 """
 
 import argparse

@@ -1,19 +1,19 @@
-"""Turns published weights into a checkpoint folder of ours.
+"""Turns published weights into a checkpoint folder of this project.
 
     python -m tools.import_weights --format=hf_clip --source=DIR_OR_FILE_OR_HUB_NAME --output=CKPT
 
-Runs start from the folder by `--config.init.clip=CKPT`, as they do from the source itself; the folder
-has digests, and needs neither the source nor the network again. Sizes are the source's own; with
-`--preset=B/16` they must be that preset's, and the table of positions is resized to its image. The
-formats: openai_clip, hf_clip, openclip, and of single towers hf_swin, ms_swin, hf_bert (see
-docs/weights.md).
+A run starts from the folder with `--config.init.clip=CKPT`. It could also start from the source itself,
+but the folder has digests, and using it needs neither the source nor the network. The model has the
+sizes of the source. With `--preset=B/16` they must be those of the preset, and the position embedding
+is resized to its image size. Formats: openai_clip, hf_clip, openclip, and for single towers hf_swin,
+ms_swin, hf_bert (see docs/weights.md).
 
     python -m tools.import_weights --format=rela --source=FILE --output=CKPT
 
-writes the released ReLA as a whole model: `main.py --mode=eval` takes it by
-`--config.init.checkpoint=CKPT`, tools.predict and tools.export by `--checkpoint=CKPT`. Its words are
-BERT's: `--tokenizer=FILE` names a downloaded tokenizer.json, without which the hub is asked for
-bert-base-uncased whenever the model is used.
+This writes the released ReLA as a whole model. `main.py --mode=eval` takes it with
+`--config.init.checkpoint=CKPT`, tools.predict and tools.export with `--checkpoint=CKPT`. It reads words
+with BERT's tokenizer: `--tokenizer=FILE` names a downloaded tokenizer.json. Without it, the hub is asked
+for bert-base-uncased whenever the model is used.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from refseg_jax.weights.loader import Plan, load
 
 
 class Request(NamedTuple):
-    """What the command line asks for."""
+    """The values of the command line's flags."""
 
     format: str
     source: str
@@ -50,12 +50,12 @@ class Request(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What a format makes of its source.
+    """Weights that were read from a source.
 
     Attributes:
-        params: dotted path -> array.
-        plan: what was read and what was left.
-        record: goes into the checkpoint's config; what loading must check later.
+        params: dotted path -> parameter.
+        plan: which entries were read, and which entries and parameters were left out.
+        record: config of the checkpoint: its origin, and facts that loading it must check.
     """
 
     params: dict[str, jax.Array]
@@ -107,7 +107,7 @@ def _import_rela(request: Request) -> Imported:
     tokenizer = request.tokenizer or rela.TOKENIZER
     if request.tokenizer:
         here = Path(tokenizer).expanduser()
-        # The folder may be used from elsewhere.
+        # Absolute, because the checkpoint may be used from another working directory.
         tokenizer = str(here.resolve()) if here.exists() else tokenizer
         check_tokenizer(tokenizer, rela.CONTEXT_LENGTH, found.config)
     target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
@@ -118,13 +118,13 @@ def _import_rela(request: Request) -> Imported:
 
 
 def _only_of(formats: str, **flag: str) -> None:
-    """Refuses a flag that another format has."""
+    """Refuses a flag that only `formats` have."""
     for name, value in flag.items():
         if value:
             raise UserError(f"--{name}={value}: only of {formats}; leave it away")
 
 
-#: What imports each format.
+#: Format -> reads the weights of a request.
 FORMATS: Mapping[str, Callable[[Request], Imported]] = {
     "openai_clip": _import_clip,
     "hf_clip": _import_clip,
@@ -135,10 +135,11 @@ FORMATS: Mapping[str, Callable[[Request], Imported]] = {
 
 
 def run(request: Request, output: Path) -> Imported:
-    """Imports, and writes the checkpoint; it is whole, or not there.
+    """Imports weights and writes the checkpoint, complete or not at all.
 
     Raises:
-        UserError: the source is missing, damaged or does not fit, or the folder is taken.
+        UserError: the source is missing, damaged or does not fit the format or preset, or `output`
+            holds a checkpoint or is not a folder.
     """
     there = next((path for path in (output, *output.parents) if path.exists()), output)
     if there.exists() and not there.is_dir():
@@ -161,7 +162,7 @@ def run(request: Request, output: Path) -> Imported:
 
 
 def summary(plan: Plan) -> str:
-    """How many leaves there are, and what was left and why."""
+    """Text that says how many leaves were read, which were left out, and why."""
     lines = [f"{len(plan.reads)} entries read into {len(plan.targets)} parameters"]
     for what, left in (("unread", plan.unread), ("left to fresh weights", plan.unwritten)):
         reasons: dict[str, list[str]] = defaultdict(list)
@@ -196,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except (RuntimeError, TypeError, MemoryError) as error:
-        # A strange file makes Python, numpy or JAX fail in one of these ways.
+        # Python, numpy and JAX raise these for files with unexpected content.
         line = " ".join(f"{type(error).__name__} {error}".split())[:300]
         print(f"error: {request.source}: cannot be imported ({line}); try another", file=sys.stderr)
         return 1

@@ -7,13 +7,13 @@
 
     {"id": "17", "segmentation": {"size": [480, 640], "counts": "..."}, "present": true}
 
-`R` has the same ids in any order; `segmentation` is RLE or polygons and may be empty, the rest is
-optional:
+`R` has the same ids in any order. `segmentation` is RLE or polygons and may be empty; the other fields
+are optional:
 
     {"id": "17", "segmentation": [[10, 20, ...]], "granularity": "part", "group": "", "category": ""}
 
-Masks are counted without being decoded where the protocol allows it, and a pair is forgotten once it
-is counted. The protocols, and the meaning of each field, are in docs/protocols.md.
+Where the protocol allows it, masks are counted without being decoded. Pairs are not kept once they are
+counted. docs/protocols.md explains the protocols and the fields.
 """
 
 import argparse
@@ -32,23 +32,25 @@ from refseg_jax.reporting import tables as report
 def score(
     predictions: Path, references: Path, protocol: str, *, min_pixels: int = 0
 ) -> list[State]:
-    """The sums of each protocol over two files.
+    """Sums of each protocol over the pairs of two files.
 
     Args:
-        predictions, references: see the module.
-        protocol, min_pixels: as of `refseg_jax.evaluation.protocols.build_protocols`.
+        predictions, references: files of JSON lines, see the module.
+        protocol: names of protocols, separated by commas.
+        min_pixels: as in `refseg_jax.evaluation.protocols.build_protocols`.
 
     Raises:
-        UserError: of a file, with the line; of the protocol's name.
+        UserError: a line cannot be used (the message names file and line), or a protocol's name is
+            unknown.
     """
     states = [State(one) for one in build_protocols(protocol, min_pixels=min_pixels)]
-    # Not a terminal: no bar.
+    # `disable=None` shows a progress bar on a terminal only.
     for pair, line in tqdm(read_pairs(predictions, references), unit="pair", disable=None):
         for state in states:
             try:
                 state.add(pair)
             except LineError:
-                # Of the prediction, whose map is opened late.
+                # It names the prediction's line, whose map is read only here.
                 raise
             except UserError as error:
                 raise line.error(error) from None
@@ -56,7 +58,7 @@ def score(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Scores, prints, and writes."""
+    """Scores the files, writes `--json` and prints the tables."""
     if options.json is not None and options.json.is_dir():
         raise UserError(f"--json={options.json}: is a folder; name a file")
     for flag in ("predictions", "references"):

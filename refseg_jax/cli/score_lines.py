@@ -1,7 +1,7 @@
-"""Lines of predictions and references: joined by id, checked, and made into pairs.
+"""Joins the lines of predictions and references by id, checks them, and makes pairs of them.
 
-Files may have their lines in different orders. They are read side by side, and a line whose partner
-has not come yet is forgotten but for its place in the file: what is kept of it is its id.
+The lines of the two files may be in different orders. The files are read side by side. Of a line whose
+partner has not been read yet, only the id and the place in the file are kept.
 """
 
 import base64
@@ -35,10 +35,10 @@ from refseg_jax.images.segmentation import (
     misplaced,
 )
 
-#: Pairs whose RLE is checked at once.
+#: Number of pairs whose RLE is checked at once.
 _AT_ONCE = 64
 
-#: What a map that is none raises.
+#: Errors of reading a soft map that is damaged or not a PNG.
 _UNREADABLE = (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError)
 
 
@@ -50,8 +50,9 @@ class Line(NamedTuple):
     """A JSON object of a file.
 
     Attributes:
-        path, number: where it stands; lines are counted from 1.
-        fields: what it says.
+        path: the file.
+        number: number of the line, from 1.
+        fields: the object.
     """
 
     path: Path
@@ -59,7 +60,7 @@ class Line(NamedTuple):
     fields: dict[str, Any]
 
     def error(self, reason: object) -> LineError:
-        """The reason with the line's place before it."""
+        """An error with the file and the line before the reason."""
         return LineError(f"{self.path}:{self.number}: {reason}")
 
 
@@ -70,11 +71,11 @@ class _Place(NamedTuple):
 
 
 def joined(predictions: Path, references: Path) -> Iterator[tuple[Line, Line]]:
-    """Each prediction and its reference.
+    """Yields each prediction with its reference.
 
     Raises:
-        UserError: a line is no JSON object with an id, an id stands twice in a file or is missing in
-            the other, or a file has no lines. Missing ids are told when both files have been read.
+        UserError: a line is not a JSON object with an id, an id occurs twice in a file or is missing
+            in the other, or a file has no lines. Missing ids are reported once both files are read.
     """
     with predictions.open("rb") as first, references.open("rb") as second:
         files = (_File(predictions, first), _File(references, second))
@@ -98,17 +99,17 @@ def joined(predictions: Path, references: Path) -> Iterator[tuple[Line, Line]]:
 
 
 class _File:
-    """A file of JSON lines, read in order and again by place."""
+    """A file of JSON lines that can be read in order, and again at a place."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self.last = Line(path, 0, {})
 
     def places(self, side: int) -> Iterator[_Place]:
-        """The place of each line that is not blank; the line is then `last`."""
+        """Yields the place of each line that is not blank, after storing the line as `last`."""
         offset = 0
         for number in itertools.count(1):
-            # Another line may have been read in between.
+            # `at` may have moved the position since the last line.
             if self._file.tell() != offset:
                 self._file.seek(offset)
             text = self._file.readline()
@@ -159,7 +160,7 @@ def _check_all_joined(waiting: Mapping[str, _Place | None], paths: tuple[Path, P
 
 
 class _Draft(NamedTuple):
-    """A pair whose compressed counts nobody has checked yet."""
+    """A pair whose compressed counts are not checked yet."""
 
     prediction: Line
     reference: Line
@@ -176,10 +177,11 @@ class ReadPair(NamedTuple):
 
 
 def read_pairs(predictions: Path, references: Path) -> Iterator[ReadPair]:
-    """The pairs of two files.
+    """Yields the pairs of two files.
 
     Raises:
-        UserError: as `joined`, or a line does not say what it should; it is named.
+        UserError: as in `joined`, or a field of a line is missing or invalid; the message names file
+            and line.
     """
     lines = joined(predictions, references)
     while drafts := [_draft(*both) for both in itertools.islice(lines, _AT_ONCE)]:
@@ -234,7 +236,7 @@ def _size(line: Line, segmentation: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _region(line: Line, segmentation: Any, size: tuple[int, int]) -> bytes:
-    """The compressed counts of a segmentation of any kind; `[]`, `{}` and `null` are nothing."""
+    """Compressed counts of a segmentation of any kind; `[]`, `{}` and `null` are empty masks."""
     counts = b""
     try:
         if segmentation:
@@ -243,8 +245,8 @@ def _region(line: Line, segmentation: Any, size: tuple[int, int]) -> bytes:
         pass
     except SegmentationError as error:
         raise line.error(error) from None
-    # Polygons do not say of which size their image is: cut at the border they would be scored as
-    # another region, or as none.
+    # Polygons do not state the size of their image. Those of another size would be cut at the border
+    # and scored as another region, or as none.
     if segmentation and misplaced(segmentation, counts, (), *size):
         raise line.error(
             f"a polygon leaves the prediction's {size[0]} x {size[1]} pixels (height x width); give "
@@ -254,7 +256,7 @@ def _region(line: Line, segmentation: Any, size: tuple[int, int]) -> bytes:
 
 
 def _mended(draft: _Draft) -> _Draft:
-    """With counts that are in order; raises the error of those that cannot be."""
+    """The draft with counts that pycocotools can read; raises a `LineError` for damaged ones."""
     return draft._replace(
         predicted=_checked(draft.prediction, draft.predicted, draft.size),
         target=_checked(draft.reference, draft.target, draft.size),
@@ -268,7 +270,7 @@ def _checked(line: Line, counts: bytes, size: tuple[int, int]) -> bytes:
         raise line.error(error) from None
     if are_plain([counts], [size[0] * size[1]]):
         return counts
-    # Empty runs, which pycocotools stumbles over.
+    # Encoded again without empty runs, which pycocotools cannot handle.
     return encode(decode_counts(counts, *size))["counts"].encode()
 
 
@@ -315,7 +317,7 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
         else:
             data = base64.b64decode(soft_map, validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            # The header tells both: nothing else is decoded.
+            # The header has both, so nothing is decoded before this check.
             if image.mode != "L" or image.size != size[::-1]:
                 raise line.error(
                     f"the map is a picture of {image.height} x {image.width} pixels in mode "
