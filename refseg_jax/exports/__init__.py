@@ -1,5 +1,5 @@
-"""A model leaves the project and comes back: formats by name, all of them one folder.
+"""Writes a model as a folder that runs elsewhere, in one of several formats.
 
-`exporter.py` writes the folder, `reader.py` computes masks from it, `folder.py` is its layout, and
-`source.py` is what it is made of.
+`source.py` reads the checkpoint, `exporter.py` writes the folder, and `folder.py` has its layout.
+`refseg_jax.prediction.reader` computes masks from the folder.
 """

@@ -1,4 +1,4 @@
-"""Arrays as a safetensors file, and back."""
+"""Writes and reads arrays as a safetensors file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, layout: str = "np") -
     Args:
         path: the file.
         arrays: name -> array.
-        layout: whose axis order they have; transformers reads files of layout `pt` only.
+        layout: value of `format` in the file's metadata, which names the framework whose axis order
+            the arrays have; transformers reads only `"pt"`.
 
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
@@ -27,15 +28,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, layout: str = "np") -
         save_file(contiguous, path, metadata={"format": layout})
     except safetensors.SafetensorError as error:
         raise OSError(" ".join(str(error).split())[:120]) from None
-    # The library makes files for its owner only, which a server may not be.
+    # The library creates files that only their owner can read; a server may run as another user.
     path.chmod(0o644)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file.
+    """Reads all arrays of a file, by name.
 
     Raises:
-        UserError: it is no safetensors file.
+        UserError: the file is not a safetensors file.
     """
     try:
         return load_file(path)

@@ -1,7 +1,7 @@
-"""CLIP's towers out of a model, in the layout of transformers.CLIPModel.
+"""Exports a model's CLIP towers in the layout of `transformers.CLIPModel`.
 
-Names and layouts are those of the import, `refseg_jax.weights.clip.HF`, read backwards, so that what is
-written can be imported again.
+Names and layouts come from the table of the import, `refseg_jax.weights.clip.HF`, read backwards, so
+that the exported towers can be imported again.
 """
 
 import math
@@ -22,10 +22,10 @@ from refseg_jax.weights.table import Change, Table, convolution, positions, row,
 
 FOLDER = "clip"
 
-#: The temperature that CLIP starts with; ours are trained without one.
+#: CLIP's initial value. This project trains without it.
 LOGIT_SCALE = math.log(1 / 0.07)
 
-#: What each change of an import takes back; positions are of the model's own grid already.
+#: Change of an import -> its inverse. Positions stay, since they have the model's own grid.
 UNDO: Mapping[Change, Callable[[np.ndarray], np.ndarray]] = {
     same: lambda value: value,
     positions: lambda value: value,
@@ -36,11 +36,14 @@ UNDO: Mapping[Change, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def write_towers(target: Path, source: Source) -> str:
-    """Writes `clip/`, where the towers are CLIP's; what there is to say about it.
+    """Writes the folder `clip/`, if the towers are CLIP's.
 
     Args:
         target: the exported folder.
         source: the whole model.
+
+    Returns:
+        A paragraph about the folder, or about why there is none, for the model card.
     """
     model = source.model
     if model["name"] != "unires":
@@ -56,7 +59,7 @@ def write_towers(target: Path, source: Source) -> str:
     write_json(folder / "config.json", _config(model))
     write_json(folder / "preprocessor_config.json", _images(model["image_size"]))
     if is_clips(source.tokenizer_json):
-        # Without them CLIPProcessor makes up a vocabulary of two tokens, and says nothing.
+        # Without these files CLIPProcessor silently makes up a vocabulary of two tokens.
         write_tokenizer(folder, source.tokenizer_json, source.data["context_length"])
         texts = f'`transformers.CLIPProcessor.from_pretrained("{FOLDER}")` prepares what they take.'
     else:
@@ -70,7 +73,7 @@ def write_towers(target: Path, source: Source) -> str:
 
 
 def towers(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters of both towers under Hugging Face's names and in torch's layout."""
+    """Parameters of both towers, with Hugging Face's names and torch's layouts."""
     old = [path for path in params if not any(re.fullmatch(new, path) for new in clip.NEW)]
     entries = {
         entry: UNDO[change](params[path]) for path, (entry, change) in backwards(clip.HF, old)
@@ -79,12 +82,17 @@ def towers(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def backwards(table: Table, paths: Iterable[str]) -> Iterable[tuple[str, tuple[str, Change]]]:
-    """The entry that each parameter is read from, and the change on the way.
+    """Yields, for each parameter, the entry that an import reads it from, and the change.
 
-    Patterns may hold groups and escaped dots, nothing else that matches more than one text.
+    Args:
+        table: rules of the import. Beside groups and escaped dots, a pattern must be plain text.
+        paths: dotted paths of the parameters.
+
+    Yields:
+        Pairs `(path, (entry, change))`.
 
     Raises:
-        ValueError: the table does not write a parameter, or its rule cannot be read backwards.
+        ValueError: no rule writes a parameter, or a rule cannot be read backwards.
     """
     single = [(rule.pattern, *rule.writes[0]) for rule in table.rules if len(rule.writes) == 1]
     for path in paths:
@@ -105,7 +113,7 @@ def backwards(table: Table, paths: Iterable[str]) -> Iterable[tuple[str, tuple[s
 
 
 def _config(model: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` of a CLIPModel."""
+    """Content of `config.json` for a `CLIPModel`."""
 
     def tower(name: str) -> dict[str, Any]:
         width = model[f"{name}_width"]
@@ -124,7 +132,7 @@ def _config(model: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": model["vocab_size"],
         "max_position_embeddings": model["text_positions"],
         "eos_token_id": model["eos_id"],
-        # CLIP's SOS stands before its EOS.
+        # In CLIP's vocabulary SOS comes directly before EOS.
         "bos_token_id": model["eos_id"] - 1,
         "pad_token_id": 0,
     }
@@ -144,7 +152,7 @@ def _config(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images(size: int) -> dict[str, Any]:
-    """How a CLIP of this image size is fed by transformers: a square out of the middle."""
+    """Content of `preprocessor_config.json`: transformers feeds CLIP a square from the centre."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": size},

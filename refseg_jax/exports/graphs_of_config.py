@@ -1,4 +1,4 @@
-"""What `config.json` says of exported graphs, as the engines read it."""
+"""Reads the description of exported graphs from `config.json`, for the engines."""
 
 import dataclasses
 import types
@@ -13,13 +13,13 @@ from refseg_jax.models.graphs import GRAPHS
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Of the three graphs.
+    """Description of the three graphs.
 
     Attributes:
-        files: graph -> file of the folder.
-        params: graph -> the parameters that it takes, none where they are inside it.
+        files: graph -> name of its file.
+        params: graph -> paths of the parameters that it takes; none if it holds its weights itself.
         image_size, mask_stride: see `refseg_jax.prediction.engines.Engine`.
-        model: the fields of the model's config.
+        model: the fields of the model's config, as attributes.
     """
 
     files: dict[str, str]
@@ -30,10 +30,15 @@ class Description:
 
 
 def read_description(path: Path, config: ExportConfig) -> Description:
-    """The description of an exported folder's graphs.
+    """Reads the description of a folder's graphs.
+
+    Args:
+        path: the exported folder.
+        config: its config.
 
     Raises:
-        UserError: it is none, or texts have another length than the graphs take.
+        UserError: the description is incomplete, or `data.context_length` differs from the length of
+            texts that the graphs take.
     """
     try:
         graphs = config.graphs

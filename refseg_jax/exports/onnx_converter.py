@@ -1,9 +1,9 @@
-"""Weights to ONNX graphs; runs in the environment of `onnx_environment.py`, see `onnx_graphs.py`.
+"""Converts a model to ONNX graphs; `onnx_graphs.py` runs it in the environment of `onnx_environment.py`.
 
     PYTHONPATH=... python -P onnx_converter.py FOLDER OUTPUT
 
-FOLDER holds `config.json` and `model.safetensors`; OUTPUT gets `<name>.onnx` of each graph, and
-`graphs.json`. Nothing of `refseg_jax.exports` can be imported here: it needs the newer Orbax.
+FOLDER holds `config.json` and `model.safetensors`. OUTPUT gets `<name>.onnx` of each graph, and
+`graphs.json`. This script cannot import `refseg_jax.exports`, which needs a newer Orbax.
 """
 
 import json
@@ -24,21 +24,22 @@ from safetensors.numpy import load_file
 from refseg_jax.layers.attention import portable_attention
 from refseg_jax.models.graphs import GRAPHS, Features, Graphs, described, dimensions, forward_of
 
-#: Graphs that differ more from JAX, relative to the largest logit, are no export.
+#: Largest allowed difference of logits from JAX's, relative to the largest logit.
 TOLERANCE = 1e-4
 
-#: Bytes of weights that fit into a protobuf file (2 GiB at most) beside the graph.
+#: Bytes of weights that fit into one protobuf file (2 GiB at most) together with the graph.
 _LARGEST_FILE = 2**31 - 2**24
 
-#: onnxruntime's CPU kernels have no bfloat16; recomputation is for training.
+#: Fields of the model that are replaced: onnxruntime's CPU kernels have no bfloat16, and
+#: rematerialisation only serves training.
 _FIELDS = {"dtype": "float32", "remat": False}
 
 
 def main(folder: Path, output: Path) -> None:
-    """Converts, and compares with JAX.
+    """Converts the model of `folder` to graphs in `output`, and compares them with JAX.
 
     Raises:
-        ValueError: the graphs' logits are not the model's.
+        ValueError: the graphs' logits differ from the model's.
     """
     config = json.loads((folder / "config.json").read_text())
     model = config["model"]
@@ -73,7 +74,7 @@ def _write(
     names: list[str],
     output: Path,
 ) -> dict[str, Any]:
-    """One graph, whose inputs and outputs are arrays by name: features are flattened."""
+    """Writes one graph, whose inputs and outputs are named arrays (features are flattened)."""
     leaves, structure = jax.tree.flatten(inputs)
     outputs = jax.eval_shape(lambda *args: function(params, *args), *inputs)
 
@@ -86,7 +87,7 @@ def _write(
     name = function.__name__
     proto = to_onnx(run, plain, model_name=name, input_names=names, output_names=list(outputs))
     for value in proto.graph.output:
-        # jax2onnx calls sizes that went through a reshape `dynamic_7`.
+        # jax2onnx names sizes that went through a reshape `dynamic_7` or the like.
         shape = value.type.tensor_type.shape
         for place, size in zip(shape.dim, dimensions(outputs[value.name]), strict=True):
             if isinstance(size, str):
@@ -102,10 +103,12 @@ def _write(
 
 
 def compare(graphs: Graphs, params: dict[str, jax.Array], length: int, output: Path) -> float:
-    """The largest difference of logits relative to the largest, of two random images and three texts.
+    """The largest difference of logits from JAX's, relative to the largest logit.
+
+    The inputs are two random images with three random texts each.
 
     Raises:
-        ValueError: it is more than rounding.
+        ValueError: the difference exceeds `TOLERANCE`.
     """
     rng = np.random.default_rng(0)
     size, config = graphs.forward.model.image_size, graphs.forward.model.config

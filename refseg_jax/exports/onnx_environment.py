@@ -1,4 +1,4 @@
-"""The virtual environment that converts to ONNX: jax2onnx needs an older Orbax than this code."""
+"""Makes the virtual environment that converts to ONNX, since jax2onnx needs an older Orbax."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from absl import logging
 
 from refseg_jax.errors import UserError
 
-#: What the conversion depends on, down to the version. jax2onnx 0.17.1 wants orbax-checkpoint < 0.11.37.
+#: Packages of the environment. jax2onnx 0.17.1 requires orbax-checkpoint < 0.11.37.
 PINS = (
     "jax2onnx==0.17.1",
     "jax==0.10.2",
@@ -29,19 +29,19 @@ PINS = (
     "safetensors==0.8.0",
 )
 
-#: In an environment that is whole: what it was made of.
+#: File with the pins, which only a complete environment has.
 _RECORD = "refseg_jax_pins.txt"
 
 
 def ensure_environment(folder: Path | None = None) -> Path:
-    """The Python of the environment, which is made where it is missing (half a minute, 1 GB).
+    """Returns the Python of the environment, and makes it if it is missing (half a minute, 1 GB).
 
     Args:
-        folder: where it is or shall be; by default a folder of the user's cache whose name tells the
-            pins and the Python.
+        folder: the environment's folder; by default one in the user's cache, named by a digest of the
+            pins and the version of Python.
 
     Raises:
-        UserError: it cannot be made, or the folder holds something else.
+        UserError: the environment cannot be made, or the folder holds something else.
     """
     folder = _default_folder() if folder is None else folder.absolute()
     if not folder.exists():
@@ -58,7 +58,7 @@ def ensure_environment(folder: Path | None = None) -> Path:
 
 
 def clean_variables() -> dict[str, str]:
-    """The process's environment without what would lead a Python to other packages than its own."""
+    """The environment variables without those that point a Python to foreign packages."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -97,7 +97,7 @@ def _make(folder: Path) -> None:
         try:
             partial.rename(folder)
         except OSError:
-            # Another process was faster; what it made is looked at by whoever called.
+            # Another process was faster; the caller checks the environment that it made.
             if not folder.exists():
                 raise
     finally:
@@ -110,7 +110,7 @@ def _run(command: list[str], folder: Path, cure: str) -> None:
     )
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        # pip's last line repeats what its first error says, with less of the reason.
+        # pip's first error gives the reason; its last line repeats that in fewer words.
         reason = next(
             (line for line in said if line.startswith("ERROR:")), said[-1] if said else ""
         )

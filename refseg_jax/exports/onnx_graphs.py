@@ -1,7 +1,7 @@
-"""The three functions of a model as ONNX graphs with their weights inside, and what runs them.
+"""Writes the three functions of a model as ONNX graphs with their weights inside.
 
-Batch `b` and number of expressions `k` are dynamic. No parameter is stored twice: each graph holds its
-own. All is computed in f32, whatever the model was trained in.
+Batch size `b` and number of expressions `k` are dynamic. Each graph holds the parameters that it uses.
+All is computed in f32, whatever dtype the model was trained in.
 """
 
 import json
@@ -32,14 +32,14 @@ def write_onnx(
         environment: see `ensure_environment`.
 
     Returns:
-        What is needed to call each graph, by name; and the largest difference of logits from JAX's on
-        random inputs, relative to the largest logit.
+        Name -> description of the graph, for `ExportConfig.graphs`; and the largest difference of
+        logits from JAX's on random inputs, relative to the largest logit.
 
     Raises:
-        UserError: the environment cannot be made, or the model not converted.
+        UserError: the environment cannot be made, or the model cannot be converted.
     """
     python = ensure_environment(environment)
-    # Beside the target, where there is room for graphs; nothing half-converted gets into it.
+    # Beside the target, on the same disk; files move into the target only once all are converted.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target.parent) as scratch:
         weights, packages, made = (Path(scratch) / n for n in ("weights", "packages", "graphs"))
         weights.mkdir()
@@ -48,11 +48,12 @@ def write_onnx(
         config = {"model": source.model, "data": source.data}
         (weights / folder.CONFIG).write_text(json.dumps(config))
         packages.mkdir()
-        # Beside this package may lie those of this process, which the converter must not see.
+        # A link alone in its folder, because beside this package there may be packages of this
+        # process, which the converter must not import.
         (packages / "refseg_jax").symlink_to(Path(refseg_jax.__file__).parent)
         variables = {**clean_variables(), "PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
-            # Without -P the folder of the script comes first, where modules have common names.
+            # Without -P the script's folder, whose modules have common names, would be searched first.
             [str(python), "-P", str(_CONVERTER), str(weights), str(made)],
             env=variables,
             text=True,
@@ -72,9 +73,9 @@ def write_onnx(
 
 
 def raised(stderr: str) -> str:
-    """The first line of the exception that ended a Python process; else its last words, if any.
+    """The first line of the exception that ended a Python process, else its last line or `""`.
 
-    After an exception may stand more lines of its message, and advice of JAX.
+    The last line itself is no use: more lines of the message, and advice of JAX, follow the first.
     """
     tracebacks = re.findall(r"^Traceback .*\n(?:[ \t].*\n)+(\S.*)", stderr, re.MULTILINE)
     words = tracebacks or [line.strip() for line in stderr.splitlines() if line.strip()]

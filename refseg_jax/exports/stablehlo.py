@@ -1,9 +1,10 @@
-"""The three functions of a model as StableHLO, for servers without this code.
+"""Writes the three functions of a model as StableHLO, for servers without this code.
 
-Each file is one `jax.export` artefact for CPUs, CUDA GPUs and TPUs, with a symbolic batch `b` and a
-symbolic number of expressions `k`. Its first argument is a flat dict of just the parameters that it
-uses, read from `model.safetensors` beside it, so that weights are stored once. JAX reads artefacts of
-up to six months before (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
+Each file is one `jax.export` artefact for CPUs, CUDA GPUs and TPUs, with a symbolic batch size `b` and
+a symbolic number of expressions `k`. Its first argument is a flat dict of the parameters that it uses,
+which are read from `model.safetensors` beside it, so that weights are stored only once. JAX reads
+artefacts that are up to six months older than itself
+(https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
 """
 
 import inspect
@@ -21,17 +22,25 @@ from refseg_jax.models.graphs import GRAPHS, Graphs, described, forward_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-#: What `config.json` says of a graph: its file, the parameters that it takes, and the shapes.
+#: Description of a graph in `config.json`: file, parameters that it takes, inputs and outputs.
 Graph = dict[str, Any]
 
 
 def write_graphs(target: Path, source: Source) -> dict[str, Graph]:
-    """Writes `<name>.stablehlo` of each of `GRAPHS`; what is needed to call them, by name."""
+    """Writes `<name>.stablehlo` for each of `GRAPHS`.
+
+    Args:
+        target: the folder.
+        source: the model.
+
+    Returns:
+        Name -> description of the graph, for `ExportConfig.graphs`.
+    """
     graphs = Graphs(forward_of(source.model))
     batch, count = export.symbolic_shape("b, k")
     with portable_attention():
         inputs = graphs.inputs(batch, count, source.data["context_length"])
-        # The parameters that a function uses do not depend on the shapes.
+        # Concrete shapes, to find the parameters that a function uses; they do not depend on shapes.
         examples = graphs.inputs(1, 1, source.data["context_length"])
         return {
             name: _write(target, getattr(graphs, name), inputs[name], examples[name])
@@ -48,7 +57,7 @@ def _write(
     used = used_params(function, shapes, *examples)
 
     def run(params: Mapping[str, Any], *arguments: Any) -> Any:
-        # What is not used stays abstract.
+        # Parameters that are not used stay abstract.
         return function({**shapes, **params}, *arguments)
 
     exported = export.export(jax.jit(run), platforms=PLATFORMS)(
@@ -69,11 +78,11 @@ def _write(
 def used_params(
     function: Callable[..., Any], params: Mapping[str, Any], *arguments: Any
 ) -> list[str]:
-    """The parameters that reach a function's result, in the order of their names."""
+    """Sorted paths of the parameters that a function's result depends on."""
     jaxpr = jax.make_jaxpr(function)(dict(params), *arguments).jaxpr
     needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
     for equation in reversed(jaxpr.eqns):
         if any(var in needed for var in equation.outvars):
             needed |= {var for var in equation.invars if not isinstance(var, Literal)}
-    # JAX flattens dicts in the order of their keys.
+    # JAX flattens dicts by sorted keys.
     return [path for path, var in zip(sorted(params), jaxpr.invars, strict=False) if var in needed]

@@ -1,4 +1,4 @@
-"""The tokenizer's files, for readers without this project's code."""
+"""Writes the tokenizer's files in Hugging Face's formats, for readers without this project's code."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from refseg_jax.exports.folder import TOKENIZER
 
-#: Names of special tokens in Hugging Face's files, and what vocabularies call them.
+#: Kind of special token in Hugging Face's files -> its possible names in a vocabulary.
 _SPECIAL = {
     "bos_token": ("<|startoftext|>", "[CLS]", "<s>"),
     "eos_token": ("<|endoftext|>", "[SEP]", "</s>"),
@@ -15,12 +15,14 @@ _SPECIAL = {
 
 
 def write_tokenizer(target: Path, content: str, context_length: int) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`; of byte-pair encodings the two old files too.
+    """Writes `tokenizer.json` and `tokenizer_config.json`.
+
+    For byte-pair encodings it also writes `vocab.json` and `merges.txt`, which older readers need.
 
     Args:
         target: the folder.
-        content: of `tokenizer.json`.
-        context_length: of the texts that the model was trained on, SOS and EOS included.
+        content: content of `tokenizer.json`.
+        context_length: length `L` of the model's texts, SOS and EOS included.
     """
     (target / TOKENIZER).write_text(content)
     model = json.loads(content)["model"]
@@ -32,8 +34,8 @@ def write_tokenizer(target: Path, content: str, context_length: int) -> None:
     settings: dict[str, Any] = {
         "tokenizer_class": "CLIPTokenizer" if is_clips(content) else "PreTrainedTokenizerFast",
         "model_max_length": context_length,
-        # No padding: id 0, which our batches have, is "!" in CLIP's vocabulary, and what is named here
-        # is cut out of texts as a special token.
+        # No padding token: batches are padded with id 0, which is "!" in CLIP's vocabulary, and
+        # readers would take every "!" in a text for a special token.
         **{kind: name for kind, name in special.items() if name is not None},
     }
     write_json(target / "tokenizer_config.json", settings)
@@ -44,15 +46,15 @@ def write_tokenizer(target: Path, content: str, context_length: int) -> None:
 
 
 def is_clips(content: str) -> bool:
-    """Whether a `tokenizer.json` is of CLIP's vocabulary."""
+    """Whether the content of a `tokenizer.json` has CLIP's vocabulary."""
     return "<|startoftext|>" in _token_names(json.loads(content)["model"]["vocab"])
 
 
 def _token_names(vocabulary: Any) -> set[str]:
-    """Of a table name -> id, or of Unigram's list of pairs."""
+    """Tokens of a vocabulary: a table name -> id, or Unigram's list of pairs (name, score)."""
     return set(vocabulary) if isinstance(vocabulary, dict) else {name for name, _ in vocabulary}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """As people read it: indented, and with letters as they are."""
+    """Writes JSON for people to read: indented, non-ASCII characters not escaped."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -1,9 +1,9 @@
 """TensorBoard event files, written without TensorFlow.
 
-`tensorboardX` would do the same but imports torch wherever that is installed, so the few messages
-that are needed are encoded here. An event file is a sequence of records (length, its masked
-CRC-32C, protocol buffer, its masked CRC-32C); fields are those of `event.proto` in TensorFlow's
-`core/util` and `summary.proto` in its `core/framework`.
+`tensorboardX` would do the same but imports torch if that is installed, so this module encodes the few
+messages that are needed. An event file is a sequence of records (length, its masked CRC-32C, protocol
+buffer, its masked CRC-32C). The fields are those of `event.proto` in TensorFlow's `core/util` and of
+`summary.proto` in its `core/framework`.
 """
 
 import os
@@ -22,7 +22,7 @@ _SESSION_START = 1
 
 
 class EventFile:
-    """One file of events, new with every process; what is written is flushed every 10 s."""
+    """One event file, new in every process. Writing flushes it every 10 s."""
 
     def __init__(self, folder: Path) -> None:
         """Creates the folder and the file.
@@ -39,30 +39,30 @@ class EventFile:
         self.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One point for each name."""
+        """Adds one point for each name."""
         self._summary(step, [_text(1, tag) + _float(2, v) for tag, v in values.items()])
 
     def image(self, step: int, tag: str, image: np.ndarray) -> None:
-        """A picture, u8 `[H, W, 3]` RGB."""
+        """Adds a picture, u8 `[H, W, 3]` RGB."""
         _, png = cv2.imencode(".png", image[..., ::-1])
         height, width = image.shape[:2]
         message = _varint(1, height) + _varint(2, width) + _varint(3, _RGB)
         self._summary(step, [_text(1, tag) + _bytes(4, message + _bytes(4, png.tobytes()))])
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Markdown."""
+        """Adds a text in Markdown."""
         metadata = _bytes(1, _text(1, "text"))
         shape = _bytes(2, _varint(1, 1))
         tensor = _varint(1, _DT_STRING) + _bytes(2, shape) + _text(8, text)
         self._summary(step, [_text(1, tag) + _bytes(8, tensor) + _bytes(9, metadata)])
 
     def restart_at(self, step: int) -> None:
-        """Tells TensorBoard to forget what earlier files say of this step and later ones."""
+        """Tells TensorBoard to drop this step and later ones of earlier files."""
         self._write(_bytes(7, _varint(1, _SESSION_START)), step=step)
         self.flush()
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Passes all events to the operating system."""
         self._file.flush()
         self._flushed = time.monotonic()
 
@@ -107,7 +107,7 @@ def _text(field: int, value: str) -> bytes:
 
 
 def _float(field: int, value: float) -> bytes:
-    # numpy turns what f32 cannot hold into infinity, where struct raises.
+    # numpy turns numbers that are too large for f32 into infinity; struct would raise.
     with np.errstate(over="ignore"):
         return _varint_bytes(field << 3 | 5) + np.float32(value).tobytes()
 
@@ -134,6 +134,6 @@ def crc32c(data: bytes) -> int:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """The record format rotates the CRC and adds a constant, as data may itself contain CRCs."""
+    """The CRC, rotated and with a constant added, as the format demands: data may contain CRCs."""
     crc = crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Which parameters a model has: a summary for the screen, and the whole table for a file."""
+"""Lists a model's parameters: a summary for the screen, and the whole table for a file."""
 
 import math
 from collections import Counter
@@ -10,10 +10,12 @@ from clu import parameter_overview
 
 
 def summary(shapes: Mapping[str, Any]) -> str:
-    """Numbers of parameters by tower, and by the modules of each; the towers add up to the total.
+    """Text with the number of parameters of each tower and of its modules; towers sum to the total.
+
+    A tower is the first part of a dotted path, a module the first two parts.
 
     Args:
-        shapes: dotted path -> what has a `shape`.
+        shapes: dotted path -> anything with a `shape`.
     """
     towers: Counter[str] = Counter()
     modules: dict[str, Counter[str]] = {}
@@ -26,7 +28,7 @@ def summary(shapes: Mapping[str, Any]) -> str:
     rows = []
     for tower, size in towers.items():
         rows.append((tower, size))
-        # A tower of one module is told already.
+        # The only module of a tower would repeat its row.
         if len(modules[tower]) > 1:
             rows += [(f"  {name}", count) for name, count in modules[tower].items()]
     rows.append(("total", total))
@@ -37,6 +39,6 @@ def summary(shapes: Mapping[str, Any]) -> str:
 
 
 def write_table(shapes: Mapping[str, Any], path: Path) -> None:
-    """One row a parameter: path, shape, dtype, size."""
+    """Writes a table with one row for each parameter: path, shape, dtype, size."""
     table: Any = parameter_overview.get_parameter_overview(dict(shapes), include_stats=False)
     path.write_text(f"{table}\n")

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run: the table by granularity, and `summary.json`."""
+"""Tables of scores as text, and the file `summary.json`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from refseg_jax.evaluation.protocols import Protocol
 
 
 def table(scores: Mapping[str, float], columns: Sequence[str], prefix: str = "") -> str:
-    """Scores as text: one row per granularity and one for all, in percent.
+    """A table of scores in percent: one row for each granularity, and one for all pairs.
 
     Args:
-        scores: flat keys such as `"object/mIoU"` and `"mIoU"`, values in [0, 1].
+        scores: keys such as `"object/mIoU"` and `"mIoU"`, values in [0, 1].
         columns: the scores to show.
-        prefix: what the keys begin with, e.g. `"shuffled/"`.
+        prefix: beginning of the keys, e.g. `"shuffled/"`.
     """
     rows = []
     for name in (*GRANULARITIES, ""):
@@ -27,11 +27,11 @@ def table(scores: Mapping[str, float], columns: Sequence[str], prefix: str = "")
 
 
 def comparable(protocol: Protocol, threshold: float) -> str:
-    """Which published numbers a protocol's scores may stand beside; one line.
+    """One line on the published numbers that a protocol's scores can be compared with.
 
     Args:
-        protocol: what was scored.
-        threshold: where the masks were cut.
+        protocol: the protocol of the scores.
+        threshold: probability above which pixels belonged to a mask; noted if not the protocol's.
     """
     line = f"{protocol.name}: comparable with {protocol.comparable}"
     if threshold != protocol.threshold and "map" not in protocol.reads:
@@ -45,13 +45,14 @@ def full_text(
     protocols: Sequence[Protocol],
     threshold: float,
 ) -> str:
-    """The tables of all evaluations that have scores, and of the oracle that knows the kind only.
+    """The tables of all evaluations that have scores, and of the oracle (`input_pipeline.oracle`).
 
     Args:
-        scores: as evaluations give them.
-        prefixes: of the evaluations.
-        protocols: what was scored; the keys of all but the first begin with the name.
-        threshold: where masks were cut.
+        scores: as evaluations return them.
+        prefixes: prefixes of the evaluations' keys.
+        protocols: the protocols of the scores; keys of all but the first begin with the protocol's
+            name.
+        threshold: probability above which pixels belonged to a mask.
     """
     parts = []
     for prefix in prefixes:
@@ -70,12 +71,16 @@ def full_text(
 
 
 def write_summary(path: Path, scores: Mapping[str, float]) -> None:
-    """Flat keys and unrounded values as JSON; the file is whole or not there."""
+    """Writes scores as one flat JSON object with sorted keys, unrounded; complete or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(dict(sorted(scores.items())), indent=1) + "\n")
     partial.replace(path)
 
 
 def read_summary(path: Path) -> dict[str, float]:
-    """The summary of an earlier call on the same workdir, `{}` where there is none."""
+    """Reads a file of `write_summary`; `{}` if there is none.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
     return json.loads(path.read_text()) if path.is_file() else {}

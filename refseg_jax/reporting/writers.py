@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard, and the line that a person sees."""
+"""Writes a run's metrics to `metrics.jsonl` and TensorBoard, and its progress to the screen."""
 
 import json
 import math
@@ -23,22 +23,22 @@ _TERMINAL_SECONDS = 0.2
 
 
 class MetricWriter(Protocol):
-    """Takes what a run has to tell. Steps count updates done."""
+    """Takes the metrics, pictures and texts of a run. A step is the number of updates done."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Named numbers."""
+        """Writes named numbers."""
         ...
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Named pictures, u8 `[H, W, 3]` RGB."""
+        """Writes named pictures, u8 `[H, W, 3]` RGB."""
         ...
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
-        """Named texts, Markdown."""
+        """Writes named texts in Markdown."""
         ...
 
     def truncate_after(self, step: int) -> None:
-        """Forgets later steps: on resuming they are done again."""
+        """Drops all later steps, which a resumed run does again."""
         ...
 
     def flush(self) -> None:
@@ -51,7 +51,7 @@ class MetricWriter(Protocol):
 
 
 def make_writer(workdir: Path) -> MetricWriter:
-    """The first process writes; the others have nothing to add."""
+    """A `FileWriter` on the first process, and a `NullWriter` on the others."""
     return FileWriter(workdir) if jax.process_index() == 0 else NullWriter()
 
 
@@ -80,14 +80,14 @@ class NullWriter:
 class FileWriter:
     """Writes `<workdir>/metrics.jsonl` and event files in `<workdir>/tensorboard`.
 
-    A line of `metrics.jsonl` is a flat JSON object: `step`, `time` (seconds since 1970) and the
-    values. JSON has no NaN: such a value is `null`, and `not_finite` says what it was. A line is
-    handed over in one piece, so that a killed process loses none and leaves no half; a half that a
-    full disk or a power cut has left is removed at the next start.
+    A line of `metrics.jsonl` is a JSON object with `step`, `time` (seconds since 1970) and the values.
+    JSON has neither NaN nor infinity: such a value is `null`, and `not_finite` maps its name to its
+    text. Each line is one unbuffered write, so that a killed process neither loses a line nor leaves
+    a partial one. A partial line from a full disk or a power cut is removed at the next start.
     """
 
     def __init__(self, workdir: Path) -> None:
-        """Opens both for appending.
+        """Opens `metrics.jsonl` for appending, and a new event file.
 
         Raises:
             UserError: the folder cannot be written.
@@ -100,11 +100,11 @@ class FileWriter:
             self._events = EventFile(workdir / "tensorboard")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line, and one point for each name.
+        """Appends one line to `metrics.jsonl`, and one point for each name to the event file.
 
         Raises:
-            ValueError: a name that the line needs for itself (`step`, `time`, `not_finite`).
-            UserError: the disk is full, or the like.
+            ValueError: a metric is called `step`, `time` or `not_finite`, which are keys of the line.
+            UserError: the files cannot be written (full disk).
         """
         if reserved := _RESERVED & values.keys():
             raise ValueError(f"{min(reserved)!r} cannot be the name of a metric")
@@ -121,8 +121,8 @@ class FileWriter:
         """Adds pictures to TensorBoard.
 
         Raises:
-            ValueError: not u8 `[H, W, 3]`.
-            UserError: the disk is full, or the like.
+            ValueError: a picture is not u8 `[H, W, 3]`.
+            UserError: the file cannot be written (full disk).
         """
         for name, image in images.items():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -136,7 +136,7 @@ class FileWriter:
         """Adds texts to TensorBoard.
 
         Raises:
-            UserError: the disk is full, or the like.
+            UserError: the file cannot be written (full disk).
         """
         with self._explained():
             for name, text in texts.items():
@@ -144,10 +144,10 @@ class FileWriter:
         self.flush()
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines of later steps, so that steps never go back; TensorBoard is told.
+        """Drops the lines of later steps, and tells TensorBoard to drop them too.
 
         Raises:
-            UserError: the disk is full, or the like.
+            UserError: the files cannot be written (full disk).
         """
         with self._explained():
             kept = [line for line in self._path.read_bytes().splitlines() if _step(line) <= step]
@@ -159,12 +159,12 @@ class FileWriter:
             self._events.restart_at(step + 1)
 
     def flush(self) -> None:
-        """Lines are there at once; this is for the event file."""
+        """Flushes the event file; lines of `metrics.jsonl` are not buffered."""
         with self._explained():
             self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes both files."""
         with self._explained():
             self._events.close()
             self._lines.close()
@@ -181,13 +181,19 @@ class FileWriter:
 
 
 class ProgressLine:
-    """Step, share, loss, speed and the time that is left; printed by the first process only.
+    """Prints step, share, loss, speed and remaining time, on the first process only.
 
-    On a terminal one line that is rewritten; elsewhere (a log file) a plain line from time to time.
+    On a terminal it rewrites one line; elsewhere (a log file) it prints a plain line now and then.
     """
 
     def __init__(self, total: int, *, stream: TextIO | None = None, every: float = 10.0) -> None:
-        """`total` steps; seconds between two plain lines; `stream` is stderr unless given."""
+        """Prints nothing yet.
+
+        Args:
+            total: steps of the whole training.
+            stream: where to print; `None` is stderr.
+            every: seconds between two plain lines.
+        """
         self._total = total
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
@@ -206,15 +212,15 @@ class ProgressLine:
         data_wait_share: float,
         quarantined: int = 0,
     ) -> None:
-        """Notes a step, and prints it if it is time.
+        """Takes a step, and prints it if the last line is old enough.
 
         Args:
-            step: updates done.
-            loss: of this step.
-            images_per_second: over all processes; 0 while only the first step, which is compiled and
-                does not count, is done.
-            data_wait_share: share of the time in which training waits for data, in [0, 1].
-            quarantined: damaged records so far.
+            step: number of updates done.
+            loss: loss of this step.
+            images_per_second: over all processes; 0 after the first step, which is compilation and
+                does not count.
+            data_wait_share: share of training time spent waiting for data, in [0, 1].
+            quarantined: number of damaged records so far.
         """
         now = time.monotonic()
         if self._first is None:
@@ -237,7 +243,7 @@ class ProgressLine:
             self._print(now)
 
     def close(self) -> None:
-        """Prints the last step, if it has not been, and ends the line."""
+        """Prints the last step if that is not done yet, and ends the line."""
         if self._unprinted:
             self._print(time.monotonic())
         if self._terminal and not self._silent:
@@ -245,7 +251,7 @@ class ProgressLine:
             self._stream.flush()
 
     def _seconds_left(self, step: int, now: float) -> float:
-        """From the mean over this process's steps but the first (which compiles)."""
+        """Remaining seconds, from the mean over this process's steps except the first (compilation)."""
         assert self._first is not None
         first, since = self._first
         if step >= self._total:
@@ -255,7 +261,7 @@ class ProgressLine:
     def _print(self, now: float) -> None:
         if not self._silent:
             if self._terminal:
-                # The cursor goes back to the start, so that a line of the log covers this one.
+                # The cursor returns to the start, so that a line of the log overwrites this one.
                 width = max(shutil.get_terminal_size().columns - 1, 20)
                 self._stream.write(f"\x1b[2K{self._unprinted[:width]}\r")
             else:
@@ -265,7 +271,7 @@ class ProgressLine:
 
 
 def format_duration(seconds: float) -> str:
-    """`0:07`, `12:34`, `1:02:03`, `2d 03:04:05`; `?` for what is not a duration."""
+    """Seconds as `0:07`, `12:34`, `1:02:03` or `2d 03:04:05`; `?` if negative or not finite."""
     if not math.isfinite(seconds) or seconds < 0:
         return "?"
     minutes, second = divmod(round(seconds), 60)
@@ -277,14 +283,14 @@ def format_duration(seconds: float) -> str:
 
 
 def _drop_half_line(path: Path) -> None:
-    """Shortens a file to its last whole line."""
+    """Truncates a file after its last complete line."""
     if path.is_file():
         with path.open("r+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _step(line: bytes) -> float:
-    """A line's step; a line that is not ours counts as later than all."""
+    """The step of a line; infinity for a line that `FileWriter` did not write, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
