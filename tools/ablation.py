@@ -1,17 +1,17 @@
-"""Runs the papers' ablations on Scenes on equal budgets and writes their tables.
+"""Runs the papers' ablations on Scenes with equal budgets and writes their tables.
 
-    python -m tools.ablation --study=group_tokens --output_dir=runs/ablation \\
+    python -m tools.ablation --study=group_tokens --output_dir=runs/ablation/group_tokens \\
         --page=docs/results/group_tokens.md
 
-What a study trains and tells stands in `tools.studies`. Every run is `main.py` with a few fields
-changed, in a workdir of its own. The command may be stopped at any time (Ctrl-C, SIGTERM: it stops
-its runs first, which save) and started again: finished runs are kept, and an unfinished one goes on
-from its checkpoint. A folder with a run of another config is an error. `--jobs=2` trains two at a time,
-each on its share of the cores (small models make more of a core than of several) and with a log beside
-its workdir.
+`tools.studies` defines the studies. Every run is `main.py` with a few fields changed, in a workdir of
+its own. The command can be stopped at any time (Ctrl-C or SIGTERM: its runs save and stop) and started
+again: it keeps finished runs and resumes unfinished ones. A folder with a run of another config is an
+error. `--jobs=2` trains two runs at a time, each on its share of the cores and with a log beside its
+workdir; small models use one core better than several.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +22,15 @@ from tools.ablation_page import Scores, markdown
 from tools.studies import STUDIES, Row, Study
 from tools.trainings import Training, train_all
 
+#: Of each variant's trainings, unless others are given.
+SEEDS = [0, 1, 2]
+
 
 def run_all(options: argparse.Namespace) -> str:
-    """All runs; the page.
+    """Makes all runs and returns the page.
 
     Raises:
-        UserError: an option makes no sense, a folder has another run, or runs have failed.
+        UserError: an option makes no sense, a folder holds another run, or runs have failed.
     """
     _check(options)
     study = STUDIES[options.study]
@@ -38,11 +41,29 @@ def run_all(options: argparse.Namespace) -> str:
         return [row.read(trainings[row.variant, seed].workdir) for seed in options.seeds]
 
     read = [[scores(row) for row in table.rows] for table in study.tables]
-    return markdown(study, read, options.seeds, options.steps)
+    return markdown(study, read, options.seeds, options.steps, command(options))
+
+
+def command(options: argparse.Namespace) -> str:
+    """The command lines that make the page: the dataset, and this command."""
+    flags = {"--study": options.study}
+    if options.steps != STUDIES[options.study].steps:
+        flags["--steps"] = options.steps
+    if options.jobs != 1:
+        flags["--jobs"] = options.jobs
+    flags["--data_dir"], flags["--output_dir"] = options.data_dir, options.output_dir
+    given = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in flags.items())
+    if options.seeds != SEEDS:
+        given += f" --seeds {' '.join(map(str, options.seeds))}"
+    if options.page is not None:
+        given += f" \\\n    --page={shlex.quote(str(options.page))}"
+    data_dir = shlex.quote(options.data_dir)
+    build = f"python -m tools.build_dataset --dataset=scenes --data_dir={data_dir}"
+    return f"{build}\npython -m tools.ablation {given}"
 
 
 def study_trainings(options: argparse.Namespace) -> Mapping[tuple[str, int], Training]:
-    """What the study trains, by variant and seed; a seed's runs stand together.
+    """The study's trainings by variant and seed, grouped by seed.
 
     Args:
         options: `study`, `data_dir`, `output_dir`, `steps` and `seeds` of the command line.
@@ -84,7 +105,7 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--page", type=Path, help="Markdown file to write (default: print only)")
     parser.add_argument("--steps", type=int, help="of a run (default: the study's)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
     if options.steps is None:

@@ -1,4 +1,4 @@
-"""The tables of an ablation: means, differences, and whether the seeds resolve them."""
+"""The page of an ablation: means over seeds, differences, and whether the seeds resolve them."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from tools.studies import Study, Table
 
-#: Of a row: each seed's scores by metric, in the order of the seeds.
+#: The scores of a row by metric, one mapping per seed.
 Scores = Sequence[Mapping[str, float]]
 
 
@@ -17,7 +17,7 @@ class Cell:
 
     Attributes:
         mean: of the scores, or of differences.
-        error: its standard error (sample standard deviation / sqrt(n)).
+        error: standard error of the mean (sample standard deviation / sqrt(n)).
     """
 
     mean: float
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def resolved(self) -> bool:
-        """Of a difference: whether it is more than two of its standard errors."""
+        """For a difference: whether it exceeds two of its standard errors."""
         return abs(self.mean) > 2.0 * self.error
 
 
@@ -45,8 +45,8 @@ def difference(scores: Sequence[float], base: Sequence[float], *, paired: bool) 
 
     Args:
         scores, base: by seed.
-        paired: whether both were read from the same trainings. Then a seed's two scores move
-            together, and its difference is what scatters; else the variances of the means add up.
+        paired: whether both come from the same trainings. If so, a seed's two scores move together
+            and the error is that of the seeds' differences; else the variances of the means add up.
     """
     if paired:
         return Cell.of([ours - theirs for ours, theirs in zip(scores, base, strict=True)])
@@ -55,7 +55,7 @@ def difference(scores: Sequence[float], base: Sequence[float], *, paired: bool) 
 
 
 def by_chance(freedom: int) -> float:
-    """How probable a difference of over two standard errors is where there is none (Student's t).
+    """The probability that a difference of zero passes two standard errors (Student's t).
 
     Args:
         freedom: degrees of freedom of the standard error, at least 1.
@@ -73,7 +73,11 @@ def by_chance(freedom: int) -> float:
 
 
 def markdown(
-    study: Study, scores: Sequence[Sequence[Scores]], seeds: Sequence[int], steps: int
+    study: Study,
+    scores: Sequence[Sequence[Scores]],
+    seeds: Sequence[int],
+    steps: int,
+    command: str,
 ) -> str:
     """The page.
 
@@ -81,8 +85,10 @@ def markdown(
         study: what was run.
         scores: of each table each row's, by seed.
         seeds, steps: of the runs.
+        command: the command lines that make the page.
     """
-    lines = [f"# {study.title}", "", *study.text, ""]
+    lines = [f"# {study.title}, {steps} steps", "", *study.text, "", *_reading(study, seeds), ""]
+    lines += ["This page is written by", "", "```bash", command, "```", ""]
     for table, rows in zip(study.tables, scores, strict=True):
         if table.text:
             lines += [*table.text, ""]
@@ -92,14 +98,16 @@ def markdown(
             texts = [_text(table, number, rows, metric) for metric in study.metrics]
             lines.append(f"| {row.label} | " + " | ".join(texts) + " |")
         lines.append("")
-    lines += [
-        f"Held-out scenes, {steps} steps a run, seeds {', '.join(map(str, seeds))}: mean ± standard "
-        f"error in percent, in brackets the difference to {_first(study)}; *unresolved* is a "
-        "difference of at most two standard errors.",
-        "",
-        _caution(study, len(seeds)),
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _reading(study: Study, seeds: Sequence[int]) -> list[str]:
+    """How to read the tables, and how many of their differences chance makes."""
+    return [
+        "Scores are percent on held-out scenes, as mean ± standard error over seeds "
+        f"{', '.join(map(str, seeds))}. In brackets: the difference to the first row of the table, "
+        "or ≈ where it is at most two of its standard errors. " + _caution(study, len(seeds))
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _text(table: Table, number: int, rows: Sequence[Scores], metric: str) -> str:
@@ -109,36 +117,29 @@ def _text(table: Table, number: int, rows: Sequence[Scores], metric: str) -> str
     if not number:
         return text
     less = difference(found, base, paired=_paired(table, number))
-    unresolved = "" if less.resolved else ", unresolved"
-    return f"{text} ({100 * less.mean:+.2f}{unresolved})"
+    return f"{text} ({100 * less.mean:+.2f})" if less.resolved else f"{text} (≈)"
 
 
 def _paired(table: Table, number: int) -> bool:
-    """Whether the row and the first one are of the same trainings."""
+    """Whether the row and the first one come from the same trainings."""
     return table.rows[number].variant == table.rows[0].variant
 
 
 def _caution(study: Study, seeds: int) -> str:
-    """What the brackets are worth: how many there are, and how many of them chance resolves."""
+    """How many differences there are, and how many of them chance would resolve."""
     told = [_paired(table, row) for table in study.tables for row in range(1, len(table.rows))]
     paired, apart = (len(study.metrics) * told.count(kind) for kind in (True, False))
     of_pairs, of_others = by_chance(seeds - 1), by_chance(2 * seeds - 2)
     parts = [
-        f"p = {chance:.2f} in the {number} between rows of {kind}"
+        f"p = {chance:.2f} for each of the {number} between {kind}"
         for number, chance, kind in (
             (apart, of_others, "different trainings"),
-            (paired, of_pairs, "the same trainings, whose error is that of the seeds' differences"),
+            (paired, of_pairs, "rows of the same trainings"),
         )
         if number
     ]
-    text = (
-        f"The page tells {paired + apart} differences. Where there is none, {seeds} seeds pass two "
-        f"standard errors with {', '.join(parts)} (Student's t)"
-    )
     expected = paired * of_pairs + apart * of_others
-    return f"{text}. If nothing differed, about {expected:.0f} would be called resolved by chance."
-
-
-def _first(study: Study) -> str:
-    (first, *more) = study.tables
-    return "the table's first row" if more else f"`{first.rows[0].label}`"
+    return (
+        f"If nothing differed, about {expected:.0f} of the page's {paired + apart} differences would "
+        f"pass by chance ({', '.join(parts)}; Student's t)."
+    )

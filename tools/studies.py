@@ -1,7 +1,7 @@
-"""The papers' ablations that `tools.ablation` repeats on Scenes: what is trained, and what is told.
+"""The papers' ablations that `tools.ablation` repeats on Scenes: their trainings and their tables.
 
-A study trains its variants, each from several seeds, and reads its tables out of their folders. One
-training may give several rows: who says that nothing is there is decided after it.
+A study trains each variant from several seeds and reads its tables from the runs' folders. One
+training may give several rows, because who decides that nothing is there is chosen after it.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ def summary(workdir: Path) -> Mapping[str, float]:
 
 
 def by_pixels(workdir: Path) -> Mapping[str, float]:
-    """Of the same masks where few pixels, and not the head, say that nothing is there."""
+    """The scores of the same masks, if the pixel rule clears them and not the head."""
     return scores_by_min_pixels(workdir / "dump" / "test", PAPER_MIN_PIXELS)
 
 
 def by_matched_pixels(workdir: Path) -> Mapping[str, float]:
-    """As `by_pixels`, with the number of pixels that has the head's T_acc on val."""
+    """As `by_pixels`, with the number of pixels that gives the head's T_acc on val."""
     wanted = summary(workdir)["val/T_acc"]
     number = matched_min_pixels(workdir / "dump" / "val", wanted)
     return scores_by_min_pixels(workdir / "dump" / "test", number)
@@ -40,8 +40,8 @@ class Variant:
     """A training.
 
     Attributes:
-        overrides: of the config's fields.
-        config: another file than the study's.
+        overrides: flags that set fields of the config.
+        config: a config file to use in place of the study's.
     """
 
     overrides: tuple[str, ...] = ()
@@ -53,9 +53,9 @@ class Row:
     """A line of a table.
 
     Attributes:
-        label: what it says first.
+        label: its first cell.
         variant: the training.
-        read: what is made of it.
+        read: gives the scores of a finished run.
     """
 
     label: str
@@ -70,7 +70,7 @@ class Table:
     Attributes:
         heading: of the first column.
         rows: from top to bottom.
-        text: stands before it.
+        text: lines of Markdown before the table.
     """
 
     heading: str
@@ -83,10 +83,11 @@ class Study:
     """An ablation.
 
     Attributes:
-        title, text: of the page.
-        config: the file that the variants change.
+        title: of the page.
+        text: lines of Markdown below the title.
+        config: the config file that the variants change.
         steps: of each training.
-        fields: overrides of all variants.
+        fields: overrides that all variants share.
         variants: by name.
         metrics: the scores that the tables show.
         tables: of the page.
@@ -103,10 +104,11 @@ class Study:
 
 
 GROUP_TOKENS = Study(
-    title="Group tokens on and off, on Scenes",
+    title="Group tokens on and off",
     text=(
-        "The paper's Table 8 (there on RefCOCOm); written by `make ablation`. Without any group token",
-        "the second decoding stage goes too. Equal budgets: the same number of steps.",
+        "UniRES on Scenes, by the recipe of `configs/scenes_unires.py` in fewer steps. This repeats the",
+        "paper's Table 8, which is on RefCOCOm. Without any group token the second decoding stage goes",
+        "too, as in the paper.",
     ),
     config="configs/scenes_unires.py",
     steps=300,
@@ -156,37 +158,49 @@ _VAL = "--config.evals.val.when=final"
 
 #: What `none` is in Scenes.
 _ABSENT = (
-    "An expression without a target is deceptive here, as gRefCOCO's are: it names a kind that is in",
-    "the picture, in a colour that it has not there. None names a kind that is not there at all: the",
-    "figures are not of such expressions, and nothing teaches them.",
+    "- **Absent expressions.** Each names a kind that is in the picture, in a colour that it does not",
+    "  have there: they are deceptive, as gRefCOCO's. None names a kind that is missing altogether, so",
+    "  these scores say nothing about such expressions.",
+)
+#: What the rows of `_deciders` are.
+_RULE = (
+    "The pixel rule (ReLA's paper, section 5.3) clears masks with fewer than 50 pixels, counted at",
+    "480 x 480 and scaled with the area. *Matched* takes, in place of 50, the number at which the rule",
+    "keeps as many of val's targets as the head does. A table with pixel rules compares within the same",
+    "trainings: the masks are the same, and only who clears them differs.",
 )
 
 
-def _deciders(heading: str, variant: str, *, head: str = "its head", matched: bool = True) -> Table:
+def _deciders(
+    heading: str, variant: str, *, head: str = "presence head", matched: bool = True
+) -> Table:
     """Who clears the masks of one training; `matched` where val has its predictions too."""
-    rule = Row("pixels at the head's T_acc on val", variant, by_matched_pixels)
+    rule = Row("pixel rule, matched", variant, by_matched_pixels)
     rows = (
         Row(head, variant),
-        Row("fewer than 50 pixels", variant, by_pixels),
+        Row(f"pixel rule, {PAPER_MIN_PIXELS}", variant, by_pixels),
         *((rule,) if matched else ()),
     )
     return Table(heading, rows)
 
 
 RELA = Study(
-    title="ReLA, its parts, and UniRES on several targets, one, or none",
+    title="ReLA: its parts, and UniRES beside it",
     text=(
-        "On Scenes, from random weights; written by `make ablation`. Equal budgets: the same",
-        "number of steps of 16 images with four expressions each. Both systems learn by Muon (AdamW for",
-        "what is no kernel, and for UniRES's head), ReLA at a rate of 0.005 and UniRES of 0.004, from",
-        "cross entropy and Dice, which count alike; the term of a head that says whether something is",
-        "there counts half as much. Both heads see features alone, as ReLA's paper has it (one that",
-        "looks at the mask, too: `ablation_no_target.md`).",
-        "UniRES's Dice is of all expressions, ReLA's of those with a target; ReLA's cross entropies",
-        "have its class weights, and its minimap is a term of its own.",
-        "ReLA's masks are cut at 0.5, UniRES's at 0.35, as in its paper: the same probabilities give",
-        "more pixels there. ReLA's recipe was chosen by the test scores of six runs of 150 steps from",
-        "one seed; UniRES's is that of its own expressions, not tuned for these.",
+        "On Scenes, from random weights. All trainings have the same number of steps, of 16 images with",
+        "four expressions each.",
+        "",
+        "- **Optimiser.** Muon for kernels; AdamW for the rest and for UniRES's head. The rate is 0.005",
+        "  for ReLA and 0.004 for UniRES.",
+        "- **Loss.** Cross entropy and Dice, equally weighted; the term of a presence head counts half.",
+        "  UniRES's Dice is a mean over all expressions, ReLA's over those with a target. ReLA's cross",
+        "  entropies have its class weights, and its minimap has a term of its own.",
+        "- **Presence heads** see features alone, as in ReLA's paper. [One that also sees the",
+        "  mask](no_target.md) has a page of its own.",
+        "- **Threshold.** 0.5 for ReLA, 0.35 for UniRES, as in its paper: from the same probabilities,",
+        "  UniRES's masks have more pixels.",
+        "- **Tuning.** ReLA's recipe was chosen by the test scores of six runs of 150 steps from one",
+        "  seed. UniRES's recipe is that for its own expressions, not tuned for these.",
         *_ABSENT,
     ),
     config="configs/scenes_rela.py",
@@ -228,63 +242,60 @@ RELA = Study(
             "system",
             (
                 Row("ReLA", "paper"),
-                Row("ReLA trained on single targets", "single targets"),
-                Row("UniRES (an empty mask says that nothing is there)", "unires"),
-                Row("UniRES with a presence head", "unires head"),
+                Row("ReLA, trained on single targets", "single targets"),
+                Row("UniRES, empty mask means absent", "unires"),
+                Row("UniRES, presence head", "unires head"),
             ),
+            ("## The systems",),
         ),
         dataclasses.replace(
-            _deciders("ReLA: who says that nothing is there", "paper"),
-            text=(
-                "In each of the next four tables a seed's rows are of one training: the same masks,",
-                "cleared by the head, or by the pixel rule (ReLA's paper, section 5.3), which counts",
-                "pixels of 480 x 480, scaled by the area of the image. In the last row of three the",
-                "rule has the number of pixels at which it keeps as many of val's targets as the head.",
-            ),
+            _deciders("ReLA", "paper"),
+            text=("## Who decides that nothing is there", "", *_RULE),
         ),
         dataclasses.replace(
-            _deciders("ReLA trained on single targets", "single targets", matched=False),
+            _deciders("ReLA, trained on single targets", "single targets", matched=False),
             text=(
-                "This head never saw an expression without a target: that its N_acc is near 0 is by",
-                "construction; only the size of its masks can say that nothing is there.",
+                "The next head never saw an expression without a target, so its N_acc is near 0 by",
+                "construction. Only the size of its masks can tell that nothing is there.",
             ),
         ),
-        _deciders("UniRES", "unires", head="an empty mask", matched=False),
-        _deciders("UniRES with a presence head", "unires head"),
+        _deciders("UniRES", "unires", head="empty mask", matched=False),
+        _deciders("UniRES, presence head", "unires head"),
         Table(
             "relationship block",
             (
-                Row("the paper's, of 8 x 8 regions", "paper"),
-                Row("without RIA: regions are pooled", "pool"),
+                Row("the paper's, 8 x 8 regions", "paper"),
+                Row("pooled regions instead of RIA", "pool"),
                 Row("without the minimap's term", "no minimap"),
                 Row("without region attention", "no region attention"),
                 Row("without language attention", "no language attention"),
                 Row("without both", "no attention"),
                 Row("4 x 4 regions", "4 x 4"),
                 Row("12 x 12 regions", "12 x 12"),
-                Row("the public code's, of 8 x 8 regions", "official"),
+                Row("the public code's, 8 x 8 regions", "official"),
             ),
             (
-                "This repeats the paper's Tables 2, 3 and 4 on its own block, but for the hard split of",
-                "the input (Table 2) and the 10 x 10 regions that are best there (Table 4). Last stands",
-                "the block of its public code.",
+                "## The relationship block",
+                "",
+                "This repeats the paper's Tables 2, 3 and 4 on the paper's block, without the hard",
+                "split of the input (Table 2) and without 10 x 10 regions, the best there (Table 4).",
             ),
         ),
     ),
 )
 
 NO_TARGET = Study(
-    title="Who says that nothing is there: ReLA's head, or the size of its masks",
+    title="Who decides that nothing is there",
     text=(
-        "On Scenes, by the recipe of `configs/scenes_rela.py`; written by `make ablation`, in all 500",
-        "steps of the recipe (`ablation_no_target.md`) and in 160 (`ablation_no_target_160.md`), the",
-        "budget of `ablation_rela.md`. The recipe's head looks at the features of the regions, as the",
-        "paper's does, and at the decoded mask (`config.model.mask_evidence`). In the first two tables",
-        "a seed's rows are of one training: the same masks, cleared by the head that was trained for",
-        "it, or by the pixel rule (the paper's section 5.3), which counts pixels of 480 x 480, scaled",
-        "by the area of the image. In the last row of each the rule has the number of pixels at which",
-        "it keeps as many of val's targets as the head. The rest of the recipe was chosen by test",
-        "scores of seed 0; that the head looks at the mask, by val of seeds 0 and 1 after 500 steps.",
+        "ReLA on Scenes, by the recipe of `configs/scenes_rela.py`. Its presence head comes in two",
+        "forms. One sees the features of the regions and the decoded mask: this is the recipe's choice",
+        "(`config.model.mask_evidence`). The other sees features alone, as in the paper. Both are",
+        "compared with the pixel rule.",
+        "",
+        *_RULE,
+        "",
+        "- **Tuning.** That the head sees the mask was chosen by val scores of seeds 0 and 1 after 500",
+        "  steps; the rest of the recipe by test scores of seed 0.",
         *_ABSENT,
     ),
     config="configs/scenes_rela.py",
@@ -298,7 +309,11 @@ NO_TARGET = Study(
     tables=(
         _deciders("features and mask", "mask"),
         _deciders("features alone, as in the paper", "paper"),
-        Table("the head sees", (Row("features and mask", "mask"), Row("features alone", "paper"))),
+        Table(
+            "the head sees",
+            (Row("features and mask", "mask"), Row("features alone", "paper")),
+            ("The two heads beside each other:",),
+        ),
     ),
 )
 

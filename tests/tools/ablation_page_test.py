@@ -51,20 +51,21 @@ def _rows(text: str) -> list[list[str]]:
 
 def _page(rows: Sequence[Row], scores: Sequence[Scores]) -> str:
     study = dataclasses.replace(GROUP_TOKENS, tables=(Table("group tokens", tuple(rows)),))
-    return markdown(study, [scores], seeds=(0, 1, 2), steps=400)
+    return markdown(study, [scores], seeds=(0, 1, 2), steps=400, command="make it")
 
 
-def test_the_table_calls_small_differences_unresolved():
+def test_the_table_marks_small_differences_and_the_page_how_it_was_made():
     rows = [Row(name, name) for name in ("both", "low only", "none")]
     scores = [_scores(0.59, 0.60, 0.61), _scores(0.58, 0.59, 0.60), _scores(0.49, 0.50, 0.51)]
     text = _page(rows, scores)
     assert "| group tokens | object/mIoU | part/mIoU | multi/mIoU | mIoU |" in text
     first, second, third = _rows(text)
     assert first[:2] == ["both", "60.00 ± 0.58"]
-    assert second[:2] == ["low only", "59.00 ± 0.58 (-1.00, unresolved)"]
+    assert second[:2] == ["low only", "59.00 ± 0.58 (≈)"]
     assert third[:2] == ["none", "50.00 ± 0.58 (-10.00)"]
-    assert "400 steps a run, seeds 0, 1, 2" in text
-    assert "the difference to `both`" in text
+    assert text.startswith("# Group tokens on and off, 400 steps\n")
+    assert "over seeds 0, 1, 2." in text
+    assert "\n```bash\nmake it\n```\n" in text
 
 
 def test_rows_of_the_same_trainings_are_compared_seed_by_seed():
@@ -72,32 +73,33 @@ def test_rows_of_the_same_trainings_are_compared_seed_by_seed():
     rows = [Row("head", "both"), Row("pixels", "both", by_pixels), Row("other", "none")]
     _, same, other = _rows(_page(rows, scores))
     assert same[1] == "62.00 ± 12.12 (+2.00)"
-    assert other[1] == "62.00 ± 12.12 (+2.00, unresolved)"
+    assert other[1] == "62.00 ± 12.12 (≈)"
 
 
 def test_two_rows_of_zeros_differ_in_nothing():
     rows = [Row("both", "both"), Row("none", "none"), Row("again", "both")]
     _, *others = _rows(_page(rows, [_scores(0.0, 0.0, 0.0)] * 3))
-    assert [row[1] for row in others] == ["0.00 ± 0.00 (+0.00, unresolved)"] * 2
+    assert [row[1] for row in others] == ["0.00 ± 0.00 (≈)"] * 2
 
 
 def test_the_page_tells_how_many_differences_there_are_and_what_chance_makes_of_them():
     text = _page([Row("both", "both"), Row("none", "none")], [_scores(0.1, 0.2, 0.3)] * 2)
-    assert "tells 4 differences" in text
-    assert "3 seeds pass two standard errors with p = 0.12 in the 4 between rows of diff" in text
-    assert "same trainings" not in text
+    assert "about 0 of the page's 4 differences would pass by chance" in text
+    assert "(p = 0.12 for each of the 4 between different trainings; Student's t)" in text
     text = _text_of_constants(RELA)
-    assert "tells 68 differences" in text
-    assert "p = 0.12 in the 44 between rows of different trainings, p = 0.18 in the 24 " in text
-    assert "about 10 would be called resolved by chance" in text
-    assert "tells 20 differences" in _text_of_constants(NO_TARGET)
+    assert "about 10 of the page's 68 differences would pass by chance" in text
+    assert (
+        "p = 0.12 for each of the 44 between different trainings, p = 0.18 for each of the 24 "
+        in text
+    )
+    assert "of the page's 20 differences" in _text_of_constants(NO_TARGET)
     deciders = dataclasses.replace(NO_TARGET, tables=NO_TARGET.tables[:2])
     text = _text_of_constants(deciders)
-    assert "standard errors with p = 0.18 in the 16 between rows of the same trainings" in text
+    assert "(p = 0.18 for each of the 16 between rows of the same trainings; Student's t)" in text
     assert "different trainings" not in text
 
 
 def _text_of_constants(study: Study) -> str:
     some = dict.fromkeys(study.metrics, 0.5)
     scores = [[[some, some, some]] * len(table.rows) for table in study.tables]
-    return markdown(study, scores, seeds=(0, 1, 2), steps=200)
+    return markdown(study, scores, seeds=(0, 1, 2), steps=200, command="make it")

@@ -69,7 +69,7 @@ def test_what_is_missing_is_trained_and_the_page_tells_all(
     page = study.page.read_text()
     assert page in capfd.readouterr().out
     assert "| both | 60.00 ± 5.77 |" in page
-    assert "| none | 50.00 ± 0.00 (-10.00, unresolved) |" in page
+    assert "| none | 50.00 ± 0.00 (≈) |" in page
     assert study.call() == 0
     assert len(study.started) == 9, "what the command has trained itself is kept as well"
 
@@ -144,3 +144,28 @@ def test_ctrl_c_and_sigterm_stop_the_runs_and_leave_no_page(study: Study, number
     assert sorted(study.started) == ["both-0", "low_only-0"]
     assert not study.alive
     assert not study.page.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ((), "--study=group_tokens --data_dir=data --output_dir={study.folder}"),
+        (
+            ("--steps=7", "--jobs=2", "--seeds", "3", "4"),
+            "--study=group_tokens --steps=7 --jobs=2 --data_dir=data --output_dir={study.folder} "
+            "--seeds 3 4",
+        ),
+    ],
+)
+def test_the_page_gives_the_command_that_makes_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], flags: str
+):
+    monkeypatch.setattr(ablation, "train_all", lambda trainings, jobs: None)
+    summary = dict.fromkeys(GROUP_TOKENS.metrics, 0.5)
+    monkeypatch.setattr("tools.studies.read_summary", lambda path: summary)
+    assert study.call(*options) == 0
+    expected = (
+        "```bash\npython -m tools.build_dataset --dataset=scenes --data_dir=data\n"
+        f"python -m tools.ablation {flags.format(study=study)} \\\n    --page={study.page}\n```"
+    )
+    assert expected in study.page.read_text()

@@ -78,14 +78,14 @@ def test_the_page_states_where_the_systems_recipes_differ():
     rela, unires = scenes_rela.get_config(), scenes_unires.get_config()
     head = resolved(_ROOT / "configs/scenes_unires.py", RELA.variants["unires head"].overrides)
     assert (rela.optim.muon, unires.optim.muon) == (r".*\.kernel", r"(?!head\.).*\.kernel")
-    text = " ".join(RELA.text)
-    assert f"ReLA at a rate of {rela.optim.lr:g} and UniRES of {unires.optim.lr:g}" in text
+    text = " ".join(" ".join(RELA.text).split())
+    assert f"rate is {rela.optim.lr:g} for ReLA and {unires.optim.lr:g} for UniRES" in text
     cuts = (rela.eval.threshold, unires.eval.threshold)
-    assert "ReLA's masks are cut at {:g}, UniRES's at {:g}, as in its paper".format(*cuts) in text
+    assert "{:g} for ReLA, {:g} for UniRES, as in its paper".format(*cuts) in text
     shares = (rela.objective.dice, head["objective"]["dice"] / head["objective"]["cross_entropy"])
     assert shares == (1, 1)
     assert {rela.objective.presence, head["objective"]["presence"]} == {0.5}
-    assert "says whether something is there counts half as much" in text
+    assert "equally weighted; the term of a presence head counts half" in text
 
 
 @pytest.mark.parametrize("study", [RELA, NO_TARGET], ids=["rela", "no_target"])
@@ -136,7 +136,7 @@ def test_who_says_that_nothing_is_there_is_compared_on_one_training(study: Study
 def test_labels_say_how_a_row_is_read():
     for row in (row for table in RELA.tables for row in table.rows):
         expected = {
-            f"fewer than {PAPER_MIN_PIXELS} pixels": by_pixels,
-            "pixels at the head's T_acc on val": by_matched_pixels,
+            f"pixel rule, {PAPER_MIN_PIXELS}": by_pixels,
+            "pixel rule, matched": by_matched_pixels,
         }
         assert row.read is expected.get(row.label, summary), row.label
