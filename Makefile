@@ -71,13 +71,13 @@ soak: $(VENV)/.test ## run the tests that take minutes each
 ablation: $(VENV)/.library ## repeat the studies (hours)
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
 	$(BIN)/python -m tools.ablation --study=group_tokens --output_dir=runs/ablation/group_tokens \
-		--page=docs/ablation_group_tokens.md
+		--page=docs/results/group_tokens.md
 	$(BIN)/python -m tools.ablation --study=rela --output_dir=runs/ablation/rela --jobs=2 \
-		--page=docs/ablation_rela.md
+		--page=docs/results/rela.md
 	$(BIN)/python -m tools.ablation --study=no_target --output_dir=runs/ablation/no_target --jobs=2 \
-		--page=docs/ablation_no_target.md
+		--page=docs/results/no_target.md
 	$(BIN)/python -m tools.ablation --study=no_target --steps=160 --jobs=2 \
-		--output_dir=runs/ablation/no_target_160 --page=docs/ablation_no_target_160.md
+		--output_dir=runs/ablation/no_target_160 --page=docs/results/no_target_160.md
 
 python: ## print the Python that the environment is made of
 	@$(check_python)
