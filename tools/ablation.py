@@ -13,7 +13,7 @@ workdir; small models use one core better than several.
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refseg_jax.cli.command_line import unwound_by_sigterm
@@ -95,8 +95,8 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(options, name)}: at least 1")
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line; `None` takes the process's own."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.ablation", description=(__doc__ or "").splitlines()[0]
     )
@@ -107,9 +107,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of a run (default: the study's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.steps is None:
         options.steps = STUDIES[options.study].steps
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = parse(arguments)
     try:
         with unwound_by_sigterm():
             text = run_all(options)
