@@ -33,7 +33,7 @@ TWO_WORKERS := -n 2 --dist=loadfile --no-loadscope-reorder
 # page faults of 4 KB were an eighth of its CPU time in a step of ReLA.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help python setup run test test-oldest lint parity bench bench-gpu soak ablation clean link
+.PHONY: help python setup run test test-oldest lint docs parity bench bench-gpu soak ablation clean link
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ lint: $(VENV)/.test ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.docs ## build the documentation; a warning is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs=auto -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning -b doctest -d build/doctrees docs build/doctest
+	@echo "documentation: build/docs/index.html"
 
 parity: $(VENV)/.parity ## compare with torch, ONNX Runtime and Apache Beam
 	$(BIN)/python $(PYTEST) -m parity tests/parity
@@ -100,6 +105,10 @@ $(VENV)/.library: requirements.txt pyproject.toml | $(BIN)/python link
 
 $(VENV)/.test: requirements.txt pyproject.toml | $(BIN)/python link
 	$(BIN)/python $(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.docs: requirements.txt pyproject.toml | $(BIN)/python link
+	$(BIN)/python $(PIP) -e '.[docs]'
 	touch $@
 
 $(VENV)/.parity: requirements.txt pyproject.toml | $(BIN)/python link

@@ -50,7 +50,7 @@ autodoc_preserve_defaults = True
 autodoc_mock_imports = ["apache_beam", "jax2onnx", "onnx", "onnxruntime"]
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-maximum_signature_line_length = 88
+maximum_signature_line_length = 130
 python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -63,6 +63,8 @@ nitpick_ignore_regex = [
 
 html_theme = "sphinx_book_theme"
 html_title = "refseg_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,

@@ -1,0 +1,227 @@
+"""Finds command lines in Markdown, docstrings and notebooks, and says what is wrong with one."""
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import inspect
+import io
+import operator
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+from absl import flags
+from ml_collections import config_flags
+
+import main
+from tests.docs.pages import NOTEBOOKS, PAGES, ROOT, SOURCES, blocks, cells, docstrings, prose
+
+#: Fences whose lines a person types; without a name only lines that look like commands.
+SHELLS = ("bash", "sh", "shell", "console")
+#: Programs that this project does not bring: nothing is known of their flags.
+OTHERS = frozenset(
+    "cat cd curl docker export gcloud git gunzip kubectl ls mkdir module mv nvidia-smi rm sbatch sha256sum "
+    "source ssh tail tar tensorboard tmux unzip wget".split()
+)
+#: What stands before a command, and starts it.
+STARTERS = frozenset({"srun", "time", "nohup", "mpirun"})
+#: What a reader puts a value of their own for, where not every value will do.
+PLACEHOLDERS = {
+    "--dataset=NAME": "--dataset=scenes",
+    "--config=...": "--config=configs/scenes_unires.py",
+}
+_OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:main\.py|-m)|make|pip)(?: |$)")
+_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+
+
+class Command(NamedTuple):
+    """A command line, and where it stands."""
+
+    place: str
+    line: str
+
+
+class _ParsedError(BaseException):
+    """The arguments are parsed: nothing more is to happen."""
+
+
+def all_commands() -> Iterator[Command]:
+    """Every command line of the project's texts."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language in SHELLS:
+                yield from _lines(block.place, block.text)
+            elif block.language in ("", "text"):
+                yield from _lines(block.place, block.text, only_ours=True)
+        yield from _spans(page, prose(page))
+    for source in SOURCES:
+        for text in docstrings(source):
+            yield from _lines(source, text, only_ours=True)
+            yield from _spans(source, text)
+    for notebook in NOTEBOOKS:
+        for cell in cells(notebook):
+            shell = re.findall(r"^!((?:.*\\\n)*.*)$", cell, re.MULTILINE)
+            # What stands in braces is Python.
+            yield from _lines(notebook, re.sub(r"\{.*?\}", "1", "\n".join(shell)))
+
+
+def _lines(place: str, text: str, *, only_ours: bool = False) -> Iterator[Command]:
+    for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
+        # Some docstrings say what a line does behind a few spaces.
+        line = re.sub(r"\s{2,}.*", "", line.strip().removeprefix("$ "))
+        if line and not line.startswith("#") and (not only_ours or _OURS.match(line)):
+            yield Command(place, line)
+
+
+def _spans(place: str, text: str) -> Iterator[Command]:
+    """Command lines in a sentence, and flags of `main.py` without one."""
+    for span in _SPAN.findall(text):
+        line = " ".join(span.split())
+        if _OURS.match(line) or (line.startswith("--config") and "<" not in line):
+            yield Command(place, line)
+
+
+def fault(command: Command) -> str:
+    """Why a command does not work as it stands, or `""`."""
+    # What may be left out stands in brackets.
+    line = re.sub(r" \[(--[^]]*)\]", r" \1", command.line)
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        return str(error)
+    if words[0].startswith("--config"):
+        return _flags_fault(words)
+    return "; ".join(filter(None, map(_fault, _parts(words))))
+
+
+def _parts(words: list[str]) -> Iterator[list[str]]:
+    """The commands of a line, without what starts them and variables that are set for them."""
+    part: list[str] = []
+    for word in [*words, ";"]:
+        if word in (";", "&&", "|", "||", "&"):
+            if part:
+                yield part
+            part = []
+        elif part or not (word in STARTERS or re.match(r"[A-Za-z_]+=", word)):
+            # Flags of a starter (`srun -n 2 python`) end where a program is named.
+            part = [word] if word == "python" and not set(part) & {"python"} else [*part, word]
+
+
+def _fault(words: list[str]) -> str:
+    program, *arguments = words
+    match program, arguments:
+        case "python", []:
+            return ""
+        case "python", ["main.py", *rest]:
+            return _main_fault(rest)
+        case "python", ["-m", "pytest" | "pip" | "venv", *_]:
+            return ""
+        case "python", ["-m", module, *rest]:
+            return _module_fault(module, [PLACEHOLDERS.get(word, word) for word in rest])
+        case "python", [script, *_] if (ROOT / script).is_file():
+            return ""
+        case "make", _:
+            return _make_fault(arguments)
+        case "pip", ["install", *rest]:
+            return _extras_fault(rest)
+        case _ if program in OTHERS:
+            return ""
+    return f"{' '.join(words)!r} is no command that is known here (tests/docs/commands.py)"
+
+
+def _flags_fault(words: list[str]) -> str:
+    """As `_main_fault`, of flags alone: one of the experiments has to have them."""
+    chosen = [word for word in words if word.startswith("--config=")]
+    files = sorted(path.name for path in ROOT.glob("configs/*_*.py"))
+    faults = []
+    for config in chosen or [f"--config=configs/{name}" for name in files]:
+        given = [word for word in words if word not in chosen]
+        names = [word for word in given if "=" not in word]
+        given = ["--workdir=.", config, *(word for word in given if "=" in word)]
+        faults.append(_main_fault(given, [name.removeprefix("--config.") for name in names]))
+    return "" if "" in faults else faults[0]
+
+
+def _main_fault(arguments: Sequence[str], fields: Sequence[str] = ()) -> str:
+    """What `main.py` says of its arguments; the config is made, and its fields are set.
+
+    Args:
+        arguments: of the command line.
+        fields: names that the config has to have, too.
+    """
+    if not any(word.startswith("--config=") for word in arguments):
+        return "main.py needs --config=FILE"
+    given = ["main.py", *(PLACEHOLDERS.get(word, word) for word in arguments)]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
+    for flag in flags.FLAGS.flags_by_module_dict()[main.__name__]:
+        if flag.name not in values:
+            values[flag.name] = copy.deepcopy(flag)
+    try:
+        with contextlib.chdir(ROOT), mock.patch.object(sys, "argv", given):
+            _, *rest = values(given)
+            for field in ("steps", *fields):
+                operator.attrgetter(field)(values.config)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        return " ".join(str(error).split())
+    return f"not a flag: {rest}" if rest else ""
+
+
+def _module_fault(name: str, arguments: list[str]) -> str:
+    """What a tool's own parser says of its arguments; nothing is run."""
+    if importlib.util.find_spec(name) is None:
+        return f"there is no module {name}"
+    if not arguments:
+        return ""
+    module = importlib.import_module(importlib.import_module(name).main.__module__)
+    if not hasattr(module, "argparse"):
+        source = inspect.getsource(module)
+        unknown = [word for word in arguments if word.split("=")[0] not in source]
+        return f"{name} does not know {unknown}" if unknown else ""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self: argparse.ArgumentParser, *given: Any) -> None:
+        parse(self, *given)
+        raise _ParsedError
+
+    said = io.StringIO()
+    try:
+        with (
+            mock.patch.object(argparse.ArgumentParser, "parse_args", parse_only),
+            mock.patch.object(sys, "argv", [name, *arguments]),
+            contextlib.redirect_stderr(said),
+        ):
+            # Without arguments they are those of the process.
+            module.main()
+    except _ParsedError:
+        return ""
+    except SystemExit:
+        return said.getvalue().strip().splitlines()[-1]
+    raise AssertionError(f"{name} has run: it parses its arguments in a way that is not known here")
+
+
+def make_targets() -> set[str]:
+    """The targets of the Makefile."""
+    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def _make_fault(arguments: list[str]) -> str:
+    unknown = {word for word in arguments if "=" not in word} - make_targets()
+    return f"make has no target {sorted(unknown)}" if unknown else ""
+
+
+def _extras_fault(arguments: list[str]) -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {
+        extra
+        for word in arguments
+        if (found := re.fullmatch(r"(?:\.|refseg_jax)\[(.+)\]", word))
+        for extra in found[1].split(",")
+    }
+    unknown = extras - set(project["optional-dependencies"])
+    return f"pyproject.toml has no extra {sorted(unknown)}" if unknown else ""
