@@ -1,1 +1,1 @@
-"""Weights of other people's models: tables of names, readers of files, one strict loader."""
+"""Imports published weights: tables of names, readers of files, and one strict loader."""

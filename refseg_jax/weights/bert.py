@@ -1,8 +1,8 @@
-"""BERT from Hugging Face's files: the table.
+"""The table for BERT in Hugging Face's files.
 
-Names: `modeling_bert.py` (transformers). Files of a `BertModel` have them bare, those of any other
-class (`bert-base-uncased` is a `BertForPreTraining`) below `bert.`; files converted from TensorFlow
-call a norm's weight and bias `gamma` and `beta`.
+Names are those of `modeling_bert.py` (transformers). In files of a `BertModel` they have no prefix;
+in files of other classes (`bert-base-uncased` is a `BertForPreTraining`) the prefix is `bert.`. Files
+converted from TensorFlow call weight and bias of a norm `gamma` and `beta`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +11,11 @@ from refseg_jax.weights.table import Rule, Table, linear, rename
 
 
 def hf_bert(entries: Iterable[str], prefix: str = "") -> Table:
-    """The table of every class of Hugging Face that holds a BERT.
+    """The table for files of every Hugging Face class that contains a BERT.
 
     Args:
-        entries: names of the file's entries (it does not depend on them).
-        prefix: of the tower's parameters in the model, with its dot.
+        entries: names of the entries of the file (not used here).
+        prefix: prefix of the tower's parameters in the model, with its dot.
     """
     del entries
     tower = r"(?:bert\.)?"
@@ -49,7 +49,8 @@ def hf_bert(entries: Iterable[str], prefix: str = "") -> Table:
     return Table(rules, unread, {})
 
 
-#: The table of a file, from the names of its entries and the prefix of the tower in the model.
+#: Format -> function that makes the table, from the names of a file's entries and the prefix of the
+#: tower in the model.
 FORMATS: Mapping[str, Callable[..., Table]] = {"hf_bert": hf_bert}
 
 

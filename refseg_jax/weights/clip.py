@@ -1,9 +1,10 @@
-"""CLIP's towers from OpenAI's, Hugging Face's and OpenCLIP's files: the tables, and what to check.
+"""The tables for CLIP in OpenAI's, Hugging Face's and OpenCLIP's files, and checks of its settings.
 
-Names and layouts: `clip/model.py` (OpenAI), `modeling_clip.py` (transformers), `model.py` (OpenCLIP,
-whose ViTs have OpenAI's names). What the arrays do not tell (the activation, the number of heads,
-the epsilon, the EOS id, the normalisation of images) stands in a JSON file beside them, or is known
-of OpenAI's own; a model that differs in any of it is refused, because nothing else would show it.
+Names and layouts are those of `clip/model.py` (OpenAI), `modeling_clip.py` (transformers) and
+`model.py` (OpenCLIP, whose ViTs have OpenAI's names). Some settings do not follow from the arrays: the
+activation, the number of heads, the epsilon, the EOS id and the normalisation of images. They are read
+from a JSON file beside the weights, or are known for OpenAI's own files. A model with other settings is
+refused, because it would run without an error and give wrong results.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from refseg_jax.weights.table import (
 
 _VISION, _TEXT = r"vision.blocks.\1", r"text.blocks.\1"
 
-#: What every source of CLIP leaves to fresh parameters.
+#: Parameters that no CLIP file fills -> the reason; they keep their random initial values.
 NEW = {
     r"vision\.(low|high)_tokens": "group tokens: new in UniRES",
     r"(low|high)_filter\..*": "region filter: new in UniRES",
@@ -132,14 +133,14 @@ FORMATS: Mapping[str, Table] = {"openai_clip": OPENAI, "hf_clip": HF, "openclip"
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a CLIP was trained with and its arrays do not tell.
+    """Settings of a CLIP that do not follow from its arrays.
 
     Attributes:
-        activation: of the MLPs, as the model's config names it.
-        vision_heads, text_heads: of the two towers.
-        eos_id: the id at which the sentence is read.
-        epsilon: of the norms; both towers'.
-        mean, std: of the normalisation of images.
+        activation: of the MLPs, by its name in the config of the model.
+        vision_heads, text_heads: attention heads of the two towers.
+        eos_id: id of the token whose feature is the sentence.
+        epsilon: of the norms in both towers.
+        mean, std: of RGB in 0..1, for the normalisation of images.
     """
 
     activation: str
@@ -152,10 +153,10 @@ class Facts:
 
 
 def sizes(table: Table, source: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, int]:
-    """The fields of a model's config that the shapes of a CLIP tell.
+    """The fields of a model's config that follow from the shapes of a CLIP.
 
     Args:
-        table: of its format.
+        table: the table of the file's format.
         source: entry -> shape and dtype.
 
     Returns:
@@ -163,7 +164,7 @@ def sizes(table: Table, source: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
         `text_layers`, `vocab_size`, `text_positions`.
 
     Raises:
-        KeyError, ValueError: an entry that tells a size is missing, or of another rank.
+        KeyError, ValueError: an entry that determines a size is missing, or has another rank.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for entry, leaf in source.items():
@@ -171,7 +172,7 @@ def sizes(table: Table, source: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
             if re.search(
                 r"\.(\d+\.attention_norm\.bias|kernel|embedding|position_embedding)$", path
             ):
-                # In their own shape, so that positions are not resized.
+                # With the file's own shape as target, so that positions are not resized.
                 shapes[path] = jax.eval_shape(lambda x, c=change: c(x, x.shape), leaf).shape
     patch, _, _, vision_width = shapes["vision.patch_embedding.kernel"]
     cells, _ = shapes["vision.position_embedding"]
@@ -193,12 +194,12 @@ def sizes(table: Table, source: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
 
 
 def check(facts: Facts, config: Any, *, name: str) -> None:
-    """Compares what arrays do not tell with the config of the model that is to take them.
+    """Checks that the settings of a CLIP equal the config of the model that loads it.
 
     Args:
-        facts: of the weights.
-        config: has the fields of `UniRESConfig`.
-        name: of the weights, for the message.
+        facts: settings of the weights.
+        config: config of the model, with the fields of `UniRESConfig`.
+        name: the weights, for the message.
 
     Raises:
         UserError: they differ; one line with every field to set.
@@ -219,7 +220,7 @@ def check(facts: Facts, config: Any, *, name: str) -> None:
         )
     ours = (*CLIP_MEAN, *CLIP_STD)
     theirs = (*facts.mean, *facts.std)
-    # NaN is not near anything either.
+    # Written so that NaN fails the comparison, too.
     if len(theirs) != 6 or not all(abs(a - b) <= 1e-4 for a, b in zip(ours, theirs, strict=True)):
         raise UserError(
             f"{name}: trained on images of mean {list(facts.mean)} and deviation "
@@ -236,10 +237,14 @@ def plan_towers(
     *,
     name: str,
 ) -> Plan:
-    """`loader.plan`, whose message also tells which sizes differ.
+    """`loader.plan` for CLIP, with an error message that also lists the sizes that differ.
+
+    Args:
+        table, source, target, name: as in `loader.plan`.
+        config: config of the model, with the fields of `UniRESConfig`.
 
     Raises:
-        UserError: as `loader.plan`.
+        UserError: the weights do not fit the model.
     """
     try:
         return plan(table, source, target, name=name)

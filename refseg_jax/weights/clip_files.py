@@ -1,4 +1,4 @@
-"""From a path or a hub name to CLIP's towers in a model: finds, recognises, checks, loads."""
+"""Loads CLIP's towers from a path or a hub name: finds the files, recognises the format, checks it."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from refseg_jax.weights.folder import read_json, weight_file
 from refseg_jax.weights.loader import Weights, load
 from refseg_jax.weights.readers import open_weights
 
-#: Names of weight files in a folder, the preferred first.
+#: Format -> names of its weight files in a folder, in order of preference.
 _FILES: Mapping[str, tuple[str, ...]] = {
     "hf_clip": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
     "openclip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
@@ -29,10 +29,10 @@ _HF_CONFIG, _OPENCLIP_CONFIG = "config.json", "open_clip_config.json"
 _HF_IMAGES = "preprocessor_config.json"
 _SETTINGS = (_HF_CONFIG, _HF_IMAGES, _OPENCLIP_CONFIG)
 
-#: Of OpenAI's CLIPs: a head is this wide in both towers.
+#: Width of an attention head in both towers of OpenAI's CLIPs.
 _HEAD_WIDTH = 64
 
-#: What a JSON file of other fields than were thought raises.
+#: Exceptions that reading a JSON file with unexpected fields raises.
 _STRANGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
@@ -42,8 +42,8 @@ class ClipSource:
 
     Attributes:
         weights: its arrays.
-        format: out of `clip.FORMATS`.
-        facts: what the arrays do not tell.
+        format: a key of `clip.FORMATS`.
+        facts: the settings that do not follow from the arrays.
     """
 
     weights: Weights
@@ -52,7 +52,7 @@ class ClipSource:
 
     @property
     def table(self) -> clip.Table:
-        """Of its format."""
+        """The table of its format."""
         return clip.FORMATS[self.format]
 
 
@@ -61,12 +61,12 @@ def open_clip(source: str, *, format: str = "", sha256: str = "") -> ClipSource:
 
     Args:
         source: a weight file, a folder that holds one (and its JSON), or a name on the hub.
-        format: out of `clip.FORMATS`; `""` tells it by the content.
-        sha256: of the weight file, see `open_weights`.
+        format: a key of `clip.FORMATS`; `""` recognises it by the content.
+        sha256: digest of the weight file, see `open_weights`.
 
     Raises:
-        UserError: nothing is there, it is damaged, it is no CLIP, or what is needed beside the
-            arrays is missing.
+        UserError: the source does not exist, is damaged or not a CLIP, or a JSON file that must lie
+            beside the weights is missing.
     """
     if format and format not in clip.FORMATS:
         raise UserError(unknown("format", format, clip.FORMATS))
@@ -95,19 +95,19 @@ def load_towers(
     *,
     sha256: str = "",
 ) -> dict[str, jax.Array]:
-    """CLIP's part of a model's parameters.
+    """Loads the parameters of a model that CLIP provides.
 
     Args:
-        source: as of `open_clip`, or a folder that `tools.import_weights` wrote.
+        source: as in `open_clip`, or a folder that `tools.import_weights` wrote.
         target: path -> shape, dtype and `sharding` of every parameter of the model.
-        config: of the model, a `UniRESConfig`.
-        sha256: of the weight file.
+        config: config of the model, a `UniRESConfig`.
+        sha256: digest of the weight file, see `open_weights`.
 
     Returns:
-        Path -> array, laid out, of all parameters that CLIP has.
+        Path -> array with the given sharding, for all parameters that CLIP has.
 
     Raises:
-        UserError: as `open_clip`, or the weights do not fit the model.
+        UserError: as in `open_clip`, or the weights do not fit the model.
     """
     path = hub.local_path(source)
     if _is_checkpoint(path):
@@ -146,7 +146,7 @@ def _from_checkpoint(
 
 
 def _recognise(weights: Weights, file: Path) -> str:
-    """The format, by names of entries and what lies beside the file."""
+    """Recognises the format by the names of the entries and the files beside the weights."""
     if "vision_model.embeddings.class_embedding" in weights.shapes:
         return "hf_clip"
     if "visual.class_embedding" not in weights.shapes:
@@ -156,7 +156,7 @@ def _recognise(weights: Weights, file: Path) -> str:
         )
     if file.with_name(_OPENCLIP_CONFIG).is_file():
         return "openclip"
-    if "input_resolution" in weights.shapes:  # Only in what OpenAI published.
+    if "input_resolution" in weights.shapes:  # Only in OpenAI's own files.
         return "openai_clip"
     raise UserError(
         f"{file}: OpenAI's own CLIP and OpenCLIP's, which differ in the activation, have the same "
@@ -172,7 +172,7 @@ def _openai_facts(weights: Weights, folder: Path) -> clip.Facts:
         activation="quick_gelu",
         vision_heads=found["vision_width"] // _HEAD_WIDTH,
         text_heads=found["text_width"] // _HEAD_WIDTH,
-        # The sentence is read at the largest id, which is EOS.
+        # OpenAI's CLIP reads the sentence at the largest id of a text, which is that of EOS.
         eos_id=found["vocab_size"] - 1,
     )
 
@@ -207,7 +207,7 @@ def _hf_facts(weights: Weights, folder: Path) -> clip.Facts:
         if vision.get(field, default) != text.get(field, default):
             raise ValueError(f"{field} differs between the towers")
     eos_id = int(text.get("eos_token_id", 49407))
-    if eos_id == 2:  # transformers' old mistake, for which it reads at the largest id.
+    if eos_id == 2:  # A mistake in old configs; transformers then reads at the largest id instead.
         eos_id = clip.sizes(clip.HF, weights.shapes)["vocab_size"] - 1
     images = read_json(folder / _HF_IMAGES) if (folder / _HF_IMAGES).is_file() else {}
     if not images.get("do_normalize", True):
@@ -228,18 +228,18 @@ def _colours(values: Any) -> tuple[float, ...]:
 
 
 def _check_facts(found: ClipSource) -> None:
-    """Refuses what no model can have.
+    """Refuses settings that are impossible or not supported.
 
     Raises:
-        ValueError: heads that do not divide a tower's width, an EOS beyond the vocabulary, or an
-            activation that we do not have.
+        ValueError: the heads do not divide the width of a tower, the EOS id is outside the
+            vocabulary, or the activation is unknown.
     """
     facts = found.facts
     if facts.activation not in ACTIVATIONS:
         raise ValueError(unknown("activation", facts.activation, ACTIVATIONS))
     try:
         sizes = clip.sizes(found.table, found.weights.shapes)
-    except (KeyError, ValueError):  # The plan tells what is missing.
+    except (KeyError, ValueError):  # `plan_towers` reports what is missing.
         return
     for tower, heads in (("vision", facts.vision_heads), ("text", facts.text_heads)):
         width = sizes[f"{tower}_width"]
@@ -250,6 +250,6 @@ def _check_facts(found: ClipSource) -> None:
 
 
 def _hf_section(stored: Mapping[str, Any], tower: str) -> Mapping[str, Any]:
-    """A tower's fields; the older spelling goes before, as in transformers."""
+    """The config of a tower; the older name of the section has priority, as in transformers."""
     old = stored.get(f"{tower}_config_dict")
     return stored[f"{tower}_config"] if old is None else old

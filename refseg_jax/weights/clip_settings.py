@@ -1,8 +1,8 @@
-"""Settings of published CLIPs: those that the towers do not have are refused by name.
+"""Checks the JSON settings of published CLIPs, and refuses those that the towers do not support.
 
-A setting that nobody here has read of may change what a tower computes, and no array would tell. So
-every field must be one that is read, that the arrays tell, or that matters to training, to writing
-text or to bookkeeping alone; any other has to be switched off.
+An unknown setting may change what a tower computes without changing any array. So every field must be
+known: it is read, it follows from the arrays, or it matters only to training, text generation or
+bookkeeping. Any other field must be switched off (none, false, 0 or empty).
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from refseg_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Fields of one section of a JSON file.
+    """The accepted fields of one section of a JSON file.
 
     Attributes:
-        known: fields of any value.
-        values: the values of other fields that change nothing, besides none, false, 0 and empty.
+        known: fields that may have any value.
+        values: field -> the values that change nothing, besides none, false, 0 and empty.
     """
 
     known: frozenset[str]
@@ -29,15 +29,15 @@ class Section:
 def check(
     file: Path, sections: Mapping[str, Section], stored: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Looks through all fields.
+    """Checks all fields of a JSON file.
 
     Args:
-        file: to name.
-        sections: out of this module.
-        stored: section -> its fields; `""` is the file's top level.
+        file: the file, for the message.
+        sections: section -> accepted fields, `OPENCLIP` or `HF`.
+        stored: section -> the fields in the file; `""` is the top level of the file.
 
     Raises:
-        UserError: a field that the towers do not have.
+        UserError: the towers do not support a field.
     """
     for name, fields in stored.items():
         section = sections[name]
@@ -54,7 +54,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: OpenCLIP's; `pad_id` and `eos_id` are for `embed_cls` and another `pool_type`.
+#: Sections of OpenCLIP's config. `pad_id` and `eos_id` matter only with `embed_cls` or another
+#: `pool_type`, which are refused.
 OPENCLIP: Mapping[str, Section] = {
     "model_cfg": Section(
         _words(
@@ -77,7 +78,7 @@ OPENCLIP: Mapping[str, Section] = {
     ),
 }
 
-#: What transformers writes for models of every kind.
+#: Fields that transformers writes for models of every kind.
 _HF_ANY = _words(
     """_name_or_path _commit_hash _attn_implementation_autoset transformers_version architectures
     dtype torch_dtype use_bfloat16 torchscript return_dict output_attentions output_hidden_states
@@ -97,7 +98,7 @@ _HF_TOWER = _HF_ANY | _words(
     layer_norm_eps"""
 )
 
-#: Hugging Face's.
+#: Sections of the config in Hugging Face's format.
 HF: Mapping[str, Section] = {
     "": Section(
         _HF_ANY

@@ -1,4 +1,4 @@
-"""What lies in a folder of published weights: the file of arrays, and the JSON beside it."""
+"""Finds the weight file in a folder of published weights, and reads the JSON beside it."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from refseg_jax.weights.readers import ENDINGS
 
 
 def weight_file(folder: Path, names: Sequence[str]) -> Path:
-    """The file of weights in a folder: the first of the names that is there, or the only one.
+    """The weight file in a folder: the first of `names` that exists, else the only weight file.
 
     Raises:
-        UserError: there is none, or several of other names.
+        UserError: the folder has no weight file, or several of other names.
     """
     for name in names:
         if (folder / name).is_file():
@@ -27,10 +27,10 @@ def weight_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        UserError: it is missing or no JSON.
+        UserError: the file is missing, or not JSON.
     """
     try:
         return json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Weights by their name on the Hugging Face hub: out of the local cache, or fetched into it."""
+"""Finds weights by their name on the Hugging Face hub, in the local cache or by a download into it."""
 
 import contextlib
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ _URL = "https://huggingface.co"
 
 
 def locate(source: str, *, weights: Sequence[str], settings: Sequence[str]) -> Path:
-    """The file or folder that a person means.
+    """Resolves a path or a name on the hub to a local path, and downloads the files if necessary.
 
     Args:
         source: a path, or a name on the hub (`owner/name`).
-        weights: names of files, the preferred first; of the hub only the first that it has is taken
-            (of an index of shards, these too).
-        settings: names of small files that are taken too, where the hub has them.
+        weights: names of weight files in order of preference; only the first that the hub has is
+            downloaded (for an index, its shards as well).
+        settings: names of small files that are downloaded as well, if the hub has them.
 
     Returns:
-        A path as it is, or the folder of the hub's cache that holds the files.
+        The path, if it exists, else the folder in the hub's cache that holds the files.
 
     Raises:
-        UserError: there is neither such a path nor such a name, or the hub cannot be reached and
-            the files are not in the cache; the line says what to download by hand and where to.
+        UserError: there is neither such a path nor such a name; or the files are not in the cache
+            and the hub cannot be reached, then the line says what to download by hand.
     """
     path = local_path(source)
-    with contextlib.suppress(OSError):  # A path too long to be one.
+    with contextlib.suppress(OSError):  # The path may be too long for the file system.
         if path.exists():
             return path
     if not _is_name(source):
@@ -43,10 +43,10 @@ def locate(source: str, *, weights: Sequence[str], settings: Sequence[str]) -> P
 
 
 def local_path(source: str) -> Path:
-    """What a person wrote, as a path, which need not be there.
+    """The source as a path with `~` expanded; it need not exist.
 
     Raises:
-        UserError: it is empty, or the home of someone who has none here.
+        UserError: the source is empty, or names the home folder of an unknown user.
     """
     if not source.strip():
         raise UserError("the source is empty: name a file, a folder, or a name on the hub")
@@ -57,7 +57,7 @@ def local_path(source: str) -> Path:
 
 
 def _is_name(source: str) -> bool:
-    """Whether it may be a name on the hub; `./clip` and `clip` alone are paths."""
+    """Whether a source may be a name on the hub; `./clip` and `clip` are paths."""
     try:
         validate_repo_id(source)
     except HFValidationError:
@@ -77,23 +77,23 @@ def _cached(name: str, weights: Sequence[str]) -> Path | None:
 
 def _fetched(name: str, weights: Sequence[str], settings: Sequence[str]) -> Path:
     try:
-        # Unlike a download, this does not try again and again where there is no network.
+        # Without a network this fails at once, while a download would retry many times.
         there = {file.rfilename for file in huggingface_hub.HfApi().model_info(name).siblings or ()}
         chosen = [file for file in weights if file in there][:1]
-        # The settings first: where the cache has weights, it then has everything.
+        # Settings come first, so that a cache with the weights has everything.
         wanted = [*(file for file in settings if file in there), *chosen]
         paths = [Path(huggingface_hub.hf_hub_download(name, file)) for file in wanted]
         for shard in shards_of(paths[-1]) if chosen else ():
             if shard != paths[-1]:
                 huggingface_hub.hf_hub_download(name, shard.name)
-    except UserError:  # Of the index.
+    except UserError:  # From `shards_of`.
         raise
     except RepositoryNotFoundError:
         raise UserError(
             f"{name}: no such file or folder, and the hub has no such (public) name; correct it, or "
             "log in with `hf auth login`"
         ) from None
-    except Exception as error:  # The client's errors are of many kinds.
+    except Exception as error:  # The client raises exceptions of many types.
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name}: not in the cache, and {_URL} cannot be reached "

@@ -1,4 +1,4 @@
-"""The one loader of weight files: plans without allocating anything, then reads leaf by leaf."""
+"""The loader of all weight files: it plans without allocating, then reads one entry at a time."""
 
 import dataclasses
 import functools
@@ -14,16 +14,16 @@ import numpy as np
 from refseg_jax.errors import UserError
 from refseg_jax.weights.table import Change, Rule, Table
 
-#: A number within a name, and what stands for it (no name has that character).
+#: A number within a dotted name, and its placeholder, which occurs in no name.
 _NUMBER, _HERE = re.compile(r"(?<=\.)\d+(?=\.)"), "\0"
 
 
 class Weights(Protocol):
-    """An opened weight file (or several that belong together)."""
+    """An opened weight file, or several shards that belong together."""
 
     @property
     def name(self) -> str:
-        """Its path, for messages."""
+        """The path of the file, for messages."""
         ...
 
     @property
@@ -32,19 +32,23 @@ class Weights(Protocol):
         ...
 
     def read(self, entry: str) -> np.ndarray:
-        """One entry. Raises `UserError` where the file turns out to be damaged."""
+        """Reads the array of an entry.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `load` does.
+    """Which entries of a file fill which parameters of a model; `load` carries it out.
 
     Attributes:
-        reads: entry -> (parameter, change) pairs.
-        targets: parameter -> shape and dtype, of those that are written.
-        unread: entry -> the table's reason, of those that are left.
-        unwritten: parameter -> the table's reason, of those that are left.
+        reads: entry -> (parameter, change) pairs that it fills.
+        targets: parameter -> shape and dtype, for the parameters that are filled.
+        unread: entry -> reason from the table, for the entries that are not read.
+        unwritten: parameter -> reason from the table, for the parameters that are not filled.
     """
 
     reads: Mapping[str, tuple[tuple[str, Change], ...]]
@@ -60,19 +64,20 @@ def plan(
     *,
     name: str,
 ) -> Plan:
-    """Resolves a table against the entries of a file and the parameters of a model.
+    """Matches the entries of a file with the parameters of a model, by a table.
 
-    Nothing is allocated: shapes are those that the changes give under `jax.eval_shape`.
+    Nothing is allocated: the shapes after each change come from `jax.eval_shape`.
 
     Args:
-        table: the source's table.
+        table: the table of the file's format.
         source: entry -> shape and dtype.
-        target: parameter -> shape and dtype, of the whole model.
-        name: of the file, for the message.
+        target: parameter -> shape and dtype, for the whole model.
+        name: the file, for the message.
 
     Raises:
-        UserError: an entry is unread, a parameter unwritten or written twice, a shape is off, or an
-            entry holds no real numbers; one line with every leaf.
+        UserError: the table does not name an entry or a parameter, a parameter is filled twice, a
+            shape differs, or an entry is not of a floating-point type; one line that lists all of
+            them.
     """
     reads: dict[str, tuple[tuple[str, Change], ...]] = {}
     unread: dict[str, str] = {}
@@ -113,18 +118,19 @@ def plan(
 def load(
     plan: Plan, weights: Weights, layouts: Mapping[str, jax.sharding.Sharding]
 ) -> dict[str, jax.Array]:
-    """Reads what the plan says, one entry at a time, straight to where it belongs.
+    """Carries out a plan: reads one entry at a time into arrays with their final sharding.
 
     Args:
-        plan: of `plan`, for the same file.
+        plan: the output of `plan` for the same file.
         weights: the file.
-        layouts: parameter -> layout, at least of those that are written.
+        layouts: parameter -> sharding, at least for the parameters that are filled.
 
     Returns:
-        parameter -> array of the model's dtype, laid out.
+        Parameter -> array with the model's dtype and the given sharding.
 
     Raises:
-        UserError: the file is damaged, or an entry holds what is no number.
+        UserError: the file is damaged, or an entry contains NaN, infinity or numbers too large for
+            float32.
     """
     params: dict[str, jax.Array] = {}
     for entry, writes in plan.reads.items():
@@ -139,7 +145,7 @@ def load(
 
 
 def _finite(value: np.ndarray, name: str) -> np.ndarray:
-    """As f32; NaN and infinity (also of what f32 cannot hold) would spoil all that is computed."""
+    """Converts an entry to f32, and refuses NaN, infinity and numbers too large for f32."""
     with np.errstate(over="ignore"):
         value = value.astype(np.float32, copy=False)
     odd = value.size - np.count_nonzero(np.isfinite(value))
@@ -152,12 +158,12 @@ def _finite(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def _cut(whole: np.ndarray, index: Any) -> np.ndarray:
-    # A copy: an array on the CPU may else share memory with the (mapped) file.
+    # A copy, because an array on the CPU could otherwise share memory with the (mapped) file.
     return np.array(whole[index], order="C")
 
 
 def first_match(rules: Iterable[Rule], entry: str) -> tuple[tuple[str, Change], ...] | None:
-    """The (parameter, change) pairs of an entry, `None` where no rule knows it."""
+    """The (parameter, change) pairs of an entry by the first matching rule; `None` if none matches."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, entry)
         if match:
@@ -172,7 +178,7 @@ def _reason(reasons: Mapping[str, str], name: str) -> str | None:
 def _mismatch(
     leaf: jax.ShapeDtypeStruct, wanted: jax.ShapeDtypeStruct, change: Change
 ) -> str | None:
-    """Why an entry cannot become a parameter; `None` where it can."""
+    """The reason why an entry cannot fill a parameter; `None` if it can."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"{leaf.dtype}, not floating point"
     # `load` converts to float32 before the change; JAX would warn of a float64 that a file holds.
@@ -187,7 +193,7 @@ def _mismatch(
 
 
 def _compact(leaves: Iterable[str]) -> str:
-    """Every leaf; those that differ in their first number alone are told in one: `blocks.{0-11}.x`."""
+    """Lists names, and joins those that differ only in their first number: `blocks.{0-11}.x`."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for leaf in leaves:
         first = _NUMBER.search(leaf)
@@ -202,7 +208,7 @@ def _compact(leaves: Iterable[str]) -> str:
 
 
 def _numbered(leaf: str, number: str) -> str:
-    """The leaf with a mark for its first number, and for that of the parameter if it is the same."""
+    """Replaces the first number of each word by the placeholder, where it is `number`."""
     words = leaf.split(" ")
     firsts = (_NUMBER.search(word) for word in words)
     return " ".join(
@@ -212,7 +218,7 @@ def _numbered(leaf: str, number: str) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """`[0, 1, 5, 2]` as `0-2,5`."""
+    """Formats numbers as ranges: `[0, 1, 5, 2]` as `0-2,5`."""
     known = set(numbers)
     starts = sorted(n for n in known if n - 1 not in known)
     ends = sorted(n for n in known if n + 1 not in known)

@@ -1,4 +1,4 @@
-"""Opens weight files: safetensors (one file or shards), torch's archives; whole or not at all."""
+"""Opens weight files: safetensors (one file or shards) and torch's archives."""
 
 import hashlib
 import json
@@ -31,22 +31,22 @@ _DTYPES: Mapping[str, Any] = {
 }
 _INDEX = ".safetensors.index.json"
 _TORCH = (".pt", ".pth", ".bin")
-#: Of every file of weights that is read.
+#: File name endings of all supported weight files.
 ENDINGS = (*_TORCH, ".safetensors")
 
 
 def open_weights(path: Path, *, sha256: str = "") -> Weights:
-    """Opens a file without reading its arrays.
+    """Opens a weight file without reading its arrays.
 
     Args:
-        path: `*.safetensors`, `*.safetensors.index.json` (shards lie beside it), or an archive of
+        path: `*.safetensors`, `*.safetensors.index.json` with its shards beside it, or an archive of
             torch (`.pt`, `.pth`, `.bin`).
-        sha256: of the file, in hexadecimal; of shards, that of all of them behind each other in the
-            order of their names (`cat model-*.safetensors | sha256sum`). `""` checks nothing; a
-            flipped bit in the numbers of a safetensors file is then not found.
+        sha256: digest of the file in hexadecimal; for shards, that of their concatenation in the
+            order of their names (`cat model-*.safetensors | sha256sum`). `""` skips the check: a
+            flipped bit in the numbers of a safetensors file then goes unnoticed.
 
     Raises:
-        UserError: the file is missing, damaged, hostile or of another kind, or its digest is off.
+        UserError: the file is missing, damaged, malicious or of another kind, or its digest differs.
     """
     shards = shards_of(path)
     if sha256:
@@ -70,7 +70,8 @@ class SafetensorFiles:
         """Reads the headers.
 
         Raises:
-            UserError: a file is missing or damaged, or an entry is there twice or of a strange type.
+            UserError: a file is missing or damaged, or an entry occurs twice or has an unsupported
+                type.
         """
         self.name = str(path)
         self._files: dict[str, tuple[Path, Any]] = {}
@@ -92,7 +93,7 @@ class SafetensorFiles:
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = shapes
 
     def read(self, entry: str) -> np.ndarray:
-        """One entry.
+        """Reads the array of an entry.
 
         Raises:
             UserError: it cannot be read.
@@ -114,10 +115,10 @@ def _opened(path: Path) -> Any:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index names, in order, all beside it; of any other file, itself.
+    """The shards of an index, in the order of their names; for any other file, the file itself.
 
     Raises:
-        UserError: it is an index, and damaged, or names no file beside it.
+        UserError: the index is missing or damaged, or names files in other folders.
     """
     if not index.name.endswith(_INDEX):
         return [index]
@@ -144,7 +145,8 @@ def _is_torch(path: Path) -> bool:
             start = file.read(9)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from None
-    # The length of a safetensors header, which a brace follows, may be the same four bytes.
+    # A safetensors file starts with the length of its header, which may be the same four bytes; its
+    # ninth byte is the brace of the header.
     return (start[:4] == b"PK\x03\x04" and start[8:] != b"{") or path.suffix in _TORCH
 
 

@@ -1,9 +1,10 @@
-"""The released ReLA (henghuiding/ReLA): its table, its sizes, and the config that it runs with.
+"""The released weights of ReLA (henghuiding/ReLA): their table, sizes and config.
 
-Names and layouts: `gres_model/GRES.py`, `modeling/backbone/swin.py`, `modeling/pixel_decoder/
-msdeformattn.py` and `modeling/transformer_decoder/referring_transformer_decoder.py` of that repository;
-those of deformable attention's four products: `ops/modules/ms_deform_attn.py` of Mask2Former, which it
-took over; those below `text_encoder`: transformers' `BertModel`.
+Names and layouts are those of `gres_model/GRES.py`, `modeling/backbone/swin.py`,
+`modeling/pixel_decoder/msdeformattn.py` and
+`modeling/transformer_decoder/referring_transformer_decoder.py` in that repository. The names of the
+four products of deformable attention come from Mask2Former (`ops/modules/ms_deform_attn.py`), and those
+below `text_encoder` from transformers' `BertModel`.
 """
 
 import dataclasses
@@ -37,28 +38,28 @@ from refseg_jax.weights.table import (
     transposed,
 )
 
-#: What the public code sets and no array tells: heads of all attention but the towers', tokens of an
-#: expression, and where its probabilities are cut.
+#: Settings of the public code that do not follow from the arrays: heads of all attention outside the
+#: towers, tokens per expression, and the threshold on mask probabilities.
 HEADS, CONTEXT_LENGTH, THRESHOLD = 8, 20, 0.5
 
-#: Whose vocabulary the words are of.
+#: The tokenizer of the public code, as a name on the hub.
 TOKENIZER = "bert-base-uncased"
 
 _SWIN, _BERT = "backbone.", "text_encoder."
 _PIXELS, _REGIONS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 
-#: Where the public code's gate is closed, see `LanguageSwinConfig.gate`.
+#: Why a closed gate is not read, see `LanguageSwinConfig.gate`.
 _DEAD = "a gate whose kernels are all zero: closed, and no gradient ever opens it"
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenedReLA:
-    """A released ReLA, opened.
+    """An opened file of released weights.
 
     Attributes:
         weights: its arrays.
-        table: of its gate.
-        config: with the sizes of the file.
+        table: the table for its kind of gate (live or closed).
+        config: config of the model, with the sizes in the file.
     """
 
     weights: Weights
@@ -67,23 +68,26 @@ class OpenedReLA:
 
     @property
     def forward(self) -> Forward[ReLA]:
-        """The model as functions of its parameters."""
+        """The model as pure functions of its parameters."""
         config = self.config
         return Forward(lambda rngs: ReLA(config, rngs=rngs))
 
     def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
-        """`loader.plan` of the whole model.
+        """`loader.plan` for the whole model.
+
+        Args:
+            target: parameter -> shape and dtype.
 
         Raises:
-            UserError: it does not fit.
+            UserError: the weights do not fit.
         """
         return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
 
     def run_config(self, tokenizer: str = TOKENIZER) -> dict[str, Any]:
-        """What a predictor, an evaluation or an export reads of a run's config.
+        """The part of a run's config that predictors, evaluations and exports read.
 
         Args:
-            tokenizer: as `refseg_jax.text.tokenizers.build_tokenizer` takes it.
+            tokenizer: as in `refseg_jax.text.tokenizers.build_tokenizer`.
         """
         return {
             "model": {"name": "rela", **dataclasses.asdict(self.config)},
@@ -98,14 +102,14 @@ class OpenedReLA:
 
 
 def open_rela(source: str, *, sha256: str = "") -> OpenedReLA:
-    """Opens a released ReLA; of its arrays only the gates' are read.
+    """Opens a released ReLA; of its large arrays, only the gates are read.
 
     Args:
-        source: the file, or a folder that holds it alone.
-        sha256: of the file, see `open_weights`.
+        source: the file, or a folder in which it is the only weight file.
+        sha256: digest of the file, see `open_weights`.
 
     Raises:
-        UserError: nothing is there, it is damaged, or is another model.
+        UserError: the source does not exist, is damaged, or holds another model.
     """
     path = hub.local_path(source)
     file = weight_file(path, ()) if path.is_dir() else path
@@ -126,10 +130,10 @@ def open_rela(source: str, *, sha256: str = "") -> OpenedReLA:
 
 
 def rela(*, live: bool) -> Table:
-    """The table of the public code's state dict.
+    """The table for the state dict of the public code.
 
     Args:
-        live: whether the gates are read; closed ones have no parameters.
+        live: whether the gates are read; a model with closed gates has no parameters for them.
     """
     ours = "vision.swin."
     stage = r"backbone\.layers\.(\d+)"
@@ -139,7 +143,7 @@ def rela(*, live: bool) -> Table:
         rename(rf"{stage}\.res_gate\.2\.weight", r"vision.gates.\1.down.kernel", transposed),
     )
     rules = (
-        # Before the tower's own rule, which resizes the table: here the window is the file's.
+        # Before the tower's own rule, which resizes the table: the model has the window of the file.
         rename(positions, rf"{ours}stages.\1.blocks.\2.relative_positions"),
         *_below(_SWIN, swin.ms_swin((), ours).rules),
         *_fusion(rf"{stage}\.fusion", r"vision.fusions.\1"),
@@ -159,10 +163,12 @@ def rela(*, live: bool) -> Table:
 
 
 def sizes(source: Mapping[str, jax.ShapeDtypeStruct]) -> ReLAConfig:
-    """The sizes of a released ReLA, all of which but the heads its arrays tell; the gate is closed.
+    """The config of a released ReLA, from the shapes of its arrays.
+
+    Shapes do not tell the number of heads, which is `HEADS`. The gate is closed.
 
     Raises:
-        KeyError, ValueError: it is no ReLA, or its sizes do not fit together.
+        KeyError, ValueError: it is not a ReLA, or its sizes do not fit together.
     """
     image = towers.swin_sizes(swin.ms_swin(()), _part(_SWIN, source), {})
     text = towers.bert_sizes(bert.hf_bert(()), _part(_BERT, source), {})
@@ -199,17 +205,17 @@ def _count(source: Iterable[str], pattern: str) -> int:
 def _part(
     prefix: str, source: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A tower's entries by their own names."""
+    """The entries of a tower, without their prefix."""
     return {e.removeprefix(prefix): leaf for e, leaf in source.items() if e.startswith(prefix)}
 
 
 def _below(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """A tower's rules for entries whose names begin with a prefix."""
+    """The rules of a tower, for entries with a prefix."""
     return tuple(Rule(re.escape(prefix) + rule.pattern, rule.writes) for rule in rules)
 
 
 def _pointwise(source: str, target: str) -> tuple[Rule, Rule]:
-    """A convolution of one place to a Linear."""
+    """The rules from a 1x1 convolution to a `Linear`."""
     return (
         rename(rf"{source}\.weight", f"{target}.kernel", pointwise),
         rename(rf"{source}\.bias", f"{target}.bias"),
@@ -229,7 +235,7 @@ def _fusion(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def _pixel_decoder(source: str, target: str) -> tuple[Rule, ...]:
-    """Levels stand the coarsest first in both; the pyramid's convolutions have norms and no bias."""
+    """The rules of the pixel decoder; levels are ordered from the coarsest to the finest in both."""
     layer, ours = rf"{source}transformer\.encoder\.layers\.(\d+)", rf"{target}.layers.\1"
     attention = rf"{layer}\.self_attn"
     return (
@@ -279,7 +285,7 @@ def _relationship(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def _attention(source: str, target: str) -> tuple[Rule, ...]:
-    """torch's MultiheadAttention."""
+    """The rules of torch's MultiheadAttention."""
     three = (f"{target}.query", f"{target}.key", f"{target}.value")
     return (
         *packed(source, three, "in_proj_weight", "in_proj_bias"),
@@ -288,7 +294,7 @@ def _attention(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def _check_pixels(weights: Weights) -> None:
-    """Compares what images are normalised with, where the file tells it, with what our Swin does.
+    """Checks that the normalisation of images, if the file states it, is that of our Swin.
 
     Raises:
         UserError: they differ.
@@ -305,11 +311,13 @@ def _check_pixels(weights: Weights) -> None:
 
 
 def _gate_is_live(weights: Weights, config: ReLAConfig) -> bool:
-    """Whether any number of any gate is not zero.
+    """Whether any number in any gate is not zero.
+
+    The shapes are checked here, because a closed gate has no parameter in the model with which the
+    loader could compare it.
 
     Raises:
-        UserError: a gate is missing or of another shape: a closed one has no parameter of the model
-            to be compared with.
+        UserError: a gate is missing, or has another shape.
     """
     live = False
     for number, width in enumerate(config.image_tower.widths[:-1]):

@@ -1,4 +1,4 @@
-"""With which published towers a new run begins: what `config.init` says of them."""
+"""Loads the published towers from which a new run starts, as `config.init` names them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,27 +10,27 @@ from refseg_jax.errors import UserError
 from refseg_jax.weights.clip_files import load_towers
 from refseg_jax.weights.towers import load_tower
 
-#: Fields of `config.init` that name a single tower, and its kind.
+#: Fields of `config.init` for a single tower; the name of the field is the kind of the tower.
 SINGLE = ("swin", "bert")
 
 
 def published_towers(
     init: Any, model: Any, target: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array] | None:
-    """The parameters that published weights give a model.
+    """Loads the parameters of a model that published towers provide.
 
     Args:
-        init: `config.init`: `clip` and `clip_sha256`, or any of `SINGLE`, each a file, a folder or a
-            name on the hub, `""` for none.
-        model: has `config`, and `TOWERS`: field of `init` -> prefix of its parameters.
-        target: path -> shape, dtype and `sharding` of every parameter.
+        init: `config.init`, with `checkpoint`, `clip`, `clip_sha256` and the fields of `SINGLE`. A
+            tower is a file, a folder or a name on the hub; `""` means none.
+        model: the model, with `config`, and `TOWERS`: field of `init` -> prefix of its parameters.
+        target: path -> shape, dtype and `sharding` of every parameter of the model.
 
     Returns:
-        Path -> array, laid out; `None` where no field is set.
+        Path -> array with the given sharding; `None` if no tower is set.
 
     Raises:
-        UserError: fields that contradict one another, a tower that the model does not have, or weights
-            that do not fit.
+        UserError: the fields contradict each other, the model has no such tower, or the weights do
+            not fit the model.
     """
     asked = [name for name in ("clip", *SINGLE) if init[name]]
     if init.checkpoint and asked:

@@ -1,9 +1,10 @@
-"""Swin from Hugging Face's and from Microsoft's files: the tables.
+"""The tables for Swin in Hugging Face's and Microsoft's files.
 
-Names and layouts: `modeling_swin.py` (transformers, before and since version 5) and
-`models/swin_transformer.py` (microsoft/Swin-Transformer, whose names LAVT, ReLA and Swin's object
-detection have too). Both merge 2 x 2 tokens column by column, so their `downsample` is taken as it
-is. A window of another size than the file's has its tables of relative positions resized.
+Names and layouts are those of `modeling_swin.py` (transformers, before and since version 5) and
+`models/swin_transformer.py` (microsoft/Swin-Transformer; LAVT, ReLA and Swin's object detection use the
+same names). Both merge 2 x 2 tokens column by column, as `PatchMerging` does, so `downsample` needs no
+reordering. If the window of the model has another size than that of the file, the tables of relative
+positions are resized.
 """
 
 import re
@@ -22,24 +23,24 @@ from refseg_jax.weights.table import (
     transposed,
 )
 
-#: More stages than any Swin has.
+#: Bound on the number of stages; no Swin has as many.
 _STAGES = 8
 
 _CLASSIFIER_NORM = (
     "the norm before a classifier; Swin's object detection and LAVT start each stage's norm afresh"
 )
 _STAGE_NORM = "norms of the stages' outputs: fresh, because a classifier has none"
-#: Why the pairs' index of relative positions is not read.
+#: Why the index of relative positions is not read.
 INDEX = "which row of the table belongs to which pair, which the tower makes itself"
 
 
 def hf_swin(entries: Iterable[str], prefix: str = "") -> Table:
-    """The table of Hugging Face's `SwinModel`, `SwinForImageClassification` and `SwinBackbone`.
+    """The table for Hugging Face's `SwinModel`, `SwinForImageClassification` and `SwinBackbone`.
 
     Args:
-        entries: names of the file's entries. Where there are norms of stages among them (a
-            backbone), all must be; else (a classifier) they stay fresh.
-        prefix: of the tower's parameters in the model, with its dot.
+        entries: names of the entries of the file. If any of them is a norm of a stage, the file is a
+            backbone and must have all of these norms; else they keep their initial values.
+        prefix: prefix of the tower's parameters in the model, with its dot.
     """
     tower = r"(?:swin\.)?"
     stage = rf"{tower}encoder\.layers\.(\d+)"
@@ -73,11 +74,11 @@ def hf_swin(entries: Iterable[str], prefix: str = "") -> Table:
 
 
 def ms_swin(entries: Iterable[str], prefix: str = "") -> Table:
-    """The table of Microsoft's names, of classifiers (`norm`) and backbones (`norm0`..`norm3`).
+    """The table for Microsoft's names, in classifiers (`norm`) and backbones (`norm0`..`norm3`).
 
     Args:
-        entries: names of the file's entries; see `hf_swin`.
-        prefix: of the tower's parameters in the model, with its dot.
+        entries: names of the entries of the file, see `hf_swin`.
+        prefix: prefix of the tower's parameters in the model, with its dot.
     """
     tower = r"(?:model\.)?(?:backbone\.)?"
     stage = rf"{tower}layers\.(\d+)"
@@ -109,17 +110,21 @@ def ms_swin(entries: Iterable[str], prefix: str = "") -> Table:
     return Table(rules, unread, _unwritten(entries, rf"{tower}norm\d+\..*", prefix))
 
 
-#: The table of a file, from the names of its entries and the prefix of the tower in the model.
+#: Format -> function that makes the table, from the names of a file's entries and the prefix of the
+#: tower in the model.
 FORMATS: Mapping[str, Callable[..., Table]] = {"hf_swin": hf_swin, "ms_swin": ms_swin}
 
 
 def relative_positions(value: Any, shape: tuple[int, ...]) -> Any:
-    """The table of relative positions for the model's window; see `resize_relative_positions`."""
+    """Resizes a table of relative positions to the window of the model.
+
+    See `refseg_jax.images.resize.resize_relative_positions`.
+    """
     return resize_relative_positions(value, (round(shape[0] ** 0.5) + 1) // 2)
 
 
 def _patches(source: str, prefix: str) -> tuple[Rule, Rule]:
-    """A convolution of 4 x 4 pixels to a product of flat patches (row, column, colour)."""
+    """The rules from a 4 x 4 convolution to a product with flat patches (row, column, colour)."""
     flat = lambda value, shape: convolution(value, shape).reshape(-1, value.shape[0])  # noqa: E731
     return (
         rename(rf"{source}\.weight", f"{prefix}patch_embedding.kernel", flat),
@@ -136,7 +141,7 @@ def _merging(stage: str, prefix: str) -> tuple[Rule, ...]:
 
 
 def _stage_norms(source: str, first: int, prefix: str) -> tuple[Rule, ...]:
-    """Norms whose names number the stages from `first` (at the braces in `source`)."""
+    """The rules of the norms of stages; the braces in `source` hold the number, counted from `first`."""
     pairs = (norm(source.format(n + first), f"{prefix}norms.{n}") for n in range(_STAGES))
     return tuple(rule for pair in pairs for rule in pair)
 

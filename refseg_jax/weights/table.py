@@ -1,7 +1,8 @@
-"""Which entry of a weight file becomes which parameter: ordered tables of regular expressions.
+"""Tables of regular expressions that map the entries of a weight file to parameters of a model.
 
-A table names everything: what is read, what is left unread and what is left unwritten, the last two
-with the reason. `refseg_jax.weights.loader.plan` refuses whatever is not named.
+A table is complete: it names the entries that are read, the entries that are not needed and the
+parameters that the file cannot fill, the last two with a reason. `refseg_jax.weights.loader.plan`
+refuses anything that the table does not name.
 """
 
 import dataclasses
@@ -10,13 +11,13 @@ from typing import Any, TypeAlias
 
 from refseg_jax.images.resize import resize_position_embedding
 
-#: From an entry and the shape of the parameter to the parameter. It may use methods (`.T`,
-#: `.reshape`), slices and `jax.numpy` only, because it also runs under `jax.eval_shape`.
+#: A function of an entry and the shape of the parameter that returns the parameter. It may use only
+#: methods (`.T`, `.reshape`), slices and `jax.numpy`, because it also runs under `jax.eval_shape`.
 Change: TypeAlias = Callable[[Any, tuple[int, ...]], Any]
 
 
 def same(value: Any, shape: tuple[int, ...]) -> Any:
-    """As it is."""
+    """The entry, unchanged."""
     del shape
     return value
 
@@ -34,25 +35,31 @@ def convolution(value: Any, shape: tuple[int, ...]) -> Any:
 
 
 def pointwise(value: Any, shape: tuple[int, ...]) -> Any:
-    """A Conv1d or Conv2d of one place `[outputs, inputs, 1(, 1)]` to a kernel `[inputs, outputs]`."""
+    """torch's 1x1 Conv1d or Conv2d `[outputs, inputs, 1(, 1)]` to a kernel `[inputs, outputs]`."""
     del shape
     return value.reshape(value.shape[:2]).transpose(1, 0)
 
 
 def row(value: Any, shape: tuple[int, ...]) -> Any:
-    """A vector `[width]` to a table of one row `[1, width]`, a number `[]` to `[1]`."""
+    """Adds a first axis: a vector `[width]` to a table `[1, width]`, a number `[]` to `[1]`."""
     del shape
     return value[None]
 
 
 def positions(value: Any, shape: tuple[int, ...]) -> Any:
-    """CLIP's table of positions to the model's grid; see `resize_position_embedding`."""
+    """Resizes CLIP's table of positions to the grid of the model.
+
+    See `refseg_jax.images.resize.resize_position_embedding`.
+    """
     side = round((shape[0] - 1) ** 0.5)
     return resize_position_embedding(value, side)
 
 
 def third(number: int, change: Change = same) -> Change:
-    """One of the three equal parts of axis 0 (torch packs query, key, value), then `change`."""
+    """A change that takes one third of axis 0 and then applies `change`.
+
+    torch packs the kernels of query (0), key (1) and value (2) along axis 0.
+    """
 
     def take(value: Any, shape: tuple[int, ...]) -> Any:
         rows, rest = divmod(value.shape[0], 3)
@@ -65,12 +72,12 @@ def third(number: int, change: Change = same) -> Change:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    r"""What one kind of entry becomes.
+    r"""Maps the entries of one kind to the parameters that they fill.
 
     Attributes:
-        pattern: regular expression of the entry's whole name.
-        writes: (parameter, change) pairs; the parameter's dotted path may use the pattern's groups
-            (`\1`). A packed entry writes several parameters.
+        pattern: regular expression that matches the whole name of an entry.
+        writes: (parameter, change) pairs. The dotted path of the parameter may use the groups of the
+            pattern (`\1`). A packed entry fills several parameters.
     """
 
     pattern: str
@@ -79,12 +86,12 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """How a source's entries fill a model's parameters.
+    """How the entries of a file format fill the parameters of a model.
 
     Attributes:
-        rules: the first whose pattern matches an entry counts.
+        rules: the first rule that matches an entry applies.
         unread: pattern of entries -> the reason why they are not needed.
-        unwritten: pattern of parameters -> the reason why the source cannot fill them.
+        unwritten: pattern of parameters -> the reason why the file cannot fill them.
     """
 
     rules: tuple[Rule, ...]
@@ -93,12 +100,12 @@ class Table:
 
 
 def rename(pattern: str, target: str, change: Change = same) -> Rule:
-    """A rule of one parameter."""
+    """A rule that fills one parameter."""
     return Rule(pattern, ((target, change),))
 
 
 def linear(source: str, target: str) -> tuple[Rule, Rule]:
-    """torch's Linear to ours."""
+    """The rules from torch's Linear to our `Linear`."""
     return (
         rename(rf"{source}\.weight", f"{target}.kernel", transposed),
         rename(rf"{source}\.bias", f"{target}.bias"),
@@ -106,7 +113,7 @@ def linear(source: str, target: str) -> tuple[Rule, Rule]:
 
 
 def norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """torch's LayerNorm to ours."""
+    """The rules from torch's LayerNorm or GroupNorm to ours."""
     return (
         rename(rf"{source}\.weight", f"{target}.scale"),
         rename(rf"{source}\.bias", f"{target}.bias"),
@@ -114,12 +121,12 @@ def norm(source: str, target: str) -> tuple[Rule, Rule]:
 
 
 def packed(source: str, targets: tuple[str, str, str], weight: str, bias: str) -> tuple[Rule, Rule]:
-    """Query, key and value packed in one product to three Linears.
+    """The rules from packed projections of query, key and value to three `Linear`s.
 
     Args:
-        source: pattern of the module.
-        targets: paths of the three, in the order in which they are packed.
-        weight, bias: patterns of the two entries below `source`.
+        source: pattern of the module's name.
+        targets: paths of the three `Linear`s, in the order in which they are packed.
+        weight, bias: patterns of the names of the two entries below `source`.
     """
     numbered = tuple(enumerate(targets))
     kernels = tuple((f"{t}.kernel", third(n, transposed)) for n, t in numbered)

@@ -1,9 +1,9 @@
-"""Reads torch's files without torch and without running anything of them.
+"""Reads torch's files without torch, and without running code from them.
 
-Two kinds of zip archive: what `torch.save` writes (a state dict, or a dict that holds one), and
-TorchScript (as OpenAI published CLIP). Both have the structure in `data.pkl` and every storage as a
-member of its own, all uncompressed. The pickle's globals become inert marks, of which a few make a
-tensor's description; no function is ever looked up.
+Two kinds of zip archives are supported: those of `torch.save` (a state dict, or a dict that contains
+one) and TorchScript (in which OpenAI published CLIP). Both store the structure in `data.pkl` and each
+storage as a member of its own, uncompressed. Names in the pickle become inert marks, a few of which
+build descriptions of tensors; no function is ever looked up by name.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _CURE = (
 )
 _AGAIN = "download or copy the file again"
 
-#: More entries than any model has: a small pickle can describe very many.
+#: Bound on the number of entries: no model has as many, but a small pickle can describe more.
 _MOST_ENTRIES = 100_000
 _DEEPEST = 50
 _MOST_PICKLE_BYTES = 2**24
@@ -54,16 +54,16 @@ _STORAGES: Mapping[str, Any] = {
 
 
 class TorchFile:
-    """An opened archive; implements `refseg_jax.weights.loader.Weights`.
+    """An opened archive, an implementation of `refseg_jax.weights.loader.Weights`.
 
     Entries have the names of torch's `state_dict()`.
     """
 
     def __init__(self, path: Path):
-        """Reads the structure, but no array.
+        """Reads the structure, but no arrays.
 
         Raises:
-            UserError: the file is missing, damaged, of another kind, or asks for more than tensors.
+            UserError: the file is missing, damaged, of another kind, or contains more than tensors.
         """
         self.name = str(path)
         self._archive = _open(path)
@@ -93,15 +93,15 @@ class TorchFile:
         self._last: tuple[str, bytes] = "", b""
 
     def read(self, entry: str) -> np.ndarray:
-        """One entry, read-only.
+        """Reads the array of an entry; the array is read-only.
 
         Raises:
-            UserError: its checksum is off.
+            UserError: the checksum of its data is wrong, or the data cannot be read.
         """
         tensor = self._tensors[entry]
         storage = tensor.storage
         member = self._member(storage)
-        if self._last[0] != member:  # Neighbouring entries may be cut from one storage.
+        if self._last[0] != member:  # Consecutive entries may be parts of one storage.
             self._last = member, self._bytes(member, storage.size)
         flat = np.frombuffer(self._last[1], storage.dtype)[tensor.offset :]
         strides = [step * storage.dtype.itemsize for step in tensor.strides]
@@ -111,14 +111,14 @@ class TorchFile:
         return f"{self._root}data/{storage.key}"
 
     def _misfit(self, tensor: "_Tensor") -> str | None:
-        """Why a tensor cannot lie in its storage; `None` where it can."""
+        """The reason why a tensor does not fit its storage; `None` if it does."""
         try:
             member = self._archive.getinfo(self._member(tensor.storage))
         except KeyError:
             return "has no data in the archive"
         if not _is_stored(member) or member.file_size != tensor.storage.size:
             return "has data of another size than it says"
-        # Steps of nothing make any shape out of one number.
+        # With strides of 0, one number can claim any shape.
         if math.prod(tensor.shape) > tensor.storage.count:
             return "has more numbers than its data"
         steps = zip(tensor.shape, tensor.strides, strict=True)
@@ -142,12 +142,12 @@ class TorchFile:
             raise
         except OSError as error:
             raise UserError(f"{self.name}: {error.strerror or error}; {_AGAIN}") from None
-        except Exception as error:  # zipfile, zlib and struct each have errors of their own.
+        except Exception as error:  # zipfile, zlib and struct raise exceptions of many types.
             raise UserError(f"{self.name}: damaged ({_line(error)}); {_AGAIN}") from None
 
 
 def _is_stored(member: zipfile.ZipInfo) -> bool:
-    """Whether it is uncompressed, and as large as its two sizes, which may lie, both say."""
+    """Whether a member claims to be uncompressed, with two equal sizes (both may be wrong)."""
     return member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
 
 
@@ -156,7 +156,7 @@ def _open(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check the path") from None
-    except Exception as error:  # Damage shows in many ways.
+    except Exception as error:  # Damaged archives raise exceptions of many types.
         with path.open("rb") as file:
             start = file.read(4)
         if start[:2] == b"\x80\x02":
@@ -172,7 +172,7 @@ def _line(error: BaseException) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """What stands on the reader's stack for a name: no function, no class."""
+    """An inert mark on the reader's stack for a name in the pickle: neither function nor class."""
 
     name: str
     call: Callable[..., Any] | None = None
@@ -186,7 +186,7 @@ class _Storage:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self.count * self.dtype.itemsize
 
 
@@ -199,7 +199,7 @@ class _Tensor:
 
 
 class _Module:
-    """A TorchScript module: attributes and nothing else."""
+    """A TorchScript module, reduced to its attributes."""
 
     def __init__(self) -> None:
         self.attributes: dict[Any, Any] = {}
@@ -208,7 +208,7 @@ class _Module:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     numbers = isinstance(shape, tuple) and isinstance(strides, tuple) and (offset, *shape, *strides)
     sound = numbers and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
-    # Of an empty one too: else nothing bounds the other sides.
+    # Sizes of 0 are left out of the product: otherwise nothing bounds the others.
     sound = sound and math.prod(n for n in shape if n) < 2**48
     if not (isinstance(storage, _Storage) and sound and len(shape) == len(strides) <= 8):
         raise ValueError("a tensor that is none")
@@ -220,7 +220,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _dict(*pairs: Any) -> dict[Any, Any]:
-    # torch fills it by opcodes; one list could be passed, and copied, in every few bytes.
+    # torch fills it by opcodes. With arguments, every few bytes could copy one long list.
     if pairs:
         raise RefusedError("it calls 'collections.OrderedDict' with arguments")
     return {}
@@ -230,7 +230,7 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _first,
     "collections.OrderedDict": _dict,
-    # Of lists in TorchScript archives.
+    # Calls that wrap lists in TorchScript archives.
     "torch.jit._pickle.build_intlist": _first,
     "torch.jit._pickle.build_doublelist": _first,
     "torch.jit._pickle.build_boollist": _first,
@@ -240,7 +240,7 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 class _TorchUnpickler(StrictUnpickler):
-    """Marks for names; calls, objects and their attributes are done here, not by Python."""
+    """Turns names into marks, and handles calls, objects and attributes itself."""
 
     dispatch = opcodes(f"{PLAIN} BINPERSID NEWOBJ BUILD")
 
@@ -255,7 +255,7 @@ class _TorchUnpickler(StrictUnpickler):
         raise RefusedError(f"it asks for {full[:80]!r}, which is no tensor")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: `("storage", its type, key, device, count)`."""
+        """The storage that `pid` describes: `("storage", its type, key, device, count)`."""
         kind, mark, key, _, count = pid
         if kind != "storage" or not isinstance(mark, _Global) or mark.name not in _STORAGES:
             raise ValueError("a storage that is none")
@@ -280,7 +280,7 @@ class _TorchUnpickler(StrictUnpickler):
         state, made = self.stack.pop(), self.stack[-1]  # pyright: ignore
         if isinstance(made, _Module) and type(state) is dict:
             made.attributes = state
-        elif type(made) is not dict:  # An OrderedDict's own attributes (`_metadata`) do not matter.
+        elif type(made) is not dict:  # Attributes of an OrderedDict (`_metadata`) are ignored.
             raise RefusedError("it sets attributes of something that is no TorchScript module")
 
     dispatch[pickle.REDUCE[0]] = load_reduce
@@ -289,10 +289,10 @@ class _TorchUnpickler(StrictUnpickler):
 
 
 def _entries(made: Any, name: str) -> Iterator[tuple[str, _Tensor]]:
-    """The state dict of what a pickle made."""
+    """The names and tensors of the state dict in the object that a pickle describes."""
     if isinstance(made, dict) and not _has_tensors(made):
-        # A training checkpoint: the weights are one of several things.
-        # One dict may be the value of very many keys: each is looked at once.
+        # A training checkpoint holds the weights beside other things. One dict may be the value of
+        # very many keys, so each dict is looked at only once.
         values = {id(value): value for value in made.values()}
         full = {number for number, value in values.items() if _has_tensors(value)}
         inner = [key for key, value in made.items() if isinstance(key, str) and id(value) in full]
@@ -308,7 +308,7 @@ def _entries(made: Any, name: str) -> Iterator[tuple[str, _Tensor]]:
         inner = value.attributes if isinstance(value, _Module) else value
         found = inner if isinstance(inner, dict) else {}
         seen += 1 + len(found)
-        # A module may be part of itself, or of very many.
+        # A module may contain itself, or be contained in very many others.
         if seen > _MOST_ENTRIES or depth > _DEEPEST:
             raise UserError(f"{name}: refused, its modules have no end; {_CURE}")
         if isinstance(value, _Tensor):

@@ -1,4 +1,4 @@
-"""Swin's and BERT's files, opened: the sizes out of the arrays, the rest out of `config.json`."""
+"""Opens the files of Swin and BERT: sizes from the arrays, other settings from `config.json`."""
 
 import dataclasses
 import re
@@ -22,13 +22,13 @@ from refseg_jax.weights.loader import Plan, Weights, first_match
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import Table
 
-#: The table of each format, from the names of a file's entries.
+#: Format -> function that makes the table, from the names of a file's entries and a prefix.
 FORMATS: Mapping[str, Callable[..., Table]] = {**swin.FORMATS, **bert.FORMATS}
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _CONFIG = "config.json"
 
-#: BERT's heads, where no config beside the file says otherwise.
+#: Width of an attention head in BERT, unless `config.json` says otherwise.
 _HEAD_WIDTH = 64
 
 _MOST_BLOCKS = 1000
@@ -40,8 +40,8 @@ class Tower:
 
     Attributes:
         weights: its arrays.
-        table: of its format and kind, for a tower without a prefix.
-        config: with the sizes of the file.
+        table: the table of its format, for a tower without a prefix.
+        config: config of the tower, with the sizes in the file.
     """
 
     weights: Weights
@@ -50,7 +50,7 @@ class Tower:
 
     @property
     def forward(self) -> Forward[Any]:
-        """The tower as functions of its parameters."""
+        """The tower as pure functions of its parameters."""
         if isinstance(self.config, SwinConfig):
             config = self.config
             return Forward(lambda rngs: Swin(config, rngs=rngs))
@@ -58,10 +58,13 @@ class Tower:
         return Forward(lambda rngs: Bert(other, rngs=rngs))
 
     def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
-        """`loader.plan` of the tower's parameters.
+        """`loader.plan` for the tower.
+
+        Args:
+            target: parameter -> shape and dtype.
 
         Raises:
-            UserError: they do not fit.
+            UserError: the weights do not fit.
         """
         return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
 
@@ -69,19 +72,19 @@ class Tower:
 def load_tower(
     source: str, *, kind: str, prefix: str, target: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """A Swin's or a BERT's part of a model's parameters.
+    """Loads the parameters of a model that a published Swin or BERT provides.
 
     Args:
-        source: as of `open_tower`.
+        source: as in `open_tower`.
         kind: `swin` or `bert`.
-        prefix: of the tower's parameters in the model, with its dot.
+        prefix: prefix of the tower's parameters in the model, with its dot.
         target: path -> shape, dtype and `sharding` of every parameter of the model.
 
     Returns:
-        Path -> array, laid out, of all parameters that the file has.
+        Path -> array with the given sharding, for all parameters that the file has.
 
     Raises:
-        UserError: as `open_tower`, or the weights do not fit the model.
+        UserError: as in `open_tower`, or the weights do not fit the model.
     """
     path = hub.locate(source, weights=_FILES, settings=(_CONFIG,))
     formats = [name for name in FORMATS if name.endswith(kind)]
@@ -94,7 +97,7 @@ def load_tower(
 
 
 def _recognise(entries: Iterable[str], formats: Sequence[str], name: str) -> str:
-    """The format whose patches or words are among the entries."""
+    """The first format whose embedding of patches or words is among the entries."""
     marks = {
         "hf_swin": r"(swin\.)?embeddings\.patch_embeddings\.projection\.weight",
         "ms_swin": r"patch_embed\.proj\.weight",
@@ -115,12 +118,12 @@ def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
 
     Args:
         source: a weight file, a folder that holds one (and its `config.json`), or a name on the hub.
-        format: out of `FORMATS`.
-        sha256: of the weight file, see `open_weights`.
+        format: a key of `FORMATS`.
+        sha256: digest of the weight file, see `open_weights`.
 
     Raises:
-        UserError: nothing is there, it is damaged, is another model, or differs from ours in what
-            its arrays do not tell.
+        UserError: the source does not exist, is damaged, holds another model, or has settings that
+            our towers do not support.
     """
     if format not in FORMATS:
         raise UserError(unknown("format", format, FORMATS))
@@ -145,10 +148,15 @@ def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
 def swin_sizes(
     table: Table, source: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
 ) -> SwinConfig:
-    """The sizes of a Swin, all of which its arrays tell.
+    """The config of a Swin, from the shapes of its arrays.
+
+    Args:
+        table: the table of the file's format, for a tower without a prefix.
+        source: entry -> shape and dtype.
+        stored: content of `config.json` (not used here).
 
     Raises:
-        KeyError, ValueError: it is no Swin.
+        KeyError, ValueError: it is not a Swin.
     """
     del stored
     shapes = _own_shapes(table, source, r"patch_embedding\.kernel|.*\.relative_positions")
@@ -157,7 +165,7 @@ def swin_sizes(
         if place := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", path):
             heads[int(place[1]), int(place[2])] = shape
     depths = Counter(stage for stage, _ in heads)
-    # A number alone must not make it count to that.
+    # Checked before anything counts up to the largest stage number, which may be huge.
     if depths.keys() != set(range(len(depths))) or len(heads) > _MOST_BLOCKS:
         raise ValueError(f"stages {sorted(depths)[:8]} of {len(heads)} blocks")
     if shapes["patch_embedding.kernel"][0] != PATCH:
@@ -173,10 +181,16 @@ def swin_sizes(
 def bert_sizes(
     table: Table, source: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, Any]
 ) -> BertConfig:
-    """The sizes of a BERT; its heads from the config, or 64 wide as all published ones are.
+    """The config of a BERT, from the shapes of its arrays and its `config.json`.
+
+    Args:
+        table: the table of the file's format, for a tower without a prefix.
+        source: entry -> shape and dtype.
+        stored: content of `config.json`, which tells the number of heads; if it does not, heads are
+            64 wide, as in all published BERTs.
 
     Raises:
-        KeyError, ValueError: it is no BERT.
+        KeyError, ValueError: it is not a BERT.
     """
     shapes = _own_shapes(table, source, r".*_embedding\.embedding|layers\.\d+\.mlp\.up\.bias")
     vocab_size, width = shapes["word_embedding.embedding"]
@@ -194,18 +208,18 @@ def bert_sizes(
 def _own_shapes(
     table: Table, source: Mapping[str, jax.ShapeDtypeStruct], wanted: str
 ) -> dict[str, tuple[int, ...]]:
-    """Parameter -> shape, as the file has it: nothing is resized."""
+    """Parameter -> its shape in the file, before any resizing."""
     shapes: dict[str, tuple[int, ...]] = {}
     for entry, leaf in source.items():
         for path, _ in first_match(table.rules, entry) or ():
             if re.fullmatch(wanted, path):
-                # torch's Conv2d has its outputs in front.
+                # torch's Conv2d has the outputs on its first axis.
                 shapes[path] = leaf.shape[::-1] if len(leaf.shape) == 4 else leaf.shape
     return shapes
 
 
 def _check(stored: Mapping[str, Any], epsilon: float, config: Path) -> None:
-    """Compares what the arrays do not tell with what our towers do.
+    """Checks that the settings in `config.json` are those of our towers.
 
     Raises:
         UserError: they differ.
