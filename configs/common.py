@@ -17,24 +17,25 @@ from refseg_jax.training.optim import OptimConfig
 def base_config() -> ConfigDict:
     """All fields of an experiment; each config file changes what it needs.
 
-    Each group of fields becomes a dataclass, whose docstring explains it: `data`
-    (`input_pipeline.making.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
+    Most groups of fields become a dataclass or the arguments of one class, whose docstring explains
+    them: `data` (`input_pipeline.making.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
     (`refseg_jax.training.objectives`), `optim` (`refseg_jax.training.optim.OptimConfig`), `loop`
-    (`refseg_jax.training.loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`).
+    (`refseg_jax.training.loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`), `checkpoint`
+    (`refseg_jax.checkpoints.checkpointer.Checkpointer`).
     """
     config: Any = ConfigDict()
     config.seed = 0
 
-    # Set exactly one of the two; leave the other at 0.
+    # Length of training, in updates or in epochs. Set one and leave the other at 0.
     config.steps = 0
     config.epochs = 0.0
     config.batch_size = 32
 
-    # The start of a new run; a run that resumes ignores it. "" everywhere is random weights.
+    # Initial weights of a new run, random by default; a run that resumes ignores them.
     # `checkpoint`: all parameters of another run (a workdir, one checkpoint, or an exported folder).
-    # `clip`, or `swin` and `bert`: published towers, and random weights around them. Each is a weight
-    # file, its folder, or a name on the hub; `clip` also a folder of tools.import_weights.
-    # `clip_sha256`: digest of the CLIP file, checked where it is given.
+    # `clip`, or `swin` and `bert`: published towers; the other parameters stay random. Each is a
+    # weight file, its folder, or a name on the hub; `clip` also a folder of tools.import_weights.
+    # `clip_sha256`: digest of the CLIP file, checked if it is given.
     config.init = ConfigDict(
         {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": ""}
     )
@@ -78,31 +79,31 @@ def base_config() -> ConfigDict:
     # Names from docs/protocols.md, separated by commas. Scores of the first have plain keys; keys of
     # the others begin with the protocol's name ("gres/gIoU").
     config.eval.protocol = "cris"
-    # For gres and gres_paper: call an expression absent where its mask has fewer pixels than this, at
-    # 480 x 480 (ReLA's paper: 50), and ignore the presence head. 0: the head decides.
+    # For gres and gres_paper: a mask with fewer pixels than this, at 480 x 480, counts as "absent", and
+    # the presence head is ignored (ReLA's paper: 50). 0: the head decides.
     config.eval.min_pixels = 0
     config.evals = ConfigDict()
     # Folder in the workdir for predictions and references of the last step's evaluations; "": none.
     config.eval.dump = ""
-    # Split on which to score an oracle that knows the kind but not the words; "": none.
+    # Split on which to score an oracle that knows the target's category but not the words; "": none.
     config.eval.oracle = ""
     return config
 
 
 def unires(preset: str, **fields: Any) -> ConfigDict:
-    """All fields of a UniRES of some preset; each can be overridden on the command line."""
+    """All fields of a UniRES: those of a preset, with `fields` replaced."""
     model = dataclasses.asdict(unires_config({"preset": preset, **fields}))
     return ConfigDict({"name": "unires", **model})
 
 
 def rela(preset: str, **fields: Any) -> ConfigDict:
-    """All fields of a ReLA of some preset."""
+    """All fields of a ReLA: those of a preset, with `fields` replaced."""
     model = dataclasses.asdict(rela_config({"preset": preset, **fields}))
     return ConfigDict({"name": "rela", **model})
 
 
 def relation_objective() -> ConfigDict:
-    """ReLA's objective."""
+    """All fields of ReLA's objective."""
     return ConfigDict({"name": "relation", **dataclasses.asdict(RelationObjective())})
 
 
@@ -113,7 +114,8 @@ def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: A
         weight: share of the batches, relative to the sum of all weights.
         keep_held_out: evaluation sets whose images may be trained on, e.g. `"refcoco/google/val"`,
             `"refcoco/google"`, `"*"`. Images of all other built evaluation sets are left out.
-        own: fields that replace those of `config.data`: `input_pipeline.mixtures.MEMBER_FIELDS`.
+        own: fields that replace those of `config.data`, out of
+            `input_pipeline.mixtures.MEMBER_FIELDS`.
     """
     return ConfigDict({"weight": weight, "keep_held_out": keep_held_out, **own})
 
@@ -130,12 +132,13 @@ def evaluation(
     """One entry of `config.evals`.
 
     Args:
-        split: the dataset's split.
-        dataset: `""`: that of `config.data`.
-        granularities: expressions to score; empty: those of `config.data`.
+        split: the split to score.
+        dataset: the dataset; `""` takes that of `config.data`.
+        granularities: granularities of the expressions to score; empty takes those of `config.data`.
         prefix: beginning of the scores' keys, e.g. `"shuffled/"`.
         when: `"during"` (during training and after it), `"final"` (after it) or `"never"`.
-        shuffled: replace each expression by one of another target of the same kind or scene.
+        shuffled: replace each expression by one of another target, to see whether the model reads the
+            words (`input_pipeline.transforms.ShuffleText`).
     """
     return ConfigDict(
         {

@@ -1,7 +1,7 @@
-"""What can be wrong with a dataset: record by record, and between its splits.
+"""Finds defects of a dataset: in its records, and between its splits.
 
-A *fault* makes scores wrong or stops a run; a *remark* is something that a careful person wants to
-know, and that published datasets have too.
+A *fault* makes scores wrong or stops a run. A *remark* is worth knowing, but occurs in published
+datasets too.
 """
 
 import collections
@@ -17,13 +17,13 @@ from input_pipeline.schema import Record
 from refseg_jax.images.preprocess import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError
 
-#: A target of fewer pixels is remarked upon.
+#: A target with fewer pixels gives a remark.
 TINY = 16
 
-#: A part of which less lies in its object is remarked upon.
+#: A part with a smaller share of its pixels inside its object gives a remark.
 _INSIDE = 0.5
 
-#: Every check, in the order of the table. Those of conversions (problems and notes) come after them.
+#: Every check, in the order of the doctor's table, where those of conversions follow.
 CHECKS: Mapping[str, Literal["fault", "remark"]] = {
     "damaged record": "fault",
     "damaged image": "fault",
@@ -44,19 +44,19 @@ CHECKS: Mapping[str, Literal["fault", "remark"]] = {
     f"target of fewer than {TINY} pixels": "remark",
     "part that lies outside of its object": "remark",
 }
-#: Of a raw folder: an item that cannot be built. What its conversion notes is a remark.
+#: Check of a raw folder: an item that cannot be built, a fault. Notes of a conversion are remarks.
 CANNOT_BE_BUILT = "cannot be built"
 
 
 class Finding(NamedTuple):
-    """Something that was found.
+    """A defect that was found.
 
     Attributes:
-        check: one of `CHECKS`, `CANNOT_BE_BUILT`, or a note of a conversion.
-        split: where.
-        text: one line: whose it is, and what it is.
+        check: key of `CHECKS`, `CANNOT_BE_BUILT`, or a note of a conversion.
+        split: name of the split.
+        text: one line that names the item and describes the defect.
         targets: indices of the record's targets that a picture should show.
-        number: how many things of a kind it is about.
+        number: how many items the finding stands for.
     """
 
     check: str
@@ -67,12 +67,12 @@ class Finding(NamedTuple):
 
     @property
     def is_fault(self) -> bool:
-        """Whether it has to be cured."""
+        """Whether it is a fault, which has to be cured, and not a remark."""
         return CHECKS.get(self.check, "remark") == "fault" or self.check == CANNOT_BE_BUILT
 
 
 def record_findings(record: Record, split: str) -> list[Finding]:
-    """What is wrong with one record."""
+    """Defects of one record."""
     found = [*_image_findings(record), *_mask_findings(record), *_text_findings(record)]
     name = f"{record.file_name} (image {record.image_id})"
     return [Finding(check, split, f"{name}: {text}", targets) for check, text, targets in found]
@@ -140,12 +140,12 @@ def _text_findings(record: Record) -> Iterator[_Found]:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """By what a record is known in other splits.
+    """What identifies a record in other splits.
 
     Attributes:
-        image_id: its own.
-        digest: of the bytes of its image.
-        expression_ids: of its expressions.
+        image_id: the record's image id.
+        digest: BLAKE2b digest (16 bytes) of the encoded image.
+        expression_ids: ids of its expressions.
     """
 
     image_id: str
@@ -160,9 +160,9 @@ class Identity:
 
 
 def split_findings(splits: Mapping[str, Sequence[Identity]]) -> list[Finding]:
-    """What is wrong between records: what occurs twice, images in training and evaluation."""
+    """Defects between records: ids that occur twice, images of both training and evaluation splits."""
     expressions: set[str] = set()
-    # Training splits first, so that an evaluation split is what a finding names.
+    # Training splits first, so that findings name the evaluation split.
     ordered = {split: splits[split] for split in sorted(splits, key=_is_evaluation)}
     repeated = [f for split, of in ordered.items() for f in _repeated(split, of, expressions)]
     return [*repeated, *_shared(ordered)]
@@ -173,7 +173,7 @@ def _is_evaluation(split: str) -> bool:
 
 
 def _repeated(split: str, identities: Sequence[Identity], said: set[str]) -> Iterator[Finding]:
-    """Images that occur twice in a split, and expression ids that occur twice; `said` grows."""
+    """Yields images and expression ids that occur twice; adds the expression ids to `said`."""
     seen: set[str] = set()
     for identity in identities:
         image = f"image {identity.image_id}"
@@ -187,7 +187,7 @@ def _repeated(split: str, identities: Sequence[Identity], said: set[str]) -> Ite
 
 
 def _shared(splits: Mapping[str, Sequence[Identity]]) -> Iterator[Finding]:
-    """Images of evaluation splits that another split has, under their id or another."""
+    """Yields images of evaluation splits that occur in another split, by image id or by content."""
     trained = {i.image_id: s for s in splits if not _is_evaluation(s) for i in splits[s]}
     pictures = {
         i.digest: (s, i.image_id) for s in splits if not _is_evaluation(s) for i in splits[s]
@@ -211,11 +211,11 @@ def _shared(splits: Mapping[str, Sequence[Identity]]) -> Iterator[Finding]:
 def leak_findings(
     splits: Mapping[str, Sequence[Identity]], sets: Mapping[str, Collection[str]]
 ) -> list[Finding]:
-    """Which images of training splits are in evaluation sets that were not examined.
+    """Finds images of training splits in evaluation sets that were not examined.
 
     Args:
-        splits: what was examined.
-        sets: image ids by evaluation set (`leakage.evaluation_images`).
+        splits: examined split -> identities of its records.
+        sets: evaluation set that was not examined -> image ids (see `leakage.evaluation_images`).
 
     Returns:
         A finding for each training split and each set that shares images with it.

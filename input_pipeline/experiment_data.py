@@ -1,4 +1,4 @@
-"""What an experiment reads: its config's sections `data`, `eval` and `evals` as batches."""
+"""The data of an experiment, as its config's sections `data`, `eval` and `evals` describe it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from refseg_jax.naming import construct
 
 
 class ExperimentData:
-    """Rows for training and batches for the evaluations of one experiment."""
+    """Settings of the training data, and batches for the evaluations, of one experiment."""
 
     def __init__(
         self,
@@ -26,31 +26,36 @@ class ExperimentData:
         """Reads nothing yet.
 
         Args:
-            config: the experiment's; `data`, `eval` and `evals` are looked at.
+            config: config of the experiment; its sections `data`, `eval` and `evals` are used.
             image_size: side of the network's square input in pixels.
             mask_stride: network pixels per mask cell.
-            process_index: this process, of `process_count` that share each batch.
-            process_count: processes.
+            process_index: index of this process.
+            process_count: number of processes that share each batch.
         """
         self._config = config
         self._sizes = {"image_size": image_size, "mask_stride": mask_stride}
         self._process = {"process_index": process_index, "process_count": process_count}
 
     def settings(self, **changes: Any) -> PipelineConfig:
-        """`config.data` with the sizes that the model asks for."""
+        """`config.data` with the sizes that the model needs, and with `changes`.
+
+        Raises:
+            ValueError: a field is unknown; the message names the nearest.
+        """
         fields = {**self._config.data.to_dict(), **self._sizes, **changes}
         return construct(PipelineConfig, fields, what="config.data")
 
     def check(self, entry: Any, field: str, cure: str) -> None:
-        """Finds out whether an evaluation can read its split.
+        """Checks that an evaluation can read its split.
 
         Args:
-            entry: of `config.evals`.
-            field: its name, for the message.
-            cure: what to do about it, for the message.
+            entry: value of `config.evals`.
+            field: name of the entry, for the message.
+            cure: what to do about a missing split, for the message.
 
         Raises:
-            UserError: the split is not there, or the settings contradict one another.
+            UserError: the dataset or the split does not exist, or `pipeline.eval_batches` refuses the
+                settings.
         """
         self._check_source(entry.dataset, entry.split, field, cure)
         pipeline.check_eval(self._evaluated(entry))
@@ -67,7 +72,7 @@ class ExperimentData:
         return pipeline.eval_batches(self._evaluated(entry), batch_size=rows, **self._process)
 
     def oracle(self) -> dict[str, float]:
-        """Scores of an oracle that knows the kind and not the words, as `"oracle/<granularity>"`."""
+        """Scores of `config.eval.oracle` as `"oracle/<granularity>/mIoU"`, empty without that split."""
         data, split = self._config.data, self._config.eval.oracle
         if not split:
             return {}

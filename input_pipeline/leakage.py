@@ -1,11 +1,11 @@
-"""Which images a mixture must not train on: those that some evaluation set holds.
+"""Finds the images that a mixture must not train on, because an evaluation set holds them.
 
-Datasets share their images: a training image of RefCOCO may be a test image of RefCOCOg. Equality of
-`Record.image_id` tells (bare digits are COCO's ids, other pools have a prefix of their own). In a
-mixture, therefore, no member trains on an image of any evaluation split of any dataset that is built
-in `data_dir`, unless it keeps that set by name. An evaluation split is one whose name does not begin
-with `train`. RefCOCO unc, RefCOCO+ unc and RefCOCOg umd exclude 6,549 images together, with RefCOCOg
-google's val 10,113: the published list of PolyFormer (`data/val_test_files.p` of
+Datasets share images: a training image of RefCOCO may be a test image of RefCOCOg. Images are the same
+if their `Record.image_id` is (bare digits are COCO's ids; other pools have a prefix). So no member of a
+mixture trains on an image of any evaluation split of any dataset built in `data_dir`, except for the
+sets that it names in `keep_held_out`. An evaluation split is one whose name does not begin with
+`train`. RefCOCO unc, RefCOCO+ unc and RefCOCOg umd together exclude 6,549 images, and with RefCOCOg
+google's val 10,113, which is the published list of PolyFormer (`data/val_test_files.p` of
 amazon-science/polygon-transformer).
 """
 
@@ -38,12 +38,15 @@ class Exclusion:
     """What a member of a mixture leaves out.
 
     Attributes:
-        dataset, split: what it trains on.
-        images, expressions: of the split, of the member's granularities, nothing left out.
-        image_ids: sorted, the images that are left out.
-        expressions_left_out: those of these images.
-        by: evaluation set (`"<dataset>/<split>"`) -> how many of these images it holds.
-        kept: evaluation sets whose images are trained on because the member says so.
+        dataset, split: what the member trains on.
+        images: number of images with an expression of the member's granularities, before any is left
+            out.
+        expressions: number of expressions of these granularities, before any is left out.
+        image_ids: sorted ids of the images that are left out.
+        expressions_left_out: number of expressions of these images.
+        by: evaluation set (`"<dataset>/<split>"`) -> number of the left-out images that it holds.
+        kept: evaluation sets that share images with the split, which the member trains on all the same
+            because `keep_held_out` names them.
     """
 
     dataset: str
@@ -66,11 +69,11 @@ class Exclusion:
         return text + (f" (images of {sets})" if sets else "") + kept
 
     def records(self, table: ExpressionTable) -> np.ndarray:
-        """bool `[R]`: the records of the split that are left out."""
+        """Which records of the split are left out, bool `[R]`."""
         return np.isin(table.image, _encoded(self.image_ids))
 
     def keep(self, folder: Path) -> None:
-        """Writes it beside the dataset, under a name of its content, if anything is left out."""
+        """Writes it into the dataset's folder if anything is left out; the name has its digest."""
         if self.image_ids:
             text = json.dumps(dataclasses.asdict(self), indent=1).encode() + b"\n"
             digest = hashlib.sha256(text).hexdigest()[:16]
@@ -82,11 +85,11 @@ class Exclusion:
 def evaluation_images(data_dir: str) -> dict[str, frozenset[str]]:
     """Image ids of every evaluation split of every dataset in a folder, by `"<dataset>/<split>"`.
 
-    They are read from a dataset's `held_out.json`, else from its records. Datasets of other programs
-    that lie there have neither.
+    They come from a dataset's `held_out.json`, else from its records. Datasets of other programs in
+    the folder have neither and are left out.
 
     Raises:
-        DatasetError: a dataset is not whole, so that its images cannot be told.
+        DatasetError: a dataset is damaged, so that its image ids cannot be read.
     """
     return {
         f"{dataset}/{split}": ids
@@ -103,17 +106,17 @@ def find_leaks(
     split: str,
     keep: Sequence[str] = (),
 ) -> Exclusion:
-    """What is to be left out of a split.
+    """Finds the images of a split that evaluation sets hold.
 
     Args:
-        table: the expressions that would be trained on.
-        sets: of `evaluation_images`.
-        dataset, split: names of what `table` is of.
-        keep: evaluation sets that do not count: `"<dataset>/<split>"`, `"<dataset>"` for all splits
-            of one, or a pattern with `*`.
+        table: the expressions to train on.
+        sets: evaluation set -> image ids, from `evaluation_images`.
+        dataset, split: names of the table's dataset and split.
+        keep: evaluation sets to ignore: `"<dataset>/<split>"`, `"<dataset>"` for all its splits, or a
+            pattern with `*`.
 
     Raises:
-        UserError: `keep` names a set that is not there.
+        UserError: an entry of `keep` matches no set.
     """
     kept = {name for entry in keep for name in _named(entry, sets)}
     own = {name.decode() for name in table.image[np.unique(table.record)]}
@@ -143,7 +146,7 @@ def check_remains(found: Exclusion) -> None:
 
 
 def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:
-    """The exclusions of a run by member, as JSON; the file is whole or not there."""
+    """Writes the exclusions of a run, by member, as JSON; complete or not at all."""
     members = {name: dataclasses.asdict(found) for name, found in exclusions.items()}
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(members, indent=1) + "\n")
@@ -151,10 +154,10 @@ def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:
 
 
 def read_report(path: Path) -> dict[str, Exclusion]:
-    """What `write_report` wrote, `{}` where there is no such file.
+    """Reads a file of `write_report`, `{}` if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     if not path.exists():
         return {}
@@ -195,7 +198,7 @@ def _image_ids(source: RecordSource) -> frozenset[str]:
 
 
 def _named(entry: str, sets: Mapping[str, Any]) -> list[str]:
-    """The evaluation sets that an entry of `keep` means."""
+    """The evaluation sets that an entry of `keep` matches."""
     found = [n for n in sets if any(fnmatch.fnmatchcase(n, p) for p in (entry, f"{entry}/*"))]
     if not found:
         raise UserError(f"keep_held_out: {naming.unknown('evaluation set', entry, sets)}")

@@ -1,4 +1,4 @@
-"""A row of a split as a batch of one row, and rows as a batch."""
+"""Makes batches of one row from the rows of a split, and joins them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,25 +19,31 @@ from refseg_jax.text.tokenizers import ExpressionError, Tokenizer, build_tokeniz
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """What is read and how it becomes a batch.
+    """Which data to read, and how to make batches of it.
 
     Attributes:
-        data_dir, dataset, split: a built dataset, `<data_dir>/<dataset>`.
-        sampling: what a row is; see `input_pipeline.rows`. Evaluation always uses `expressions`
-            (or `group`).
-        pairs: K. images: N.
-        granularities: which expressions take part.
-        image_size: side of the network's input. mask_stride: network pixels per mask cell.
-        resize: `letterbox` or `stretch`.
-        context_length: L, SOS and EOS included.
-        tokenizer: see `refseg_jax.text.tokenizers.build_tokenizer`.
-        flip_probability: of mirrored training rows.
-        num_workers: processes that prepare batches; 0 prepares them in threads of this one. An
-            evaluation has no more of them than there are cores and batches.
-        threads: of each process. prefetch: batches kept ready by each worker.
-        canvas: `(Hc, Wc)` that holds every native mask of an evaluation.
-        shuffled_text: evaluate with the words of other targets (`transforms.ShuffleText`).
-        max_pixels: larger images are refused before they are decoded.
+        data_dir: folder of built datasets.
+        dataset: name of the dataset, `<data_dir>/<dataset>`.
+        split: name of its split.
+        image_size: side of the network's square input in pixels.
+        mask_stride: network pixels per mask cell.
+        sampling: what a row is, see `input_pipeline.rows.Sampling`. An evaluation uses `expressions`
+            instead of `image` and `referent`.
+        pairs: K, expressions of a row.
+        images: N, images of a row.
+        granularities: granularities of the expressions to use, out of `GRANULARITIES`.
+        resize: `"letterbox"` or `"stretch"`, see `refseg_jax.images.preprocess`.
+        context_length: L, tokens of a text, SOS and EOS included.
+        tokenizer: name or file, see `refseg_jax.text.tokenizers.build_tokenizer`.
+        flip_probability: probability in [0, 1] that a training row is mirrored.
+        num_workers: processes that prepare batches; 0 prepares them in threads of this process. An
+            evaluation uses at most as many as there are cores and batches.
+        threads: threads of each of these processes.
+        prefetch: batches that each of these processes keeps ready.
+        canvas: `(Hc, Wc)` in pixels, at least the size of every image of an evaluation.
+        shuffled_text: whether to evaluate with the words of other targets, see
+            `transforms.ShuffleText`.
+        max_pixels: images with more pixels are refused before they are decoded.
     """
 
     data_dir: str
@@ -63,10 +69,18 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MakeRow:
-    """Row index -> a batch of one row; picklable, for worker processes.
+    """Makes a batch of one row from the index of a row; picklable, for worker processes.
 
     A row that cannot be made (a damaged image, an empty expression, ...) becomes one whose pairs are
-    all invalid, with the reason in its meta: the order of the others does not change.
+    all invalid, with the reason in its meta, so that the order of the other rows stays the same.
+
+    Attributes:
+        config: which data to read, and how to make batches of it.
+        source: the records of the split.
+        rows: the rows of the split.
+        steps: transforms from expressions and encoded images to network images, in order.
+        native: whether to add masks at native size, for an evaluation.
+        name: name of the member of a mixture, or `""`.
     """
 
     config: PipelineConfig
@@ -77,11 +91,11 @@ class MakeRow:
     name: str = ""
 
     def __call__(self, row: int, rng: np.random.Generator) -> HostBatch:
-        """Row `row`; indices beyond the table are padding."""
+        """The batch of row `row`; an index beyond the table gives padding."""
         key = "/".join(filter(None, (self.name, self.config.split, str(row))))
         if row >= len(self.rows):
             return self._blank("")
-        # Not within `try`: a tokenizer that a worker process cannot load is no damaged row.
+        # Outside `try`: a tokenizer that a worker process cannot load is not a damaged row.
         tokenizer = build_tokenizer(self.config.tokenizer)
         try:
             example = self._read(key, row)
@@ -137,7 +151,7 @@ class MakeRow:
     def _of_each(
         self, example: Example, tell: Callable[[Record, Expression], str]
     ) -> tuple[str, ...]:
-        """What is told of each pair, image by image; `""` for padding."""
+        """The value of `tell` for each pair, image by image; `""` for padding."""
         count = self.config.pairs
         told = [""] * (self.config.images * count)
         for n, frame in enumerate(example.frames):
@@ -202,10 +216,11 @@ class MakeRow:
 
 
 def category_of(record: Record, expression: Expression) -> str:
-    """The kind that an expression asks for, `""` where it is of none or of several.
+    """The category that a pair counts for (`RowMeta.categories`), `""` if there is none or several.
 
-    That is the words where they are made of a category's name ("all car", "wheel of bus"; an image
-    without a car is asked in the same words), else the category of all its targets.
+    If the text is a prompt made from category names ("all car", "wheel of bus"), the category is the
+    text itself: an image without a car is asked with the same text. Else it is the category of all
+    targets.
     """
     if expression.granularity == "category":
         return expression.text
@@ -213,12 +228,12 @@ def category_of(record: Record, expression: Expression) -> str:
     if len(names) != 1:
         return ""
     (name,) = names
-    # The wheel of a bus is another kind than that of a bicycle.
+    # The wheel of a bus is another category than that of a bicycle.
     return expression.text if expression.text.startswith(prompts.part(name, of="")) else name
 
 
 def collate(rows: Sequence[HostBatch]) -> HostBatch:
-    """Batches of one row each to one batch."""
+    """Joins batches of one row each to one batch."""
     fields: dict[str, Any] = {
         field.name: np.concatenate(values) if values[0] is not None else None
         for field in dataclasses.fields(Batch)

@@ -1,9 +1,9 @@
-"""Several datasets in one training, each with its own images, expressions and lengths a row.
+"""Trains on several datasets at once, each with its own number of images, expressions and tokens a row.
 
-All rows of a batch are of one member, so that a step has one shape `(N, K, L)`, the same on every
-process, and there are as many compilations as shapes. Which member a step trains on is a function of
-its number alone (`Schedule`), and so is which of the member's batches it is: the position of the whole
-is one number, and the global batches are the same for any number of processes.
+All rows of a batch are of one member. So a step has one shape `(N, K, L)`, the same on every process,
+and the step is compiled once for each shape. The number of a step alone decides which member it trains
+on, and which of the member's batches it takes (`Schedule`). So the position in the data is one number,
+and the global batches are the same for any number of processes.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from input_pipeline.pipeline import PipelineConfig, TrainRows
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 
-#: Fields of `PipelineConfig` that members of a mixture need not share.
+#: Fields of `PipelineConfig` that may differ between the members of a mixture.
 MEMBER_FIELDS = (
     "dataset",
     "split",
@@ -38,15 +38,14 @@ MEMBER_FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A split that is trained on.
+    """A split to train on.
 
     Attributes:
-        name: for logs and metrics; `""` for the only one of a run without a mixture, which trains
-            on its split as it was published.
-        data: what is read. What is not of `MEMBER_FIELDS` is the same for all members.
-        weight: this share (of the sum of all) of the batches are its own.
-        keep_held_out: evaluation sets whose images it trains on nevertheless; see
-            `leakage.find_leaks`.
+        name: name for logs and metrics; `""` for the only member of a run without a mixture, from
+            which no image is left out.
+        data: which data to read. Fields that are not in `MEMBER_FIELDS` are the same for all members.
+        weight: share of the batches, relative to the sum of all weights.
+        keep_held_out: evaluation sets whose images may be trained on, see `leakage.find_leaks`.
     """
 
     name: str
@@ -56,16 +55,16 @@ class Member:
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):
-    """Step -> the member that it trains on, and the number of the batch among that member's.
+    """Maps a step to the member that it trains on, and to the index of one of the member's batches.
 
-    With members in the order of falling weights, `w[i:]` the sum of the weights from member `i` on:
-    of the first `s` batches `left[0] = s` go to all members, and `left[i] = floor(left[i - 1] *
-    w[i:] / w[i - 1:])` to member `i` and all after it. Members thus take turns as evenly as whole
-    batches can: at any step, a member of `m` is off its share by less than `1 + ln m` batches.
+    Let the members be in the order of falling weights, and `W[i]` the sum of the weights from member
+    `i` on. Of the first `s` steps, `left[0] = s` belong to all members, and `left[i] = floor(left[i - 1]
+    * W[i] / W[i - 1])` to member `i` and all after it. So members take turns as evenly as whole batches
+    allow: with `m` members, none is ever off its share by `1 + ln m` batches or more.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
-        """`weights`: positive; their decimals are taken as they are written."""
+        """`weights`: positive numbers, taken as the exact decimals that they are written as."""
         exact = [fractions.Fraction(repr(weight)) for weight in weights]
         self._order = sorted(range(len(exact)), key=lambda member: -exact[member])
         scale = math.lcm(*(weight.denominator for weight in exact))
@@ -73,11 +72,11 @@ class Schedule(grain.transforms.DatasetSelectionMap):
         self._rest = [sum(whole[number:]) for number in range(len(whole) + 1)]
 
     def __len__(self) -> int:
-        """Without end."""
+        """Endless, in effect."""
         return sys.maxsize
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        """Of a step, the index of the member and that of its batch."""
+        """Index of the member that step `index` trains on, and index of the member's batch."""
         before, after = index, index + 1
         for place, member in enumerate(self._order):
             rest, others = self._rest[place : place + 2]
@@ -90,12 +89,12 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Members, opened.
+    """Opened members.
 
     Attributes:
-        members: at least one; see `Member`.
-        rows: of each, without what it leaves out.
-        exclusions: what that is, by the member's name; none for a run without a mixture.
+        members: at least one, see `Member`.
+        rows: the rows of each member, without the records that it must not train on.
+        exclusions: name of the member -> what it leaves out; empty for a run without a mixture.
     """
 
     members: tuple[Member, ...]
@@ -104,13 +103,13 @@ class Mixture:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Of all members together."""
+        """Number of rows of all members together."""
         return sum(len(rows.rows) for rows in self.rows)
 
     def batches(
         self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> Any:
-        """As `pipeline.train_batches`, whose arguments these are."""
+        """An endless iterator of batches; arguments and result as in `pipeline.train_batches`."""
         datasets = [
             rows.dataset(
                 batch_size=batch_size,
@@ -130,14 +129,14 @@ class Mixture:
 def read_members(
     mixture: Mapping[str, Mapping[str, Any]], data: Callable[..., PipelineConfig]
 ) -> list[Member]:
-    """The members that a config names; without any, the one that its `data` describes.
+    """The members of `config.mixture`; if there are none, the one that `config.data` describes.
 
     Args:
-        mixture: name -> `weight`, `keep_held_out` and what of `MEMBER_FIELDS` is the member's own.
-        data: `config.data` with some fields changed.
+        mixture: name -> `weight`, `keep_held_out` and the `MEMBER_FIELDS` that the member sets.
+        data: makes the `PipelineConfig` of `config.data`, with fields replaced.
 
     Raises:
-        UserError: an unknown field, or a weight that is not positive.
+        UserError: a field is unknown, or a weight is not positive.
     """
     if not mixture:
         return [Member("", data())]
@@ -147,16 +146,16 @@ def read_members(
 def open_mixture(
     members: Sequence[Member], known: Mapping[str, Exclusion] | None = None
 ) -> Mixture:
-    """Opens all members and finds what each has to leave out.
+    """Opens all members, and leaves out the images that they must not train on.
 
     Args:
-        members: of `read_members`.
-        known: what they left out when the run began. It is left out again, and nothing else: a run
-            that resumes goes on with its rows.
+        members: from `read_members`.
+        known: name of the member -> what it left out when the run began. A run that resumes leaves out
+            exactly that again, so that its rows stay the same.
 
     Raises:
-        UserError: a member's split, expressions, tokenizer ... are not there, or none of its images
-            may be trained on; the message names the member.
+        UserError: the data of a member cannot be opened (see `pipeline.open_train`), or none of its
+            images may be trained on; the message names the member.
     """
     if not members[0].name:
         rows = pipeline.open_train(members[0].data)
@@ -215,7 +214,7 @@ def _exclusion(
 
 
 def _seed(seed: int, name: str) -> int:
-    """Of a member: it stays when others come and go."""
+    """The seed of a member, which does not depend on the other members."""
     if not name:
         return seed
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])

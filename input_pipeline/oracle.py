@@ -1,4 +1,4 @@
-"""What could be scored without reading the words: an oracle that knows only the kind."""
+"""Scores an oracle that knows the targets' category but not the words, to compare models with."""
 
 from collections import defaultdict
 
@@ -11,17 +11,17 @@ from refseg_jax.batch import GRANULARITIES
 
 
 def oracle_kind(record: Record, expression: Expression) -> float:
-    """The IoU that an oracle may expect which is told the kind of what is meant, and nothing else.
+    """Expected IoU of an oracle that knows all masks and the targets' categories, but not the words.
 
-    The kind of a part is its name and its object's kind. The oracle takes the better of two ways:
-    one instance of the kind by chance (the mean of their IoU), or all of them at once.
+    The category of a part includes that of its object. The oracle takes the better of two answers: one
+    instance of the categories by chance (the mean of their IoUs), or all instances at once.
 
     Args:
         record: the image.
-        expression: with at least one target; all targets' instances are taken as one mask.
+        expression: an expression with at least one target; the union of its targets is the truth.
 
     Returns:
-        In [0, 1].
+        IoU in [0, 1].
     """
     kinds = {_kind(record, target) for target in expression.targets}
     same = [i for i in range(len(record.targets)) if _kind(record, i) in kinds]
@@ -35,7 +35,7 @@ def oracle_kind(record: Record, expression: Expression) -> float:
 def oracle_scores(source: RecordSource, granularities: tuple[str, ...]) -> dict[str, float]:
     """Mean of `oracle_kind` over a split, as `<granularity>/mIoU`, in the order of `GRANULARITIES`.
 
-    No-target expressions are left out.
+    No-target expressions and damaged records are left out.
     """
     scores: dict[str, list[float]] = defaultdict(list)
     for index in range(len(source)):

@@ -1,8 +1,8 @@
-"""From built datasets to batches, with grain.
+"""Makes batches from built datasets, with grain.
 
-The order is what makes runs repeatable: shuffle and repeat the whole, transform each row with
-randomness of its own index, then take this process's rows, then batch. So the global batches are the
-same for any number of processes, and a run resumes on another number of them.
+The order of the stages makes runs repeatable: shuffle and repeat all rows, transform each row with
+random numbers seeded by its index, take this process's rows, then batch. So the global batches are the
+same for any number of processes, and a run can resume on another number of them.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from refseg_jax.text.tokenizers import build_tokenizer, check_length
 
 @dataclasses.dataclass(frozen=True)
 class TrainRows:
-    """What is trained on: the rows of a split that are left when some records are not.
+    """Rows of a split that remain after filtering, for training.
 
     Attributes:
-        config: see `PipelineConfig`.
-        source: the split.
-        table: its expressions of the config's granularities, in records that are trained on.
-        name: of the member of a mixture.
+        config: which data to read, and how to make batches of it.
+        source: the records of the split.
+        table: the expressions that remain: of the config's granularities, in records to train on.
+        name: name of the member of a mixture, or `""`.
     """
 
     config: PipelineConfig
@@ -46,13 +46,13 @@ class TrainRows:
         """The rows of an epoch.
 
         Raises:
-            UserError: there are none.
+            UserError: no expression remains.
         """
         return _rows(self.config, self.table)
 
     @functools.cached_property
     def make(self) -> MakeRow:
-        """Makes a row by its number."""
+        """Makes the batch of a row from its index."""
         config = self.config
         sample: Transform = transforms.PadExpressions(config.pairs)
         if config.sampling in ("image", "referent"):
@@ -65,21 +65,21 @@ class TrainRows:
 
     @property
     def padding(self) -> HostBatch:
-        """A row of nothing, of the shape of all others."""
+        """A row of padding, with the shapes of all other rows."""
         return self.make(len(self.rows), np.random.default_rng(0))
 
     def without(self, records: np.ndarray) -> "TrainRows":
-        """The same but for some records, bool `[R]`."""
+        """The same rows without those of the records where `records`, bool `[R]`, is true."""
         kept = self.table.select(~records[self.table.record])
         return dataclasses.replace(self, table=kept)
 
     def dataset(
         self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> grain.MapDataset:
-        """This process's batches by number, without end; arguments as for `train_batches`.
+        """This process's batches by index, endless; arguments as in `train_batches`.
 
         Raises:
-            UserError: there are no rows, or a batch does not divide.
+            UserError: there are no rows, or `batch_size` is not a multiple of `process_count`.
         """
         dataset = grain.MapDataset.range(len(self.rows)).seed(seed).shuffle().repeat()
         dataset = dataset.random_map(self.make)[process_index::process_count]
@@ -89,8 +89,14 @@ class TrainRows:
 def open_train(config: PipelineConfig, name: str = "") -> TrainRows:
     """Opens a split to train on.
 
+    Args:
+        config: which data to read, and how to make batches of it.
+        name: name of the member of a mixture, or `""`.
+
     Raises:
-        UserError: no such dataset or split; no such tokenizer, way of resizing or length of texts.
+        UserError: the dataset or the split does not exist, or the tokenizer, `resize` or
+            `context_length` is invalid.
+        ValueError: the name of a granularity is unknown.
     """
     _check(config)
     source = _open(config)
@@ -107,17 +113,18 @@ def train_batches(
     """An endless iterator of this process's share of the global batches.
 
     Args:
-        config: see `PipelineConfig`.
-        batch_size: global; every process yields `batch_size / process_count` rows.
-        seed: of order and transforms.
-        process_index, process_count: of this process.
+        config: which data to read, and how to make batches of it.
+        batch_size: rows of a global batch; every process yields `batch_size / process_count` rows.
+        seed: seed of the order and of the transforms.
+        process_index: index of this process.
+        process_count: number of processes that share each batch.
 
     Returns:
         A grain iterator of `HostBatch`, with `get_state` and `set_state`.
 
     Raises:
-        UserError: no such dataset, split, or expressions; no such tokenizer, way of resizing or
-            length of texts.
+        UserError: as in `open_train`; or there are no rows, or `batch_size` is not a multiple of
+            `process_count`.
     """
     dataset = open_train(config).dataset(
         batch_size=batch_size,
@@ -131,12 +138,12 @@ def train_batches(
 def eval_batches(
     config: PipelineConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[HostBatch]:
-    """Every expression of a split once, with native masks; the last batch is padded.
+    """Yields every expression of a split once, with masks at native size; pads the last batch.
 
-    All processes yield the same number of batches. Arguments and errors as for `train_batches`.
+    All processes yield the same number of batches. The arguments are those of `train_batches`.
 
     Raises:
-        UserError: also where an image is larger than the canvas.
+        UserError: as in `train_batches`, or an image is larger than the canvas.
     """
     config, source, rows, _ = _eval_rows(config)
     steps: list[Transform] = [transforms.PadExpressions(config.pairs)]
@@ -154,7 +161,7 @@ def eval_batches(
 
 
 def check_eval(config: PipelineConfig) -> None:
-    """Raises the `UserError` that `eval_batches` would raise; tells what is not going to be scored."""
+    """Raises the errors that `eval_batches` would raise; logs which expressions are not scored."""
     _, _, _, table = _eval_rows(config)
     if not config.shuffled_text:
         _tell_left_out(config, table)
@@ -181,12 +188,12 @@ def _eval_rows(
 
 
 def iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDataset:
-    """Batches in their order, prepared ahead by the config's threads or worker processes."""
+    """Batches in order, prepared ahead by the config's threads or worker processes."""
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
     iterable = dataset.to_iter_dataset(options)
     if not config.num_workers:
         return iterable
-    # Worker processes read absl's flags, which nobody parses in notebooks and tests.
+    # Worker processes read absl's flags, which are not parsed in notebooks and tests.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(config.num_workers, config.prefetch)
@@ -194,7 +201,7 @@ def iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterData
 
 
 def _check(config: PipelineConfig) -> None:
-    """Tries what rows are made with: a mistake in the config would look like damage of each row."""
+    """Checks the config first, because a mistake in it would look like damage of every row."""
     build_tokenizer(config.tokenizer)
     check_length(config.context_length)
     preprocess.check_resize(config.resize)
@@ -217,7 +224,7 @@ def _rows(config: PipelineConfig, table: ExpressionTable) -> RowTable:
 
 
 def _tell_left_out(config: PipelineConfig, table: ExpressionTable) -> None:
-    """One line of the log, if `granularities` leaves out expressions that the split has."""
+    """Logs one line if `granularities` leaves out expressions that the split has."""
     kinds = table.granularity[table.position != DAMAGED]
     counts = dict(zip(GRANULARITIES, np.bincount(kinds, minlength=len(GRANULARITIES)), strict=True))
     left_out = {k: n for k, n in counts.items() if n and k not in config.granularities}

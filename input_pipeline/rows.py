@@ -1,4 +1,4 @@
-"""What a row of a batch is: which expressions of which images it holds."""
+"""Divides the expressions of a split into rows of batches."""
 
 import dataclasses
 from typing import Literal, TypeAlias
@@ -9,20 +9,21 @@ from input_pipeline.sources import ExpressionTable
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
 
-#: `image`: one row an image, K of its expressions are drawn. `referent`: one row a referent, one of
-#: its sentences is drawn (CRIS). `expressions`: every expression once, K of an image a row.
-#: `group`: N images of a group and their one expression.
+#: What a row is. `image`: an image, of which K expressions are drawn. `referent`: a referent, of which
+#: one expression is drawn (as in CRIS). `expressions`: up to K expressions of an image, each expression
+#: in one row. `group`: up to N images of a group, with the expression that they share.
 Sampling: TypeAlias = Literal["image", "referent", "expressions", "group"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RowTable:
-    """Rows as slices of an ordered table of (record, position).
+    """Rows as slices of an ordered table of expressions.
 
     Attributes:
-        record, position: i32 `[E]`.
-        start, stop: i64 `[R]`, the slice of each row: candidates to draw from, all to use, or (for
-            groups) one entry an image.
+        record, position: i32 `[E]`, for each expression its record, and its index in that record.
+        start, stop: i64 `[R]`, the slice of each row. Its entries are candidates to draw from
+            (`image`, `referent`), the expressions of the row (`expressions`), or one entry for each
+            image (`group`).
     """
 
     record: np.ndarray
@@ -34,7 +35,7 @@ class RowTable:
         return len(self.start)
 
     def entries(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Records and positions of a row."""
+        """Records and positions of a row's entries, each i32 `[entries]`."""
         where = slice(self.start[row], self.stop[row])
         return self.record[where], self.position[where]
 
@@ -47,17 +48,17 @@ def make_rows(
     pairs: int,
     images: int,
 ) -> RowTable:
-    """The rows of a split; images without an expression of the granularities have none.
+    """Makes the rows of a split; expressions of other granularities are in none.
 
     Args:
-        table: all expressions.
+        table: all expressions of the split.
         sampling: what a row is.
         granularities: names out of `GRANULARITIES`.
-        pairs: K; bounds a row of `expressions`.
-        images: N; bounds a row of `group`.
+        pairs: K, the longest row of `expressions`.
+        images: N, the longest row of `group`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name of a sampling or of a granularity is unknown.
     """
     wanted = of_granularities(table, granularities)
     if sampling == "group":
@@ -87,10 +88,10 @@ def make_rows(
 
 
 def of_granularities(table: ExpressionTable, granularities: tuple[str, ...]) -> np.ndarray:
-    """bool `[E]`: the expressions of some granularities.
+    """Which expressions of a table have one of some granularities, bool `[E]`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name of a granularity is unknown.
     """
     for name in granularities:
         if name not in GRANULARITIES:

@@ -1,7 +1,7 @@
-"""The one record of all datasets: an image, its targets, its expressions.
+"""The record that all datasets share: an image, its targets, its expressions.
 
-A record is what a TFDS builder writes and what a source reads. It is stored flat (lists, and row
-splits for lists of lists) because TFDS writes and reads flat features without TensorFlow.
+TFDS builders write records, and sources read them. A record is stored flat (lists, and row splits for
+lists of lists) because TFDS writes and reads flat features without TensorFlow.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from refseg_jax.images.segmentation import SegmentationError, checked_rle, decod
 #: Values of `Target.granularity`.
 TARGET_GRANULARITIES = ("object", "part", "stuff")
 
-#: Beside a dataset's records: the image ids of all its evaluation splits, also of those that were not
-#: built, as `{split: [id, ...]}`.
+#: File beside a dataset's records with the image ids of all its evaluation splits, including those that
+#: were not built: `{split: [id, ...]}`.
 HELD_OUT = "held_out.json"
 
 
@@ -30,9 +30,9 @@ class Target:
 
     Attributes:
         counts: compressed COCO RLE counts at the image's native size.
-        category: name of its kind, e.g. `"car"` or `"wheel"`.
-        parent: index (in `Record.targets`) of the object that this part belongs to, else -1.
-        granularity: out of `TARGET_GRANULARITIES`.
+        category: name of the category, e.g. `"car"` or `"wheel"`.
+        parent: of a part, the index in `Record.targets` of its object; else -1.
+        granularity: name out of `TARGET_GRANULARITIES`.
     """
 
     counts: bytes
@@ -47,13 +47,13 @@ class Expression:
 
     Attributes:
         id: unique in the dataset over all its splits.
-        text: as the dataset has it.
-        targets: indices in `Record.targets`; empty where nothing in the image matches.
-        granularity: out of `refseg_jax.batch.GRANULARITIES`.
-        referent: expressions of one record with the same number describe the same thing, so that a
-            sampler can draw one expression per referent.
-        group: name of the group of images that share this expression, else `""`; the pair (group,
-            text) joins them.
+        text: the words as the dataset has them.
+        targets: indices in `Record.targets`; empty if nothing in the image matches.
+        granularity: name out of `refseg_jax.batch.GRANULARITIES`.
+        referent: number of the thing that the text describes. Expressions of a record with the same
+            number describe the same thing, so that a sampler can draw one expression per referent.
+        group: name of the group of images that share this expression, else `""`. Images belong
+            together if group and text are the same.
     """
 
     id: str
@@ -70,13 +70,14 @@ class Record:
 
     Attributes:
         image: the original encoded bytes (JPEG or PNG).
-        image_id: unique in its image pool (for COCO images the COCO id), the key by which leakage
-            between datasets is found.
-        file_name: as the dataset has it.
+        image_id: unique in its image pool (for COCO images the COCO id); `input_pipeline.leakage` finds
+            images that several datasets share by it.
+        file_name: the name in the dataset.
         height, width: native size in pixels.
         source: `"<dataset>/<config>"`.
-        targets, expressions: see their classes.
-        metadata: free JSON text of the dataset (Scenes keeps its scene graph here), or `""`.
+        targets: the regions that expressions can mean, see `Target`.
+        expressions: the texts, see `Expression`.
+        metadata: any JSON text of the dataset (Scenes keeps its scene graph here), or `""`.
     """
 
     image: bytes
@@ -92,10 +93,10 @@ class Record:
     def mask(self, target_indices: Sequence[int]) -> np.ndarray:
         """The union of some targets: u8 `[height, width]` of 0/1 (zeros for no target).
 
-        Columns are contiguous, as COCO has them.
+        The array is in column-major (Fortran) order, as COCO's masks are.
 
         Raises:
-            SegmentationError: the mask of a target is damaged, or of another size.
+            SegmentationError: the mask of a target is damaged, or has another size than the image.
         """
         if not target_indices:
             return np.zeros((self.width, self.height), np.uint8).T
@@ -107,14 +108,14 @@ class Record:
         return functools.reduce(np.bitwise_or, masks)
 
     def rle(self, target: int) -> Any:
-        """The mask of one target as pycocotools takes it; raises as `mask` does."""
+        """The mask of one target as a COCO RLE dict, for pycocotools; raises as `mask` does."""
         size, counts = [self.height, self.width], self.targets[target].counts
         with self._damage(target):
             return checked_rle({"size": size, "counts": counts}, *size)
 
     @contextlib.contextmanager
     def _damage(self, target: int) -> Iterator[None]:
-        """Says whose mask is damaged."""
+        """Adds the image and the target to the error of a damaged mask."""
         try:
             yield
         except SegmentationError as error:
@@ -162,10 +163,10 @@ def features() -> Any:
 
 
 def to_features(record: Record) -> dict[str, Any]:
-    """A record as TFDS stores it.
+    """A record in the form that TFDS stores (`features`).
 
     Raises:
-        ValueError: an index points nowhere, or a granularity is unknown.
+        ValueError: an index is out of range, or a granularity is unknown.
     """
     check_references(record)
     targets, expressions = record.targets, record.expressions
@@ -233,7 +234,7 @@ def from_features(stored: Mapping[str, Any]) -> Record:
 
 
 def check_references(record: Record) -> None:
-    """Raises a `ValueError` if an index points nowhere, or a granularity is unknown."""
+    """Raises a `ValueError` if an index is out of range, or a granularity is unknown."""
     count = len(record.targets)
     for number, target in enumerate(record.targets):
         if target.granularity not in TARGET_GRANULARITIES:

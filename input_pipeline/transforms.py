@@ -1,4 +1,4 @@
-"""Examples and what is done to them: frozen dataclasses, `Transform(Example, rng) -> Example`."""
+"""Transforms of examples: frozen dataclasses with `Transform(Example, rng) -> Example`."""
 
 import dataclasses
 import re
@@ -15,12 +15,13 @@ class Frame:
     """One image of an example.
 
     Attributes:
-        record: where it comes from.
-        expressions: K expressions as this image has them (the targets differ between the images of
-            a group), `None` where padded.
-        image: u8 RGB `[H, W, 3]` once decoded, network size once resized.
-        affine: f32 `[2, 3]`, native to network pixels, once resized.
-        flipped: masks are to be mirrored as the image was.
+        record: the record of the image.
+        expressions: K expressions of the record (of a group, each image has targets of its own), `None`
+            where padded.
+        image: u8 RGB `[H, W, 3]` at native size after `Decode`, at network size after `ResizeImage`;
+            `None` before.
+        affine: f32 `[2, 3]`, native to network pixels; `None` before `ResizeImage`.
+        flipped: whether the image was mirrored, so that masks must be too.
     """
 
     record: Record
@@ -30,19 +31,19 @@ class Frame:
     flipped: bool = False
 
     def mask(self, expression: Expression) -> np.ndarray:
-        """The mask that belongs to `image` as it was decoded (and flipped), u8 `[H, W]` of 0/1."""
+        """The mask of an expression, u8 `[H, W]` of 0/1 at native size, mirrored if the image was."""
         mask = self.record.mask(expression.targets)
         return np.ascontiguousarray(mask[:, ::-1]) if self.flipped else mask
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A row in the making.
+    """A row before it is packed into arrays.
 
     Attributes:
-        key: `"<split>/<row>"`.
-        frames: N images.
-        texts: K expressions' words, as they will be tokenised; `""` where padded.
+        key: as `RowMeta.key`.
+        frames: up to N images.
+        texts: K texts to tokenize; `""` where padded.
     """
 
     key: str
@@ -62,14 +63,14 @@ class Transform(Protocol):
 class SampleExpressions:
     """Draws at most `pairs` of the expressions without replacement, and pads to `pairs`.
 
-    One sentence a referent as long as there are referents that have none yet, so that the pairs of
+    It draws a second expression of a referent only when every referent has one, so that the pairs of
     an image are about different things.
     """
 
     pairs: int
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """See `Transform`; a single image."""
+        """See `Transform`; the example must have a single image."""
         (frame,) = example.frames
         order = rng.permutation(len(frame.expressions))
         seen: dict[int, int] = {}
@@ -85,7 +86,7 @@ class SampleExpressions:
 
 @dataclasses.dataclass(frozen=True)
 class PadExpressions:
-    """Takes all expressions in order and pads to `pairs`."""
+    """Keeps all expressions in order, and pads them to `pairs`; groups of images stay as they are."""
 
     pairs: int
 
@@ -101,13 +102,14 @@ class PadExpressions:
 class ShuffleText:
     """Gives each expression the words of another target, to see whether a model reads them.
 
-    The words are those of an expression of the same granularity and image that means other targets,
-    of the same kind where there is one (for a part: the same part of another object, else another
-    part). Pairs without such an expression become padding; masks stay those of the original.
+    The words come from an expression of the same image and granularity that means other targets. One
+    of the same category is preferred (for parts: of the same part and object category), then one of the
+    same object category, then any. Pairs without such an expression become padding. Masks stay those of
+    the original expressions.
     """
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """See `Transform`; nothing is random."""
+        """See `Transform`; the example must have a single image, and nothing is random."""
         del rng
         (frame,) = example.frames
         texts, kept = list(example.texts), list(frame.expressions)
@@ -124,8 +126,8 @@ class ShuffleText:
 class Decode:
     """Decodes the images and checks that they are as large as their masks.
 
-    Raises:
-        ImageError: a damaged image, one with too many pixels, or one of another size.
+    A call raises an `ImageError` if an image is damaged, has more than `max_pixels` pixels, or has
+    another size than its record.
     """
 
     max_pixels: int = preprocess.MAX_PIXELS
@@ -149,12 +151,12 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True)
 class HorizontalFlip:
-    """Mirrors image and masks with some probability, and swaps left and right in the words."""
+    """Mirrors image and masks with a probability, and then swaps left and right in the texts."""
 
     probability: float
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """See `Transform`; after `Decode`."""
+        """See `Transform`; comes after `Decode`."""
         if rng.random() >= self.probability:
             return example
         frames = tuple(
@@ -170,13 +172,13 @@ class HorizontalFlip:
 
 @dataclasses.dataclass(frozen=True)
 class ResizeImage:
-    """Brings the images to the network's size; see `refseg_jax.images.preprocess`."""
+    """Resizes the images to the network's input; see `refseg_jax.images.preprocess`."""
 
     size: int
     resize: preprocess.Resize
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """See `Transform`; after `Decode`."""
+        """See `Transform`; comes after `Decode`."""
         del rng
         return dataclasses.replace(example, frames=tuple(self._resize(f) for f in example.frames))
 
@@ -187,7 +189,7 @@ class ResizeImage:
 
 
 def pad(example: Example, expressions: tuple[Expression | None, ...], pairs: int) -> Example:
-    """An example of one image with these expressions, padded to `pairs`."""
+    """An example of one image with its expressions replaced by these, padded to `pairs`."""
     padded = (*expressions, *(None,) * (pairs - len(expressions)))
     frame = dataclasses.replace(example.frames[0], expressions=padded)
     texts = tuple("" if e is None else e.text for e in padded)
@@ -195,7 +197,7 @@ def pad(example: Example, expressions: tuple[Expression | None, ...], pairs: int
 
 
 def swap_sides(text: str) -> str:
-    """Left becomes right and the other way round, in whole words and their compounds.
+    """Swaps "left" and "right" in a text, as whole words and in their compounds.
 
     >>> swap_sides("Left-hand car right of the leftmost tree")
     'Right-hand car left of the rightmost tree'
@@ -226,7 +228,7 @@ def _another(record: Record, expression: Expression) -> Expression | None:
     if not candidates or not expression.targets:
         return None
     kind = _kind(record, expression)
-    # Of the same kind first, then of the same object's or kind's family, then anything.
+    # The same category (of part and object) first, then the same object category, then any.
     return min(candidates, key=lambda e: (_distance(_kind(record, e), kind), e.id))
 
 

@@ -1,4 +1,4 @@
-"""Worker processes: how many there are, and that none is left behind."""
+"""Worker processes: chooses their number, and ends them with their parent."""
 
 import multiprocessing
 import os
@@ -6,13 +6,15 @@ import threading
 
 
 def end_with_parent(*_: int) -> None:
-    """Ends this worker as soon as its parent is gone, also where that was killed.
+    """Makes this worker process end as soon as its parent is gone, even if the parent was killed.
 
-    A worker that waits for room in its queue would otherwise wait for ever, with its memory. What a
-    terminal or `timeout` sends to the whole group is for the parent, which saves first and must not
-    find its workers dead; hence a group of the worker's own. It has that from this call on: a signal
-    to the group that comes before, while a new worker imports its modules, still ends the worker.
-    Takes and ignores the worker's number and their count, which grain gives.
+    Otherwise a worker that waits for room in its queue would wait for ever and keep its memory.
+
+    The worker also moves to a process group of its own. A terminal or `timeout` signals the parent's
+    whole group, but the parent saves first and still needs its workers. A signal that arrives before
+    this call, while a new worker imports its modules, still ends the worker.
+
+    The arguments, the worker's index and the number of workers, come from grain and are ignored.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -20,7 +22,7 @@ def end_with_parent(*_: int) -> None:
     os.setpgrp()
 
     def watch() -> None:
-        # Returns when the pipe that only the parent holds is closed, by itself or by the system.
+        # Returns when the parent, or the system after its death, closes the pipe that it alone holds.
         parent.join()
         os._exit(1)
 
@@ -28,20 +30,21 @@ def end_with_parent(*_: int) -> None:
 
 
 def evaluation_workers(asked: int, batches: int) -> int:
-    """How many processes prepare an evaluation's batches.
+    """Number of processes that prepare the batches of an evaluation.
 
-    Each starts anew for each evaluation, so those that would have no core or no batch cost more than
-    they bring. (Training keeps to what was asked: its checkpoints are for that many.)
+    They start anew for each evaluation, so a process without a core or a batch of its own is not worth
+    its start. Training always uses the number that was asked for, because its checkpoints fit only
+    that number.
 
     Args:
         asked: `PipelineConfig.num_workers`.
-        batches: of this process.
+        batches: number of batches of this process.
     """
     return min(asked, usable_cores(), batches)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
