@@ -14,9 +14,9 @@ place of the name (docs/weights.md). Without `config.init.clip`, training starts
 weights.
 
 Several datasets: `--config=configs/mres_unires.py:B/16,mine,refcoco/unc`. Each batch comes from one
-dataset, in equal shares unless `config.mixture.refcoco_unc.weight` (or another member's) differs.
-Images of every built evaluation set are left out (docs/pretraining.md). Each dataset is scored on
-its own `val`; its name prefixes the scores.
+dataset, in equal shares unless the members' weights differ. Images of every built evaluation set
+are left out (docs/pretraining.md). Each dataset is scored on its own `val`; its name prefixes the
+scores.
 
 Eight worker processes read and decode images (`config.data.num_workers`; none for `:tiny`). This
 suits a machine with an accelerator and at least eight cores.
