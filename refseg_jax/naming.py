@@ -68,8 +68,8 @@ def from_mapping(
 def read_table(path: Path, kind: type[T]) -> dict[str, T]:
     """Reads a TOML file whose entries are the fields of a dataclass.
 
-    An entry `["NAME"]` states every field but the first, which is its name. `like = "OTHER"` takes the
-    fields that it does not state from an entry further up.
+    The key of an entry is the first field of the dataclass; the entry states the other fields. With
+    `like = "OTHER"`, it takes the fields that it does not state from an earlier entry.
 
     Args:
         path: the file.
@@ -79,7 +79,7 @@ def read_table(path: Path, kind: type[T]) -> dict[str, T]:
         Name -> entry, in the order of the file.
 
     Raises:
-        ValueError: the file is no TOML, or an entry lacks a field, has an unknown one or a wrong value;
+        ValueError: the file is not TOML, or an entry lacks a field, has an unknown one or a wrong value;
             the line names the file, the entry and the field.
     """
     try:

@@ -41,7 +41,7 @@ class MaskedAttentionLayer(nnx.Module):
         x = norm(x + mlp(x))
 
     Each step is also a method of its own, because ReLA's public code inserts attention to the words
-    behind the first step of its first layer. There is no dropout, as in Mask2Former and ReLA.
+    after the first step of its first layer. There is no dropout, as in Mask2Former and ReLA.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):

@@ -32,8 +32,8 @@ class MaskedRelationshipConfig:
         hidden: width inside the MLPs of the layers.
         layers: number of layers; they attend to the levels of the pixel decoder in turn, the coarsest
             first.
-        mask_padding: regions do not attend to padding. They do in the public code, so its weights
-            need `False`.
+        mask_padding: keep regions from attending to padding. In the public code they attend to it, so
+            its weights need `False`.
         zero_filters: initialise the region filters with zeros, see `ReLAConfig`.
         remat: recompute activations inside the layers in the backward pass instead of storing them.
     """
@@ -70,9 +70,9 @@ class MaskedRelationship(nnx.Module):
         y = norm(x + attention(q = x, k = v = linear(words)));  x += 0.1 sigmoid(gate) y
 
     `linear` and `gate` start at zero. Region filters, minimap and presence are computed from `norm(x)`
-    behind the last layer. The weight of a region is the difference of its two minimap scores, which is
-    not a probability; presence is the mean over all regions. Filters are also computed before every
-    layer, for the attention masks, which have no loss of their own, as in the public code.
+    after the last layer. The weight of a region is the difference of its two minimap scores, not a
+    probability; presence is the mean over all regions. Filters are also computed before every layer,
+    for the attention masks, which have no loss of their own, as in the public code.
 
     The attention masks are computed at the size of each level: resizing the mask features once gives
     the same numbers as resizing every mask, because both steps are linear.

@@ -17,7 +17,7 @@ class PresenceHead(nnx.Module):
 
     ReLA (Liu, Ding and Jiang 2023, section 4.1) uses the mean of its regions; here the decoded image
     tokens take the place of regions. The maximum is for small referents, because one patch among
-    hundreds hardly changes the mean. The sentence tells what is looked for.
+    hundreds hardly changes the mean. The sentence tells the head what to look for.
     """
 
     def __init__(self, *, width: int, state_width: int, dtype: Any, rngs: nnx.Rngs):

@@ -50,7 +50,7 @@ class LanguageSwinConfig(SwinConfig):
 
 
 class LanguageSwin(nnx.Module):
-    """A Swin with a fusion behind each stage: `fused = fusion(x, words)`, `feature = norm(fused)`.
+    """A Swin with a fusion after each stage: `fused = fusion(x, words)`, `feature = norm(fused)`.
 
     The input of the next stage is `x + gate(fused)`, or `x` if the gate is closed, before the
     downsampling. The norms belong to `swin`, which can therefore be filled with the weights of a plain

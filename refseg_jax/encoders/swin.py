@@ -335,7 +335,7 @@ def relative_index(window: int) -> np.ndarray:
 def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
     """The pairs of tokens of a shifted window that may attend to each other, bool `[windows, T, T]`.
 
-    Rolling the map by `shift` puts the first rows and columns behind the last ones. Windows there hold
+    Rolling the map by `shift` puts the first rows and columns after the last ones. Windows there hold
     both, and must not mix them. Height and width are multiples of the window.
     """
 

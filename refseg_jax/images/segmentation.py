@@ -16,7 +16,7 @@ AWAY = "masks away from their box"
 #: Coordinates of another image, of another size or in another order are much further away.
 _SLACK, _SLACK_SHARE = 5, 0.02
 
-#: Two boxes with a smaller intersection over union are taken for boxes of different things.
+#: Intersection over union below which two boxes are considered boxes of different things.
 _SAME_BOX = 0.5
 
 

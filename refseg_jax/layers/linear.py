@@ -59,7 +59,7 @@ def packed_xavier_uniform(
 
 
 def gaussian(stddev: float) -> Initializer:
-    """An initialiser with the normal distribution of mean 0 and standard deviation `stddev`."""
+    """An initialiser that draws from N(0, stddev^2)."""
     return jax.nn.initializers.normal(stddev)
 
 

@@ -46,8 +46,14 @@ class TextFeatures(NamedTuple):
 class ReLA(nnx.Module):
     """Swin with fusion of words, BERT, pixel decoder and relationship block; a `SeparableModel`.
 
-    Paths of parameters begin with `vision`, `text`, `pixels`, `regions` and, with
-    `config.mask_evidence`, `evidence`.
+        words = text(expression)
+        maps = vision(image, words)
+        mask features, levels = pixels(maps)
+        filters, weights, minimap, present = regions(levels, words)
+        logits = sum over regions n of weights[n] * (filters[n] . mask features)       equation 1
+
+    Parameter paths begin with these names (`vision`, `text`, `pixels`, `regions`), or with `evidence`
+    if `config.mask_evidence` is on.
     """
 
     #: Published towers from which the model can start -> prefix of their parameters.

@@ -54,13 +54,20 @@ class TextFeatures(NamedTuple):
 class UniRES(nnx.Module):
     """CLIP towers, region filters, two-stage decoder and mask head; a `SeparableModel`.
 
-    Paths of parameters begin with `vision`, `text`, `low_filter`, `high_filter`, `decoder`
-    (stage 1), `group_decoder` (stage 2), `head` and, if the config asks for them, `presence`,
-    `evidence`, `patch_adapter` and `word_adapter`.
+        patches, low, high = vision(image)
+        words, sentence = text(expression)
+        regions = [low_filter(low, words), high_filter(high, words)]
+        x = decoder(patches, words)                       stage 1
+        x = group_decoder(x, regions)                     stage 2
+        logits = head(x, sentence)
+
+    Parameter paths begin with these names. Linear maps `patch_adapter` and `word_adapter` are added
+    if patches or words have another width than the decoder, and `presence` and `evidence` if the
+    config asks for them.
     """
 
-    #: Published towers from which the model can start -> prefix of their parameters. CLIP has none,
-    #: because its two towers fill `vision` and `text`.
+    #: Published towers from which the model can start -> prefix of their parameters. The prefix of CLIP
+    #: is empty, because its two towers fill both `vision` and `text`.
     TOWERS: ClassVar[Mapping[str, str]] = {"clip": ""}
 
     def __init__(self, config: UniRESConfig, *, rngs: nnx.Rngs):

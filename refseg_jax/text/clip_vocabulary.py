@@ -19,8 +19,8 @@ _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 #: CLIP's regular expression that cuts a cleaned text into words.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-#: Bytes that complete a token of partial UTF-8: put before the last bytes of a character, and behind
-#: the first bytes of one.
+#: Bytes that complete a token of partial UTF-8: they go before a token of the last bytes of a
+#: character, and after a token of the first bytes.
 _BEFORE = (b"", b"\xc3", b"\xe1", b"\xe1\x80", b"\xf1", b"\xf1\x80", b"\xf1\x80\x80")
 _BEHIND = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80")
 

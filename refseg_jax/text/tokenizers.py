@@ -220,7 +220,7 @@ def check_length(context_length: int) -> None:
     """Checks that a text has room for SOS and EOS.
 
     Raises:
-        UserError: it has not.
+        UserError: `context_length` is less than 2.
     """
     if context_length < 2:
         raise UserError(

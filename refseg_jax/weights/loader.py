@@ -1,4 +1,9 @@
-"""The loader of all weight files: it plans without allocating, then reads one entry at a time."""
+"""The loader of all weight files: it plans without allocating, then reads one entry at a time.
+
+An entry is an array in a file, named as its authors named it. A parameter is an array of our model,
+named by its dotted path. A change is the function that turns an entry into a parameter, see
+`refseg_jax.weights.table`.
+"""
 
 import dataclasses
 import functools
