@@ -24,12 +24,7 @@ from tests.docs.pages import NOTEBOOKS, PAGES, ROOT, SOURCES, blocks, cells, doc
 #: Fences whose lines a person types; without a name only lines that look like commands.
 SHELLS = ("bash", "sh", "shell", "console")
 #: Programs that this project does not bring: nothing is known of their flags.
-OTHERS = frozenset(
-    "cat cd curl docker export gcloud git gunzip kubectl ls mkdir module mv nvidia-smi rm sbatch sha256sum "
-    "source ssh tail tar tensorboard tmux unzip wget".split()
-)
-#: What stands before a command, and starts it.
-STARTERS = frozenset({"srun", "time", "nohup", "mpirun"})
+OTHERS = frozenset({"cd", "export", "git", "source"})
 #: What a reader puts a value of their own for, where not every value will do.
 PLACEHOLDERS = {
     "--dataset=NAME": "--dataset=scenes",
@@ -73,15 +68,17 @@ def all_commands() -> Iterator[Command]:
 def _lines(place: str, text: str, *, only_ours: bool = False) -> Iterator[Command]:
     for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
         # Some docstrings say what a line does behind a few spaces.
-        line = re.sub(r"\s{2,}.*", "", line.strip().removeprefix("$ "))
+        line = re.sub(r"\s{2,}[^\s-].*", "", line.strip().removeprefix("$ "))
         if line and not line.startswith("#") and (not only_ours or _OURS.match(line)):
             yield Command(place, line)
 
 
 def _spans(place: str, text: str) -> Iterator[Command]:
-    """Command lines in a sentence, and flags of `main.py` without one."""
+    """Command lines in a sentence, and without one flags of `main.py` and fields of a config."""
     for span in _SPAN.findall(text):
         line = " ".join(span.split())
+        if re.fullmatch(r"config\.(?!mixture)\w+\.[\w.]+", line):
+            line = f"--{line}"
         if _OURS.match(line) or (line.startswith("--config") and "<" not in line):
             yield Command(place, line)
 
@@ -100,16 +97,18 @@ def fault(command: Command) -> str:
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:
-    """The commands of a line, without what starts them and variables that are set for them."""
+    """The commands of a line, without variables that are set for them and what starts them."""
     part: list[str] = []
     for word in [*words, ";"]:
         if word in (";", "&&", "|", "||", "&"):
             if part:
                 yield part
             part = []
-        elif part or not (word in STARTERS or re.match(r"[A-Za-z_]+=", word)):
-            # Flags of a starter (`srun -n 2 python`) end where a program is named.
-            part = [word] if word == "python" and not set(part) & {"python"} else [*part, word]
+        elif word == "python" and word not in part:
+            # Before it, `srun` or the like with flags of its own.
+            part = [word]
+        elif part or not re.match(r"[A-Za-z_]+=", word):
+            part.append(word)
 
 
 def _fault(words: list[str]) -> str:
@@ -138,13 +137,15 @@ def _flags_fault(words: list[str]) -> str:
     """As `_main_fault`, of flags alone: one of the experiments has to have them."""
     chosen = [word for word in words if word.startswith("--config=")]
     files = sorted(path.name for path in ROOT.glob("configs/*_*.py"))
-    faults = []
+    given = [word for word in words if word not in chosen]
+    fields = [word.removeprefix("--config.") for word in given if "=" not in word]
+    settings = ["--workdir=.", *(word for word in given if "=" in word)]
+    why = ""
     for config in chosen or [f"--config=configs/{name}" for name in files]:
-        given = [word for word in words if word not in chosen]
-        names = [word for word in given if "=" not in word]
-        given = ["--workdir=.", config, *(word for word in given if "=" in word)]
-        faults.append(_main_fault(given, [name.removeprefix("--config.") for name in names]))
-    return "" if "" in faults else faults[0]
+        why = _main_fault([config, *settings], fields)
+        if not why:
+            break
+    return why
 
 
 def _main_fault(arguments: Sequence[str], fields: Sequence[str] = ()) -> str:

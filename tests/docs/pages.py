@@ -12,11 +12,14 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
 #: Python files whose docstrings have command lines.
-SOURCES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("configs", "input_pipeline", "refseg_jax", "tools")
-    for path in ROOT.glob(f"{folder}/**/*.py")
-) + ["main.py"]
+SOURCES = [
+    "main.py",
+    *sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder in ("configs", "input_pipeline", "refseg_jax", "tools")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ),
+]
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
 
 _FENCE = re.compile(r"( *)(`{3,})(.*)")
