@@ -1,1 +1,1 @@
-"""How annotations lie on disk: archives, COCO JSON, label maps, .mat, JSON lines, mask files."""
+"""Readers of annotation formats: archives, COCO JSON, label maps, .mat, JSON lines, mask files."""

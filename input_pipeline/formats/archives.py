@@ -1,8 +1,8 @@
-"""Archives of strangers: zip and tar (plain, .gz, .xz), unpacked whole or not at all.
+"""Unpacks untrusted archives: zip and tar (plain, .gz, .xz), completely or not at all.
 
-Refused are names that lead elsewhere, links, devices, names that occur twice, encryption, and bombs:
-an archive whose content is 200 times its size, or of more members than any dataset has. Nothing is
-believed of a size before its bytes have come, and nothing but plain files and folders is made.
+It refuses names that lead out of the archive, links, devices, names that occur twice, encryption, and
+bombs: archives whose content is more than 200 times their size, or with more members than any dataset
+has. Stated sizes are not trusted before their bytes are read, and only plain files and folders are made.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from refseg_jax.locks import exclusive
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 
-#: Content may be this many times as large as its archive, once it is larger than `_SMALL`.
+#: Content of more than `_SMALL` bytes may be at most this many times as large as its archive.
 _RATIO = 200
 _SMALL = 64 << 20
 _MEMBERS = 5_000_000
-#: Bytes that are read at a time; headers of a tar may not be longer.
+#: Bytes that are read at a time; longer headers of a tar are refused.
 _PIECE = 1 << 20
 #: Memory of the xz decoder; the best compression of `xz` needs 65 MiB.
 _XZ_MEMORY = 256 << 20
 
 
 class ArchiveError(UserError):
-    """An archive that is damaged or that is not unpacked for safety's sake."""
+    """An archive is damaged, or refused for safety."""
 
 
 class Member(NamedTuple):
-    """A file of a plain tar: where its bytes begin, and how many they are."""
+    """A file of a plain tar: its name, the offset of its bytes, and its size in bytes."""
 
     name: str
     offset: int
@@ -52,18 +52,20 @@ class Member(NamedTuple):
 
 @contextlib.contextmanager
 def source_folder(source: Path, data_dir: Path) -> Iterator[Path]:
-    """The folder that a source is: itself, or the content of an archive while it is needed.
+    """Yields the folder of a source: the folder itself, or the content of an archive.
 
-    An error that ends the block speaks of the archive, since the folder is gone when it is read.
+    Errors of the block name the archive, because the unpacked folder no longer exists when a person
+    reads them.
 
     Args:
         source: a folder, an archive, or a folder within an archive (`FILE.zip/inner/folder`).
-        data_dir: where an archive is unpacked, in a folder of its own: the same each time, so that a
-            build that was stopped goes on. It is removed at the end, and where an error ended it,
-            but not where the process was interrupted.
+        data_dir: an archive is unpacked into a folder below it. The folder is removed at the end and
+            after an error, but not if the process is interrupted: its name is the same each time, so
+            that the next build uses it again.
 
     Raises:
-        ArchiveError: the archive is damaged or refused, or has no such folder.
+        ArchiveError: the archive is damaged or refused, has no such folder, or is in use by another
+            process.
     """
     archive = next((path for path in (source, *source.parents) if path.is_file()), None)
     if archive is None:
@@ -94,9 +96,9 @@ def source_folder(source: Path, data_dir: Path) -> Iterator[Path]:
 
 
 def _rename(error: Exception, folder: Path, source: Path) -> None:
-    """Lets an error speak of the source, and of its only folder where that may have been meant.
+    """Replaces the folder by the source in an error, and hints at the folder's only subfolder.
 
-    It was not where something is missed within it.
+    There is no hint if the error already is about a path in that subfolder.
     """
     within = [path for path in folder.iterdir() if path.is_dir() and path.name != "__MACOSX"]
     text, hint = str(error), ""
@@ -113,10 +115,10 @@ def _rename(error: Exception, folder: Path, source: Path) -> None:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpacks an archive into a new folder, which is not there before everything is in it.
+    """Unpacks an archive into a new folder, which gets its name when it is complete.
 
     Raises:
-        ArchiveError: one line: the archive, the reason, the cure.
+        ArchiveError: the archive is damaged or refused.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -139,10 +141,10 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def tar_members(archive: Path) -> Iterator[Member]:
-    """The files of a plain tar in its order, without their bytes.
+    """Yields the files of a plain tar in order, without reading their bytes.
 
     Raises:
-        ArchiveError: it is compressed, damaged, or holds what `extract` refuses.
+        ArchiveError: the tar is compressed or damaged, or has a member that `extract` refuses.
     """
     seen = _Names()
     with _one_line(archive), archive.open("rb") as file:
@@ -156,7 +158,7 @@ def tar_members(archive: Path) -> Iterator[Member]:
 
 
 class _RefusedError(Exception):
-    """Why an archive is not unpacked."""
+    """The reason why an archive is refused."""
 
 
 @contextlib.contextmanager
@@ -187,15 +189,15 @@ def _inner(folder: Path, within: Path, archive: Path) -> Path:
 
 
 class _Names:
-    """The names of an archive so far."""
+    """Checks the names of an archive, and keeps those so far."""
 
     def __init__(self) -> None:
-        # Texts: those of a million members take 140 MB, as paths they took 400.
+        # Strings, which take 140 MB for a million members; as `Path` they took 400 MB.
         self._files: set[str] = set()
         self._folders: set[str] = {""}
 
     def add(self, name: str, *, folder: bool) -> str:
-        """A name as a path below the target; raises `_RefusedError` for one that may not be."""
+        """The name as a path below the target; raises a `_RefusedError` if it is not allowed."""
         text = name.replace("\\", "/")
         parts = [part for part in text.split("/") if part not in ("", ".")]
         if text.startswith("/") or re.match("[A-Za-z]:", text) or ".." in parts:
@@ -219,7 +221,7 @@ class _Names:
 
 
 def _content(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Names and bytes (`None`: a folder); the bytes must be read before the next is asked for."""
+    """Yields names and streams (`None` for a folder); read a stream before taking the next item."""
     size = archive.stat().st_size
     lower = archive.name.lower()
     with archive.open("rb") as file:
@@ -256,7 +258,7 @@ def _zip_content(file: IO[bytes], size: int) -> Iterator[tuple[str, IO[bytes] | 
 
 
 class _Budget:
-    """Counts what comes out of an archive."""
+    """Counts the bytes that are read from an archive, and refuses too many."""
 
     def __init__(self, size: int) -> None:
         self._bound = max(_SMALL, _RATIO * size)
@@ -269,7 +271,7 @@ class _Budget:
 
 
 class _Counted:
-    """A file whose bytes are counted."""
+    """A file whose bytes count against a budget."""
 
     def __init__(self, file: IO[bytes], budget: _Budget) -> None:
         self._file, self._budget = file, budget
@@ -281,9 +283,10 @@ class _Counted:
 
 
 class _Forward:
-    """What `tarfile` reads: only forward, counted, and in pieces.
+    """The stream that `tarfile` reads: forward only, counted, and in bounded pieces.
 
-    `tarfile` reads the headers that hold long names at once, however long they say they are.
+    Without the bound, `tarfile` would read headers with long names at once, at whatever length they
+    state.
     """
 
     def __init__(
@@ -323,7 +326,7 @@ def _members_with_data(
 
 
 def _members(stream: _Forward) -> Iterator[tarfile.TarInfo]:
-    """Files and folders of a tar; raises `_RefusedError` for everything else."""
+    """Yields the files and folders of a tar; raises a `_RefusedError` for any other member."""
     with tarfile.open(fileobj=stream, mode="r:") as stored:  # pyright: ignore
         while (member := stored.next()) is not None:
             if not member.isdir() and (
@@ -331,15 +334,15 @@ def _members(stream: _Forward) -> Iterator[tarfile.TarInfo]:
             ):
                 raise _RefusedError(f"{member.name!r:.80} is a link, a device or sparse")
             yield member
-            # The list of all members is not needed, and grows.
+            # `tarfile` would keep a list of all members.
             stored.members = []  # pyright: ignore[reportAttributeAccessIssue]
-    # `tarfile` takes a damaged header for the end.
+    # `tarfile` takes a damaged header for the end, which is a block of zeros.
     if stream.last != bytes(tarfile.BLOCKSIZE):
         raise EOFError("it is truncated or damaged")
 
 
 class _Limited:
-    """The bytes of a member of a tar."""
+    """A stream of the bytes of one member of a tar."""
 
     def __init__(self, stream: _Forward, member: tarfile.TarInfo) -> None:
         self._stream, self._left = stream, member.size
@@ -353,7 +356,7 @@ class _Limited:
 
 
 class _Xz(io.RawIOBase):
-    """An .xz file of any number of streams, with a bound to the decoder's memory."""
+    """Decodes an .xz file of any number of streams, with a bound on the decoder's memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Regions with named categories out of files of COCO's form: PACO's, PartImageNet's."""
+"""Converts regions with category names from files in COCO's format: PACO's, PartImageNet's."""
 
 import dataclasses
 import json
@@ -19,13 +19,13 @@ from refseg_jax.images.segmentation import (
     stated_box,
 )
 
-#: Notes of a build.
+#: Notes in the report of a build.
 TINY = "polygons of fewer than three points, left out of masks"
 EMPTY = "annotations without a pixel, left out"
 NO_ANNOTATION = "images without an annotation, left out"
 INCOMPLETE = "categories that were not annotated everywhere in an image, not asked for there"
 
-#: How a category's name is spoken: (kind of object, part or "").
+#: Category name in the file -> words for it: (object category, part category or `""`).
 Spoken = Callable[[str], tuple[str, str]]
 
 
@@ -34,10 +34,12 @@ class Annotation:
     """A region.
 
     Attributes:
-        whole, part: kind of object, and part of it or `""`.
-        parent: id of its object's annotation, or -1.
-        segmentation: JSON.
-        box: (x, y, width, height), empty where none is stated.
+        id: id of the annotation.
+        whole: category of the object.
+        part: category of the part, or `""` for the object itself.
+        parent: of a part, the id of its object's annotation; else -1.
+        segmentation: JSON text.
+        box: (x, y, width, height) in pixels, or empty if none is stated.
     """
 
     id: int
@@ -53,8 +55,10 @@ class CocoImage:
     """An image with its annotations.
 
     Attributes:
-        name: its file's, without folders.
-        incomplete: (whole, part) that were not annotated everywhere (LVIS).
+        name: name of the image file, without folders.
+        height, width: size in pixels.
+        incomplete: pairs (whole, part) that are not annotated everywhere in the image (LVIS).
+        annotations: the regions.
     """
 
     name: str
@@ -66,7 +70,14 @@ class CocoImage:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedImage:
-    """An image that can be converted: `image_id` is its record's."""
+    """An image to convert.
+
+    Attributes:
+        image: the image with its annotations.
+        image_id: as in `Record`.
+        path: path of the image file.
+        cure: what to do about a missing or wrong image, for messages.
+    """
 
     image: CocoImage
     image_id: str
@@ -82,17 +93,17 @@ def read_plan(
     image_id: Callable[[str], str],
     cure: str,
 ) -> Plan:
-    """The plan of some splits.
+    """Reads the plan of some splits.
 
     Args:
-        files: annotations by split.
-        spoken: a category's name -> (kind of object, part or `""`).
-        locate: (split, name of an image file) -> where it should lie.
-        image_id: name of an image file -> its id among all datasets; raises `ValueError`.
-        cure: of a missing image, e.g. `"copy it from COCO 2017"`.
+        files: split -> file of annotations.
+        spoken: category name in the file -> (object category, part category or `""`).
+        locate: (split, name of an image file) -> path where it should be.
+        image_id: name of an image file -> `Record.image_id`; raises a `ValueError` for other names.
+        cure: what to do about a missing image, e.g. `"copy it from COCO 2017"`.
 
     Raises:
-        SourceError: a file of annotations is missing, damaged or of another form.
+        SourceError: a file of annotations is missing, damaged or of another format.
     """
     problems: list[str] = []
     notes: dict[str, int] = {}
@@ -127,7 +138,7 @@ class _Entry(NamedTuple):
 
 
 def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
-    """The images of a file in its order, with their annotations in its order."""
+    """Reads the images and their annotations, both in the order of the file."""
     images: dict[int, CocoImage] = {}
     incomplete: dict[int, tuple[int, ...]] = {}
     annotations: dict[int, list[_Entry]] = {}
@@ -182,11 +193,15 @@ def _entry(entry: Mapping[str, Any]) -> _Entry:
 
 
 def convert(item: PlannedImage, source: str) -> Outcome:
-    """An image with its regions, and the questions for them.
+    """Makes the record of an image, with its regions and prompts for them.
+
+    Args:
+        item: the image to convert.
+        source: the record's `source`.
 
     Raises:
-        ItemError: the image is missing or not the annotated one.
-        ImageError: it is damaged.
+        ItemError: the image is missing, or has another size than its annotations.
+        ImageError: the image is damaged.
     """
     image = item.image
     data = read_image(item.path, size=(image.height, image.width), cure=item.cure).data
@@ -209,7 +224,7 @@ def convert(item: PlannedImage, source: str) -> Outcome:
             regions.append(NamedRegion(counts, annotation.whole, annotation.part, parent))
     if not regions:
         return Outcome(None, tuple(problems), notes)
-    # Where an object was not annotated, its parts were not.
+    # Where objects of a category are not annotated everywhere, their parts are not either.
     missing = {
         (r.whole, r.part) for r in regions if incomplete & {(r.whole, r.part), (r.whole, "")}
     }
@@ -230,7 +245,7 @@ def convert(item: PlannedImage, source: str) -> Outcome:
 
 
 def _counts(annotation: Annotation, image: CocoImage, notes: Counter[str]) -> bytes | None:
-    """The region's RLE counts, or `None` where nothing of it is left."""
+    """RLE counts of the region, or `None` (with a note) if it covers no pixel."""
     segmentation, size = json.loads(annotation.segmentation), (image.height, image.width)
     if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
         whole = [polygon for polygon in segmentation if len(polygon) >= 6]

@@ -1,6 +1,6 @@
-"""The form of CRIS: a JSON list of regions with their sentences, masks as PNG.
+"""Reads CRIS's format: a JSON list of regions with their sentences, and masks as PNG.
 
-RefCOCO as CRIS and ETRIS prepare it and RefCOCOm have it.
+RefCOCO as CRIS and ETRIS prepare it has this format, and so does RefCOCOm.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from refseg_jax.images.preprocess import ImageError
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A region and what is said of it.
+    """A region with its sentences.
 
     Attributes:
-        segment_id: name of its mask.
-        img_name: name of its image.
+        segment_id: name of its mask file, without `.png`.
+        img_name: name of its image file.
         sentences: pairs of expression id and text.
         granularity: `object` or `part`.
     """
@@ -52,17 +52,18 @@ class ImagePlan:
 
 
 def read_segments(file: Path, *, prefix: str | None = None) -> tuple[list[Segment], int]:
-    """The regions of an annotation file.
+    """Reads the regions of an annotation file.
 
     Args:
-        file: JSON.
-        prefix: names the expressions `<prefix>-<segment_id>-<k>`; else they have their `sent_id`.
+        file: the JSON file.
+        prefix: makes the expressions' ids `<prefix>-<segment_id>-<k>`; with `None` they are the
+            file's `sent_id`.
 
     Returns:
-        The regions that have a sentence, and how many sentences have no word.
+        The regions that have a sentence, and the number of sentences without a word.
 
     Raises:
-        SourceError: it is not there, or damaged, or of another form.
+        SourceError: the file is missing, damaged or of another format.
     """
     segments: list[Segment] = []
     seen: dict[str, int] = {}
@@ -91,16 +92,16 @@ def read_segments(file: Path, *, prefix: str | None = None) -> tuple[list[Segmen
 
 
 def plan_of(source: Path, splits: Mapping[str, Sequence[Segment]], masks: Path, empty: int) -> Plan:
-    """Joins regions, masks and images.
+    """Joins regions, masks and images into a plan.
 
     Args:
-        source: the folder of everything.
-        splits: the regions of each.
-        masks: the folder of their masks.
-        empty: sentences without a word.
+        source: the source folder, which has the images.
+        splits: split -> its regions.
+        masks: the folder of the masks.
+        empty: number of sentences without a word, for the notes.
 
     Raises:
-        SourceError: the images or the masks are not there.
+        SourceError: the folder of the images or of the masks is missing.
     """
     if not masks.is_dir():
         raise SourceError(f"{masks}: no folder of masks; unpack it there")
@@ -140,17 +141,21 @@ def plan_of(source: Path, splits: Mapping[str, Sequence[Segment]], masks: Path, 
 
 
 def coco_id(name: str) -> str | None:
-    """`"COCO_train2014_000000000154.jpg"` -> `"154"`; nothing for other names."""
+    """`"COCO_train2014_000000000154.jpg"` -> `"154"`; `None` for other names."""
     number = re.fullmatch(r"COCO_\w+2014_(\d{12})\.jpg", name, re.ASCII)
     return str(int(number[1])) if number else None
 
 
 def convert(plan: ImagePlan, source: str) -> Outcome:
-    """Reads an image and the masks of its regions.
+    """Reads an image and the masks of its regions into a record.
+
+    Args:
+        plan: the image and its regions.
+        source: the record's `source`.
 
     Raises:
         ItemError: the image is missing.
-        ImageError: it is damaged.
+        ImageError: the image is damaged.
     """
     image = read_image(plan.path, cure="copy it from COCO train2014")
     targets: list[Target] = []

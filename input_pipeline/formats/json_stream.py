@@ -1,4 +1,4 @@
-"""JSON files that are too large to be held as objects, read element by element."""
+"""Reads JSON files that are too large for memory, element by element."""
 
 import json
 from collections.abc import Iterator
@@ -9,29 +9,30 @@ from input_pipeline.building.conversion import SourceError
 
 #: Characters that are read at a time.
 _CHUNK = 1 << 20
-#: Characters of one element; no annotation comes near it.
+#: Most characters of one element; no annotation comes near it.
 _LONGEST = 1 << 28
 
-#: What may follow a value.
+#: Characters that may follow a value.
 _ENDS = frozenset(" \t\r\n,:]}")
 
 _DECODER = json.JSONDecoder()
 
 
 def elements(path: Path) -> Iterator[tuple[str, Any]]:
-    """The elements of every list of a JSON file, in the file's order.
+    """Yields the elements of a JSON file, in the file's order.
 
-    Of an object (COCO's files) the elements of its lists with their keys, and its other values with
-    theirs; of a list its elements, with the key `""`.
+    If the file is an object (as COCO's files are), each element of each of its lists comes with the key
+    of the list, and any other value with its own key. If it is a list, its elements come with the key
+    `""`.
 
     Args:
         path: the file, UTF-8.
 
     Yields:
-        (key, element).
+        Pairs (key, element).
 
     Raises:
-        SourceError: the file is missing, damaged or no list or object.
+        SourceError: the file is missing or damaged, or is neither a list nor an object.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -46,10 +47,10 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def words(text: str) -> str:
-    """A text of a JSON file as it can be stored: stripped, halves of characters replaced.
+    """A text that can be stored: stripped, lone surrogates replaced.
 
     Raises:
-        TypeError: it is no text.
+        TypeError: `text` is not text.
     """
     if not isinstance(text, str):
         raise TypeError(f"{text!r:.40} is no text")
@@ -57,12 +58,12 @@ def words(text: str) -> str:
 
 
 def packed(value: Any) -> bytes:
-    """A value as small as it can be kept while a plan waits to be converted; `json.loads` reads it."""
+    """A value as compact JSON, which keeps plans small until their items are converted."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 class _JsonError(Exception):
-    """What is wrong, and where."""
+    """The defect of a file, and its place."""
 
 
 class _Reader:
@@ -112,7 +113,7 @@ class _Reader:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                # The end of a number can be seen only by what follows it ("1" may be "1.5").
+                # Only the next character shows where a number ends ("1" may go on as "1.5").
                 if self._ended or self._text[end : end + 1] in _ENDS:
                     self._at = end
                     return value
@@ -131,7 +132,7 @@ class _Reader:
         return letter
 
     def _peek(self, *, end: bool = False) -> str:
-        """The next character that is not a blank; `""` at the end, where there may be one."""
+        """The next character that is not a blank, without taking it; `""` at an allowed end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in " \t\r\n":
@@ -145,7 +146,7 @@ class _Reader:
 
     def _more(self) -> None:
         rest = self._text[self._at :]
-        # Twice as much each time, so that a long element is not read over and over.
+        # Twice as much each time, so that a long element is parsed only a few times.
         chunk = self._file.read(max(_CHUNK, len(rest)))
         self._before += self._at
         self._text, self._at, self._ended = rest + chunk, 0, not chunk

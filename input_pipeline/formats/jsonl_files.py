@@ -1,7 +1,7 @@
-"""Where the lines of one's own images stand; `jsonl` has the format.
+"""Finds the lines of a user's own images; `input_pipeline.datasets.jsonl` has the format.
 
-A plan of many images must be small and quick to hash: it holds where lines begin and a digest of
-them. Whoever makes a record reads them again.
+A plan of many images must be small and quick to hash, so it holds only the places of the lines and a
+digest of them. Making a record reads the lines again.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from input_pipeline.formats.archives import Member, tar_members
 from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
 
 _BOM = b"\xef\xbb\xbf"
-#: Endings of the image of a sample in a tar.
+#: Endings of a sample's image in a tar.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderImage:
-    """An image of a folder and its expressions.
+    """An image of a folder, with the places of its lines.
 
     Attributes:
-        name: of the image's file, from the folder.
-        files: that have lines of it.
-        places: i64 `[E, 3]` as bytes, an expression each: index in `files`, number of the line,
-            byte at which it begins.
-        digest: of the lines.
+        name: path of the image file, relative to the folder.
+        files: the files that have lines about it.
+        places: i64 `[E, 3]` as bytes, for each expression: index in `files`, number of the line, and
+            offset of the line in bytes.
+        digest: BLAKE2b digest of the lines.
     """
 
     name: str
@@ -48,7 +48,7 @@ class FolderImage:
         return self.name
 
     def lines(self) -> list[Line]:
-        """The expressions, in their order."""
+        """Reads the expressions, in order."""
         lines = []
         places = np.frombuffer(self.places, np.int64).reshape(-1, 3).tolist()
         for file, of_file in itertools.groupby(places, key=operator.itemgetter(0)):
@@ -60,7 +60,7 @@ class FolderImage:
         return lines
 
     def read(self, name: str, folder: Path, where: str) -> bytes:
-        """A file that a line names; raises `BuildError`."""
+        """Reads a file that a line names; raises a `BuildError` if that fails."""
         path = folder / name
         try:
             return path.read_bytes()
@@ -70,14 +70,14 @@ class FolderImage:
 
 @dataclasses.dataclass(frozen=True)
 class TarImage:
-    """A sample of a tar: the image, its JSON and its masks.
+    """A sample of a tar: an image, its JSON and its masks.
 
     Attributes:
-        name: of the image.
+        name: name of the image.
         archive: a plain tar.
-        text: the JSON.
-        members: all of the sample.
-        digest: of the JSON.
+        text: the member with the JSON.
+        members: all members of the sample.
+        digest: BLAKE2b digest of the JSON.
     """
 
     name: str
@@ -88,16 +88,16 @@ class TarImage:
 
     @property
     def key(self) -> str:
-        """Unique in the dataset, where two tars may have samples of the same name."""
+        """Unique in the dataset, although two tars may have samples of the same name."""
         return f"{self.archive.name}/{self.name}"
 
     def lines(self) -> list[Line]:
-        """The expressions, in their order."""
+        """Reads the expressions, in order."""
         data = self.read(self.text.name, self.archive, str(self.archive))
         return _parse_sample(data, self.archive, self.text)
 
     def read(self, name: str, folder: Path, where: str) -> bytes:
-        """A member of the sample; raises `BuildError`."""
+        """Reads a member of the sample; raises a `BuildError` if there is none of that name."""
         del folder
         member = next((member for member in self.members if member.name == name), None)
         if member is None:
@@ -112,19 +112,19 @@ ImageLines: TypeAlias = FolderImage | TarImage
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split: `train.jsonl`, or `train-00000-of-00010.jsonl` and the like, or tars.
+    """The files of each split: `train.jsonl`, `train-00000-of-00010.jsonl`, or tars named alike.
 
     Raises:
-        SourceError: there are none.
-        BuildError: a split has no usable name, or a file of it is missing.
+        SourceError: the folder has no such file.
+        BuildError: the name of a split cannot be used, or a file of a split is missing.
     """
     splits: dict[str, list[Path]] = {}
     numbered: dict[tuple[str, str, str], set[int]] = {}
     for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.tar")]):
         parts = re.fullmatch(r"(.+?)(?:-(\d+)(?:-of-(\d+))?)?", path.stem, re.ASCII | re.DOTALL)
-        assert parts is not None  # The first group takes what the others do not.
+        assert parts is not None  # The first group matches any text.
         split, number, of = parts.groups()
-        # TFDS reads `train+val` and `train[0]` as expressions over splits, `all` as all of them.
+        # TFDS reads `train+val` and `train[0]` as expressions over splits, and `all` as all of them.
         if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII) or split == "all":
             raise BuildError(f"{path}: a split cannot be called {split!r}; use letters, digits, _")
         splits.setdefault(split, []).append(path)
@@ -144,10 +144,10 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_images(files: Sequence[Path]) -> list[ImageLines]:
-    """The images of a split, in the order of their first lines; every line is checked.
+    """Reads the images of a split, in the order of their first lines, and checks every line.
 
     Raises:
-        BuildError: the first line that is no expression, or a file that cannot be read.
+        BuildError: a line is malformed, or a file cannot be read.
         ArchiveError: a tar is damaged or refused.
     """
     lines = [path for path in files if path.suffix == ".jsonl"]
@@ -156,7 +156,7 @@ def read_images(files: Sequence[Path]) -> list[ImageLines]:
 
 
 class _Found:
-    """What is known of an image of a folder so far."""
+    """Collects the lines of an image of a folder."""
 
     def __init__(self) -> None:
         self.files: dict[Path, int] = {}
@@ -180,11 +180,11 @@ def _folder_images(files: Sequence[Path]) -> Iterator[FolderImage]:
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(number, first byte, bytes) of the lines that are not blank."""
+    """Yields (number, offset in bytes, bytes) of each line that is not blank."""
     offset = 0
     try:
         with path.open("rb") as file:
-            # Not `splitlines`: JSON may hold its other line ends within a text.
+            # Not `splitlines`, which also splits at characters that JSON allows within a text.
             for number, data in enumerate(file, 1):
                 if data.removeprefix(_BOM if number == 1 else b"").strip():
                     yield number, offset, data
@@ -194,7 +194,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _parse(data: bytes, path: Path, number: int) -> Line:
-    # Some editors begin a file with a mark.
+    # Some editors begin a file with a byte order mark.
     text = data.removeprefix(_BOM) if number == 1 else data
     return parse_line(text, f"{path}:{number}", f"{path.stem}-{number}")
 
@@ -223,7 +223,7 @@ def _tar_images(archive: Path) -> Iterator[TarImage]:
 
 
 def _samples(archive: Path) -> Mapping[str, Mapping[str, Member]]:
-    """Members by sample and ending, as WebDataset has it: a name ends at its first point."""
+    """Sample -> ending -> member. As in WebDataset, the ending begins at the name's first dot."""
     samples: dict[str, dict[str, Member]] = {}
     for member in tar_members(archive):
         folder, slash, name = member.name.rpartition("/")

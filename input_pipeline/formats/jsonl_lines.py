@@ -1,4 +1,4 @@
-"""What a line of one's own files may say; `jsonl` has the format."""
+"""Parses and checks the lines of a user's own files; `input_pipeline.datasets.jsonl` has the format."""
 
 import dataclasses
 import json
@@ -10,13 +10,13 @@ from input_pipeline.building.conversion import BuildError
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
 
-#: As the value of `segmentation`: the rectangle of `box` is the region.
+#: Value of `segmentation` that makes the rectangle of `box` the region.
 BOX = "box"
 
 _FIELDS = frozenset(
     {"image", "image_id", "expression", "mask", "segmentation", "box", "granularity", "category"}
     | {"parent", "id"}
-    # What `predictions.jsonl` has beside.
+    # Other fields of `predictions.jsonl`.
     | {"score", "present"}
 )
 _TEXTS = frozenset({"image", "image_id", "expression", "granularity", "category", "parent", "id"})
@@ -24,15 +24,20 @@ _TEXTS = frozenset({"image", "image_id", "expression", "granularity", "category"
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One expression, with where it stands (`train.jsonl:7`) for errors.
+    """One expression.
 
     Attributes:
+        where: place of the line (`train.jsonl:7`), for errors.
+        id: the given id, or one made from the file's name and the number of the line.
         image, image_id: as given, or `""`.
-        masks: names of files.
-        segmentation: COCO's, `BOX`, or `None`.
-        cleared: nothing matches, and `segmentation` is what a prediction would else have been.
+        text: the expression.
+        masks: names of mask files.
+        segmentation: COCO's polygons or RLE, `BOX`, or `None`.
+        cleared: whether nothing matches although `segmentation` may have a region: a prediction with
+            `"present": false` keeps the mask that was cleared.
         box: (x, y, width, height) in pixels, or empty.
-        granularity, category, parent: as given, or `""`; `parent` is the id of another expression.
+        granularity, category: as given, or `""`; a line with a parent is a `part`.
+        parent: id of the expression of the object that this part belongs to, or `""`.
     """
 
     where: str
@@ -50,10 +55,15 @@ class Line:
 
 
 def parse_lines(data: bytes, where: str, default_id: str) -> list[Line]:
-    """The lines of a sample's JSON: one object, or a list of them.
+    """Parses the JSON of a sample of a tar: one object, or a list of them.
+
+    Args:
+        data: UTF-8.
+        where: path of the JSON, for errors.
+        default_id: beginning of the ids of expressions that give none.
 
     Raises:
-        BuildError: they are none.
+        BuildError: an expression is malformed, or there is none.
     """
     stored = _loads(data, where)
     listed = stored if isinstance(stored, list) else [stored]
@@ -63,15 +73,15 @@ def parse_lines(data: bytes, where: str, default_id: str) -> list[Line]:
 
 
 def parse_line(data: bytes, where: str, default_id: str) -> Line:
-    """A line of a file.
+    """Parses a line of a file.
 
     Args:
         data: UTF-8.
-        where: it stands.
-        default_id: of an expression that gives none.
+        where: place of the line, for errors.
+        default_id: id of an expression that gives none.
 
     Raises:
-        BuildError: it is none.
+        BuildError: the line is malformed.
     """
     line = _line(_loads(data, where), where, default_id)
     if not line.image:
@@ -81,7 +91,7 @@ def parse_line(data: bytes, where: str, default_id: str) -> Line:
 
 def _loads(data: bytes, where: str) -> Any:
     try:
-        # Without what ends the line, in which a JSON that is cut off would else be said to end.
+        # Without the line end: a truncated JSON would otherwise seem to end on the next line.
         return json.loads(data.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise BuildError(f"{where}: not UTF-8 ({error.reason}); save it as UTF-8") from None
@@ -139,7 +149,7 @@ def _granularity(line: dict[str, Any], where: str) -> str:
 
 
 def _image_id(text: str, where: str) -> str:
-    """An id that is equal wherever the image occurs: COCO's have no zeros in front."""
+    """Refuses leading zeros, because the id of an image must be equal wherever it occurs."""
     if re.fullmatch(r"0\d+", text):
         raise BuildError(
             f"{where}: 'image_id' is {text!r}; write COCO's ids without zeros in front"
@@ -161,7 +171,7 @@ def _box(line: dict[str, Any], where: str) -> tuple[float, ...]:
 
 
 def _is_text(value: Any) -> bool:
-    """Some words, which a file can hold: neither a zero byte nor half a character."""
+    """Whether it is a text with words that can be stored: no zero byte, no lone surrogate."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         return False
     try:

@@ -1,4 +1,7 @@
-"""The lines of an image of one's own as a record; runs in worker processes, so it imports no TFDS."""
+"""Makes records from the lines of a user's own images.
+
+Runs in worker processes, so it does not import TFDS. `input_pipeline.datasets.jsonl` has the format.
+"""
 
 import functools
 import io
@@ -30,15 +33,18 @@ from refseg_jax.images.segmentation import (
     encode_segmentation,
 )
 
-#: What the folder holds.
+#: Files of the folder, for messages.
 LAYOUT = "train.jsonl and the like"
 
-#: The EXIF field of a picture's orientation; 1 is as stored.
+#: The EXIF field of an image's orientation; 1 means as stored.
 _ORIENTATION = 0x0112
 
 
 def conversion(folder: Path) -> Conversion:
-    """The folder as a published dataset is read: what a build would stop at is a problem of its item."""
+    """The conversion of a folder, in which an error that stops a build is a problem of one item.
+
+    With it, the doctor examines the folder as it does a published dataset.
+    """
     return Conversion("jsonl", _read_plan, functools.partial(_convert, folder=folder))
 
 
@@ -54,11 +60,16 @@ def _convert(item: ImageLines, source: str, *, folder: Path) -> Outcome:
 
 
 def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
-    """Reads an image, its lines and its masks; runs in worker processes.
+    """Reads an image, its lines and its masks.
+
+    Args:
+        item: the image and its lines.
+        folder: the folder that names of files are relative to.
+        source: the record's `source`.
 
     Raises:
-        BuildError: a file is missing, or a region does not fit the image.
-        ImageError: an image is damaged.
+        BuildError: a file is missing, or a line does not fit the image.
+        ImageError: an image or a mask file is damaged.
     """
     lines = item.lines()
     path = folder / item.key
@@ -81,7 +92,7 @@ def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
             text=line.text,
             targets=means[line.id],
             granularity=_granularity(line, len(means[line.id])),
-            # Two texts that match nothing are not about the same thing.
+            # Different texts that match nothing do not share a referent.
             referent=referents.setdefault(means[line.id] or line.text, len(referents)),
         )
         for line in lines
@@ -100,7 +111,7 @@ def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
 
 
 class _Regions:
-    """The targets of an image; lines with equal regions share them."""
+    """Collects the targets of an image; lines with equal regions share a target."""
 
     def __init__(self) -> None:
         self._number: dict[bytes, int] = {}
@@ -110,7 +121,7 @@ class _Regions:
         self._box: list[bool] = []
 
     def add(self, line: Line, found: Sequence[bytes]) -> tuple[int, ...]:
-        """The numbers of a line's targets."""
+        """Adds the regions of a line; returns the indices of its targets."""
         chosen: set[int] = set()
         for counts in found:
             number = self._number.setdefault(counts, len(self._number))
@@ -158,7 +169,7 @@ def _granularity(line: Line, number: int) -> str:
 
 
 def _image_id(lines: Sequence[Line]) -> str:
-    """What the lines of an image call it, or `""`."""
+    """The `image_id` that the lines of an image give, or `""`."""
     given = {line.image_id: line for line in lines if line.image_id}
     if len(given) > 1:
         raise BuildError(
@@ -168,7 +179,7 @@ def _image_id(lines: Sequence[Line]) -> str:
 
 
 def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) -> list[bytes]:
-    """RLE counts of what the line means."""
+    """RLE counts of the regions that the line means."""
     counts = [
         _file_counts(item.read(name, folder, line.where), name, size, line.where)
         for name in line.masks
@@ -198,7 +209,7 @@ def _corners(box: Sequence[float]) -> list[float]:
 
 
 def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> None:
-    """A box that has no pixel in common with its masks is in other units, or of another image."""
+    """Refuses a box that shares no pixel with a mask: it has other units, or is of another image."""
     rles: Any = [{"size": list(size), "counts": c} for c in counts]
     for rle in rles:
         x, y, width, height = coco_mask.toBbox(rle)

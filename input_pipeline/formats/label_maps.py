@@ -1,7 +1,7 @@
-"""Datasets whose annotation of an image is another image: maps of classes, of saliency.
+"""Reads datasets that annotate an image by a second image: a map of classes or of saliency.
 
-A map is a PNG of its picture's size, and only its stored numbers count: a palette is decoration, and
-grey values of fewer than 8 bits are taken as they are (Pillow stretches them to 0..255).
+A map is a PNG of the image's size. Of a map of classes, only the stored numbers count: its palette is
+ignored, and the stretching of Pillow, which maps grey values of 2 or 4 bits to 0..255, is undone.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from input_pipeline.building.conversion import ItemError, Outcome, Plan, SourceE
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.preprocess import MAX_PIXELS
 
-#: A note of a build.
+#: A note in the report of a build.
 NOTHING = "images without a labelled pixel, left out"
 
 _IMAGES, _MAPS = (".jpg", ".jpeg"), (".png",)
 
-#: By what Pillow multiplies grey values of so many bits.
+#: Bits of a grey value -> the factor by which Pillow multiplies it.
 _STRETCHED = {2: 85, 4: 17}
 
 
@@ -34,10 +34,11 @@ class MapItem:
     """An image and its map.
 
     Attributes:
-        image, labels: their files.
-        image_id: of the record.
-        key: begins the ids of its expressions; unique in the dataset.
-        names: of classes, where the release says them; else empty.
+        image: path of the image.
+        labels: path of the map.
+        image_id: as in `Record`.
+        key: beginning of the ids of its expressions, unique in the dataset.
+        names: names that the release states for its classes or for the image's group; else empty.
     """
 
     image: Path
@@ -49,13 +50,13 @@ class MapItem:
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What the values of a map mean.
+    """The meaning of a map's values.
 
     Attributes:
-        names: of the values `first`, `first + 1`, ...
-        void: the value of pixels of no class.
+        names: names of the classes with the values `first`, `first + 1`, ...
+        void: the value of pixels without a class.
         first: the value of the first class.
-        stuff: values of classes that have no single objects.
+        stuff: values of classes that are not countable objects.
     """
 
     names: tuple[str, ...]
@@ -64,10 +65,10 @@ class Classes:
     stuff: frozenset[int] = frozenset()
 
     def name(self, value: int) -> str:
-        """Of the class of a value.
+        """Name of the class of a value.
 
         Raises:
-            KeyError: it has none.
+            KeyError: no class has the value.
         """
         if not self.first <= value < self.first + len(self.names):
             raise KeyError(value)
@@ -76,26 +77,31 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Images and maps of the same name: `found` as (name without suffix, image, map), sorted."""
+    """Pairs of images and maps with the same name.
+
+    Attributes:
+        found: (name without suffix, image, map) of each pair, sorted by name.
+        problems: one line for each file that cannot be used.
+    """
 
     found: tuple[tuple[str, Path, Path], ...]
     problems: tuple[str, ...]
 
 
 def convert_categories(item: MapItem, source: str, *, classes: Classes, cure: str) -> Outcome:
-    """An image with a target for each class in its map, each asked for by "all {}".
+    """Converts an image with a map of classes: a target and the prompt "all {}" for each class.
 
     Args:
-        item: the image.
+        item: the image and its map.
         source: the record's `source`.
-        classes: what the values mean.
-        cure: what to do about a wrong map.
+        classes: meaning of the map's values.
+        cure: what to do about a wrong map, for messages.
 
     Returns:
-        The record; `None` where every pixel is void.
+        The outcome, without a record if every pixel is void.
 
     Raises:
-        ItemError: a file is missing, they differ in size, or a value is no class.
+        ItemError: a file is missing, the sizes differ, or a value has no class.
         ImageError: the image is damaged.
     """
     labels = read_labels(item.labels, cure=cure)
@@ -123,10 +129,14 @@ def convert_categories(item: MapItem, source: str, *, classes: Classes, cure: st
 
 
 def read_labels(path: Path, *, cure: str) -> np.ndarray:
-    """The numbers of an indexed or grey PNG, i32 `[H, W]`.
+    """Reads the stored numbers of an indexed or grey PNG, i32 `[H, W]`.
+
+    Args:
+        path: the file.
+        cure: what to do about a wrong file, for messages.
 
     Raises:
-        ItemError: it is missing, damaged, in colour, or no PNG.
+        ItemError: the file is missing, damaged, in colour, or not a PNG.
     """
     image, bits = _read_png(path, cure)
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -136,7 +146,11 @@ def read_labels(path: Path, *, cure: str) -> np.ndarray:
 
 
 def read_colours(path: Path, *, cure: str) -> np.ndarray:
-    """The numbers of a PNG in colour, u8 `[H, W, 3]`; raises as `read_labels` does."""
+    """Reads a PNG with RGB colours of 8 bits, u8 `[H, W, 3]`.
+
+    Raises:
+        ItemError: the file is missing, damaged, or not such a PNG.
+    """
     image, bits = _read_png(path, cure)
     if image.mode != "RGB" or bits != 8:
         raise ItemError(f"{path}: is not in colour of 8 bits ({image.mode}, {bits} bits); {cure}")
@@ -144,16 +158,16 @@ def read_colours(path: Path, *, cure: str) -> np.ndarray:
 
 
 def read_levels(path: Path, *, cure: str) -> np.ndarray:
-    """How bright a PNG without colour is, u8 `[H, W]`; transparency does not count.
+    """Reads the brightness of a PNG without colour, u8 `[H, W]`; ignores transparency.
 
     Raises:
-        ItemError: it is missing, damaged, in colour, or no PNG.
+        ItemError: the file is missing, damaged, in colour, or not a PNG.
     """
     image, _ = _read_png(path, cure)
     if image.mode.startswith("I"):
         deep = np.asarray(image).astype(np.int64)
         return np.round(deep / 257).clip(0, 255).astype(np.uint8)
-    # The palette of such a map says how bright its indices are.
+    # Unlike that of a map of classes, the palette counts: it has the brightness of each index.
     levels = np.asarray(image.convert("RGB"))
     if (levels != levels[..., :1]).any():
         raise ItemError(f"{path}: is in colour, such a map is grey; {cure}")
@@ -161,13 +175,16 @@ def read_levels(path: Path, *, cure: str) -> np.ndarray:
 
 
 def encode_labels(labels: np.ndarray, *, without: Collection[int] = ()) -> dict[int, bytes]:
-    """The regions of a map, each as compressed COCO RLE counts, in the order of their values.
+    """Encodes all regions of a map in one pass.
 
-    All of them in one pass: a region's runs are runs of equal values down the columns.
+    The runs of a region's RLE are runs of equal values down the columns of the map.
 
     Args:
         labels: integers `[H, W]`.
-        without: values that are left out.
+        without: values to leave out.
+
+    Returns:
+        Value -> compressed COCO RLE counts, in ascending order of the values.
     """
     height, width = labels.shape
     flat = labels.ravel(order="F")
@@ -189,11 +206,11 @@ def encode_labels(labels: np.ndarray, *, without: Collection[int] = ()) -> dict[
 
 
 def pair_files(images: Path, maps: Path, *, cure: str) -> Files:
-    """The images (JPEG) and maps (PNG) of two folders, which may be one, by their names.
+    """Pairs the images (JPEG) and maps (PNG) of two folders by their names.
 
     Args:
-        images, maps: the folders; each is listed once.
-        cure: what to do about one that lacks the other.
+        images, maps: the folders, which may be the same.
+        cure: what to do about a file without a partner, for messages.
 
     Raises:
         SourceError: a folder cannot be read.
@@ -215,13 +232,13 @@ def pair_files(images: Path, maps: Path, *, cure: str) -> Files:
 def list_files(
     folder: Path, suffixes: Sequence[str], problems: list[str], *, cure: str
 ) -> dict[str, Path]:
-    """The files of a folder by name without suffix; hidden ones are not of a dataset.
+    """Lists the files of a folder by name without suffix; leaves out hidden files.
 
     Args:
-        folder: it is listed once.
-        suffixes: in lower case, e.g. `(".png",)`.
-        problems: those found are appended: names that are not UTF-8, or occur twice.
-        cure: what to do about them.
+        folder: the folder.
+        suffixes: suffixes of the files in lower case, e.g. `(".png",)`.
+        problems: a line is appended for each name that is not UTF-8 or occurs twice.
+        cure: what to do about them, for messages.
 
     Raises:
         SourceError: the folder cannot be read.
@@ -246,10 +263,15 @@ def list_files(
 
 
 def first_folders(source: Path, choices: Sequence[tuple[str, ...]], *, layout: str) -> list[Path]:
-    """The first of some ways to name folders of which all are there.
+    """The folders of the first choice of which all exist.
+
+    Args:
+        source: the source folder.
+        choices: possible names of the folders below it.
+        layout: description of the folders, for the message.
 
     Raises:
-        SourceError: none is; the message says that `source` must hold `layout`.
+        SourceError: no choice has all its folders.
     """
     for names in choices:
         folders = [source / name for name in names]
@@ -266,20 +288,20 @@ def plan_pairs(
     layout: str,
     cure: str,
 ) -> Plan:
-    """The plan of a dataset whose splits are folders of images and folders of maps.
+    """Plans a dataset whose splits are folders of images and folders of maps.
 
     Args:
-        source: the downloaded files.
-        choices: by split, the ways to name its folders of images and of maps.
+        source: the source folder.
+        choices: split -> possible names of its folders of images and of maps.
         image_id: name of an image without its suffix -> its id.
-        layout: what `source` must hold.
-        cure: what to do about a file that is missing.
+        layout: description of the folders that `source` must hold, for messages.
+        cure: what to do about a missing file, for messages.
 
     Returns:
-        The plan of the splits that are there: `MapItem`s by name.
+        The plan of the splits that exist, with a `MapItem` for each image, sorted by name.
 
     Raises:
-        SourceError: no split is there, or the maps of one without its images.
+        SourceError: no split exists, or one has maps but no images.
     """
     splits: dict[str, tuple[MapItem, ...]] = {}
     problems: list[str] = []
@@ -298,7 +320,7 @@ def plan_pairs(
 
 
 def held_out(splits: Mapping[str, Sequence[MapItem]]) -> dict[str, tuple[str, ...]]:
-    """Image ids by evaluation split, as a `Plan` has them."""
+    """Evaluation split -> image ids, for `Plan.held_out`."""
     return {
         split: tuple(item.image_id for item in items)
         for split, items in splits.items()
@@ -307,7 +329,7 @@ def held_out(splits: Mapping[str, Sequence[MapItem]]) -> dict[str, tuple[str, ..
 
 
 def _read_png(path: Path, cure: str) -> tuple[Image.Image, int]:
-    """The decoded image, and the bits of a sample."""
+    """The decoded image, and the bits of a sample (a stored number)."""
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -316,7 +338,7 @@ def _read_png(path: Path, cure: str) -> tuple[Image.Image, int]:
                     f"{path}: {image.width} x {image.height} pixels are too many; {cure}"
                 )
             image.load()
-            # The header's 25th byte, by the PNG specification.
+            # The PNG specification puts the bit depth into the file's 25th byte.
             return image, data[24]
     except ItemError:
         raise
@@ -325,6 +347,6 @@ def _read_png(path: Path, cure: str) -> tuple[Image.Image, int]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:120]
         raise ItemError(f"{path}: {reason}; {cure}") from None
-    except Exception as error:  # Pillow raises whatever it likes on damaged bytes.
+    except Exception as error:  # Pillow raises many types of errors for damaged bytes.
         reason = " ".join(str(error).split())[:120]
         raise ItemError(f"{path}: the PNG is damaged ({reason}); {cure}") from None

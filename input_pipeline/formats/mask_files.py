@@ -1,4 +1,4 @@
-"""Masks that are image files of their own."""
+"""Reads masks from image files."""
 
 import io
 
@@ -7,15 +7,21 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_jax.images.preprocess import MAX_PIXELS, ImageError
 
-#: Formats that keep every pixel of a mask as it was (a TIFF may hold a JPEG, which does not).
+#: Formats that store masks exactly, except for a TIFF that holds a JPEG.
 _MASKS = ("PNG", "BMP", "GIF", "TIFF")
 
 
 def read_mask(data: bytes, *, name: str) -> np.ndarray:
-    """bool `[H, W]`, true where a mask's file is not zero (its palette and its alpha do not count).
+    """Reads a mask, bool `[H, W]`: true where the stored value is not zero.
+
+    Only stored values count: the palette of the file is not applied, and its alpha is ignored.
+
+    Args:
+        data: content of the file.
+        name: its name, for errors.
 
     Raises:
-        ImageError: it is damaged, too large, or of a format whose compression smears zeros.
+        ImageError: the file is damaged, too large, or of a format with lossy compression.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_MASKS) as image:
@@ -32,7 +38,7 @@ def read_mask(data: bytes, *, name: str) -> np.ndarray:
         raise ImageError(
             f"{name}: damaged, or no {', '.join(_MASKS)}, which keep masks exactly; save it as PNG"
         ) from None
-    except Exception as error:  # Pillow raises whatever it likes on damaged bytes.
+    except Exception as error:  # Pillow raises many types of errors for damaged bytes.
         reason = " ".join(str(error).split())[:120]
         raise ImageError(f"{name}: the mask is damaged ({reason}); replace the file") from None
     return np.asarray(values.any(-1) if values.ndim == 3 else values != 0)

@@ -1,7 +1,7 @@
 """Reads MAT-files (MATLAB 5 to 7) of plain data: numbers, texts, structs and cells.
 
-Not by scipy, whose reader makes room for whatever sizes a file states before it has seen that many
-bytes. Here no array has more numbers than are there, and compressed bytes and arrays have a bound.
+It replaces scipy's reader, which allocates the sizes that a file states before it has read as many
+bytes. Here no array can be larger than its data, and decompressed bytes and arrays are bounded.
 
 Source: MATLAB's "MAT-File Format" (Level 5).
 """
@@ -16,8 +16,9 @@ import numpy as np
 
 from refseg_jax.errors import UserError
 
-#: Bytes that the compressed variables of a file may have, and that an array may have.
+#: Most bytes of all decompressed variables of a file together, and of one array.
 _LARGEST = 1 << 29
+#: Deepest nesting of structs and cells.
 _DEEPEST = 32
 
 _COMPRESSED, _MATRIX = 15, 14
@@ -34,7 +35,7 @@ _STORED = {
     12: "i8",
     13: "u8",
 }
-#: Types of stored texts beside them.
+#: Types of stored texts, beside integers.
 _ENCODED = {16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 #: Classes of numeric arrays.
@@ -54,19 +55,19 @@ _NO_PLAIN = {3: "an object", 5: "a sparse array", 16: "a function", 17: "an obje
 
 
 class MatError(UserError):
-    """A MAT-file that cannot be read."""
+    """A MAT-file cannot be read."""
 
 
 def load_mat(path: Path) -> dict[str, Any]:
-    """The variables of a file.
+    """Reads the variables of a file.
 
     Args:
-        path: a MAT-file, of version 5 to 7 (7.3 is HDF5).
+        path: a MAT-file of version 5 to 7 (7.3 is HDF5).
 
     Returns:
-        By name: numeric arrays as numpy arrays of their shape, texts as `str` (of the rows one after
-        another), structs as lists of dicts and cells as lists, both in MATLAB's order (the first
-        index runs fastest).
+        Variables by name. Numeric arrays are numpy arrays with their shape, texts are `str` (in stored,
+        column-major order), structs are lists of dicts and cells are lists, both in MATLAB's order (the
+        first index runs fastest).
 
     Raises:
         MatError: one line with the file, the reason and the cure.
@@ -82,7 +83,7 @@ def load_mat(path: Path) -> dict[str, Any]:
 
 
 class _DamageError(Exception):
-    """What is wrong."""
+    """The reason why a file cannot be read."""
 
 
 def _variables(data: bytes) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _variables(data: bytes) -> dict[str, Any]:
 
 def _decompressed(body: memoryview, room: int) -> bytes:
     machine = zlib.decompressobj()
-    # A length of 0 would mean any.
+    # A maximal length of 0 would mean no limit.
     data = machine.decompress(body, max(room, 1))
     if not machine.eof:
         raise _DamageError("a compressed variable is truncated, or too large")
@@ -117,7 +118,7 @@ def _decompressed(body: memoryview, room: int) -> bytes:
 
 
 class _Reader:
-    """Elements (a tag and bytes) one after another."""
+    """Reads elements, each a tag and bytes, in order."""
 
     def __init__(self, data: memoryview, order: str) -> None:
         self._data, self._order = data, order
@@ -132,7 +133,7 @@ class _Reader:
         """Type and bytes of the next element."""
         first, size = struct.unpack_from(f"{self._order}II", self._data)
         start, stop = 8, 8 + size
-        if first >> 16:  # A small one: 16 bits of size, 16 of type, 4 bytes.
+        if first >> 16:  # A small element: 16 bits of size, 16 of type, 4 bytes of data.
             first, size = first & 0xFFFF, first >> 16
             start, stop = 4, 4 + size
             if size > 4:
@@ -186,7 +187,7 @@ def _matrix(body: memoryview, order: str, depth: int) -> tuple[str, Any]:
             raise _DamageError(f"{len(values)} numbers for the shape {shape}")
         if count * np.dtype(_NUMERIC[kind]).itemsize > _LARGEST:
             raise _DamageError(f"an array of the shape {shape} is too large")
-        # Numbers are stored in the smallest type that holds them.
+        # Files store numbers in the smallest type that holds them.
         return name, values.astype(_NUMERIC[kind], copy=False).reshape(shape, order="F")
     if kind == _CELL:
         return name, [_member(reader, order, depth) for _ in range(_checked(count, reader))]
@@ -210,7 +211,7 @@ def _struct(reader: _Reader, order: str, depth: int, count: int) -> list[dict[st
 
 
 def _checked(count: int, reader: _Reader) -> int:
-    """The count, if that many elements (of 8 bytes at least) can be there."""
+    """Returns the count if the remaining bytes have room for it (8 bytes an element at least)."""
     if 8 * count > reader.left():
         raise _DamageError(f"{count} elements in {reader.left()} bytes")
     return count

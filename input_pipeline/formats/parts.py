@@ -1,4 +1,4 @@
-"""Objects and their parts by name, as regions with the questions for them."""
+"""Makes targets and prompts from regions of objects and parts that have category names."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -13,9 +13,9 @@ class NamedRegion:
 
     Attributes:
         counts: compressed COCO RLE counts.
-        whole: kind of object, as it is spoken of, e.g. `"car"`.
-        part: which part of it this is, e.g. `"side mirror"`; `""` for the object itself.
-        parent: index of the object's own region in the image's regions, -1 where that is not known.
+        whole: category of the object in plain words, e.g. `"car"`.
+        part: category of the part, e.g. `"side mirror"`; `""` for the object itself.
+        parent: of a part, the index of its object in the image's regions; -1 if not known.
     """
 
     counts: bytes
@@ -25,7 +25,7 @@ class NamedRegion:
 
 
 def targets_of(regions: Sequence[NamedRegion]) -> tuple[Target, ...]:
-    """A target for each region, in their order."""
+    """A target for each region, in order."""
     return tuple(
         Target(region.counts, region.part or region.whole, region.parent, _kind(region))
         for region in regions
@@ -35,18 +35,20 @@ def targets_of(regions: Sequence[NamedRegion]) -> tuple[Target, ...]:
 def expressions_of(
     regions: Sequence[NamedRegion], prefix: str, incomplete: Collection[tuple[str, str]] = ()
 ) -> tuple[Expression, ...]:
-    """The questions that the regions of an image answer.
+    """Prompts for the regions of an image.
 
-    One for each kind of object that has regions of its own ("all car") and one for each kind of part
-    of a kind of object ("wheel of car"), which means that part of all these objects.
+    There is one for each object category that has regions of its own ("all car"), and one for each part
+    of an object category ("wheel of car"), which means that part of all objects of the category.
 
     Args:
-        regions: of the image.
-        prefix: of the expressions' ids, unique in the dataset.
-        incomplete: (whole, part) that has more regions than were drawn, so that nothing is asked.
+        regions: the regions of the image.
+        prefix: beginning of the expressions' ids, unique in the dataset.
+        incomplete: pairs (whole, part) that are not annotated everywhere in the image, for which no
+            prompt is made.
 
     Returns:
-        In the order of the regions; ids are `<prefix>/<whole>` and `<prefix>/<whole>:<part>`.
+        Expressions in the order of the regions; ids are `<prefix>/<whole>` and
+        `<prefix>/<whole>:<part>`.
     """
     means: dict[tuple[str, str], list[int]] = {}
     for number, region in enumerate(regions):

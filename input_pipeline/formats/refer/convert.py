@@ -1,4 +1,4 @@
-"""An image of the `refer` layout as a record; runs in worker processes, so it imports no TFDS."""
+"""Converts an image of the `refer` layout; runs in worker processes, so it does not import TFDS."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from input_pipeline.formats.refer.layout import Annotation, ImagePlan, Referent
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation, misplaced
 
-#: A note of a build.
+#: A note in the report of a build.
 TINY = "polygons of fewer than three points, left out of masks"
 
 
@@ -17,15 +17,15 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
     """Reads and checks an image, and encodes the masks of its referents.
 
     Args:
-        plan: the image and its refs.
+        plan: the image and its referents.
         source: the record's `source`.
 
     Returns:
-        The record, and whatever is wrong.
+        The record, with problems and notes.
 
     Raises:
-        ItemError: the image is missing or not the annotated one.
-        ImageError: it is damaged.
+        ItemError: the image is missing, or has another size than its annotations.
+        ImageError: the image is damaged.
     """
     size = (plan.height, plan.width)
     image = read_image(plan.path, size=size, cure=f"copy it from {plan.images}")
@@ -59,14 +59,14 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
 
 
 def granularity(referent: Referent) -> str:
-    """`group`, or by the number of regions that are meant: `none`, `object` or `multi`."""
+    """`group` for a referent of a group, else `none`, `object` or `multi` by its number of regions."""
     if referent.group:
         return "group"
     return ("none", "object", "multi")[min(len(referent.annotations), 2)]
 
 
 class _Regions:
-    """The targets of an image: each annotation once."""
+    """Collects the targets of an image, each annotation once."""
 
     def __init__(self, plan: ImagePlan) -> None:
         self._plan = plan
@@ -76,7 +76,7 @@ class _Regions:
         self.notes: Counter[str] = Counter()
 
     def of(self, annotations: tuple[Annotation, ...]) -> tuple[int, ...] | None:
-        """Numbers of the targets, or nothing where one of them has no mask."""
+        """Indices of the annotations' targets, or `None` if the mask of one cannot be encoded."""
         encoded = [self._encoded(annotation) for annotation in annotations]
         if not all(encoded):
             return None

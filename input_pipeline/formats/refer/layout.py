@@ -1,4 +1,4 @@
-"""What the files of the `refer` layout say, before any image is opened.
+"""Reads the annotation files of the `refer` layout into a plan, without opening an image.
 
     SOURCE/<dataset>/refs(<by>).p      expressions, by annotation
     SOURCE/<dataset>/instances.json    COCO annotations
@@ -18,10 +18,10 @@ from input_pipeline.formats.json_stream import elements
 from input_pipeline.formats.refer.refs import Ref, read_refs
 from refseg_jax.images.segmentation import stated_box
 
-#: Where refer, and the people who shortened its paths, keep the images of COCO train2014.
+#: Folders where refer, and copies with shorter paths, keep the images of COCO train2014.
 IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")
 
-#: Notes of a build.
+#: Notes in the report of a build.
 NO_WORD = "expressions without a word, left out"
 CROWDS = "crowd annotations of refs, left out of masks"
 LACKED = "refs of images that the published archive lacks, left out"
@@ -29,17 +29,17 @@ LACKED = "refs of images that the published archive lacks, left out"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a dataset keeps the files of the `refer` layout.
+    """Names of a dataset's files in the `refer` layout, and how to read them.
 
     Attributes:
         dataset: folder of the refs and the annotations.
         by: who made the splits: `unc`, `google`, `umd` or `berkeley`.
-        text: which of a sentence's texts, `sent` or `raw`.
-        refs: name of the refs file.
-        image_folders: places of the images, the first one that has some is taken.
-        images: what the images are, for messages.
-        pool: what precedes the image's own name in `Record.image_id`; empty for COCO's.
-        skip_crowds: leave crowd annotations out of masks, as gRefCOCO's reader does.
+        text: which text of a sentence to use, `sent` or `raw`.
+        refs: name of the refs file, with `{by}` in place of `by`.
+        image_folders: possible folders of the images; the first one that has some is used.
+        images: name of the image collection, for messages.
+        pool: prefix of the file's name in `Record.image_id`; empty for COCO's images, whose id is used.
+        skip_crowds: whether to leave crowd annotations out of masks, as gRefCOCO's reader does.
         lacked: ids of images that the published archive lacks.
     """
 
@@ -55,7 +55,7 @@ class Layout:
 
     @property
     def files(self) -> str:
-        """One line, what the source folder holds."""
+        """One line that lists the files of the source folder."""
         folder = self.image_folders[min(1, len(self.image_folders) - 1)]
         return f"{self.dataset}/{self.refs_name}, {self.dataset}/instances.json and {folder}/*.jpg"
 
@@ -67,7 +67,14 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """A region, as COCO has it; `segmentation` is JSON, which is small, `box` may be empty."""
+    """A COCO annotation.
+
+    Attributes:
+        id: id of the annotation.
+        category: name of its category.
+        segmentation: JSON text, which takes less memory than parsed polygons.
+        box: (x, y, width, height) in pixels, or empty if none is stated.
+    """
 
     id: int
     category: str
@@ -77,13 +84,13 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True)
 class Referent:
-    """Something described.
+    """Something that expressions of an image describe.
 
     Attributes:
-        ref_id: of the dataset; `None` for what is put together of several.
-        annotations: the regions that are meant; none where nothing in the image matches.
+        ref_id: id in the dataset; `None` if it was made from several refs.
+        annotations: the regions that are meant; none if nothing in the image matches.
         sentences: pairs of expression id and text.
-        group: name of the group of images that are asked for it, or `""`.
+        group: name of the group of images that share the expression, or `""`.
     """
 
     ref_id: int | None
@@ -94,14 +101,14 @@ class Referent:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePlan:
-    """An image of one split and what is said about it.
+    """An image of one split with its referents.
 
     Attributes:
         image_id: as in `Record`.
-        path: of the file.
-        height, width: as in the JSON.
-        referents: what is said about it.
-        images: what the images are, for messages.
+        path: path of the image file.
+        height, width: size in pixels, as the annotations state it.
+        referents: what the expressions of the image describe.
+        images: name of the image collection, for messages.
     """
 
     image_id: str
@@ -117,15 +124,15 @@ def read_plan(source: Path, *, layout: Layout) -> Plan:
 
     Args:
         source: refer's `data` folder.
-        layout: of the dataset.
+        layout: layout of the dataset.
 
     Returns:
-        The plan of every split of the refs file: each an `ImagePlan` tuple, in the order of the
-        images' first entries.
+        A plan with a tuple of `ImagePlan` for every split of the refs file, in the order of the
+        images' first refs.
 
     Raises:
-        SourceError: a file is missing, or is not of this layout.
-        PickleError: the refs file is damaged or is more than plain data.
+        SourceError: a file is missing, or does not have this layout.
+        PickleError: the refs file is damaged, or holds more than plain data.
     """
     refs_file = source / layout.dataset / layout.refs_name
     instances_file = source / layout.dataset / "instances.json"
@@ -183,7 +190,7 @@ class _Instances:
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """What the source folder holds."""
+    """The files of the source folder."""
 
     layout: Layout
     refs_file: Path
@@ -192,7 +199,7 @@ class _Files:
     instances: _Instances
 
     def problem(self, ref: Ref, there: set[str]) -> str:
-        """Why a ref cannot be built, or nothing."""
+        """One line on why a ref cannot be built, or `""`."""
         file, pair = (
             self.instances_file,
             f"use the instances.json that belongs to {self.refs_file.name}",
@@ -217,17 +224,17 @@ class _Files:
         return tuple(self.instances.annotations[i][1] for i in ref.ann_ids if i not in skipped)
 
     def path(self, image_id: int) -> Path:
-        """Where an image lies."""
+        """Path of an image."""
         return self.folder / base_name(self.instances.images[image_id][0])
 
     def image_plan(self, image_id: int, referents: Sequence[Referent]) -> ImagePlan:
-        """The item of an image."""
+        """The plan of an image."""
         _, height, width = self.instances.images[image_id]
         path, images = self.path(image_id), self.layout.images
         return ImagePlan(self.key(image_id), path, height, width, tuple(referents), images)
 
     def key(self, image_id: int) -> str:
-        """`Record.image_id`; that of a pool is by the file's name, which all its datasets share."""
+        """`Record.image_id`: of a pool, it has the file's name, which all the pool's datasets share."""
         if not self.layout.pool:
             return str(image_id)
         known = image_id in self.instances.images
@@ -268,7 +275,7 @@ def _join(refs: Sequence[Ref], files: _Files) -> Plan:
 
 
 def _of_splits(ref: Ref) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
-    """A ref's splits and its sentences in each: ids are unique over all splits."""
+    """Yields a ref's splits, each with its sentences, whose ids are unique over all splits."""
     for split in ref.splits:
         mark = f"{split}-" if len(ref.splits) > 1 else ""
         yield split, tuple((f"{mark}{i}", text) for i, text in ref.sentences)
@@ -277,8 +284,13 @@ def _of_splits(ref: Ref) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
 def image_folder(source: Path, folders: Iterable[str], images: str) -> Path:
     """The first folder that holds JPEG images.
 
+    Args:
+        source: the source folder.
+        folders: candidates below it.
+        images: name of the image collection, for the message.
+
     Raises:
-        SourceError: none does.
+        SourceError: no folder does.
     """
     places = tuple(folders)
     for folder in places:
@@ -296,5 +308,5 @@ def _image_folder(source: Path, layout: Layout) -> Path:
 
 
 def base_name(file_name: str) -> str:
-    """The last part: `file_name` has folders in some copies, and must not lead out of ours."""
+    """The last part of a file name. Some copies add folders, which must not lead out of the source."""
     return PurePosixPath(file_name.replace("\\", "/")).name

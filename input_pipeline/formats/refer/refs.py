@@ -1,4 +1,4 @@
-"""The list of refs of the `refer` layout, as a pickle or as JSON."""
+"""Reads the list of refs of the `refer` layout, from a pickle or JSON."""
 
 import dataclasses
 import re
@@ -15,14 +15,14 @@ _CURE = "use the file that its authors distribute"
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """Something that is described.
+    """A ref: something in an image that sentences describe.
 
     Attributes:
-        ref_id, image_id: of the dataset.
-        ann_ids: what is meant, each once; several or none in gRefCOCO.
-        splits: that it belongs to.
-        sentences: pairs of expression id and text, those without a word left out.
-        empty: how many those were.
+        ref_id, image_id: ids in the dataset.
+        ann_ids: ids of the annotations that are meant, each once; several or none in gRefCOCO.
+        splits: the splits that it belongs to.
+        sentences: pairs of expression id and text; sentences without a word are left out.
+        empty: number of sentences without a word.
     """
 
     ref_id: int
@@ -38,11 +38,12 @@ def read_refs(file: Path, text: str) -> list[Ref]:
 
     Args:
         file: a pickle, unless its name ends with `.json`.
-        text: which of a sentence's texts, `sent` or `raw`.
+        text: which text of a sentence to use, `sent` or `raw`.
 
     Raises:
-        SourceError: it is damaged or not of this layout, or a sent_id occurs twice.
-        PickleError: it is damaged, or is more than plain data.
+        SourceError: the JSON is damaged, the file does not have this layout, or a `sent_id` occurs
+            twice.
+        PickleError: the pickle is damaged, or holds more than plain data.
     """
     refs = [_ref(entry, text, number, file) for number, entry in enumerate(_entries(file))]
     if not refs:
@@ -59,10 +60,12 @@ def _entries(file: Path) -> Iterable[Any]:
 
 
 def stored_text(text: Any) -> str:
-    """Text that can be stored: stripped, lone surrogates replaced, bytes read as the pickle's.
+    """A text that can be stored: stripped, lone surrogates replaced, bytes decoded.
+
+    Bytes are decoded as UTF-8, or as Latin-1 if they are not valid UTF-8.
 
     Raises:
-        AttributeError: it is no text.
+        AttributeError: `text` is neither text nor bytes.
     """
     if isinstance(text, bytes):
         try:
@@ -86,7 +89,7 @@ def _ref(entry: Any, text: str, number: int, file: Path) -> Ref:
 
 
 def _ann_ids(value: Any) -> tuple[int, ...]:
-    """`[-1]` is gRefCOCO's for no target; by it, and not by `no_target`, its reader decides."""
+    """Ids of the annotations. `[-1]` means no target, as in gRefCOCO's reader (not `no_target`)."""
     if not isinstance(value, list | tuple):
         return (int(value),)
     ids = tuple(dict.fromkeys(int(i) for i in value))
@@ -94,13 +97,13 @@ def _ann_ids(value: Any) -> tuple[int, ...]:
 
 
 def _splits(name: str) -> tuple[str, ...]:
-    """RefClef's `testAB` is in testA and in testB."""
+    """Splits of a ref; RefClef's `testAB` means both testA and testB."""
     letters = re.fullmatch("test([A-Z]{2,})", name)
     return tuple(f"test{letter}" for letter in letters[1]) if letters else (name,)
 
 
 def _check_unique(refs: Iterable[Ref], file: Path) -> None:
-    """ids of expressions must be unique, or scores by id would be of nothing."""
+    """Checks that ids of expressions are unique, because predictions are scored by id."""
     seen: set[str] = set()
     for ref in refs:
         for sent_id, _ in ref.sentences:
