@@ -46,20 +46,22 @@ def run_all(options: argparse.Namespace) -> str:
 
 def command(options: argparse.Namespace) -> str:
     """The command lines that make the page: the dataset, and this command."""
-    flags = {"--study": options.study}
+    chosen = [f"--study={options.study}"]
     if options.steps != STUDIES[options.study].steps:
-        flags["--steps"] = options.steps
-    if options.jobs != 1:
-        flags["--jobs"] = options.jobs
-    flags["--data_dir"], flags["--output_dir"] = options.data_dir, options.output_dir
-    given = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in flags.items())
+        chosen.append(f"--steps={options.steps}")
     if options.seeds != SEEDS:
-        given += f" --seeds {' '.join(map(str, options.seeds))}"
+        chosen += ["--seeds", *map(str, options.seeds)]
+    if options.jobs != 1:
+        chosen.append(f"--jobs={options.jobs}")
+    data_dir = f"--data_dir={shlex.quote(options.data_dir)}"
+    lines = [
+        " ".join(["python -m tools.ablation", *chosen, data_dir]),
+        f"--output_dir={shlex.quote(str(options.output_dir))}",
+    ]
     if options.page is not None:
-        given += f" \\\n    --page={shlex.quote(str(options.page))}"
-    data_dir = shlex.quote(options.data_dir)
-    build = f"python -m tools.build_dataset --dataset=scenes --data_dir={data_dir}"
-    return f"{build}\npython -m tools.ablation {given}"
+        lines.append(f"--page={shlex.quote(str(options.page))}")
+    build = f"python -m tools.build_dataset --dataset=scenes {data_dir}"
+    return f"{build}\n" + " \\\n    ".join(lines)
 
 
 def study_trainings(options: argparse.Namespace) -> Mapping[tuple[str, int], Training]:

@@ -149,11 +149,10 @@ def test_ctrl_c_and_sigterm_stop_the_runs_and_leave_no_page(study: Study, number
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
-        ((), "--study=group_tokens --data_dir=data --output_dir={study.folder}"),
+        ((), "--study=group_tokens"),
         (
             ("--steps=7", "--jobs=2", "--seeds", "3", "4"),
-            "--study=group_tokens --steps=7 --jobs=2 --data_dir=data --output_dir={study.folder} "
-            "--seeds 3 4",
+            "--study=group_tokens --steps=7 --seeds 3 4 --jobs=2",
         ),
     ],
 )
@@ -166,6 +165,7 @@ def test_the_page_gives_the_command_that_makes_it(
     assert study.call(*options) == 0
     expected = (
         "```bash\npython -m tools.build_dataset --dataset=scenes --data_dir=data\n"
-        f"python -m tools.ablation {flags.format(study=study)} \\\n    --page={study.page}\n```"
+        f"python -m tools.ablation {flags} --data_dir=data \\\n"
+        f"    --output_dir={study.folder} \\\n    --page={study.page}\n```"
     )
     assert expected in study.page.read_text()
