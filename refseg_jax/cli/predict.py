@@ -3,18 +3,19 @@
     python -m tools.predict --checkpoint=runs/scenes_unires --image=FILE_OR_FOLDER \
         --text="the red car" --text="the wheels of the red car" --output_dir=out
 
-Writes for each pair of an image and a text a mask (PNG, 0 or 255, the image's own size) and an
-overlay, and one line of `predictions.jsonl`. Where the text matches nothing, the mask is empty. Of a
-folder, `matches.jsonl` lists for each text the images that contain what it means, by score (the mean
-probability inside the mask). A text with more tokens than the model reads is named, and cut. An image
-that cannot be used is named and left out; the exit code is then 1. The checkpoint may also be a folder
-that `tools.export` wrote. With `--group_maps` the group tokens' maps are written too (UniRES's
-Figure 5), with `--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
+For each pair of an image and a text, it writes a mask (PNG, 0 or 255, the image's own size), an overlay,
+and one line of `predictions.jsonl`. The mask is empty if the text matches nothing. For a folder of
+images, `matches.jsonl` lists for each text the images that contain what it means, by score (the mean
+probability inside the mask). A text with more tokens than the model reads is cut, with a warning. An
+image that cannot be used is left out, with an error; the exit code is then 1. The checkpoint may also
+be a folder that `tools.export` wrote. `--group_maps` also draws the maps of the group tokens (UniRES's
+Figure 5), `--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
 
-A line of `predictions.jsonl` is what an evaluation dumps: where a presence head says that nothing is
-there, it has `"present": false` and the mask that was cleared, because ReLA's evaluator scores that one;
-where the head says that something is there and no pixel shows it, `"present": true` and an empty mask.
-With `--maps` it has a `"map"` as well, the probabilities as a grey PNG in base64 (docs/protocols.md).
+A line of `predictions.jsonl` is the same as an evaluation dumps. If a presence head says that nothing is
+there, the line has `"present": false` and the mask before it was cleared, which ReLA's evaluator scores.
+If the head says that something is there but the mask has no pixel, the line has `"present": true` and an
+empty mask. With `--maps` it also has a `"map"`: the probabilities as a grey PNG in base64
+(docs/protocols.md).
 """
 
 import argparse
@@ -36,17 +37,17 @@ from refseg_jax.models.region_maps import RegionMap
 from refseg_jax.prediction.predictor import Prediction, Predictor, to_rgb
 from refseg_jax.reporting.pictures import assignment_map, region_panel
 
-#: Matches of a text that are printed; the file has all of them.
+#: At most this many matches of a text are printed; the file has all of them.
 _PRINTED = 10
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def find_images(path: Path) -> list[Path]:
-    """The file itself, or a folder's images in order of name.
+    """The file itself, or the images of a folder in order of their names.
 
     Raises:
-        UserError: there is nothing.
+        UserError: the path does not exist, or the folder has no images.
     """
     if path.is_file():
         return [path]
@@ -59,10 +60,10 @@ def find_images(path: Path) -> list[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """The output's folder, without an earlier call's `matches.jsonl`, which is of other predictions.
+    """Makes the output folder; removes the `matches.jsonl` of an earlier call, which would be stale.
 
     Raises:
-        UserError: a file is in its place.
+        UserError: the path is a file, or lies below one.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,9 @@ class Match(NamedTuple):
     """An image that contains what a text means.
 
     Attributes:
-        image: file name. score: see `Prediction`. pixels: of the mask.
+        image: name of the file.
+        score: as in `Prediction`.
+        pixels: number of pixels of the mask.
     """
 
     image: str
@@ -84,7 +87,7 @@ class Match(NamedTuple):
 
 
 def _told(one: Prediction) -> str:
-    """What is printed of one pair."""
+    """The text that is printed for one pair."""
     if one.mask.any():
         return f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
     return "no match (its head says yes, but no pixel shows it)" if one.present else "no match"
@@ -93,15 +96,15 @@ def _told(one: Prediction) -> str:
 def write_matches(
     folder: Path, images: int, texts: Sequence[str], matches: Sequence[list[Match]]
 ) -> None:
-    """`matches.jsonl`, a line a text: the images that contain what it means, the surest first.
+    """Writes `matches.jsonl`: for each text a line with its matches, highest score first.
 
-    The first few are printed too.
+    It also prints the first few.
 
     Args:
         folder: where to write.
-        images: how many were asked.
+        images: number of images that were used.
         texts: the expressions.
-        matches: of each text.
+        matches: the matches of each text.
     """
     path = folder / "matches.jsonl"
     with jsonl_writer(path) as write:
@@ -118,9 +121,9 @@ def write_matches(
 def write_pictures(
     folder: Path, image: Path, rgb: np.ndarray, predictions: Sequence[Prediction]
 ) -> None:
-    """`<image name>-<k>-mask.png` and `<image name>-<k>-overlay.png` for each prediction.
+    """Writes `<image name>-<k>-mask.png` and `<image name>-<k>-overlay.png` for each prediction.
 
-    The overlay has the mask outlined and the rest dimmed; where nothing matches, all of it.
+    The overlay outlines the mask and dims the rest; if nothing matches, it dims the whole image.
     """
     for k, prediction in enumerate(predictions):
         drawn = draw_regions(rgb, [prediction.mask], [PREDICTED_COLOUR])
@@ -132,9 +135,12 @@ def write_pictures(
 def write_group_maps(
     folder: Path, image: Path, network: np.ndarray, levels: Mapping[str, np.ndarray]
 ) -> None:
-    """`<image name>-groups-<level>.png`: each patch in the colour of its group token.
+    """Writes `<image name>-groups-<level>.png`: each patch in the colour of its group token.
 
-    `network` and `levels` as `Predictor.group_assignment` gives them.
+    Args:
+        folder: where to write.
+        image: path of the image, for the name.
+        network, levels: from `Predictor.group_assignment`.
     """
     for level, similarity in levels.items():
         _save(folder / f"{image.name}-groups-{level}.png", assignment_map(network, similarity))
@@ -148,7 +154,7 @@ def write_region_maps(
     predictions: Sequence[Prediction],
     regions: Sequence[RegionMap],
 ) -> None:
-    """`<image name>-<k>-regions.png`: mask, minimap, region masks and presence of each pair."""
+    """Writes `<image name>-<k>-regions.png`: mask, minimap, region masks, presence of each pair."""
     for k, (text, one, found) in enumerate(zip(texts, predictions, regions, strict=True)):
         _save(folder / f"{image.name}-{k}-regions.png", region_panel(rgb, one.mask, found, text))
 
@@ -166,7 +172,7 @@ def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predicts everything; the number of images that could not be used."""
+    """Predicts all pairs; returns the number of images that could not be used."""
     images, folder = find_images(options.image), options.image.is_dir()
     predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
     for text in predictor.cut_short(options.text):
@@ -183,11 +189,11 @@ def run(options: argparse.Namespace) -> int:
             try:
                 rgb = to_rgb(image)
             except ImageError as error:
-                # Not within the progress bar's line.
+                # `print` would write into the line of the progress bar.
                 tqdm.write(f"error: {error}", file=sys.stderr)
                 bad += 1
                 continue
-            # Before anything is written, because not every model has them.
+            # Before anything is written, because models without these maps raise an error.
             groups = predictor.group_assignment(rgb) if options.group_maps else None
             regions = predictor.region_maps(rgb, options.text) if options.region_maps else None
             predictions = predictor.predict(rgb, options.text, maps=options.maps)
@@ -200,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
                 )
             for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
                 write(_line(f"{image.name}#{k}", image.name, text, one))
-                # A head may be sure of what no pixel shows.
+                # A presence head may say yes although the mask has no pixel.
                 if one.mask.any():
                     matches[k].append(Match(image.name, one.score, int(one.mask.sum())))
                 if not folder:

@@ -1,4 +1,4 @@
-"""Checkpoints to folders, by the name of the format."""
+"""Exports a checkpoint as a folder, with the writer of a format."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from refseg_jax.exports.tokenizer_files import write_tokenizer
 
 
 class Written(NamedTuple):
-    """What a format tells of the files that it wrote.
+    """Description of the files that a format's writer wrote.
 
     Attributes:
         graphs: `ExportConfig.graphs`.
@@ -49,7 +49,7 @@ def _onnx(target: Path, source: Source, *, environment: Path | None = None) -> W
     return Written(graphs, {"ONNX": note})
 
 
-#: What writes a format's own files into the folder, by name.
+#: Format -> writes the format's own files into the folder.
 FORMATS: Mapping[str, Callable[..., Written]] = {
     "safetensors": _weights,
     "stablehlo": _stablehlo,
@@ -66,25 +66,28 @@ def export(
     environment: Path | None = None,
     command: Sequence[str],
 ) -> None:
-    """Writes a checkpoint as a folder that needs nothing else.
+    """Writes a checkpoint as a folder that needs nothing else, complete or not at all.
 
     Args:
-        checkpoint: a run's workdir, one of its checkpoints, or an exported folder with weights.
-        format: out of `FORMATS`.
-        output: the folder, which must not exist; it is whole or not there.
-        step: which checkpoint of a run.
-        environment: of the format `onnx`, see `refseg_jax.exports.onnx_environment`.
-        command: that was given, for the model card.
+        checkpoint: a run's workdir, one of its checkpoints, or an exported folder with
+            `model.safetensors`.
+        format: key of `FORMATS`.
+        output: the folder to write, which must not exist.
+        step: which checkpoint of a workdir.
+        environment: for `onnx` only, folder of the environment that converts, see
+            `refseg_jax.exports.onnx_environment`.
+        command: command line of the export, for the model card.
 
     Raises:
-        UserError: an unknown format, no usable checkpoint, or an output that is there already.
+        UserError: the format is unknown, no usable checkpoint was found, the model cannot be converted,
+            or the output exists or cannot be written.
     """
     if format not in FORMATS:
         raise UserError(naming.unknown("--format", format, FORMATS))
     if environment is not None and format != "onnx":
         raise UserError(f"--env is for --format=onnx alone; leave it out with --format={format}")
     options = {} if environment is None else {"environment": environment}
-    # Outside: what cannot be read is no fault of the output.
+    # Outside `new_folder`, which would blame the output for an error of reading.
     source = read_source(checkpoint, step)
     with folder.new_folder(output) as target:
         written = FORMATS[format](target, source, **options)

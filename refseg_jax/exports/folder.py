@@ -1,13 +1,13 @@
-"""The folder that a model leaves in: its layout, its `config.json`, and whether it is sound.
+"""The folder of an exported model: its layout, its `config.json`, and checks of its files.
 
     <folder>/
-        config.json             what `ExportConfig` holds; written last
-        model.safetensors       parameters under their dotted paths, in their own layout
-        tokenizer.json          with tokenizer_config.json, vocab.json and merges.txt: for other readers
+        config.json             an `ExportConfig`; written last
+        model.safetensors       parameters by dotted path, with this project's axis order; not in onnx
+        tokenizer.json          for other readers, with tokenizer_config.json, vocab.json, merges.txt
         README.md               the model card
-        clip/                   towers for transformers.CLIPModel if they are CLIP's (format safetensors)
-        encode_image.stablehlo  with encode_text and decode: the graphs (format stablehlo)
-        encode_image.onnx       alike, with the weights inside (format onnx, no model.safetensors)
+        clip/                   towers for transformers.CLIPModel if they are CLIP's; safetensors only
+        encode_image.stablehlo  a graph, with encode_text and decode; stablehlo only
+        encode_image.onnx       a graph with its weights inside, likewise; onnx only
 
 The predictor and the exporter compare the SHA-256 of a file with `config.json` before they use it.
 """
@@ -27,31 +27,31 @@ from refseg_jax.errors import UserError
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 
-#: Files that make a folder one of these, also where `config.json` is gone.
+#: Files that show that a folder is an export, even if `config.json` is missing.
 _MARKS = (WEIGHTS, "*.stablehlo", "*.onnx")
 
 _VERSION = 1
 
-#: Which checkpoint of a run.
+#: Which checkpoint of a run: its number, the newest, or the one with the best score.
 Step = int | Literal["latest", "best"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What `config.json` holds: all that a predictor reads, and where it comes from.
+    """Content of `config.json`: what a predictor reads, and where the model comes from.
 
     Attributes:
-        format: name out of `refseg_jax.exports.exporter.FORMATS`.
+        format: key of `refseg_jax.exports.exporter.FORMATS`.
         model: the resolved config of the model (`name` and every field).
-        data: `dataset` (all that it was trained on, with commas between them), `licences` (dataset ->
-            text), `resize`, `context_length` and `tokenizer` (a file of the folder).
+        data: `dataset` (names of all training datasets, separated by commas), `licences` (dataset ->
+            text), `resize`, `context_length` and `tokenizer` (name of a file in the folder).
         eval: `threshold`, and `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
-        step: updates that the parameters have seen.
-        metrics: scores at that step, `{}` where nothing was evaluated.
-        graphs: name -> what the format needs to call it, `{}` for weights alone.
-        library: name and version of the code that wrote it.
-        sha256: file -> digest, of every file but this one and the model card.
-        version: of this layout.
+        step: number of updates that made the parameters.
+        metrics: scores at that step, `{}` without an evaluation.
+        graphs: name -> description of the graph (its file, inputs and outputs), `{}` without graphs.
+        library: name and version of the code that wrote the folder.
+        sha256: file -> digest of every file except `config.json` and the model card.
+        version: version of this layout.
     """
 
     format: str
@@ -66,14 +66,14 @@ class ExportConfig:
     version: int = _VERSION
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """What a predictor reads, named as in a run's config."""
+        """The sections that a predictor reads, by their names in a run's config."""
         return {"model": self.model, "data": self.data, "eval": self.eval}
 
 
 def is_export(path: Path) -> bool:
-    """Whether the folder is an export (and no run or checkpoint), sound or not.
+    """Whether the folder is an export, damaged or not, and not a run or a checkpoint.
 
-    A run stays one where a person has put weights of their own into its workdir.
+    A workdir with checkpoints counts as a run even if somebody has put weight files into it.
     """
     if not path.is_dir() or (path / "checkpoints").is_dir():
         return False
@@ -82,7 +82,7 @@ def is_export(path: Path) -> bool:
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill, that gets its name when the block ends well and vanishes otherwise.
+    """Yields a temporary folder to fill; renames it to `output` at the end, or removes it on an error.
 
     Raises:
         UserError: the output exists, or cannot be written.
@@ -93,7 +93,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        # Within, because what `mkdtemp` makes is for its owner only.
+        # A folder within, because only the owner may read the one that `mkdtemp` creates.
         partial = scratch / output.name
         partial.mkdir()
         yield partial
@@ -106,21 +106,21 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def write_config(folder: Path, config: ExportConfig) -> None:
-    """Writes `config.json` with the digests of what is in the folder by then."""
+    """Writes `config.json`, with the digests of all files that are in the folder now."""
     outside = (folder / CONFIG, folder / CARD)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in outside)
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
     content = dataclasses.asdict(dataclasses.replace(config, sha256=digests))
-    # Hugging Face's tools find a model's type here.
+    # Hugging Face's tools read a model's type from this field.
     content = {"model_type": config.model["name"], **content}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> ExportConfig:
-    """What the folder says of itself.
+    """Reads `config.json` of an export.
 
     Raises:
-        UserError: `config.json` is missing, or not what `write_config` writes.
+        UserError: the file is missing or damaged, or another program or a newer version wrote it.
     """
     path = folder / CONFIG
     try:
@@ -152,10 +152,10 @@ def read_config(folder: Path) -> ExportConfig:
 
 
 def check_step(folder: Path, config: ExportConfig, step: Step) -> None:
-    """An export holds one step.
+    """Checks that the export holds the step that was asked for (`"latest"` always is).
 
     Raises:
-        UserError: another one was asked for.
+        UserError: the folder holds another step.
     """
     if step not in ("latest", config.step):
         raise UserError(
@@ -164,10 +164,11 @@ def check_step(folder: Path, config: ExportConfig, step: Step) -> None:
 
 
 def verified(folder: Path, config: ExportConfig, name: str) -> Path:
-    """A file of the folder, compared with its digest.
+    """Path of a file of the folder, after a comparison with its digest.
 
     Raises:
-        UserError: it is missing, has changed since it was written, or was never part of the export.
+        UserError: the file is missing, has changed since it was written, or was never part of the
+            export.
     """
     path = folder / name
     expected = config.sha256.get(name)

@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported model."""
+"""Writes the text of the model card (README.md) of an exported model."""
 
 from collections.abc import Mapping
 
@@ -27,9 +27,9 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
     """The text of the card.
 
     Args:
-        config: of the export.
-        command: that made it.
-        notes: heading -> paragraph of the format.
+        config: config of the export.
+        command: command line that made the export.
+        notes: heading -> paragraph, from the writer of the format.
     """
     dataset = str(config.data.get("dataset") or "")
     recorded = config.data.get("licences", {})
@@ -55,7 +55,7 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
 
 
 def _scores(config: ExportConfig) -> str:
-    """The tables of what was evaluated at the exported step, in percent."""
+    """Tables of the scores at the exported step, in percent."""
     protocols = build_protocols(config.eval.get("protocol", "cris"))
     parts_of_tables = {*GRANULARITIES, *PROTOCOLS}
     prefixes = []

@@ -1,4 +1,4 @@
-"""What is exported: parameters with the config, the tokenizer and the scores that belong to them."""
+"""Reads what an export needs: parameters, config, tokenizer and scores of a checkpoint."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ from refseg_jax.models.graphs import check_params, forward_of
 from refseg_jax.reporting import tables as report
 from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer
 
-#: Of `summary.json`: what is a score, and not the speed of the run.
+#: Last parts of the keys of `summary.json` that are scores; the others measure the speed of the run.
 _SCORES = frozenset(("count", *(name for p in PROTOCOLS.values() for name in p.columns)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint, read and found to be this code's.
+    """The content of a checkpoint that this version of the code can use.
 
     Attributes:
         params: dotted path -> f32 array.
         model, data, eval: as in `folder.ExportConfig`.
-        tokenizer_json: the vocabulary.
-        step: updates done.
+        tokenizer_json: content of `tokenizer.json`.
+        step: number of updates that made the parameters.
         metrics: scores at that step.
     """
 
@@ -46,14 +46,14 @@ class Source:
 
 
 def read_source(path: Path, step: Step = "latest") -> Source:
-    """A run's workdir, one of its checkpoints, or a folder with `model.safetensors`.
+    """Reads a checkpoint or an exported folder.
 
     Args:
-        path: any of them.
+        path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`.
         step: which checkpoint of a workdir.
 
     Raises:
-        UserError: there is no usable checkpoint, or another version of the code wrote it.
+        UserError: no usable checkpoint was found at `path`, or another version of the code wrote it.
     """
     if folder.is_export(path):
         stored, params = _read_weights(path)
@@ -78,10 +78,10 @@ def read_source(path: Path, step: Step = "latest") -> Source:
         return Source(
             params=params,
             model={"name": config["model"]["name"], **dataclasses.asdict(model.config)},
-            # Without the paths of the machine that trained it.
+            # Only these fields of `data`: others hold paths of the machine that trained it.
             data={
                 "dataset": ", ".join(_datasets(config)),
-                # Of everything that it was trained on; early runs did not record them.
+                # Licences of all data that it was trained on; early runs did not record them.
                 "licences": dict(licences),
                 "resize": data["resize"],
                 "context_length": data["context_length"],
@@ -89,7 +89,7 @@ def read_source(path: Path, step: Step = "latest") -> Source:
             },
             eval={
                 "threshold": config["eval"]["threshold"],
-                # Early runs knew of one protocol.
+                # Early runs had only one protocol.
                 "protocol": config["eval"].get("protocol", "cris"),
             },
             tokenizer_json=tokenizer_json or build_tokenizer(tokenizer).as_json(),
@@ -99,7 +99,7 @@ def read_source(path: Path, step: Step = "latest") -> Source:
 
 
 def _datasets(config: Mapping[str, Any]) -> list[str]:
-    """What a run was trained on: the members of its mixture, or its only dataset."""
+    """Sorted names of the datasets that a run was trained on: its mixture's, or its only one."""
     own = config["data"].get("dataset", "")
     members = config.get("mixture", {}).values()
     return sorted({member.get("dataset", own) for member in members}) or [own]
@@ -110,19 +110,20 @@ def load_start(
     expected: Mapping[str, jax.ShapeDtypeStruct],
     model: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, jax.Array], int]:
-    """What another run begins with: a run, a checkpoint or an exported folder.
+    """Loads the parameters that a new run or an evaluation starts from.
 
     Args:
-        path: as of `read_source`.
-        expected: as of `refseg_jax.checkpoints.params.load_params`.
-        model: `config.model` of the run that begins; errors then say in which fields it differs.
+        path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`.
+        expected: as in `refseg_jax.checkpoints.params.load_params`.
+        model: `config.model` of the run that starts; if the parameters do not fit, the error then names
+            the fields that differ.
 
     Returns:
-        The parameters, and the updates that they have seen.
+        The parameters, and the number of updates that made them.
 
     Raises:
-        UserError: there are none that can be used.
-        OtherParametersError: the model has others.
+        UserError: no usable parameters were found at `path`.
+        OtherParametersError: the parameters do not fit `expected`.
     """
     path = Path(path)
     try:
@@ -137,7 +138,7 @@ def load_start(
 
 
 def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray]]:
-    """Of an exported folder."""
+    """Reads the config and the parameters of an exported folder."""
     config = folder.read_config(path)
     if config.format == "onnx":
         raise UserError(
@@ -148,10 +149,10 @@ def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray
 
 
 def _scores(path: Path, record: RunRecord) -> dict[str, float]:
-    """Scores of the checkpoint, and the rest of the run's summary where it tells of this step."""
+    """Scores of the checkpoint, and those of the run's summary if it is about the same step."""
     own = {name: value for name, value in record.metrics.items() if value is not None}
     summary = _read_summary(locate(path)[0].parent / "summary.json")
-    # Early runs did not note the step: scores that are the same tell it too.
+    # Summaries of early runs lack the step; there, equal scores show that it is the same.
     same = bool(own) and own.items() <= summary.items()
     if summary["step"] == record.step if "step" in summary else same:
         own |= summary
