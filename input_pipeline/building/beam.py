@@ -1,7 +1,7 @@
-"""Shards made by Apache Beam, for datasets that outgrow a machine (extra `beam`).
+"""Writes shards with Apache Beam, for datasets that outgrow a machine (extra `beam`).
 
-A shard is one element: a worker makes its records and writes its file. The data folder must be one
-that all workers see, e.g. on NFS.
+Each shard is one element of the pipeline: a worker makes its records and writes its file. All workers
+must see the data folder, e.g. over NFS.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Where a pipeline runs.
+    """The Beam runner that executes a pipeline.
 
     Attributes:
-        name: Beam's, e.g. `DirectRunner`, `FlinkRunner`, `DataflowRunner`.
-        options: Beam's pipeline options, as on a command line.
+        name: Beam's name of the runner, e.g. `DirectRunner`, `FlinkRunner`, `DataflowRunner`.
+        options: Beam's pipeline options, in the form of command-line flags.
     """
 
     name: str
@@ -32,9 +32,9 @@ def write_shards(todo: "Sequence[Shard]", maker: Callable[[Any], Outcome], runne
     """Runs one pipeline that writes every shard with its summary.
 
     Args:
-        todo: shards that are not there yet.
-        maker: an item to its outcome; picklable.
-        runner: where.
+        todo: the shards to write.
+        maker: makes the outcome of an item; picklable.
+        runner: executes the pipeline.
 
     Raises:
         UserError: Beam is not installed.
@@ -53,7 +53,7 @@ def write_shards(todo: "Sequence[Shard]", maker: Callable[[Any], Outcome], runne
 
 
 def _write(shard: "Shard", maker: Callable[[Any], Outcome]) -> None:
-    # Late: TFDS is slow to import, and who asks for the name of a runner does not need it.
+    # Imported late: TFDS is slow to import, and `Runner` alone does not need it.
     from input_pipeline.building import shards
 
     shards.write_shard(shard, map(maker, shard.items))

@@ -1,7 +1,7 @@
-"""Writes records to a dataset that the pipeline reads: the base of all builders.
+"""The base class of builders, which write records as a dataset that the pipeline reads.
 
-A build that is stopped in the middle keeps its whole shards in `unfinished-<version>`, and the same
-command goes on from there; nothing has the dataset's name before every split is whole.
+An interrupted build keeps its finished shards in `unfinished-<version>`, and the same command continues
+from there. The dataset's folder appears only when every split is complete.
 """
 
 import abc
@@ -31,15 +31,15 @@ from input_pipeline.schema import HELD_OUT, features
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 
-#: Fewer images than this are read before processes have started.
+#: For fewer items than this, starting worker processes takes longer than making the records.
 _FEW = 256
 
 
 class RecordBuilder(FileReaderBuilder, skip_registration=True):
-    """A TFDS builder of records, without TensorFlow.
+    """A TFDS builder of records that does not need TensorFlow.
 
-    It writes its shards itself: TFDS's shuffling writer opens buffers through TensorFlow as soon as
-    a split is larger than 1 GB, and neither it nor the other can go on where it was stopped. Records
+    It writes its shards itself. TFDS's shuffling writer opens buffers through TensorFlow as soon as a
+    split is larger than 1 GB, and neither of TFDS's writers can continue an interrupted build. Records
     keep the order of the plan; grain shuffles when reading.
     """
 
@@ -58,11 +58,12 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         """Prepares a build.
 
         Args:
-            data_dir: where datasets lie.
-            config: one of `BUILDER_CONFIGS`, by name, or another; `None` where there is none.
-            num_workers: processes that make records; at most 1, or few records, make them in this
-                one.
-            runner: makes whole shards by Apache Beam instead.
+            data_dir: folder of all datasets.
+            config: name of one of `BUILDER_CONFIGS`, or a config that is not among them; `None` for a
+                dataset without configs.
+            num_workers: number of processes that make records. For 0 or 1, or for fewer than 256
+                items, this process makes them.
+            runner: Beam runner that writes the shards; `None` writes them on this machine.
         """
         self._workers = num_workers
         self._runner = runner
@@ -70,29 +71,37 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def _plan(self) -> Plan:
-        """What is to be made."""
+        """Returns the items to make records of."""
 
     @abc.abstractmethod
     def _maker(self) -> Callable[[Any], Outcome]:
-        """Makes an item of the plan; picklable, runs in worker processes."""
+        """Returns the function that makes the outcome of an item; picklable, runs in workers."""
 
     @abc.abstractmethod
     def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
-        """Last checks and files, before the folder gets its name."""
+        """Makes the last checks and writes additional files, before the folder gets its name.
+
+        Args:
+            folder: the dataset's folder under its temporary name.
+            plan: the plan that was built.
+            built: split -> summary of its shards.
+        """
 
     @property
     def source(self) -> str:
-        """`"<dataset>[/<config>]"`, as records have it."""
+        """`"<dataset>[/<config>]"`, the value of `Record.source`."""
         return "/".join(filter(None, (self.name, self.builder_config_name)))
 
     def build(self) -> Path:
-        """Builds the dataset, or goes on with a build that was stopped.
+        """Builds the dataset, or continues an interrupted build.
 
         Returns:
             The folder of the dataset.
 
         Raises:
-            BuildError: what is wrong with the items; nothing of the build is kept.
+            UserError: the source or an item is wrong; no shard is kept.
+            BuildError: another process is building the dataset, or a worker process died; finished
+                shards are kept.
         """
         lock = self.unfinished.with_name(f"{self.unfinished.name}.lock")
 
@@ -103,7 +112,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
             for stale in self.unfinished.parent.glob(f"incomplete.*{self.VERSION}"):
                 shutil.rmtree(stale)
             try:
-                # TFDS makes folders for what it would download.
+                # TFDS creates a download folder even if it downloads nothing.
                 self.download_and_prepare(download_dir=self.unfinished / "downloads")
             except BrokenProcessPool:
                 raise BuildError(
@@ -120,7 +129,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         return Path(str(self.data_dir))
 
     def _remove_config_file(self) -> None:
-        """Takes away what TFDS writes beside the configs of a dataset, where none is built."""
+        """Removes `.config`, which TFDS writes beside a dataset's configs, if no config is built."""
         folder = self.unfinished.parent
         common = folder.with_name(".config")
         alone = self.builder_config and {*folder.parent.iterdir()} <= {folder, common}
@@ -129,11 +138,11 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
 
     @property
     def unfinished(self) -> Path:
-        """Where a build keeps its shards until all are there."""
+        """Folder of the finished shards until the build is complete."""
         return Path(str(self.data_dir)).with_name(f"unfinished-{self.VERSION}")
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """TFDS calls this with the folder still under a temporary name, `self.data_path`."""
+        """Builds all splits; TFDS calls this while the folder still has a temporary name."""
         del dl_manager, download_config
         plan = self._plan()
         self._enter(shards.plan_digest(self.source, plan.splits))
@@ -152,7 +161,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         shutil.rmtree(self.unfinished)
 
     def _enter(self, digest: str) -> None:
-        """Opens the unfinished folder, emptied if it is of another plan."""
+        """Creates the unfinished folder, or keeps its shards if they belong to the same plan."""
         mark = self.unfinished / "plan.sha256"
         if mark.is_file() and mark.read_text() == digest:
             logging.info("%s: going on with the build that was stopped", self.source)
@@ -176,7 +185,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         ]
 
     def _write(self, every: Sequence[Shard]) -> list[tuple[Shard, Summary]]:
-        """Writes the shards that are missing; the summaries of all, in order."""
+        """Writes the missing shards and returns all shards with their summaries, in order."""
         missing = [shard for shard in every if not shard.is_whole()]
         if self._runner is not None:
             beam.write_shards(missing, self._maker(), self._runner)
@@ -191,7 +200,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         return [(shard, shards.read_summary(shard)) for shard in every]
 
     def _write_here(self, missing: Sequence[Shard], whole: int) -> None:
-        """By one pool of processes for all shards; this process writes."""
+        """Writes shards on this machine: one pool of processes makes records, this process writes."""
         items = [item for shard in missing for item in shard.items]
         workers = self._workers if self._workers > 1 and len(items) >= _FEW else 0
         progress: Any = functools.partial(tqdm, desc=self.source, unit="image", mininterval=0.5)
@@ -209,7 +218,8 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
                 shards.write_shard(shard, counted(len(shard.items)))
 
     def _check_ids(self, every: Sequence[Shard], built: Mapping[str, Summary]) -> None:
-        """Expressions' ids must be unique over all splits, or scores by id would be of nothing."""
+        """Checks that expression ids are unique over all splits: predictions are matched by id."""
+        # Hashes first, since they fit in memory. Ids of equal hashes are then compared.
         ids = np.sort(np.concatenate([s.expression_ids for s in built.values()] or [[]]))
         twice = set(ids[1:][ids[1:] == ids[:-1]].tolist())
         if not twice:
@@ -241,14 +251,14 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         )
 
     def _log_download_bytes(self) -> None:
-        """Nothing is downloaded."""
+        """Logs nothing: there is no download."""
 
     def _log_download_done(self) -> None:
-        """The caller says it."""
+        """Logs nothing: the caller reports the end of the build."""
 
 
 def _ids_of(shard: Shard) -> Iterator[tuple[str, str]]:
-    """(file name of the image, expression id) of every expression of a shard."""
+    """Yields (file name of the image, expression id) for every expression of a shard."""
     structure = features()
     with ArrayRecordDataSource(str(shard.path)) as stored:
         for index in range(len(stored)):

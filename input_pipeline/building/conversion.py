@@ -1,8 +1,8 @@
-"""How a published dataset becomes records: what the module of each dataset gives to the builder.
+"""Converts a dataset to records: the interface between the module of a dataset and the builder.
 
-A conversion has two halves. `read_plan` reads the annotation files and says what there is to make,
-without opening an image. `convert` makes one record, on its own, so that processes and machines can
-share the work.
+A conversion has two parts. `read_plan` reads the annotation files and lists the items, without opening
+an image. `convert` makes the record of one item independently of the others, so that processes and
+machines can share the work.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class BuildError(UserError):
 
 
 class SourceError(UserError):
-    """The downloaded files are not there, or not what they should be."""
+    """The source files are missing, damaged or of another dataset."""
 
 
 class ItemError(UserError):
@@ -30,13 +30,15 @@ class ItemError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of an item of the plan.
+    """The result of converting one item of the plan.
 
     Attributes:
-        record: `None` where nothing of it is of use.
-        problems: one line (file, reason, cure) for each thing that had to be left out.
-        notes: how many things of a kind were left out, mended, or are odd, without being a fault
-            of the copy at hand, e.g. `{"polygons of fewer than three points, left out of masks": 2}`.
+        record: the record, or `None` if nothing of the item is usable.
+        problems: one line (file, reason, cure) for each part of the item that was left out because this
+            copy of the files is damaged or incomplete. A build fails on problems unless it is told to
+            skip them.
+        notes: kind -> number of parts that were left out, were repaired or are unusual in every copy of
+            the dataset, e.g. `{"polygons of fewer than three points, left out of masks": 2}`.
     """
 
     record: Record | None
@@ -46,15 +48,16 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be made.
+    """The work of a build.
 
     Attributes:
-        splits: items by split; each becomes a record. Small, picklable, the same in every run.
-        problems, notes: as of an `Outcome`, of what never became an item.
-        held_out: image ids by evaluation split, of every one that the source knows, built or not;
-            by them, training on another dataset leaves those images out. Where a split is missing
-            here, those of its records are taken.
-        facts: figures of the source that are no defect, e.g. its number of groups.
+        splits: split -> items, each of which becomes at most one record. Items are small, picklable and
+            the same in every run.
+        problems, notes: as those of `Outcome`, for annotations that did not become an item.
+        held_out: evaluation split -> image ids, for all evaluation splits that the source describes,
+            built or not. Training on other datasets leaves these images out. A built evaluation split
+            that is missing here holds out the images of its records.
+        facts: figures of the source for the build report that are no defects, e.g. its number of groups.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -66,15 +69,15 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """The code that converts a dataset; what is known about it is in `input_pipeline.facts`.
+    """The code that converts one dataset; the facts about it are in `input_pipeline.facts`.
 
     Attributes:
-        name: `"<dataset>[/<config>]"`, each of `a-z`, `0-9` and `_`: what `config.data.dataset` takes
-            and records have as their source. A config is one way to split or to read a dataset.
-        read_plan: the source folder -> its plan; raises `SourceError`.
-        convert: (an item of the plan, `source`) -> its outcome; picklable (a function of a module,
-            or a `functools.partial` of one). An `ItemError`, `ImageError` or `SegmentationError`
-            that it raises makes the item a problem.
+        name: `"<dataset>[/<config>]"`, both of `a-z`, `0-9` and `_`: the value of `config.data.dataset`
+            and of `Record.source`. A config is one way to split or to read a dataset.
+        read_plan: maps the source folder to its plan; raises `SourceError`.
+        convert: maps (item of the plan, `source`) to the outcome; picklable (a function of a module, or
+            a `functools.partial` of one). If it raises `ItemError`, `ImageError` or
+            `SegmentationError`, the whole item becomes a problem.
     """
 
     name: str
@@ -83,7 +86,7 @@ class Conversion:
 
 
 def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) -> Outcome:
-    """`convert(item, source)`, where an item that cannot be converted is a problem."""
+    """Returns `convert(item, source)`, with the error of an unusable item as a problem."""
     try:
         return convert(item, source)
     except (ItemError, ImageError, SegmentationError) as error:
@@ -91,16 +94,16 @@ def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) ->
 
 
 def made(make: Callable[[Any], Record], item: Any) -> Outcome:
-    """`make(item)`, for datasets of one's own; raises as `check_record` does."""
+    """Returns `make(item)` as an outcome, for a dataset of your own; raises as `check_record` does."""
     return Outcome(check_record(make(item)))
 
 
 def check_record(record: Record) -> Record:
-    """The record, if it does not contradict itself.
+    """Returns the record after checking that it is consistent.
 
     Raises:
-        BuildError: the image's size is not the record's, a mask is empty or of another size, an
-            index points nowhere, a granularity is unknown, or an expression has no word.
+        BuildError: the size of the image differs from the record's, a mask is empty or has another
+            size, an index is out of range, a granularity is unknown, or an expression has no word.
         ImageError: the image is damaged.
     """
     size = (record.height, record.width)
@@ -130,7 +133,7 @@ def check_record(record: Record) -> Record:
 
 
 class ImageFile(NamedTuple):
-    """Encoded bytes as they lie in the file, its name, and the size of the image in pixels."""
+    """An image file: its encoded bytes, its name, and the size of the image in pixels."""
 
     data: bytes
     name: str
@@ -147,7 +150,7 @@ class ImageFile(NamedTuple):
         metadata: str = "",
         file_name: str = "",
     ) -> Record:
-        """The record of the image; `file_name` where its own name does not tell it from others."""
+        """Makes the record of the image; `file_name` replaces a name that is not unique."""
         return Record(
             image=self.data,
             image_id=image_id,
@@ -162,16 +165,16 @@ class ImageFile(NamedTuple):
 
 
 def read_image(path: Path, *, size: tuple[int, int] | None = None, cure: str) -> ImageFile:
-    """Reads an image and decodes it, to be sure that it can be.
+    """Reads an image and decodes it once, to find out whether it is damaged.
 
     Args:
         path: the file.
-        size: (height, width) that its annotations are for, where they say it.
+        size: (height, width) that the annotations state, or `None`.
         cure: what to do about a missing or wrong file, e.g. `"copy it from COCO train2014"`.
 
     Raises:
-        ItemError: it cannot be read, or is of another size.
-        ImageError: it is damaged.
+        ItemError: the file cannot be read, or the image has another size.
+        ImageError: the image is damaged.
     """
     try:
         data = path.read_bytes()
@@ -186,5 +189,11 @@ def read_image(path: Path, *, size: tuple[int, int] | None = None, cure: str) ->
 
 
 def as_given(text: str, folder: Path, source: Path) -> str:
-    """A text about what `source_folder` made, with what it was made of in its place."""
+    """Replaces the path of an unpacked folder in a text by the path of its archive.
+
+    Args:
+        text: e.g. an error message.
+        folder: the temporary folder into which `source_folder` unpacked the archive.
+        source: the path that the user gave.
+    """
     return text.replace(str(folder), str(source))

@@ -1,4 +1,4 @@
-"""What records hold, counted, and how that compares with what is published."""
+"""Counts the content of records, and compares the counts with the published ones."""
 
 import dataclasses
 from collections import Counter
@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from input_pipeline.facts.published import COUNTED
 from input_pipeline.schema import Record
 
-#: What a build found, kept beside the records.
+#: File beside the records with the counts and the problems of a build.
 REPORT = "build_report.txt"
 
 
 @dataclasses.dataclass
 class Tally:
-    """Counts of records so far; adds up over parts of a split."""
+    """Running counts of a split; the tallies of its parts can be merged.
+
+    Attributes:
+        counts: counts by the names of `COUNTED`, without `groups`.
+        groups: names of the groups.
+    """
 
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     groups: set[str] = dataclasses.field(default_factory=set)
@@ -36,21 +41,22 @@ class Tally:
         self.groups |= other.groups
 
     def result(self) -> dict[str, int]:
-        """By the names of `COUNTED`."""
+        """The counts by the names of `COUNTED`, in their order."""
         return {name: self.counts[name] for name in COUNTED[:-1]} | {"groups": len(self.groups)}
 
 
 def compare(
     built: Mapping[str, Mapping[str, int]], published: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    """What was built of each split, line by line, and whether it is what is published.
+    """Compares the counts of a build with the published ones.
 
     Args:
         built: split -> counts by the names of `COUNTED`.
-        published: the same, with those counts that somebody published; may lack splits.
+        published: split -> published counts; splits and counts that nobody published are missing.
 
     Returns:
-        A line for each split without published counts, and one for each published count.
+        Lines of the report: one for each split without published counts, one for each published count,
+        and one for each split that differs from the published one.
     """
     lines = []
     for split, counts in built.items():
@@ -73,7 +79,7 @@ def compare(
 def not_there(
     built: Mapping[str, Mapping[str, int]], published: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    """A line for each published split of which nothing was built; takes what `compare` does."""
+    """A line for each published split that was not built; the arguments are those of `compare`."""
     return [
         f"{split}: not there; published: {_words(known, list(known))}"
         for split, known in published.items()
@@ -82,7 +88,7 @@ def not_there(
 
 
 def _shown(counts: Mapping[str, int]) -> Sequence[str]:
-    """The counts that say something of this split."""
+    """Names of the counts to print: the basic ones, and `groups` if there are any."""
     always = ("images", "refs", "expressions")
     return [name for name in COUNTED if name in always or (name == "groups" and counts[name])]
 

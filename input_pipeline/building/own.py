@@ -1,4 +1,4 @@
-"""Datasets of one's own: records out of whatever one has, by a function."""
+"""Builds a dataset of your own from a function that makes its records."""
 
 import functools
 import re
@@ -26,22 +26,25 @@ def build_records(
     num_workers: int = 0,
     runner: Runner | None = None,
 ) -> Path:
-    """Builds a dataset of one's own.
+    """Builds a dataset of your own.
 
     Args:
-        name: of the dataset: `a-z`, `0-9` and `_`, a letter first; what `config.data.dataset` takes.
-        splits: what records are made of, e.g. paths, by the name of the split.
-        make: an item to its record. With worker processes it must be a function of a module.
-        data_dir: where datasets lie.
-        num_workers: processes that make records; at most 1 makes them in this one.
-        runner: makes whole shards by Apache Beam instead.
+        name: name of the dataset, the value of `config.data.dataset`: `a-z`, `0-9` and `_`, beginning
+            with a letter.
+        splits: split -> items, e.g. paths, each of which becomes a record; picklable.
+        make: makes the record of an item. With worker processes it must be picklable: a function of a
+            module, or a `functools.partial` of one.
+        data_dir: folder of all datasets.
+        num_workers: number of processes that make records. For 0 or 1, or for fewer than 256 items,
+            this process makes them.
+        runner: Beam runner that writes the shards; `None` writes them on this machine.
 
     Returns:
         The folder of the dataset.
 
     Raises:
-        BuildError: the name cannot be used or is taken, a split is empty, a record contradicts
-            itself, or an expression's id occurs twice.
+        BuildError: the name is invalid or taken, a split is empty, a record is inconsistent, or the id
+            of an expression occurs twice.
         ImageError: an image is damaged.
     """
     folder = own_folder(name, data_dir)
@@ -55,10 +58,10 @@ def build_records(
 
 
 def own_folder(name: str, data_dir: str | Path) -> Path:
-    """Where `build_records` writes a dataset.
+    """Folder into which `build_records` writes a dataset.
 
     Raises:
-        BuildError: the name cannot be used.
+        BuildError: the name is invalid.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise BuildError(f"dataset name {name!r}: use a-z, 0-9 and _, beginning with a letter")
@@ -66,7 +69,7 @@ def own_folder(name: str, data_dir: str | Path) -> Path:
 
 
 def _own(name: str) -> type["_OwnBuilder"]:
-    """TFDS takes the name of a dataset from its class."""
+    """Returns a builder class of the dataset's name: TFDS takes the name from the class."""
     return type(name, (_OwnBuilder,), {"name": name}, skip_registration=True)
 
 

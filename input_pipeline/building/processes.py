@@ -1,4 +1,4 @@
-"""Work shared out to processes, with results in order."""
+"""Maps a function over items in several processes, with the results in order."""
 
 import collections
 import concurrent.futures
@@ -13,22 +13,22 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-#: What a worker process computes.
+#: The function of this worker process; `None` in other processes.
 _function: Callable[[Any], Any] | None = None
 
 
 def ordered_map(
     function: Callable[[A], B], items: Iterable[A], workers: int
 ) -> Generator[B, None, None]:
-    """`map` over processes: in order, and never more than 4 results a worker ahead of the reader.
+    """`map` over processes, at most 4 results per worker ahead of the reader.
 
     Args:
-        function: picklable.
-        items: its arguments.
-        workers: processes; 0 computes in this one.
+        function: maps an item to its result; picklable.
+        items: the items; picklable.
+        workers: number of processes; 0 computes in this process.
 
     Yields:
-        The results in the order of the items.
+        The results, in the order of the items.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a worker died.
@@ -36,8 +36,8 @@ def ordered_map(
     if not workers:
         yield from map(function, items)
         return
-    # The function travels once to each worker, which keeps what it opens, and not with each item.
-    # Spawned: forking a process that has threads (JAX's) may deadlock.
+    # Each worker receives the function once, not with each item, so that files it opens stay open.
+    # Workers are spawned because forking a process that has threads (JAX's) may deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(function,)

@@ -1,4 +1,4 @@
-"""Builds a published dataset out of its conversion."""
+"""Builds published datasets from their conversions, and writes the build report."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.schema import features
 from refseg_jax.naming import unknown
 
-#: Problems that an error lists.
+#: Number of problems that an error lists.
 _LISTED = 20
 
 
@@ -40,19 +40,24 @@ def builder_of(
     skip_missing: bool = False,
     runner: Runner | None = None,
 ) -> RecordBuilder:
-    """The TFDS builder of a dataset.
+    """Returns the TFDS builder of a published dataset.
 
     Args:
-        conversion: of a dataset that `input_pipeline.facts` knows.
-        data_dir: where datasets lie.
-        source_dir: the downloaded files; not needed to read what is built.
-        given: what the report calls them; `None` for `source_dir`.
-        splits: those to build; empty for all.
-        num_workers: processes that read images; at most 1, or few images, read in this one.
-        skip_missing: build what is there instead of failing on what is not.
-        runner: makes whole shards by Apache Beam instead.
+        conversion: conversion of the dataset; `input_pipeline.facts` must have its name.
+        data_dir: folder of all datasets.
+        source_dir: folder of the downloaded files; not needed to read a built dataset.
+        given: path that the report prints instead of `source_dir`, e.g. of the archive; `None` prints
+            `source_dir`.
+        splits: splits to build; empty builds all.
+        num_workers: number of processes that make records. For 0 or 1, or for fewer than 256 items,
+            this process makes them.
+        skip_missing: leave out missing and damaged items instead of failing.
+        runner: Beam runner that writes the shards; `None` writes them on this machine.
+
+    Raises:
+        UserError: `input_pipeline.facts` does not have the dataset.
     """
-    # TFDS takes the name of a dataset, and the configs that it knows, from its class.
+    # TFDS takes the name of a dataset, and its configs, from the builder's class.
     name, _, config = conversion.name.partition("/")
     configs = [_config(config, conversion.name)] if config else []
     fields = {"name": name, "BUILDER_CONFIGS": configs}
@@ -103,7 +108,7 @@ class _Builder(RecordBuilder, skip_registration=True):
         )
 
     def _plan(self) -> Plan:
-        """The chosen splits, in the published order."""
+        """Reads the plan and keeps the chosen splits, in the published order."""
         plan = self._conversion.read_plan(self._source_dir)
         self._raise(plan.problems)
         there = {split: items for split, items in plan.splits.items() if items}

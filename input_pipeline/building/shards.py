@@ -1,7 +1,7 @@
-"""A split as files of records, each of which is whole or not there.
+"""Writes the shards of a split: files of records that appear only when they are complete.
 
-A build writes its shards into an unfinished folder, each with a summary beside it, and takes up
-there when it is started again.
+A build writes its shards into an unfinished folder, each with a summary beside it. A build that is
+started again skips shards that have their summary.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from input_pipeline.building.conversion import Outcome
 from input_pipeline.building.counts import Tally
 from input_pipeline.schema import features, to_features
 
-#: Images of a file of records (about 160 MB of COCO's).
+#: Number of items per shard (about 160 MB for COCO).
 IMAGES_OF_A_SHARD = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file that is to be written.
+    """One file of records to write.
 
     Attributes:
-        split: whose.
-        path: of the file.
-        items: of the plan.
+        split: name of the split.
+        path: path of the file.
+        items: items of the plan whose records the file holds.
     """
 
     split: str
@@ -41,25 +41,25 @@ class Shard:
 
     @property
     def summary_path(self) -> Path:
-        """Written when the file is whole."""
+        """Path of the summary, which is written after the file of records."""
         return self.path.with_name(f"{self.path.name}.done.npz")
 
     def is_whole(self) -> bool:
-        """Whether nothing is left to do; a build killed at its end has moved files away."""
+        """Whether file and summary exist; a build killed at its end may have moved the file already."""
         return self.path.is_file() and self.summary_path.is_file()
 
 
 @dataclasses.dataclass
 class Summary:
-    """What a shard, or a split, came to.
+    """Figures of a written shard, or of all shards of a split.
 
     Attributes:
-        tally: of its records.
-        lengths: records of each shard.
-        bytes: of its files.
-        problems, notes: as of `Outcome`.
-        image_ids: of its records.
-        expression_ids: u64 `[E]`, hashes.
+        tally: counts of the records.
+        lengths: number of records of each shard.
+        bytes: total size of the files.
+        problems, notes: those of the items' `Outcome`s; equal problems count once.
+        image_ids: image ids of the records.
+        expression_ids: u64 `[E]`, hashes of the `E` expression ids (see `expression_hash`).
     """
 
     tally: Tally = dataclasses.field(default_factory=Tally)
@@ -71,7 +71,7 @@ class Summary:
     expression_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def merge(self, other: "Summary") -> None:
-        """Adds the next shard of the same split."""
+        """Adds the summary of the next shard of the same split."""
         self.tally.merge(other.tally)
         self.lengths += other.lengths
         self.bytes += other.bytes
@@ -85,15 +85,15 @@ def write_shard(shard: Shard, outcomes: Iterable[Outcome]) -> Summary:
     """Writes the records of a shard, and then its summary.
 
     Args:
-        shard: where.
-        outcomes: of its items, in their order.
+        shard: the shard to write.
+        outcomes: outcomes of its items, in their order.
 
     Returns:
         The summary.
 
     Raises:
-        RuntimeError: ArrayRecord cannot write (a full disk, say).
-        ValueError: a record contradicts itself.
+        RuntimeError: ArrayRecord cannot write, e.g. because the disk is full.
+        ValueError: an index of a record is out of range, or a granularity is unknown.
     """
     summary, ids = Summary(lengths=[0]), list[int]()
 
@@ -109,7 +109,8 @@ def write_shard(shard: Shard, outcomes: Iterable[Outcome]) -> Summary:
             summary.image_ids.append(outcome.record.image_id)
             ids.extend(expression_hash(e.id) for e in outcome.record.expressions)
             stored = structure.encode_example(to_features(outcome.record))
-            # The features of a tf.Example are a map, whose order differs from process to process.
+            # Features of a tf.Example are a map, whose order differs from process to process unless
+            # it is serialized deterministically.
             example = serializer.get_tf_example(stored)
             yield summary.lengths[0], example.SerializeToString(deterministic=True)
             summary.lengths[0] += 1
@@ -129,7 +130,7 @@ def write_shard(shard: Shard, outcomes: Iterable[Outcome]) -> Summary:
 
 
 def read_summary(shard: Shard) -> Summary:
-    """The summary of a shard that is whole."""
+    """Reads the summary of a shard that has been written."""
     with np.load(shard.summary_path) as stored:
         ids, fields = stored["expression_ids"], json.loads(bytes(stored["fields"]))
     tally = Tally(Counter(fields.pop("counts")), set(fields.pop("groups")))
@@ -156,17 +157,22 @@ def _save(summary: Summary, path: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """A name of this writer's own: a runner may have two workers write the same shard."""
+    """A temporary name that no other writer uses: Beam may let two workers write the same shard."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def expression_hash(expression_id: str) -> int:
-    """64 bits of an id: a hundred million of them collide with a probability of 0.0003."""
+    """64-bit hash of an expression id; 100 million ids collide with a probability of 0.0003."""
     return int.from_bytes(hashlib.blake2b(expression_id.encode(), digest_size=8).digest(), "little")
 
 
 def plan_digest(source: str, splits: Mapping[str, Sequence[Any]]) -> str:
-    """What an unfinished folder belongs to: a plan, and how it is cut into shards."""
+    """SHA-256 of a plan and of the shard size, which identifies an unfinished build.
+
+    Args:
+        source: `"<dataset>[/<config>]"`.
+        splits: split -> items of the plan.
+    """
     digest = hashlib.sha256(f"{source} {IMAGES_OF_A_SHARD}".encode())
     for split, items in splits.items():
         digest.update(f"{split} {len(items)}".encode())

@@ -1,7 +1,7 @@
-"""What is known about published datasets: the table `published.toml`, read when it is first asked for.
+"""Reads the table of facts about published datasets, `published.toml`, on first use.
 
-Builds, their reports, the registry, the licences in checkpoints and the tables of docs/datasets.md are
-made from it. The file begins with a description of its form.
+Builds, build reports, the registry, the licences in checkpoints and the tables of docs/datasets.md are
+made from it. The head of the file describes its form.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from typing import Any
 from refseg_jax.errors import UserError
 from refseg_jax.naming import read_table, unknown
 
-#: What is counted of every dataset. `refs` are things described (expressions of one referent count
-#: once); `no target`, `one target` and `several targets` part the expressions; `groups` are groups
-#: of images that share an expression.
+#: Names of the counts of a split. `refs`: referents, however many expressions each has. `no target`,
+#: `one target` and `several targets`: expressions by their number of targets; the three add up to
+#: `expressions`. `targets`: masks. `groups`: groups of images that share an expression.
 COUNTED = (
     "images",
     "refs",
@@ -28,13 +28,13 @@ COUNTED = (
     "groups",
 )
 
-#: What a dataset is about; docs/datasets.md has a table of each.
+#: Kinds of datasets; docs/datasets.md has a table of each.
 KINDS = ("referring", "groups", "categories", "other")
 
-#: The licence of a dataset that is not in the table.
+#: Stands for the licence of a dataset that is not in the table.
 UNKNOWN_LICENCE = "not known; ask whoever made the dataset"
 
-#: In the place of an address where a licence is stated.
+#: Values of `licence_source` that are no address.
 NO_ADDRESS = ("not stated", "not read", "this repository")
 
 TABLE = Path(__file__).with_name("published.toml")
@@ -46,25 +46,26 @@ class DatasetFacts:
     """The facts about one dataset.
 
     Attributes:
-        name: as `config.data.dataset` takes it, `"<dataset>[/<config>]"`.
-        kind: out of `KINDS`.
-        title: as its authors call it.
+        name: `"<dataset>[/<config>]"`, the value of `config.data.dataset`.
+        kind: one of `KINDS`.
+        title: the authors' name of the dataset.
         description: one line; a build stores it.
         homepage: address, or `""`.
         citation: authors, title, venue and year of the paper, or `""`.
-        arxiv: id of the paper, or `""`.
-        licence: of images and annotations; a build stores it.
-        text_licence: of the expressions, where `licence` does not speak of them.
-        licence_source: addresses where the licence is stated, with blanks between them, or "not stated"
-            (the authors state none), "not read" (known from second hand) or "this repository".
-        layout: one line, what the source folder holds; `""` for a dataset that needs none.
-        splits: all that can be built, in the published order.
-        published: split -> counts by the names of `COUNTED`; may lack splits and counts.
-        text: what the expressions are, e.g. "cleaned sentences".
-        templates: prompts about categories, e.g. `"{part} of {object}"`, as `input_pipeline.prompts`
-            makes them.
-        images: the pool that the images are from, e.g. "COCO train2014".
-        image_id: what `Record.image_id` is made of.
+        arxiv: arXiv id of the paper, or `""`.
+        licence: licence of images and annotations; a build stores it.
+        text_licence: licence of the expressions, or `""` if `licence` covers them.
+        licence_source: addresses where the licence is stated, separated by blanks; or "not stated" (the
+            authors state none), "not read" (the licence is known second-hand only) or "this repository".
+        layout: content of the source folder, in one line; `""` if the dataset needs no source folder.
+        splits: all splits that can be built, in the published order.
+        published: split -> name out of `COUNTED` -> published count. Splits and counts that nobody
+            published are missing.
+        text: kind of text that the expressions are, e.g. "cleaned sentences".
+        templates: forms of the prompts that `input_pipeline.prompts` makes of category names, e.g.
+            `"{part} of {object}"`; empty if the dataset brings its own expressions.
+        images: pool that the images come from, e.g. "COCO train2014".
+        image_id: form of `Record.image_id`, e.g. `"<COCO id>"`.
     """
 
     name: str
@@ -89,7 +90,7 @@ class DatasetFacts:
         """Checks the fields.
 
         Raises:
-            ValueError: one has a wrong value; the message names it.
+            ValueError: a field has a wrong value; the message names it.
         """
         for field in _NEVER_EMPTY:
             if not getattr(self, field).strip():
@@ -105,21 +106,25 @@ class DatasetFacts:
 
     @property
     def terms(self) -> str:
-        """The licences of images, annotations and expressions."""
+        """Licences of images, annotations and expressions, in one line."""
         return "; ".join(filter(None, (self.licence, self.text_licence)))
 
 
 @functools.cache
 def all_facts() -> Mapping[str, DatasetFacts]:
-    """The facts about every published dataset, by its name."""
+    """Name of a published dataset -> its facts, in the order of the table.
+
+    Raises:
+        ValueError: the table is damaged; the line names the entry and the field.
+    """
     return read_table(TABLE, DatasetFacts)
 
 
 def facts_of(name: str) -> DatasetFacts:
-    """The facts about a dataset.
+    """Facts about one published dataset.
 
     Raises:
-        UserError: the table does not have it.
+        UserError: the table has no such dataset; the message names the nearest.
     """
     if name not in all_facts():
         raise UserError(unknown("dataset", name, all_facts()))
@@ -127,12 +132,12 @@ def facts_of(name: str) -> DatasetFacts:
 
 
 def licences(datasets: Iterable[str]) -> dict[str, str]:
-    """Dataset, as `config.data.dataset` names it -> its licence; in the order of the names."""
+    """Name of a dataset, as in `config.data.dataset` -> its licences in one line; sorted by name."""
     return {name: _licence(name) for name in sorted(set(datasets))}
 
 
 def _are_counts(value: Any, splits: tuple[str, ...]) -> bool:
-    """Whether it is counts by split, the splits in their order."""
+    """Whether `value` maps splits, in the order of `splits`, to counts."""
     return (
         isinstance(value, dict)
         and list(value) == [split for split in splits if split in value]
@@ -146,10 +151,10 @@ def _are_counts(value: Any, splits: tuple[str, ...]) -> bool:
 
 def _licence(dataset: str) -> str:
     facts = all_facts()
-    # The records of Scenes name the config that drew them.
+    # Records of Scenes name a config ("scenes/<config>") that the table does not list.
     known = facts.get(dataset) or facts.get(dataset.partition("/")[0])
     if known:
         return known.terms
-    # A dataset's name alone means whichever of its configs is built.
+    # A name without a config means whichever config is built.
     configs = {f.terms: None for name, f in facts.items() if name.partition("/")[0] == dataset}
     return " or: ".join(configs) or UNKNOWN_LICENCE
