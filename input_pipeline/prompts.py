@@ -1,24 +1,24 @@
-"""Words for regions that a dataset names by a category only.
+"""Makes expressions (prompts) for regions that a dataset names only by a category.
 
-One place, because a model that was trained on one form of a prompt must be asked in that form.
+All datasets use these functions, because a model must be asked in the form that it was trained on.
 """
 
-#: What is asked of a saliency dataset (UniLSeg, Table 1).
+#: Prompt for salient objects (UniLSeg, Table 1).
 SALIENT = "the most salient object"
 
 
 def category(name: str) -> str:
-    """Everything of a category (UniLSeg, Table 1): `"road"` -> `"all road"`."""
+    """Prompt for all regions of a category (UniLSeg, Table 1): `"road"` -> `"all road"`."""
     return f"all {_words(name)}"
 
 
 def name(category_name: str) -> str:
-    """A category by its bare name (GRSer, section 5.2, of CoCA): `"Rolling_pin"` -> `"Rolling pin"`."""
+    """The category's name as prompt (GRSer, section 5.1): `"Rolling_pin"` -> `"Rolling pin"`."""
     return _words(category_name)
 
 
 def part(name: str, of: str) -> str:
-    """A part of an object (MRES, data engine): `"wheel", "car"` -> `"wheel of car"`."""
+    """Prompt for a part of an object (MRES, section 4.1): `"wheel", "car"` -> `"wheel of car"`."""
     return f"{_words(name)} of {_words(of)}"
 
 

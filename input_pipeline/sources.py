@@ -25,23 +25,23 @@ from refseg_jax.naming import unknown
 
 #: A folder that has this file is a built dataset.
 _INFO = "features.json"
-#: Position of a record that could not be read, in `ExpressionTable`.
+#: Value of `ExpressionTable.position` for a record that could not be read.
 DAMAGED = -1
 
 
 class DatasetError(UserError):
-    """A dataset that is not there or not whole."""
+    """A dataset is missing, incomplete or damaged."""
 
 
 def dataset_folder(data_dir: str, dataset: str) -> Path:
-    """The newest version of a built dataset, `<data_dir>/<name>[/<config>]/<version>`.
+    """Folder of the newest version of a built dataset, `<data_dir>/<name>[/<config>]/<version>`.
 
     Args:
-        data_dir: where datasets lie.
-        dataset: `name/config`, or `name` alone where one config of it is built.
+        data_dir: folder of all datasets.
+        dataset: `name/config`, or `name` alone if only one config of it is built.
 
     Raises:
-        DatasetError: it has not been built, or several configs of it are.
+        DatasetError: the dataset has not been built, or `dataset` names no config and several are built.
     """
     base = Path(data_dir) / dataset
     built = _versions(base, "*") or _versions(base, "*/*")
@@ -55,7 +55,7 @@ def dataset_folder(data_dir: str, dataset: str) -> Path:
 
 
 def built_datasets(data_dir: str) -> dict[str, Path]:
-    """The newest version of every dataset in `data_dir`, by the name that `dataset_folder` takes."""
+    """Name of every dataset in `data_dir`, as `dataset_folder` takes it -> its newest folder."""
     base = Path(data_dir)
     found = _versions(base, "*/*") + _versions(base, "*/*/*")
     names = sorted({folder.parent.relative_to(base).as_posix() for folder in found})
@@ -63,7 +63,7 @@ def built_datasets(data_dir: str) -> dict[str, Path]:
 
 
 def has_records(folder: Path) -> bool:
-    """Whether a built dataset is of the one record, and not another program's."""
+    """Whether a built dataset has records of `input_pipeline.schema`, and not of another program."""
     return '"expression/id"' in (folder / _INFO).read_text(encoding="utf-8")
 
 
@@ -71,16 +71,20 @@ def split_names(folder: Path) -> list[str]:
     """The splits of a built dataset.
 
     Raises:
-        DatasetError: the dataset is not whole.
+        DatasetError: its `dataset_info.json` is missing or damaged.
     """
     return [split["name"] for split in _dataset_info(folder).get("splits", [])]
 
 
 class RecordSource:
-    """The records of one split by index; may be pickled (workers open the files again)."""
+    """The records of one split by index. It can be pickled: each process opens the files itself."""
 
     def __init__(self, data_dir: str, dataset: str, split: str) -> None:
-        """Opens a split.
+        """Finds a split; the files are opened when the first record is read.
+
+        Args:
+            data_dir, dataset: as for `dataset_folder`.
+            split: name of the split.
 
         Raises:
             DatasetError: the dataset has not been built, or has no such split.
@@ -104,14 +108,14 @@ class RecordSource:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        """A record.
+        """Reads a record.
 
         Raises:
-            DatasetError: its bytes are damaged, or a file of the split is.
+            DatasetError: the record or a file of the split is damaged.
         """
         try:
             return from_features(self._data[index])
-        except (RuntimeError, ValueError, OSError) as error:  # Whatever ArrayRecord and TFDS raise.
+        except (RuntimeError, ValueError, OSError) as error:  # All errors of ArrayRecord and TFDS.
             reason = " ".join(str(error).split())[:120]
             raise DatasetError(
                 f"{self.folder}: record {index} of split {self.split!r} is damaged ({reason}); "
@@ -122,7 +126,7 @@ class RecordSource:
         return {"folder": self.folder, "split": self.split}
 
     def fingerprint(self) -> str:
-        """Names and sizes of the split's files, hashed: what the cached table belongs to."""
+        """Hash of the names, sizes and times of the split's files; identifies a cached table."""
         files = sorted(self.folder.glob(f"*-{self.split}.*"))
         facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -130,19 +134,19 @@ class RecordSource:
 
 @dataclasses.dataclass(frozen=True)
 class ExpressionTable:
-    """All expressions of a split as columns, without their images.
+    """All `E` expressions of a split as columns, without the images.
 
-    A record that could not be read has one line for each granularity, so that its row is met (and
-    quarantined) in training and evaluation.
+    A record that could not be read has one row for each granularity. Training and evaluation therefore
+    meet (and quarantine) it, whichever granularities they select.
 
     Attributes:
         record: i32 `[E]`, index of the record.
         position: i32 `[E]`, index in `Record.expressions`, or `DAMAGED`.
-        referent: i32 `[E]`.
+        referent: i32 `[E]`, as in `Expression`.
         granularity: i8 `[E]`, index in `GRANULARITIES`.
-        group: i32 `[E]`, a number for each (group, text), -1 for expressions without a group.
-        largest: i32 `[2]`, the largest height and width of the split's images.
-        image: bytes `[R]`, the image id of every record in UTF-8, empty where it could not be read.
+        group: i32 `[E]`, a number for each pair (group, text), or -1 for expressions without a group.
+        largest: i32 `[2]`, the largest height and the largest width of the split's images in pixels.
+        image: bytes `[R]`, image ids of the `R` records in UTF-8, empty if one could not be read.
     """
 
     record: np.ndarray
@@ -155,7 +159,9 @@ class ExpressionTable:
 
     @classmethod
     def of(cls, source: RecordSource) -> "ExpressionTable":
-        """Reads every record once and keeps the table beside the dataset for the next time.
+        """Loads the table that lies beside the dataset, or makes it by reading every record once.
+
+        A new table is kept beside the dataset.
 
         Raises:
             DatasetError: no record can be read.
@@ -164,7 +170,7 @@ class ExpressionTable:
         table = cls._load(path)
         if table is None:
             table = cls._read(source)
-            # A record may be sound again the next time, or on another machine.
+            # Not kept with damaged records: they may be readable later, or on another machine.
             if not (table.position == DAMAGED).any():
                 keep_beside(path, lambda file: np.savez(file, **dataclasses.asdict(table)))
         return table
@@ -172,7 +178,7 @@ class ExpressionTable:
     @classmethod
     def _load(cls, path: Path) -> "ExpressionTable | None":
         try:
-            # numpy leaves a file that it opened itself open where its end is missing.
+            # Opened here, because numpy does not close a truncated file that it opened itself.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
         except FileNotFoundError:
@@ -211,7 +217,10 @@ class ExpressionTable:
         return cls(record, position, referent, kinds, group, largest, np.array(images, np.bytes_))
 
     def select(self, wanted: np.ndarray) -> "ExpressionTable":
-        """The table of some of its expressions, bool `[E]`; records keep their numbers."""
+        """The table of the expressions for which `wanted`, bool `[E]`, is true.
+
+        Records keep their indices.
+        """
         columns = ("record", "position", "referent", "granularity", "group")
         return dataclasses.replace(self, **{name: getattr(self, name)[wanted] for name in columns})
 
@@ -220,16 +229,21 @@ class ExpressionTable:
 
 
 def keep_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file beside a dataset, whole or not at all.
+    """Writes a file beside a dataset, completely or not at all.
 
-    Does nothing where nothing can be written: such files are only there to save time, or to tell.
+    If it cannot be written, the reason is logged and no error is raised: these files save time or
+    inform, and nothing depends on them.
+
+    Args:
+        path: path of the file, in the folder of a built dataset.
+        write: writes the content to a binary file.
     """
     partial: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             partial = Path(file.name)
             write(file)  # pyright: ignore[reportArgumentType]
-        # Temporary files are private, but who may read the dataset may read what stands beside it.
+        # Temporary files are private. Everybody who can read the dataset should be able to read this.
         partial.chmod((path.parent / _INFO).stat().st_mode & 0o666)
         partial.replace(path)
     except OSError as error:
@@ -238,20 +252,20 @@ def keep_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             partial.unlink(missing_ok=True)
 
 
-#: What numpy raises on a damaged or foreign file of arrays.
+#: Errors of numpy for a damaged file of arrays, or one with other contents.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def _versions(base: Path, pattern: str) -> list[Path]:
-    """Folders of whole datasets; those of builds that go on have longer names."""
+    """Folders named by a version. Builds in progress have other names, e.g. `unfinished-1.0.0`."""
     folders = [path.parent for path in base.glob(f"{pattern}/{_INFO}")]
     return [folder for folder in folders if re.fullmatch(r"\d+(\.\d+)*", folder.name)]
 
 
 def _advice(data_dir: str, dataset: str) -> str:
-    """What to do about a dataset that is not there."""
+    """What to do about a dataset that has not been built, as the end of a message."""
     facts = all_facts()
-    # Papers write `refcoco+`.
+    # Papers write `refcoco+`; names of datasets have no `+`.
     name = dataset.replace("+", "_plus")
     others = list(built_datasets(data_dir))
     if name in others:
@@ -282,7 +296,7 @@ def _dataset_info(folder: Path) -> dict[str, Any]:
 
 
 def _hide_tfds(record: python_logging.LogRecord) -> bool:
-    """Drops what TFDS tells each time a dataset is opened."""
+    """Drops the messages that TFDS logs each time a dataset is opened; keeps its warnings."""
     ours = "/tensorflow_datasets/" not in record.pathname.replace("\\", "/")
     return ours or record.levelno >= python_logging.WARNING
 
