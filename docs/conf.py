@@ -26,6 +26,7 @@ extensions = [
     # Before napoleon reads a docstring.
     "docstrings",
     "public_names",
+    "mathml",
 ]
 exclude_patterns = ["_build", "_ext"]
 
@@ -63,6 +64,7 @@ nitpick_ignore_regex = [
 
 html_theme = "sphinx_book_theme"
 html_title = "refseg_jax"
+html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
@@ -70,6 +72,7 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "footer_content_items": ["copyright"],
 }
 html_show_sourcelink = False
 html_copy_source = False

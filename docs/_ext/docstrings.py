@@ -105,4 +105,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Comes before napoleon, whose priority is the default, 500."""
     app.connect("autodoc-process-docstring", _process, priority=400)
     app.connect("missing-reference", _find)
-    return {"parallel_read_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -77,6 +77,20 @@ def _skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, option
     return skip or type(obj).__name__ == "_tuplegetter"
 
 
+def _drop_object(app: Sphinx, name: str, obj: Any, options: Any, bases: list[type]) -> None:
+    """Every class is an object."""
+    del app, name, obj, options
+    bases[:] = [base for base in bases if base is not object]
+
+
+def _hide_arguments(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, result: str
+) -> tuple[str, None] | None:
+    """A protocol is not called: its `(*args, **kwargs)` says nothing."""
+    del app, what, name, options, signature, result
+    return ("", None) if getattr(obj, "_is_protocol", False) else None
+
+
 def _check(app: Sphinx, env: BuildEnvironment) -> None:
     found = env.domains.python_domain.objects
     for module in modules():
@@ -105,6 +119,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connects to Sphinx."""
     app.connect("builder-inited", _take_constants)
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-bases", _drop_object)
+    app.connect("autodoc-process-signature", _hide_arguments)
     app.connect("env-check-consistency", _check)
     app.connect("object-description-transform", _shorten)
-    return {"parallel_read_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
