@@ -312,6 +312,23 @@ def test_letterbox_borders_have_the_mean_colour() -> None:
     assert not found[27:36, :62].any()
 
 
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+@pytest.mark.parametrize("wide", [True, False])
+def test_sides_may_exceed_16_bits(wide: bool, resize: preprocess.Resize) -> None:
+    """OpenCV 4 warps nothing with a side above 32,766. The second half is white, in both axes."""
+    image = np.zeros((600, 40_000, 3), np.uint8)
+    image[:, 20_000:] = 255
+    turned = image if wide else np.ascontiguousarray(image.transpose(1, 0, 2))
+    found, affine = preprocess.prepare_image(turned, 64, resize)
+    mask = preprocess.prepare_mask((turned[..., 0] > 0).astype(np.uint8), affine, 64, 1)
+    across = found[32] if wide else found[:, 32]
+    covered = mask[32] if wide else mask[:, 32]
+    assert (across[:31] <= 1).all()
+    assert (across[33:63] >= 254).all()
+    assert not covered[:31].any()
+    assert (covered[33:63] >= 250).all()
+
+
 def test_an_image_of_the_right_size_is_left_alone() -> None:
     square = RNG.integers(0, 256, (64, 64, 3), np.uint8)
     for resize in ("letterbox", "stretch"):
