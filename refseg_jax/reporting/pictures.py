@@ -1,4 +1,4 @@
-"""Pictures for people: panels and pages of results, maps of group tokens and of regions."""
+"""Draws panels and pages of results, maps of group tokens, and region maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,15 @@ from refseg_jax.models.region_maps import RegionMap
 
 _CELL = 224
 
-#: Side of the two upper views of `region_panel`; those below are half as large.
+#: Side in pixels of the two upper views of `region_panel`; those below are half as large.
 _REGIONS = 360
 
 
 def panel(picture: Picture) -> np.ndarray:
-    """Image, reference (cyan) and prediction (pink) side by side, what they are and the words below.
+    """Draws image, reference (cyan) and prediction (pink) side by side, with a caption below.
 
-    All panels have one size, u8 `[h, w, 3]`, RGB.
+    Returns:
+        u8 `[h, w, 3]`, RGB; all panels have the same size.
     """
     image = picture.native_image()
     views = [
@@ -34,11 +35,11 @@ def panel(picture: Picture) -> np.ndarray:
         "reference" if picture.target.any() else "reference: no match",
         f"prediction, IoU {picture.iou:.2f}" if picture.predicted.any() else "prediction: no match",
     ]
-    return captioned(row(views, _CELL), picture.expression, notes)
+    return captioned(row(views, _CELL), picture.expression, notes, size=22)
 
 
 def page(pictures: Sequence[Picture], path: Path, columns: int = 2) -> None:
-    """A PNG with a panel for every picture."""
+    """Writes a PNG with a panel for each picture, complete or not at all."""
     sheet = grid([panel(picture) for picture in pictures], columns, gap=24)
     partial = path.with_name(path.name + ".partial")
     Image.fromarray(sheet).save(partial, "PNG")
@@ -46,14 +47,14 @@ def page(pictures: Sequence[Picture], path: Path, columns: int = 2) -> None:
 
 
 def assignment_map(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Group tokens over an image, one colour a token, as in UniRES's Figure 5.
+    """Draws each patch in the colour of its most similar group token, as in UniRES's Figure 5.
 
     Args:
-        image: u8 `[H, W, 3]`.
+        image: u8 `[H, W, 3]`, RGB.
         similarity: f32 `[T, grid, grid]`, one level of `UniRES.group_assignment` for one image.
 
     Returns:
-        u8 `[H, W, 3]`.
+        u8 `[H, W, 3]`, RGB.
     """
     tokens = similarity.shape[0]
     hues = np.linspace(0, 179, tokens, endpoint=False).astype(np.uint8)
@@ -66,21 +67,21 @@ def assignment_map(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
 
 
 def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: str) -> np.ndarray:
-    """What ReLA saw in one pair, as in its Figure 7.
+    """Draws mask, minimap and region masks of one pair, as in ReLA's Figure 7.
 
-    The predicted mask and the minimap over the image; below, the masks of the regions with the highest
-    minimap, whose cells have the same numbers; below that the words and the probability that anything
-    matches. A region's mask is drawn from its least to its highest value, since many faint masks make
-    up that of the targets.
+    The first row has the predicted mask, and the minimap over the image, in which the highest cells are
+    numbered. The second row has the region masks of these cells, with their numbers. Below are the
+    expression and the probability that anything matches. Each region mask is stretched to its own
+    range of values, because a target's mask is the sum of many faint region masks.
 
     Args:
         image: u8 `[H, W, 3]`, RGB.
-        mask: bool `[H, W]`, predicted.
-        found: of the same image.
+        mask: bool `[H, W]`, the predicted mask.
+        found: region maps of the pair.
         words: the expression.
 
     Returns:
-        u8 `[h, w, 3]`; its size depends on the number of regions alone.
+        u8 `[h, w, 3]`, RGB; its size depends on the number of regions alone.
     """
     small_side = (_REGIONS - GAP) // 2
     small = fit(image, small_side)
@@ -98,19 +99,18 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
 def lay_over(
     values: np.ndarray, found: RegionMap, size: tuple[int, int], *, smooth: bool
 ) -> np.ndarray:
-    """A map of the network's square as the picture sees it: letterboxing and stretching are undone.
+    """Warps a map of the network's square back to the image; undoes letterboxing and stretching.
 
     Args:
-        values: f32 `[h, w]`.
-        found: tells how the picture came into the square.
-        size: height and width of the result, `found.size` or that of a copy of the picture that
-            was made smaller.
-        smooth: interpolate, else cells stay cells.
+        values: f32 `[h, w]`, a map over the network's square input.
+        found: has the affine from native to network pixels.
+        size: height and width of the result in pixels, which is the image at any scale.
+        smooth: whether to interpolate linearly; else each pixel takes the nearest cell.
 
     Returns:
         f32 `[*size]`.
     """
-    # From a pixel's index to its place, to network pixels, to a cell's index.
+    # From the index of a result's pixel to native pixels, to network pixels, to the index of a cell.
     cells = np.array(values.shape[::-1]) / found.image_size
     shrunk = np.array(found.size[::-1]) / np.array(size[::-1])
     linear, shift = found.affine[:, :2].astype(np.float64), found.affine[:, 2].astype(np.float64)
@@ -128,7 +128,7 @@ def lay_over(
 
 
 def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
-    """Each cell in the colour of its probability, 0 to 1; the highest have their numbers."""
+    """Draws each cell in the colour of its probability, 0 to 1, and numbers on the highest cells."""
     size = (image.shape[0], image.shape[1])
     heat = (255 * lay_over(found.minimap, found, size, smooth=False)).round().astype(np.uint8)
     coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
@@ -139,7 +139,7 @@ def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
     where = lay_over(cells, found, size, smooth=False)
     for number, region in enumerate(found.regions):
         rows, columns = np.nonzero(where == region)
-        # A cell may lie in the border of a letterbox alone.
+        # A cell that lies entirely in the letterbox's border is not on the image.
         if len(rows):
             place = (int(columns.mean()), int(rows.mean()))
             pen.text(
@@ -155,11 +155,11 @@ def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
 
 
 def _whole_range(values: np.ndarray) -> np.ndarray:
-    """From 0 to 1; one value alone becomes 0."""
+    """Stretches values to 0..1; a constant map becomes 0."""
     least, most = values.min(), values.max()
     return (values - least) / max(most - least, 1e-6)
 
 
 def _lit(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """An image in its own colours, dark where `shares`, f32 `[H, W]` in [0, 1], are 0."""
+    """The image, darker where `shares`, f32 `[H, W]` in [0, 1], are lower (0.3 of it at 0)."""
     return ((0.3 + 0.7 * shares[..., None]) * image).astype(np.uint8)

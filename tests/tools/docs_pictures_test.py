@@ -1,38 +1,44 @@
 """The pictures of the README and the documentation can be drawn again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_jax.images.drawing import PREDICTED_COLOUR, dimmed
+from input_pipeline.datasets.scenes.config import ScenesConfig
+from input_pipeline.datasets.scenes.records import make_record
+from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
 from tools import docs_pictures
 
 
-def test_the_readmes_row_shows_what_is_segmented(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_row_shows_the_best_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs_pictures, "_SIDE", 96)
-    asked: list[tuple[np.ndarray, str]] = []
+    monkeypatch.setattr(docs_pictures, "_SCENES", 12)
+    records = iter([make_record(ScenesConfig(image_size=96), "test", n) for n in range(12)])
 
-    def segment(image: np.ndarray, words: str) -> np.ndarray:
-        asked.append((image, words))
-        mask = np.zeros(image.shape[:2], bool)
-        # The second expression is answered by nothing.
-        mask[30:60, 30:60] = len(asked) != 2
-        return mask
+    def segment(image: np.ndarray, words: Sequence[str]) -> list[np.ndarray]:
+        """Right of every second scene; of the others nothing."""
+        record, number = next(records), len(seen)
+        seen.append(image)
+        meant = {e.text: record.mask(e.targets).astype(bool) for e in record.expressions}
+        return [meant[text] if number % 2 else np.zeros((96, 96), bool) for text in words]
 
+    seen: list[np.ndarray] = []
+    answers = docs_pictures.best_answers(segment, docs_pictures.WANTED)
+    assert [answer.iou for answer in answers] == [1.0] * 4
+    for answer, (granularity, word) in zip(answers, docs_pictures.WANTED, strict=True):
+        assert answer.expression.granularity == granularity
+        assert word in answer.expression.text
+    assert len({answer.image.tobytes() for answer in answers}) == 4
+
+    monkeypatch.setattr(docs_pictures, "best_answers", lambda *_: answers)
     row = docs_pictures.predicted_row(segment)
-    assert [
-        word in words for (_, word), (_, words) in zip(docs_pictures.WANTED, asked, strict=True)
-    ]
-    views = [row[16:112, left : left + 96] for left in range(16, row.shape[1] - 16, 112)]
-    assert len(views) == len(asked) == 4
-    for number, (view, (image, _)) in enumerate(zip(views, asked, strict=True)):
-        if number == 1:
-            np.testing.assert_array_equal(view, dimmed(image))
-            continue
-        np.testing.assert_array_equal(view[30:60, 30:60], image[30:60, 30:60])
-        assert (np.abs(view.astype(int) - PREDICTED_COLOUR).max(-1) < 12).sum() > 50
+    for number, answer in enumerate(answers):
+        view = row[16:112, 16 + 112 * number :][:, :96]
+        expected = draw_regions(answer.image, [answer.mask], [PREDICTED_COLOUR])
+        np.testing.assert_array_equal(view, expected)
 
 
 def test_without_a_run_the_scenes_are_drawn(tmp_path: Path) -> None:
