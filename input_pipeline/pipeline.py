@@ -69,7 +69,7 @@ class TrainRows:
         return self.make(len(self.rows), np.random.default_rng(0))
 
     def without(self, records: np.ndarray) -> "TrainRows":
-        """The same rows without those of the records where `records`, bool `[R]`, is true."""
+        """A copy without the records where `records`, bool `[R]`, is true."""
         kept = self.table.select(~records[self.table.record])
         return dataclasses.replace(self, table=kept)
 

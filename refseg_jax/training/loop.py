@@ -279,6 +279,7 @@ class Run:
             step += 1
             images = len(host.meta) * host.batch.image.shape[1]
             if step == first + 1:
+                # The first step is compilation, and does not count for the rates.
                 jax.block_until_ready(metrics)
                 clock.start_rates()
                 images = 0
