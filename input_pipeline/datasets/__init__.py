@@ -1,1 +1,1 @@
-"""TFDS builders, one folder per dataset, all writing the one record of `input_pipeline.schema`."""
+"""The datasets, one module or folder each, all converted to the record of `input_pipeline.schema`."""

@@ -1,12 +1,11 @@
-"""CoCA: 80 groups of images, and in each image the objects that its group has in common.
+"""CoCA: 80 groups of images, and masks of the objects that the images of a group have in common.
 
     SOURCE/image/<group>/<name>.jpg
     SOURCE/binary/<group>/<name>.png
 
-The groups are called after their category (`Accordion`), and that name is the expression of all their
-images, as GRSer has it (section 5.2): without "all", since it is one referent for the whole group.
-All images are positive. What is 128 or more in a map (0..255) is of the object. `bbox` and `instance`
-of the release are not read.
+A group is named after its category (`Accordion`). That name is the expression of all its images, without
+the "all" of other category prompts, as in GRSer (section 5.1). All images are positive. Pixels of a map
+(0..255) with 128 or more belong to the object. `bbox` and `instance` of the release are not read.
 """
 
 import os
@@ -26,7 +25,7 @@ def read_plan(source: Path) -> Plan:
     """Pairs images and maps, group by group.
 
     Raises:
-        SourceError: `image` or `binary` is not there.
+        SourceError: `image` or `binary` is missing.
     """
     choices = [("image", "binary"), ("CoCA/image", "CoCA/binary")]
     images, maps = first_folders(source, choices, layout=facts_of("coca").layout)
@@ -53,10 +52,14 @@ def read_plan(source: Path) -> Plan:
 
 
 def convert(item: MapItem, source: str) -> Outcome:
-    """An image of a group, whose name is in `item.names`.
+    """Makes the record of an image of a group.
+
+    Args:
+        item: the image and its map; `names` has the group.
+        source: the record's `source`.
 
     Raises:
-        ItemError: a file is missing, they differ in size, or the map is not of 0..255.
+        ItemError: a file is missing, the sizes differ, or the values of the map are not 0..255.
         ImageError: the image is damaged.
     """
     (group,) = item.names

@@ -1,16 +1,16 @@
-"""COCO-Stuff 164k: every pixel of COCO train2017 and val2017 as one of 171 things and stuffs.
+"""COCO-Stuff 164k: every pixel of COCO train2017 and val2017 as one of 171 classes, things and stuff.
 
     SOURCE/images/{train2017,val2017}/<12 digits>.jpg
     SOURCE/annotations/{train2017,val2017}/<12 digits>.png    of stuffthingmaps_trainval2017.zip
 
-A map's value is COCO's category id less one, 255 is void. Ids 1..91 are things, of which 11 (`street
-sign`, `hat` ...) were named and never drawn; 92..182 are stuff. Names are those of `labels.txt` of
-github.com/nightrome/cocostuff; without the 11, they are in order the 171 of mmsegmentation's
-`COCOStuffDataset`. They stay as they are, `wall-brick` and `sky-other` too, because "all wall" would
-also mean bricks.
+The value of a map is COCO's category id minus 1; 255 is void. Ids 1..91 are things, 11 of which (`street
+sign`, `hat` ...) have a name but no pixel in any map; ids 92..182 are stuff. Names are those of
+`labels.txt` of github.com/nightrome/cocostuff. Without the 11, they are the 171 of mmsegmentation's
+`COCOStuffDataset`, in the same order. Names with a hyphen (`wall-brick`, `sky-other`) are not shortened,
+because "all wall" would mean walls of brick as well.
 
-Images are those of COCO: train2017 holds RefCOCO's val and test images. Maps of another numbering that
-training codes keep beside these (`*_labelTrainIds.png`) are not read.
+The images are those of COCO: train2017 holds RefCOCO's val and test images. Maps of another numbering,
+which training code writes beside these (`*_labelTrainIds.png`), are not read.
 """
 
 import functools
@@ -52,10 +52,10 @@ _STUFF = (
     "waterdrops, window-blind, window-other, wood"
 )
 
-#: Names of the categories 1..91, and of 92..182.
+#: Names of the category ids 1..91 (things) and 92..182 (stuff).
 THINGS, STUFF = tuple(_THINGS.split(", ")), tuple(_STUFF.split(", "))
 
-#: Named, and in no map.
+#: Ids of the things that have a name but are in no map.
 NEVER_DRAWN = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 CLASSES = Classes(
@@ -64,7 +64,7 @@ CLASSES = Classes(
 
 _CURE = "use COCO's 2017 images and stuffthingmaps_trainval2017.zip"
 
-#: (images, maps) as the README unpacks them, and as the archives' names suggest.
+#: Folders of images and of maps: first those of the README, then those that the archives suggest.
 _FOLDERS = (
     ("images", "annotations"),
     ("images", "stuffthingmaps"),
@@ -75,10 +75,10 @@ _FOLDERS = (
 
 
 def read_plan(source: Path) -> Plan:
-    """Lists the maps and looks for their images.
+    """Lists the maps of both splits and finds their images.
 
     Raises:
-        SourceError: neither split is there.
+        SourceError: neither split is there, or a split has maps but no folder of images.
     """
     layout = facts_of("coco_stuff").layout
     splits: dict[str, tuple[MapItem, ...]] = {}

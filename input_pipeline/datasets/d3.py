@@ -1,19 +1,19 @@
-"""D3, and in it GRD: groups of images of a scene and descriptions that some of them satisfy.
+"""D3, which contains GRD: groups of images of one scene, and descriptions that some images satisfy.
 
     SOURCE/d3_images/                         the images
     SOURCE/d3_pkl/{sentences,annotations,images,groups}.pkl
     SOURCE/d3_json/d3_{full,pres,abs}_annotations.json
 
-`full` has all 422 descriptions, `abs` the 106 that speak of something absent ("a dog without a
-leash"), `pres` the others: the 316 of GRD, of Wu et al., "Advancing Referring Expression Segmentation
-Beyond Single Image". Every image is asked for every description of its group (D3's intra-group
-evaluation); where no annotation of the image carries it, nothing matches, which the annotators
-guarantee. There is only a `test` split.
+The config `full` has all 422 descriptions; `abs` has the 106 about something absent ("a dog without a
+leash"); `pres` has the other 316, which are those of GRD (Wu et al., "Advancing Referring Expression
+Segmentation Beyond Single Image"). Every image has an expression for every description of its group
+(D3's intra-group evaluation). If no annotation of the image has the description, nothing matches, which
+the annotators guarantee. There is only a `test` split.
 
-The configs `full_json`, `pres_json` and `abs_json` read the COCO files, which know neither groups nor,
-therefore, which image is asked for what: they give each image the descriptions that it satisfies (the
-GRSer paper's "RES setting"). Those files were not at hand here; that their annotations hold
-`segmentation` is not verified. Of the pickles the fields are as the data's documentation lists them.
+The configs `full_json`, `pres_json` and `abs_json` read the COCO files, which have no groups. Each image
+therefore has only the descriptions that it satisfies (the GRSer paper's "RES setting"). This reader was
+written without the files of D3: that the COCO files have a `segmentation` is not verified, and the
+fields of the pickles are those of the data's documentation.
 
 Licence: CC BY-NC 4.0, for non-commercial research.
 """
@@ -32,12 +32,12 @@ from input_pipeline.schema import Expression, Target
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
 from refseg_jax.unpickling import load_pickle
 
-#: A note of a build.
+#: A note in the build report.
 NOT_SATISFIED = "images without any of the descriptions, left out"
 
 _Kind = Literal["full", "pres", "abs"]
 
-#: How many descriptions the published dataset has.
+#: Number of descriptions of the published dataset.
 _DESCRIPTIONS: Mapping[_Kind, int] = {"full": 422, "pres": 316, "abs": 106}
 
 _CURE = "use the file of D3's archives"
@@ -45,7 +45,14 @@ _CURE = "use the file of D3's archives"
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A text, the ids of the annotations that satisfy it, and its group of images or `""`."""
+    """A description, as asked of one image.
+
+    Attributes:
+        sent_id: D3's id of the description.
+        text: the description.
+        ann_ids: ids of the image's annotations that satisfy it; empty if nothing matches.
+        group: name of the group of images, or `""`.
+    """
 
     sent_id: int
     text: str
@@ -55,7 +62,15 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePlan:
-    """An image, its descriptions, and (annotation id, RLE) of what is drawn in it."""
+    """An image to convert.
+
+    Attributes:
+        id: D3's id of the image.
+        path: path of the image file.
+        height, width: size in pixels, as the annotations state it.
+        descriptions: the descriptions that the image is asked for.
+        regions: pairs (annotation id, COCO segmentation) of the annotations that they mean.
+    """
 
     id: int
     path: Path
@@ -66,11 +81,11 @@ class ImagePlan:
 
 
 def convert(plan: ImagePlan, source: str) -> Outcome:
-    """Reads an image and encodes its regions.
+    """Reads an image and encodes its regions into a record.
 
     Raises:
-        ItemError: the image is missing or of another size.
-        ImageError: it is damaged.
+        ItemError: the image is missing, or has another size than its annotations.
+        ImageError: the image is damaged.
     """
     size = (plan.height, plan.width)
     image = read_image(plan.path, size=size, cure="unpack d3_images.zip again")
@@ -140,7 +155,7 @@ class _Pickles:
     annotations: Mapping[int, Any]
     images: Mapping[int, Any]
     groups: Mapping[int, Any]
-    #: What is looked at, for messages.
+    #: The entry that is being read, for messages.
     reading: str = ""
 
     def plan(self, kind: _Kind) -> Plan:
@@ -193,13 +208,13 @@ class _Pickles:
         )
 
     def _sentences(self, group_id: int, kind: _Kind) -> list[int]:
-        """The descriptions of a group."""
+        """Ids of a group's descriptions of this kind."""
         wanted = {"full": (False, True), "pres": (False,), "abs": (True,)}[kind]
         inner = self.groups[group_id]["inner_sent_id"]
         return [i for i in inner if bool(self.sentences[i]["is_negative"]) in wanted]
 
     def _regions(self, image_id: int, image: Mapping[str, Any]) -> dict[int, Any]:
-        """The annotations of an image."""
+        """Annotation id -> segmentation, for all annotations of an image."""
         regions = {}
         for ann_id in image["anno_id"]:
             annotation = self.annotations[ann_id]
@@ -265,7 +280,7 @@ def _satisfied(
 
 
 def inside(folder: Path, file_name: str) -> Path | None:
-    """A file of the folder or of one in it; nothing for a name that could lead out of it."""
+    """Path of a file below the folder, or `None` for a name that could lead out of it."""
     name = PurePosixPath(file_name)
     if name.is_absolute() or ".." in name.parts or "\\" in file_name or "\0" in file_name:
         return None

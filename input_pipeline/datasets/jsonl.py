@@ -1,36 +1,41 @@
-"""One's own pictures and words: a folder of images and files of JSON lines for each split.
+"""A dataset of your own: a folder of images, and a file of JSON lines for each split.
 
     DIR/train.jsonl    {"image": "a.jpg", "expression": "the red car", "mask": "a-0.png"}
     DIR/val.jsonl      {"image": "b/c.png", "expression": "a dog", "mask": null}
 
-A line is one expression of one image. What it means is one of
+Each line is one expression about one image. Exactly one of two fields gives the region that it means:
 
-- `mask`: an image file of the picture's size (PNG, BMP, GIF or TIFF), or a list of them (several
-  targets): pixels that are not zero;
-- `segmentation`: COCO polygons or RLE, as in the `predictions.jsonl` that `tools.predict` writes, whose
-  lines are therefore lines of this format; a polygon may leave the picture by 5 pixels or 2 % of its
-  longer side, and is cut there;
+- `mask`: name of a mask file of the image's size (PNG, BMP, GIF or TIFF), in which pixels that are not
+  zero belong to the target; or a list of such names for several targets.
+- `segmentation`: COCO polygons or RLE. A polygon may leave the image by 5 pixels or 2 % of the longer
+  side, whichever is more, and is cut at the border. The lines of `predictions.jsonl`, which
+  `tools.predict` writes, have this form.
 
-and `null`, an RLE without a pixel, or `"present": false` beside a segmentation (as a prediction has it
-whose mask was cleared) says that nothing matches. Optional are
+Nothing in the image matches the expression if the field is `null` or an RLE without a pixel, or if the
+line has `"present": false` beside a segmentation, as a prediction whose mask was cleared has it.
 
-- `granularity` (else `object`, `multi` for several masks, `part` with a parent; `none` exactly where
-  nothing matches) and `category` (of the region where it comes first);
-- `id` of the expression, and for a part `parent`: the id of the expression of its object, of the same
-  image and of one region;
-- `image_id`: what the image is called wherever it occurs, by which evaluation images of one dataset
-  are kept out of the training on another: COCO's id for COCO's images, else a name with its pool in
-  front (`sa1b/223750`);
-- `box`: `[x, y, width, height]` in pixels. A mask that lies outside of it is an error. It is a region
-  itself only by `"segmentation": "box"`, since a rectangle teaches a model to draw rectangles; these
-  regions are listed in the record's metadata (`{"boxes": [0, 2]}`).
+Optional fields:
 
-Paths count from `DIR`. Pictures are taken as their pixels are stored: one that an EXIF flag turns is
-refused, because masks drawn on the turned picture would lie elsewhere.
+- `granularity`: `none` if and only if nothing matches. Default: `none`, `part` with a `parent`, `multi`
+  for several masks, else `object`.
+- `category`: name of the region's category. If several lines share a region, the first one counts.
+- `id`: id of the expression, unique in the dataset.
+- `parent`: for a part, the `id` of its object's expression, which must be about the same image and mean
+  one region.
+- `image_id`: id of the image in all datasets that have it. It keeps evaluation images of one dataset
+  out of training on another. For images of COCO it is COCO's id, else a name that begins with its pool
+  (`sa1b/223750`).
+- `box`: `[x, y, width, height]` in pixels. A mask that shares no pixel with it is an error. The box
+  itself becomes the region only with `"segmentation": "box"`, because a rectangle teaches a model to
+  draw rectangles. The record's metadata lists such targets (`{"boxes": [0, 2]}`).
 
-For more than a million lines a split may be `train-00000-of-00010.jsonl` and so on, or plain tars
-`train-00000.tar` as WebDataset has them: samples of `KEY.jpg` (or `.png`), `KEY.json` (an object as in a
-line, or a list of them, without `image`) and masks `KEY.NAME.png`, which lines name in full.
+Names of files are relative to `DIR`. The stored pixels are used. An image with an EXIF rotation flag is
+refused, because masks that were drawn on the rotated image would not fit.
+
+For more than a million lines, a split may consist of several files (`train-00000-of-00010.jsonl` and so
+on), or of plain tars in the layout of WebDataset (`train-00000.tar`). A sample of a tar is `KEY.jpg` (or
+`.png`), `KEY.json` (an object like a line, or a list of such objects, without `image`), and masks
+`KEY.NAME.png`, which the JSON names in full.
 """
 
 import functools
@@ -54,13 +59,25 @@ def build(
     num_workers: int = 0,
     runner: Runner | None = None,
 ) -> Path:
-    """Builds the dataset `name` of a folder; `splits` (default: all) are names of its files.
+    """Builds a dataset from a folder of images and JSON lines.
+
+    Args:
+        name: name of the dataset, the value of `config.data.dataset`.
+        source_dir: the folder.
+        data_dir: folder of all datasets.
+        splits: splits to build; empty builds all.
+        num_workers: number of processes that make records.
+        runner: Beam runner that writes the shards; `None` writes them on this machine.
+
+    Returns:
+        The folder of the dataset.
 
     Raises:
-        SourceError: the folder has no lines.
-        BuildError: the first thing that is wrong: file, line, reason and cure.
+        SourceError: the folder has no file of lines.
+        BuildError: a split or a line is wrong, or the name is invalid or taken; the message has file,
+            line, reason and cure.
         ArchiveError: a tar is damaged or refused.
-        ImageError: a damaged image.
+        ImageError: an image or a mask file is damaged.
     """
     files = find_splits(source_dir)
     for split in splits:

@@ -1,21 +1,21 @@
-"""LIP (Look into Person): single persons cut out of COCO, their clothes and parts of their bodies.
+"""LIP (Look into Person): crops of single people from COCO, with their clothes and body parts.
 
     SOURCE/TrainVal_images/{train,val}_images/<77_471474>.jpg
     SOURCE/TrainVal_parsing_annotations/{train,val}_segmentations/<77_471474>.png
 
-A map's values are 1..19, 0 is the background. They ask "{part} of person", clothes too ("hat of
-person"), and not "all {}", as UniLSeg's Table 1 has it for parts: a cut-out may show other people,
-whose hats and arms are background, so that "all hat" would be wrong. What is labelled belongs to one
-person, who is the union of all labels. That person is a target, the parent of all others, which no
-expression means: of "all person" the others would be missing. Left and right are the person's own.
-Names are those of mmsegmentation's `LIPDataset`, in plain words (`UpperClothes` is `upper clothes`);
-SSSegmentation has the same in the same order.
+A map has the values 1..19, and 0 for the background. The prompts are "{part} of person", also for
+clothes ("hat of person"). They are not the "all {}" of UniLSeg's Table 1, because a crop may show other
+people, whose hats and arms are background: "all hat" would have a wrong mask. The labels belong to one
+person, who is their union. That person is a target and the parent of the others, but no expression means
+it, because "all person" would have to include the other people. Left and right are those of the person.
+Names are those of mmsegmentation's `LIPDataset` in plain words (`UpperClothes` is `upper clothes`);
+SSSegmentation has the same names in the same order.
 
-LIP's site says that its images are cut out of COCO's, and their names are of the form
-`<COCO's image id>_<annotation id>` (which is not written down anywhere, and was not compared with
-COCO's pictures). `image_id` of `77_471474` is therefore `77`: what leaks between LIP and sets of COCO
-images is found by it, and cut-outs of one image share it, in LIP's own train and val too. Other names
-become `lip/<name>`.
+LIP's site says that the images are crops of COCO's. Their names have the form
+`<COCO's image id>_<annotation id>`; no document states this, and it was not checked against COCO's
+images. The `image_id` of `77_471474` is therefore `77`, so that leakage between LIP and sets of COCO
+images is found. Crops of one image share the id, also between LIP's own train and val. Other names give
+`lip/<name>`.
 """
 
 import re
@@ -35,7 +35,7 @@ from input_pipeline.formats.label_maps import (
 )
 from input_pipeline.schema import Expression, Target
 
-#: Of the values 1..19.
+#: Names of the values 1..19.
 _PARTS = (
     "hat, hair, glove, sunglasses, upper clothes, dress, coat, socks, pants, jumpsuits, scarf, skirt, "
     "face, left arm, right arm, left leg, right leg, left shoe, right shoe"
@@ -46,7 +46,7 @@ WHOLE = "person"
 
 _CURE = "unpack TrainVal_images.zip and TrainVal_parsing_annotations.zip again"
 
-#: Folders of images and of maps; the archives hold a folder of their own name.
+#: Beginnings of the folders of images and of maps; an archive may hold a folder of its own name.
 _FOLDERS = (
     ("TrainVal_images/", "TrainVal_parsing_annotations/"),
     ("TrainVal_images/TrainVal_images/", "TrainVal_parsing_annotations/" * 2),
@@ -56,7 +56,7 @@ _FOLDERS = (
 
 
 def read_plan(source: Path) -> Plan:
-    """Pairs cut-outs and maps.
+    """Pairs crops and maps.
 
     Raises:
         SourceError: neither split is there.
@@ -70,10 +70,10 @@ def read_plan(source: Path) -> Plan:
 
 
 def convert(item: MapItem, source: str) -> Outcome:
-    """A cut-out with the person and a target for each of its parts.
+    """Makes the record of a crop, with a target for the person and one for each part.
 
     Raises:
-        ItemError: a file is missing, they differ in size, or a value is no part.
+        ItemError: a file is missing, the sizes differ, or a value of the map is no part.
         ImageError: the image is damaged.
     """
     labels = read_labels(item.labels, cure=_CURE)

@@ -1,16 +1,16 @@
-"""PACO-LVIS: 75 kinds of objects of LVIS with their parts.
+"""PACO-LVIS: objects of 75 LVIS categories with their parts.
 
     SOURCE/annotations/paco_lvis_v1_{train,val,test}.json    (or SOURCE/paco_lvis_v1_*.json)
     SOURCE/train2017/*.jpg, SOURCE/val2017/*.jpg             COCO 2017; all three splits need both
 
-What is asked of an image: each kind of object that it shows ("all mug"), which means all its objects
-of that kind, and each part of a kind ("handle of mug"), which means this part of all of them. Nothing
-is asked where LVIS says that a kind was not annotated everywhere in the image
-(`not_exhaustive_category_ids`), neither of it nor of its parts. What a name has in brackets
-(`glass_(drink_container)`) tells annotators which sense is meant, and is not spoken.
+There is one prompt for each object category in the image ("all mug"), which means all its objects, and
+one for each part of a category ("handle of mug"), which means this part of all its objects. A category
+that LVIS did not annotate everywhere in the image (`not_exhaustive_category_ids`) gets no prompt, and
+neither do its parts. Prompts leave out the words in brackets of a name (`glass_(drink_container)`),
+which told annotators the sense.
 
-Images are COCO's, so that their ids are RefCOCO's, whose test images are among the training images.
-Source: docs/PACO_DATASET.md of github.com/facebookresearch/paco.
+The images are those of COCO, and their ids the same as RefCOCO's: RefCOCO's test images are among the
+training images. Source: docs/PACO_DATASET.md of github.com/facebookresearch/paco.
 """
 
 import functools
@@ -21,25 +21,28 @@ from input_pipeline.building.conversion import Conversion, Plan, SourceError
 from input_pipeline.formats import coco_json
 
 SPLITS = ("train", "val", "test")
-#: Where COCO's images may lie in the source folder.
+#: Folders of the source folder that may hold COCO's images.
 IMAGE_FOLDERS = ("train2017", "val2017", "images/train2017", "images/val2017", "images")
 
-#: Misspelt parts.
+#: Misspelt name of a part -> its correction.
 _CORRECTED = {"colied tube": "coiled tube"}
 
 
 def spoken(category: str) -> tuple[str, str]:
-    """`"glass_(drink_container):inner_body"` -> `("glass", "inner body")`."""
+    """Words for object and part: `"glass_(drink_container):inner_body"` -> `("glass", "inner body")`.
+
+    The part of an object's own category is `""`.
+    """
     plain = re.sub(r"\([^)]*\)", "", category).replace("_", " ")
     whole, _, part = (" ".join(text.split()) for text in plain.partition(":"))
     return whole, _CORRECTED.get(part, part)
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the annotations of every split that is there.
+    """Reads the annotations of all splits that the source folder has.
 
     Raises:
-        SourceError: a file is missing, damaged or of another form.
+        SourceError: there is no split or no folder of images, or a file is damaged or of another format.
     """
     folders = [source / name for name in IMAGE_FOLDERS if (source / name).is_dir()]
     if not folders:
@@ -68,7 +71,7 @@ def _annotation_files(source: Path) -> dict[str, Path]:
 
 
 def _locate(folders: list[Path], split: str, name: str) -> Path:
-    del split  # Those of LVIS, which PACO keeps, are not COCO's.
+    del split  # PACO has the splits of LVIS, whose images lie in either folder of COCO.
     return next(
         (folder / name for folder in folders if (folder / name).is_file()), folders[0] / name
     )

@@ -4,14 +4,14 @@
                                                   annotations/<split>/<split>.json)
     SOURCE/<split>/<synset>/<synset>_*.JPEG       (or images/<split>/<synset>/...)
 
-What is asked of an image: each part of the kind of object that it shows ("head of quadruped"). The
-objects themselves have no mask, so that a part has no parent. Two things of the files are mended:
-polygons of fewer than three points are left out and counted (readers that pad them draw nothing by
-them; pycocotools refuses them), and the word "tier", the dataset's spelling of "tire".
+There is one prompt for each part of an object category in the image ("head of quadruped"). Objects have
+no mask of their own, so parts have no parent. Two defects of the files are repaired: polygons of fewer
+than three points, which pycocotools refuses, are left out and counted; and "tier", the dataset's
+spelling of "tire", is corrected.
 
-`ood` has other classes in each split (109 / 19 / 30 of 158), `seg` the same in all. Source: README.md
-of github.com/TACJu/PartImageNet; where images lie: datasets/README.md of
-github.com/facebookresearch/VLPart.
+The splits of the config `ood` have different classes (109 / 19 / 30 of 158), those of `seg` the same
+ones. Source: README.md of github.com/TACJu/PartImageNet, and for the folders of the images
+datasets/README.md of github.com/facebookresearch/VLPart.
 """
 
 import functools
@@ -28,7 +28,11 @@ _CORRECTED = {"tier": "tire"}
 
 
 def spoken(category: str) -> tuple[str, str]:
-    """`"Car Side Mirror"` -> `("car", "side mirror")`."""
+    """Category of object and part: `"Car Side Mirror"` -> `("car", "side mirror")`.
+
+    Raises:
+        ValueError: the category has only one word.
+    """
     whole, _, part = category.lower().partition(" ")
     if not part:
         raise ValueError(f"category {category!r:.40} is not a kind and its part")
@@ -36,10 +40,10 @@ def spoken(category: str) -> tuple[str, str]:
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the annotations of every split that is there.
+    """Reads the annotations of all splits that the source folder has.
 
     Raises:
-        SourceError: a file is missing, damaged or of another form.
+        SourceError: there is no split, or a file is damaged or of another format.
     """
     files = {
         split: source / name.format(split)
@@ -62,14 +66,14 @@ def read_plan(source: Path) -> Plan:
 
 
 def _locate(source: Path, split: str, name: str) -> Path:
-    # File names are flat in the annotations, in folders on disk.
+    # The annotations name files without their folder, which is the synset.
     within = Path(split, _synset(name), name)
     below = source / "images" / within
     return below if below.is_file() else source / within
 
 
 def _imagenet_id(name: str) -> str:
-    _synset(name)  # Or it is none of ImageNet.
+    _synset(name)  # Raises for a name that is not of ImageNet.
     return f"imagenet/{Path(name).stem}"
 
 

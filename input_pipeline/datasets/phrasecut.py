@@ -1,13 +1,13 @@
-"""PhraseCut: phrases made of Visual Genome's annotations, with regions drawn by people.
+"""PhraseCut: phrases made from Visual Genome's annotations, with regions drawn by people.
 
     SOURCE/image_data_split3000.json               images: ids, sizes, splits
     SOURCE/refer_{train,val,miniv,test}.json       phrases and polygons
     SOURCE/images/<image_id>.jpg                   (or Visual Genome's VG_100K and VG_100K_2)
 
-A phrase means all instances that were drawn for it: each is a target, the mask is their union. The
-file of `val` lacks the 100 images of `miniv`, which has a file of its own. `skip.json` lists phrases
-that the annotators refused; they have no region and are not read. Images of Visual Genome that COCO
-has too go by their COCO id (`coco_id` of the image list), since RefCOCO's test images are among them.
+A phrase means all instances that were drawn for it: each is a target, and the mask is their union. The
+file of `val` does not have the 100 images of `miniv`, which has its own file. `skip.json`, which lists
+phrases that the annotators refused and that have no region, is not read. Images that COCO also has get
+their COCO id (`coco_id` in the image list), because some of them are RefCOCO's test images.
 
 Source: README.md of github.com/ChenyunWu/PhraseCutDataset.
 """
@@ -27,10 +27,10 @@ from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encod
 
 SPLITS = ("train", "val", "miniv", "test")
 IMAGE_FOLDERS = ("images", "VG_100K", "VG_100K_2")
-#: The list of images, under the names that it was published with.
+#: File names under which the list of images was published.
 IMAGE_LISTS = ("image_data_split3000.json", "image_data_split.json")
 
-#: Notes of a build.
+#: Notes in the build report.
 TINY = "polygons of fewer than three points, left out of masks"
 NO_REGION = "phrases without a region, left out"
 NO_WORD = "phrases without a word, left out"
@@ -39,7 +39,15 @@ NO_INSTANCE = "instances without a region, left out of masks"
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """A phrase; `polygons` is the JSON of its instances' polygons of points."""
+    """A phrase.
+
+    Attributes:
+        id: id of the expression.
+        text: the phrase.
+        name: the noun of the phrase, which becomes the category of its targets.
+        type: PhraseCut's type of the phrase, e.g. `attribute` or `relation`.
+        polygons: JSON text: a list of polygons for each instance, each a list of points `[x, y]`.
+    """
 
     id: str
     text: str
@@ -50,7 +58,15 @@ class Phrase:
 
 @dataclasses.dataclass(frozen=True)
 class PhraseImage:
-    """An image and its phrases."""
+    """An image to convert.
+
+    Attributes:
+        vg_id: Visual Genome's id.
+        image_id: as in `Record`.
+        path: path of the image file.
+        height, width: size in pixels, as the image list states it.
+        phrases: the phrases about the image.
+    """
 
     vg_id: int
     image_id: str
@@ -69,10 +85,10 @@ class _Listed:
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the list of images and the phrases of every split that is there.
+    """Reads the list of images, and the phrases of all splits that the source folder has.
 
     Raises:
-        SourceError: a file is missing, damaged or of another layout.
+        SourceError: a file is missing, damaged or of another format.
     """
     images = _listed(source)
     there = _image_files(source)
@@ -97,11 +113,11 @@ def read_plan(source: Path) -> Plan:
 
 
 def convert(item: PhraseImage, source: str) -> Outcome:
-    """An image and its phrases as a record.
+    """Makes the record of an image and its phrases.
 
     Raises:
-        ItemError: the image is missing or not the listed one.
-        ImageError: it is damaged.
+        ItemError: the image is missing, or has another size than listed.
+        ImageError: the image is damaged.
     """
     cure = "copy it from Visual Genome 1.2"
     image = read_image(item.path, size=(item.height, item.width), cure=cure)
@@ -140,7 +156,7 @@ def convert(item: PhraseImage, source: str) -> Outcome:
 
 
 def _instances(phrase: Phrase, item: PhraseImage, notes: dict[str, int]) -> list[bytes]:
-    """RLE counts of the instances that have a region."""
+    """RLE counts of the instances that have a region; adds the others to `notes`."""
     found = []
     for instance in json.loads(phrase.polygons):
         polygons = [_flat(polygon) for polygon in instance]

@@ -1,19 +1,19 @@
-"""Refer-YouTube-VOS: expressions for objects in videos, every fifth frame as a record.
+"""Refer-YouTube-VOS: expressions for objects in videos; each annotated frame (every fifth) is a record.
 
     SOURCE/meta_expressions/{train,valid,test}/meta_expressions.json
-    SOURCE/train/meta.json                                    kinds of the objects
+    SOURCE/train/meta.json                                    categories of the objects
     SOURCE/train/JPEGImages/<video>/<frame>.jpg
     SOURCE/train/Annotations/<video>/<frame>.png              indexed; a value is an object's number
 
-An expression is asked of every frame of its video; in frames where its object is not to be seen it
-means nothing (`none`). Its group is `<video>/<number>`, so that an evaluation finds its frames; frames
-keep the order of the video.
+Every frame of a video has all expressions of the video. In frames that do not show the object, an
+expression has no target and the granularity `none`. Its group is `<video>/<number>`, by which an
+evaluation finds its frames; frames keep the order of the video.
 
-Only `train` can be built. The masks of `valid` and `test` are on a server that scores predictions: a
-record would have to say that nothing matches there, which is not true. Their frames are held out from
-other training all the same, and `videos` gives their questions. The file of `valid` has the videos of
-`test` too, which are those that the file of `test` lists: 507 videos and 2,096 expressions are 202 and
-834 of valid, 305 and 1,262 of test.
+Only `train` can be built. The masks of `valid` and `test` are not public (a server scores predictions),
+and a record without masks would say that nothing matches. Their frames are held out from other training
+nevertheless, and `videos` returns their expressions. The file of `valid` also has the videos of `test`,
+which the file of `test` lists: of its 507 videos and 2,096 expressions, 202 and 834 are of valid, 305
+and 1,262 of test.
 
 Source: the README of Refer-YouTube-VOS, and the files of its `valid`.
 """
@@ -32,14 +32,20 @@ from input_pipeline.schema import Expression, Target
 SPLITS = ("train", "valid", "test")
 _CURE = "unpack the dataset again"
 
-#: A note and a fact of a build.
+#: A note and a figure in the build report.
 NO_WORD = "expressions without a word, left out"
 UNBUILT = "{0}: {1} without published masks, held out and not built"
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """An expression of a video: its number there, its text, and its object (0: not published)."""
+    """An expression of a video.
+
+    Attributes:
+        number: its key among the video's expressions.
+        text: the expression.
+        object: number of its object in the masks, 1..255; 0 if it is not published.
+    """
 
     number: str
     text: str
@@ -48,7 +54,13 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video: names of frames without ending, in their order."""
+    """A video.
+
+    Attributes:
+        name: id of the video.
+        frames: names of its frames without suffix, in order.
+        questions: its expressions.
+    """
 
     name: str
     frames: tuple[str, ...]
@@ -57,7 +69,16 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A frame, and what is asked of its video; `kinds` are pairs of object and kind."""
+    """A frame to convert.
+
+    Attributes:
+        video: id of the video.
+        name: name of the frame without suffix.
+        image: path of the image file.
+        labels: path of the map of objects.
+        questions: the expressions of the video that have a word.
+        kinds: pairs (number of an object, its category).
+    """
 
     video: str
     name: str
@@ -68,10 +89,16 @@ class Frame:
 
 
 def videos(source: Path, split: str) -> tuple[Video, ...]:
-    """The videos and questions of a split; those of `valid` without those of `test`, if it is there.
+    """Reads the videos of a split with their expressions.
+
+    If the file of `test` exists, the videos of `valid` are those that `test` does not have.
+
+    Args:
+        source: the source folder.
+        split: `"train"`, `"valid"` or `"test"`.
 
     Raises:
-        SourceError: a file is missing, damaged or of another form.
+        SourceError: a file is missing, damaged or of another format.
     """
     read = _read(source, split)
     if split == "valid" and _expressions(source, "test").is_file():
@@ -81,10 +108,10 @@ def videos(source: Path, split: str) -> tuple[Video, ...]:
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the expressions of all splits that are there, and plans the frames of train.
+    """Plans the frames of train, and holds out those of the other splits that the folder has.
 
     Raises:
-        SourceError: a file is missing, damaged or of another form.
+        SourceError: a file is missing, damaged or of another format.
     """
     base = source / "train"
     kinds = _kinds(base / "meta.json")
@@ -116,10 +143,10 @@ def read_plan(source: Path) -> Plan:
 
 
 def convert(item: Frame, source: str) -> Outcome:
-    """A frame with the objects that are asked for.
+    """Makes the record of a frame, with the objects that its expressions mean.
 
     Raises:
-        ItemError: a file is missing, damaged, or not of the other's size.
+        ItemError: a file is missing or damaged, or the sizes differ.
         ImageError: the image is damaged.
     """
     labels = read_labels(item.labels, cure=_CURE)
@@ -198,7 +225,7 @@ def _kinds(file: Path) -> dict[str, tuple[tuple[int, str], ...]]:
 
 
 def _name(name: Any) -> str:
-    """A name that leads nowhere else."""
+    """Returns a name that is safe as part of a path, or raises a `ValueError`."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name, re.ASCII):
         raise ValueError(f"the name {name!r:.40}")
     return name

@@ -1,14 +1,15 @@
-"""ReferIt as text_objseg (Hu et al., 2016) has it: queries by region of SAIAPR TC-12 images.
+"""ReferIt as prepared by text_objseg (Hu et al., 2016): queries for regions of SAIAPR TC-12 images.
 
     SOURCE/data/referit_query_{train,val,test}.json    {"<image>_<region>": [text, ...], ...}
     SOURCE/data/referit_imsize.json                    {"<image>.jpg": [width, height], ...}
     SOURCE/referit-dataset/images/<image>.jpg
-    SOURCE/referit-dataset/mask/<image>_<region>.mat   `segimg_t`: 0 where the region is
+    SOURCE/referit-dataset/mask/<image>_<region>.mat   `segimg_t`: 0 in the region
 
-SOURCE is the folder exp-referit of github.com/ronghanghu/text_objseg with referitdata.tar.gz unpacked
-in it; `referit_query_trainval.json` is train and val together and is not read. Queries are kept as
-they are, repetitions too; the raw game's published 130,525 have more than the 120,081 of these files.
-The masks were not at hand here: that 0 is the region is as text_objseg reads them.
+SOURCE is the folder exp-referit of github.com/ronghanghu/text_objseg, with referitdata.tar.gz unpacked
+in it. `referit_query_trainval.json`, which is train and val together, is not read. Queries are kept
+unchanged, also those that repeat. These files have 120,081 queries; the published 130,525 are those of
+the raw game. This reader was written without the masks: that 0 marks the region is taken from
+text_objseg's code.
 """
 
 import dataclasses
@@ -39,7 +40,12 @@ _ARCHIVE = "unpack referitdata.tar.gz again"
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A region (`"<image>_<number>"`) and pairs of expression id and text."""
+    """A region with its queries.
+
+    Attributes:
+        key: `"<image>_<number>"`, the name of its mask file without `.mat`.
+        queries: pairs (expression id, text).
+    """
 
     key: str
     queries: tuple[tuple[str, str], ...]
@@ -47,7 +53,15 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class ImagePlan:
-    """An image of one split and its regions; `masks` is the folder of theirs."""
+    """An image of one split with its regions.
+
+    Attributes:
+        image_id: as in `Record`.
+        path: path of the image file.
+        masks: folder of the mask files.
+        size: (height, width) in pixels, as the file of sizes states it.
+        regions: regions that have a query.
+    """
 
     image_id: str
     path: Path
@@ -57,10 +71,10 @@ class ImagePlan:
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the queries and the sizes.
+    """Reads the queries and the sizes of the images.
 
     Raises:
-        SourceError: a file or a folder is missing, or is not of this form.
+        SourceError: a file or a folder is missing, or a file is damaged or of another format.
     """
     data, archive = source / "data", source / "referit-dataset"
     files = {split: data / f"referit_query_{split}.json" for split in SPLITS}
@@ -105,11 +119,11 @@ def read_plan(source: Path) -> Plan:
 
 
 def convert(plan: ImagePlan, source: str) -> Outcome:
-    """Reads an image and the masks of its regions.
+    """Reads an image and the masks of its regions into a record.
 
     Raises:
-        ItemError: the image is missing or of another size.
-        ImageError: it is damaged.
+        ItemError: the image is missing, or has another size than stated.
+        ImageError: the image is damaged.
     """
     image = read_image(plan.path, size=plan.size, cure=_ARCHIVE)
     targets: list[Target] = []
@@ -153,7 +167,7 @@ def _counts(path: Path, size: tuple[int, int]) -> bytes:
 
 
 def _regions(file: Path) -> list[tuple[Region, int]]:
-    """The regions of a split, each with how many of its queries have no word."""
+    """The regions of a split, each with the number of its queries without a word."""
     regions = []
     for key, texts in _lists(file).items():
         if not re.fullmatch(r"\d+_\d+", key, re.ASCII):
@@ -172,7 +186,7 @@ def _regions(file: Path) -> list[tuple[Region, int]]:
 
 
 def _lists(file: Path) -> dict[str, list[Any]]:
-    """An object of lists."""
+    """Reads a JSON object whose values are lists."""
     lists: dict[str, list[Any]] = {}
     for key, element in elements(file):
         lists.setdefault(key, []).append(element)
@@ -180,7 +194,7 @@ def _lists(file: Path) -> dict[str, list[Any]]:
 
 
 def _sizes(file: Path) -> dict[str, tuple[int, int]]:
-    """(height, width) by the name of the image."""
+    """File name of an image -> (height, width)."""
     sizes = {}
     for name, size in _lists(file).items():
         if len(size) != 2 or not all(type(n) is int for n in size):

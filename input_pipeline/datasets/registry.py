@@ -1,9 +1,9 @@
 """The datasets that `tools.build_dataset` can build, by name.
 
-A name is the dataset's folder under `data_dir` and what `config.data.dataset` takes (for `jsonl` it
-is the one that its owner gives). What is known about a dataset is in `input_pipeline.facts`; here is
-how to build it. Builders are imported when they are used: TFDS is slow to import, and worker
-processes, which import this module with the command that started them, do without it.
+A name is the value of `config.data.dataset` and the dataset's folder in `data_dir`; for `jsonl`, a
+dataset of your own, it is the name that you give. This module has the code that builds a dataset; the
+facts about it are in `input_pipeline.facts`. Builders are imported when they are used: TFDS is slow to
+import, and worker processes, which also import this module, do not need it.
 """
 
 import dataclasses
@@ -37,17 +37,18 @@ from input_pipeline.facts.published import all_facts
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a person asks to be built.
+    """A request to build a dataset.
 
     Attributes:
-        data_dir: where datasets lie.
-        source_dir: the files it is made of; `None` for a dataset that needs none.
-        name: of a dataset of one's own.
-        splits: those to build; empty for all.
-        num_workers: processes.
-        skip_missing: build what is there instead of failing on what is not.
-        runner: of Apache Beam, which then makes the shards.
-        given: what to call `source_dir`, where that is what an archive was unpacked to.
+        data_dir: folder of all datasets.
+        source_dir: folder of the source files; `None` for a dataset that needs none.
+        name: name of a dataset of your own (`jsonl`), else `""`.
+        splits: splits to build; empty builds all.
+        num_workers: number of processes that make records.
+        skip_missing: leave out missing and damaged items instead of failing.
+        runner: Beam runner that writes the shards; `None` writes them on this machine.
+        given: the path that the user gave, e.g. of an archive that was unpacked to `source_dir`; the
+            build report prints it. `None` prints `source_dir`.
     """
 
     data_dir: Path
@@ -62,13 +63,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """How to build a dataset.
+    """The code that builds one dataset, and the fields of `Request` that it reads.
 
     Attributes:
-        needs: fields of the request that it cannot do without.
-        takes: other fields that apply to it (`data_dir` and `num_workers` always do).
-        folder: where it lies once it is built.
-        build: writes it; raises `UserError`, and leaves nothing behind, where it cannot.
+        needs: fields that must be given.
+        takes: fields that may be given, besides `data_dir` and `num_workers`, which all datasets take.
+        folder: returns the folder of the built dataset.
+        build: builds the dataset; raises `UserError` if that fails.
     """
 
     needs: frozenset[str]
@@ -77,7 +78,7 @@ class Entry:
     build: Callable[[Request], None]
 
 
-#: The published datasets.
+#: Modules of the published datasets; each lists its conversions in `CONVERSIONS`.
 _MODULES = (
     refcoco, grefcoco, refcocom, cris, refclef, referit, d3, regrouped, phrasecut,
     paco, partimagenet, pascal_part, coco_stuff, ade20k_150, ade20k_full, pascal_context, lip,
@@ -162,6 +163,6 @@ def _entries() -> dict[str, Entry]:
 
 
 DATASETS = _entries()
-# The facts about `jsonl` are its owner's.
+# `jsonl` stands for datasets of your own, which the table of facts does not have.
 _UNMATCHED = all_facts().keys() ^ (DATASETS.keys() - {"jsonl"})
 assert not _UNMATCHED, f"these have code or facts, not both: {', '.join(sorted(_UNMATCHED))}"

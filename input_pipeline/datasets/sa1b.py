@@ -1,12 +1,12 @@
-"""SA-1B: images and a hundred masks each, without a word.
+"""SA-1B: images with about a hundred masks each, without words.
 
     SOURCE/sa_<n>.jpg, SOURCE/sa_<n>.json      or both in folders (SOURCE/sa_000000/...)
     SOURCE/sa_000000.tar                       or in the tars of the download, read in place
 
-Its records have targets and no expressions: nothing can be asked of them, so that training and
-evaluation have no row of them. They are what an engine that writes expressions starts from. A target
-has no category; it may be an object, a part or stuff, which SA-1B does not tell, and counts as an
-`object`. `metadata` has, for the targets in their order, `ids`, `predicted_iou` and `stability_score`.
+The records have targets but no expressions, so training and evaluation skip them. They are the input of
+engines that write expressions. Targets have no category. SA-1B does not say whether a mask is an object,
+a part or stuff; all targets are `object`. `metadata` has `ids`, `predicted_iou` and `stability_score`,
+each a list in the order of the targets.
 
 Source: the features of TensorFlow Datasets' `segment_anything`.
 """
@@ -25,27 +25,33 @@ from input_pipeline.schema import Record, Target
 from refseg_jax.images.preprocess import decode_image
 from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
 
-#: A note of a build.
+#: A note in the build report.
 EMPTY = "masks without a pixel, left out"
 
 _CURE = "download it again"
 _NAME = re.compile(r"sa_(\d+)\.(jpg|json)", re.ASCII)
 
 
-# With slots, since the whole of SA-1B has 11 million of them.
+# Slots save memory: the whole of SA-1B has 11 million images.
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of a file: a member of a tar, or the whole file (`size` -1)."""
+    """Place of bytes on disk: a member of a tar, or a whole file.
+
+    Attributes:
+        path: path of the file.
+        offset: first byte.
+        size: number of bytes; -1 for all up to the end.
+    """
 
     path: str
     offset: int = 0
     size: int = -1
 
     def read(self) -> bytes:
-        """The bytes.
+        """Reads the bytes.
 
         Raises:
-            ItemError: they cannot be read.
+            ItemError: the file cannot be read.
         """
         try:
             with Path(self.path).open("rb") as file:
@@ -57,7 +63,13 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamImage:
-    """An image and its masks."""
+    """An image to convert.
+
+    Attributes:
+        number: the number in its name, `sa_<number>`.
+        image: place of the JPEG.
+        masks: place of the JSON with the masks.
+    """
 
     number: int
     image: Span
@@ -65,7 +77,7 @@ class SamImage:
 
     @property
     def where(self) -> str:
-        """For errors."""
+        """Path of the image, for errors."""
         inner = "" if self.image.size < 0 else f"/sa_{self.number}.jpg"
         return f"{self.image.path}{inner}"
 
@@ -74,7 +86,7 @@ def read_plan(source: Path) -> Plan:
     """Finds the pairs of images and JSON.
 
     Raises:
-        SourceError: there are none.
+        SourceError: the source folder has no such file.
         ArchiveError: a tar is damaged or refused.
     """
     found: dict[int, dict[str, Span]] = {}
@@ -96,7 +108,7 @@ def read_plan(source: Path) -> Plan:
 
 
 def _files(source: Path) -> Iterator[tuple[int, str, Span]]:
-    """(number, `jpg` or `json`, where it is) of everything that is there."""
+    """Yields (number, `jpg` or `json`, place) of every file."""
     for path in sorted([*source.glob("sa_*"), *source.glob("*/sa_*")]):
         if path.suffix == ".tar":
             for member in tar_members(path):
@@ -108,10 +120,10 @@ def _files(source: Path) -> Iterator[tuple[int, str, Span]]:
 
 
 def convert(item: SamImage, source: str) -> Outcome:
-    """An image with its masks.
+    """Makes the record of an image with its masks.
 
     Raises:
-        ItemError: a file cannot be read, or they do not belong together.
+        ItemError: a file cannot be read, or the image and the JSON do not belong together.
         ImageError: the image is damaged.
     """
     data = item.image.read()
@@ -154,7 +166,10 @@ _Facts = tuple[int, float, float]
 
 
 def _stored(item: SamImage) -> tuple[tuple[int, int, int], list[tuple[Any, _Facts]]]:
-    """(number, height, width), and (segmentation, (id, predicted IoU, stability)) of each mask."""
+    """Reads the JSON: (number, height, width) of the image, and the masks.
+
+    A mask is (segmentation, (id, predicted IoU, stability score)).
+    """
     try:
         stored = json.loads(item.masks.read().decode("utf-8"))
         image = stored["image"]

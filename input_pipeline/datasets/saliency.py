@@ -1,17 +1,17 @@
 """Salient objects: ECSSD, DUTS, SOD and PASCAL-S.
 
-An image (JPEG) and how salient its pixels are (a grey PNG of the same name, 0..255). What is 128 or
-more is salient, and asked for by "the most salient object" (UniLSeg, Table 1).
+An item is an image (JPEG) and a map of saliency (a grey PNG of the same name, 0..255). Pixels with 128
+or more are salient. The expression is "the most salient object" (UniLSeg, Table 1).
 
-- PASCAL-S's maps are soft: the share of persons who chose an object. 128 cuts them at a half. Maps of
-  other sets may have grey borders. The report counts maps of other values than 0 and 255; a scorer
-  that wants the soft ones must read the files, since a record holds masks.
-- Where nothing reaches 128 the expression has no target and is of granularity `none`.
-- SOD is published as boundaries that seven persons chose (`.mat`, not read); the maps that papers
-  evaluate on are made from them by others.
-- The images are of other sets: DUTS-TR of ImageNet's detection train and val, DUTS-TE of its test and
-  of SUN, PASCAL-S of VOC2010's val (under new names), SOD of BSD. Their names do not tell the original
-  in general, so leakage to those pools is not found.
+- The maps of PASCAL-S are soft: a value is the share of people who chose the object, and 128 cuts at a
+  half. Maps of other sets may have grey borders. The build report counts maps with values other than 0
+  and 255. A record holds only the mask, so a scorer of soft maps must read the files.
+- If no pixel reaches 128, the expression has no target and the granularity `none`.
+- SOD is published as boundaries that seven people chose (`.mat`, not read); others made the maps that
+  papers evaluate on from them.
+- The images come from other sets: DUTS-TR from ImageNet's detection train and val, DUTS-TE from its test
+  and from SUN, PASCAL-S from VOC2010's val (renamed), SOD from BSD. In general their names do not tell
+  the original image, so leakage between these sets and the originals is not found.
 """
 
 import functools
@@ -26,14 +26,14 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import MapItem, plan_pairs, read_levels
 from input_pipeline.schema import Expression, Target, encode_mask
 
-#: From here on a pixel is salient.
+#: Least value of a salient pixel.
 THRESHOLD = 128
 
 #: Notes of a build.
 SOFT = "maps with other values than 0 and 255, cut at 128"
 NONE = "maps of which nothing reaches 128, kept without a target"
 
-#: Folders of images and of maps in copies that many codes use.
+#: Folders of images and of maps in widespread copies of the sets.
 _COPIES = (
     ("images", "masks"),
     ("Image", "Mask"),
@@ -44,10 +44,10 @@ _COPIES = (
 
 
 def convert(item: MapItem, source: str) -> Outcome:
-    """An image and what is salient in it.
+    """Makes the record of an image with its salient region.
 
     Raises:
-        ItemError: a file is missing, they differ in size, or the map is not of 0..255.
+        ItemError: a file is missing, the sizes differ, or the values of the map are not 0..255.
         ImageError: the image is damaged.
     """
     cure = "copy it from the release again"
@@ -68,10 +68,17 @@ def convert(item: MapItem, source: str) -> Outcome:
 
 
 def read_mask(path: Path, *, cure: str) -> tuple[np.ndarray, dict[str, int]]:
-    """bool `[H, W]`, where a map reaches the threshold, and notes.
+    """Reads a map of saliency and cuts it at `THRESHOLD`.
+
+    Args:
+        path: the map.
+        cure: what to do about a wrong map, for messages.
+
+    Returns:
+        The mask, bool `[H, W]`, and the notes of the build.
 
     Raises:
-        ItemError: the map cannot be read, or holds only 0 and 1, which other codes draw.
+        ItemError: the map cannot be read, or holds only 0 and 1 instead of 0..255.
     """
     levels = read_levels(path, cure=cure)
     if levels.max() == 1:
@@ -82,7 +89,7 @@ def read_mask(path: Path, *, cure: str) -> tuple[np.ndarray, dict[str, int]]:
     return mask, notes if mask.any() else notes | {NONE: 1}
 
 
-#: Dataset -> split -> folders of images and of maps; the first are the release's.
+#: Dataset -> split -> folders of images and of maps; the first pair is that of the release.
 _FOLDERS: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]] = {
     "ecssd": {"test": (("images", "ground_truth_mask"), *_COPIES)},
     "duts": {

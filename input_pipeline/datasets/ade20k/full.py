@@ -1,20 +1,20 @@
-"""The whole ADE20K: every object of a scene, its parts, and the parts of those.
+"""The full ADE20K: all objects of a scene, their parts, and parts of parts.
 
     SOURCE/images/ADE/{training,validation}/<kind>/<scene>/ADE_train_<8 digits>.jpg     and beside it
-        ..._seg.png         class R / 10 * 256 + G and object B of each pixel
-        ..._parts_<k>.png   the same of parts, k = 1 of objects, 2 of parts of k = 1, ...
+        ..._seg.png         of each pixel: class R / 10 * 256 + G, object B
+        ..._parts_<k>.png   the same for parts: k = 1 parts of objects, 2 parts of these parts, ...
         ....json            names; latin-1
 
-That is the release of 17 January 2021 as it unpacks. (Class, B) is one object, or one part; a target
-is what is seen of it. All targets of a class answer "all {class}", all parts of a class on objects of
-a class "{part} of {object}". Names are the first of each class's in the JSON (`car, auto, automobile`
-is `car`); where two classes begin with the same one, their regions answer the same text. The release
-does not say which classes are stuff, so all targets are `object` or `part`.
+This is the content of the release of 17 January 2021. Pixels with the same class and B are one object,
+or one part; a target is its visible region. "all {class}" means all objects of a class, and "{part} of
+{object}" all parts of a class on objects of a class. The name of a class is the first of its names in
+the JSON (`car, auto, automobile` is `car`); classes with the same first name share their expression. The
+release does not say which classes are stuff, so all targets are `object` or `part`.
 
-A part's parent is the region one level below that it shares most pixels with, out of the classes
-that the JSON names as owners of such parts: the numbers in B are no ids of the JSON. In the three
-images of CSAILVision/ADE20K all 30 parts get the JSON's own parent that way. The masks of
-`instance_*.png`, which also hold what is hidden, are not read.
+B is no id of the JSON, so the parent of a part has to be found: among the regions one level lower (level
+0 has the objects) whose class owns such parts in the JSON, it is the one that shares most pixels with
+the part. For all 30 parts in the three images of CSAILVision/ADE20K, this is the parent that the JSON
+states. The masks of `instance_*.png`, which include hidden pixels, are not read.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import NOTHING, encode_labels, read_colours
 from input_pipeline.schema import Expression, Target
 
-#: Notes of a build.
+#: Notes in the build report.
 UNNAMED = "regions whose class has no name in the JSON, left out"
 OUTSIDE = "parts outside of every object that may own them, left out"
 
@@ -50,7 +50,13 @@ _SPLITS = {"train": "training", "val": "validation"}
 
 @dataclasses.dataclass(frozen=True)
 class FullItem:
-    """An image; `maps` are of its objects, of their parts, of those of these, ..."""
+    """An image to convert.
+
+    Attributes:
+        image: path of the image file.
+        annotation: path of its JSON.
+        maps: paths of the map of objects and of the maps of parts, level by level.
+    """
 
     image: Path
     annotation: Path
@@ -59,11 +65,11 @@ class FullItem:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What a JSON says.
+    """Content of an image's JSON.
 
     Attributes:
-        of_class: first name by class number.
-        owners: by (level, class number) of parts, the class numbers of what has such parts.
+        of_class: class number -> first name of the class; unnamed classes are missing.
+        owners: (level, class number) of a part -> class numbers of the regions that own such parts.
     """
 
     of_class: Mapping[int, str]
@@ -71,7 +77,7 @@ class Names:
 
 
 def read_plan(source: Path) -> Plan:
-    """Lists the folders of all scenes, once each.
+    """Lists the images of all scenes.
 
     Raises:
         SourceError: neither split is there.
@@ -94,17 +100,17 @@ def read_plan(source: Path) -> Plan:
 
 
 def convert(item: FullItem, source: str) -> Outcome:
-    """An image with its objects and parts.
+    """Makes the record of an image, with its objects and parts.
 
     Args:
         item: the image.
         source: the record's `source`.
 
     Returns:
-        The record; `None` where nothing of it is named.
+        The outcome, without a record if no region has a name.
 
     Raises:
-        ItemError: a file is missing, damaged or of another size.
+        ItemError: a file is missing or damaged, or the sizes differ.
         ImageError: the image is damaged.
     """
     names = read_names(item.annotation)
@@ -134,10 +140,10 @@ def read_names(path: Path) -> Names:
     """Reads the JSON of an image.
 
     Raises:
-        ItemError: it is missing, damaged, or of another form.
+        ItemError: the file is missing, damaged or of another format.
     """
     try:
-        # Latin-1, as its writers read it; a stray byte in a person's note must not lose the image.
+        # Latin-1, as ADE20K's own code reads it: no byte of an annotator's note can make it fail.
         stored = json.loads(path.read_bytes().decode("latin-1"))
         found: Any = stored["annotation"]["object"]
         objects = [found] if isinstance(found, dict) else found
@@ -146,7 +152,7 @@ def read_names(path: Path) -> Names:
         owners: dict[tuple[int, int], frozenset[int]] = {}
         for o in objects:
             owner = o["parts"]["ispartof"]
-            # MATLAB's empty array stands for "of nothing".
+            # An object that is no part has MATLAB's empty array here.
             if isinstance(owner, int) and owner in number_of:
                 key = (int(o["parts"]["part_level"]), int(o["name_ndx"]))
                 owners[key] = owners.get(key, frozenset()) | {number_of[owner]}
@@ -159,13 +165,13 @@ def read_names(path: Path) -> Names:
 
 
 def _first_name(name: str) -> str:
-    """`"car, auto"` -> `"car"`; `""` for the `"-"` of what nobody could name."""
+    """`"car, auto"` -> `"car"`; `""` for `"-"`, which stands for an object that nobody could name."""
     first = name.split(",")[0].strip()
     return first if any(letter.isalpha() for letter in first) else ""
 
 
 def _regions_of(path: Path) -> np.ndarray:
-    """i32 `[H, W]`: class number * 256 + B, 0 where there is no class."""
+    """Reads a map: i32 `[H, W]`, class number * 256 + B, or 0 for pixels without a class."""
     red, green, blue = np.moveaxis(read_colours(path, cure=_CURE).astype(np.int32), -1, 0)
     number = red // 10 * 256 + green
     return np.where(number > 0, number * 256 + blue, 0)
@@ -174,7 +180,7 @@ def _regions_of(path: Path) -> np.ndarray:
 def _targets(
     maps: list[np.ndarray], names: Names
 ) -> tuple[list[Target], dict[tuple[str, str], list[int]], dict[str, int]]:
-    """Targets, their indices by (granularity, text), and notes."""
+    """Targets; (granularity, text) of an expression -> indices of its targets; notes."""
     targets: list[Target] = []
     texts: dict[tuple[str, str], list[int]] = {}
     notes: Counter[str] = Counter()
@@ -200,12 +206,12 @@ def _targets(
 
 
 def _parents(parts: np.ndarray, below: np.ndarray, level: int, names: Names) -> dict[int, int]:
-    """Of each part, the region below that it shares most pixels with and that may own it."""
+    """Part -> the region one level lower that may own it and shares most pixels with it."""
     both = (parts > 0) & (below > 0)
     pairs = parts[both].astype(np.int64) << 32 | below[both]
     found, shared = np.unique(pairs, return_counts=True)
     parents: dict[int, int] = {}
-    # Of equal shares, that of the smaller number.
+    # A stable sort: of regions with equally many pixels, the one with the smaller number wins.
     for pair in found[np.argsort(-shared, kind="stable")].tolist():
         part, owner = pair >> 32, pair & 0xFFFFFFFF
         if owner // 256 in names.owners.get((level, part // 256), ()):
@@ -214,9 +220,9 @@ def _parents(parts: np.ndarray, below: np.ndarray, level: int, names: Names) -> 
 
 
 def _items(root: Path, problems: list[str]) -> Iterator[FullItem]:
-    """The images of a folder and of those in it."""
+    """Yields the images of a folder and of the folders in it."""
     with os.scandir(root) as entries:
-        # Links to folders are not followed: they may form a ring.
+        # Links to folders are not followed, because they may form a cycle.
         listed = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries)
     files = {name for name, is_folder in listed if not is_folder}
     images = {Path(name).stem for name in files if name.endswith(".jpg") and name[0] != "."}
@@ -231,7 +237,7 @@ def _items(root: Path, problems: list[str]) -> Iterator[FullItem]:
             maps.append(parts)
         yield FullItem(root / f"{stem}.jpg", root / needed[0], tuple(root / name for name in maps))
     for name, is_folder in listed:
-        # A folder called like an image holds its masks one by one.
+        # A folder with the name of an image holds the image's instance masks.
         if is_folder and name not in images:
             yield from _items(root / name, problems)
 

@@ -1,14 +1,14 @@
-"""ADE20K's SceneParse150: every pixel as one of 150 classes, or as something else.
+"""ADE20K's SceneParse150: every pixel as one of 150 classes, or as none of them.
 
     SOURCE/objectInfo150.txt
     SOURCE/images/{training,validation}/ADE_{train,val}_<8 digits>.jpg
     SOURCE/annotations/{training,validation}/ADE_{train,val}_<8 digits>.png
 
-That is `ADEChallengeData2016.zip` as it unpacks. A map's value is the class's line in
-`objectInfo150.txt`; 0 is what has no class. A class is called by the first of its names there
-(`traffic light, traffic signal, stoplight` is `traffic light`), as other codes do too. The file
-`objectInfo150.csv` of the development kit is not read: it has lost where one name ends and the next
-begins. It alone says which 35 classes are stuff; here these are a constant.
+This is the content of `ADEChallengeData2016.zip`. The value of a map is the class's index in
+`objectInfo150.txt`; 0 means no class. The name of a class is the first of its names there (`traffic
+light, traffic signal, stoplight` is `traffic light`), as in other code. `objectInfo150.csv` of the
+development kit is not read, because it does not separate the names of a class. Only that file says which
+35 classes are stuff, so `STUFF` lists them.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ _SPLITS = {"train": "training", "val": "validation"}
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the names of the classes and lists images and maps.
+    """Reads the names of the classes, and pairs images and maps.
 
     Raises:
-        SourceError: no split is there, or the names are not.
+        SourceError: no split is there, or the file of names is missing or wrong.
     """
     choices = {
         split: [(f"images/{folder}", f"annotations/{folder}")] for split, folder in _SPLITS.items()
@@ -55,10 +55,16 @@ def read_plan(source: Path) -> Plan:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """The first name of each class, from lines of `Idx, Ratio, Train, Val, Name`, between tabs.
+    """Reads the first name of each class.
+
+    Args:
+        path: `objectInfo150.txt`: lines of `Idx, Ratio, Train, Val, Name`, separated by tabs.
+
+    Returns:
+        The names of the classes 1..150, in order.
 
     Raises:
-        SourceError: the file is missing, or is not that one.
+        SourceError: the file is missing, or does not name 150 classes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -74,7 +80,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def convert(item: MapItem, source: str) -> Outcome:
-    """As `convert_categories`, by the names of the release."""
+    """Converts an image as `convert_categories` does, with the class names of the release."""
     classes = Classes(item.names, void=0, stuff=STUFF)
     return convert_categories(item, source, classes=classes, cure=_CURE)
 

@@ -4,14 +4,14 @@
     SOURCE/SegmentationClassContext/<2008_000002>.png
     SOURCE/ImageSets/SegmentationContext/{train,val}.txt      else ImageSets/Main/{train,val}.txt
 
-That is VOCdevkit/VOC2010 with the maps that mmsegmentation's converter draws. Their values are the
-classes in the order of the alphabet, from 1 on; 0 is everything else. Codes that follow
-`59_labels.txt` of the PASCAL-Context site number the classes otherwise (VOC's 20 first): maps drawn
-by them must not be put here, and nothing in them tells.
+This is VOCdevkit/VOC2010 with the maps that mmsegmentation's converter draws. Their values 1..59 are the
+classes in alphabetical order; 0 is everything else. Maps of code that follows `59_labels.txt` of the
+PASCAL-Context site have another order of the classes (VOC's 20 first). They must not be used, and cannot
+be recognised by their content.
 
-The names are those of mmsegmentation's `PascalContextDataset59`, with which two other codebases
-agree; `pottedplant` and `tvmonitor` are written in two words, since they are words here. Nothing says
-which classes are stuff, so all targets are `object`.
+The names are those of mmsegmentation's `PascalContextDataset59`, which agree with those of two other
+code bases, with `potted plant` and `tv monitor` in two words. The dataset does not say which classes are
+stuff, so all targets are `object`.
 """
 
 import functools
@@ -43,10 +43,10 @@ _LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
 
 
 def read_plan(source: Path) -> Plan:
-    """Reads the lists of the splits and looks for their images and maps.
+    """Reads the lists of both splits and finds their images and maps.
 
     Raises:
-        SourceError: a folder or both lists are missing.
+        SourceError: a folder or both lists are missing, or a list holds something else than names.
     """
     layout = facts_of("pascal_context_59").layout
     choices = [(f"{up}JPEGImages", f"{up}SegmentationClassContext") for up in _ROOTS]
@@ -74,7 +74,7 @@ def read_plan(source: Path) -> Plan:
 
 
 def _read_list(folder: Path, split: str) -> list[str]:
-    """Names of the images of a split, each once, out of the first list that is there."""
+    """Names of the images of a split, each once, from the first list that exists."""
     for lists in _LISTS:
         path = folder / lists / f"{split}.txt"
         if not path.is_file():

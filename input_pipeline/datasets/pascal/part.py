@@ -4,11 +4,12 @@
     SOURCE/VOCdevkit/VOC2010/JPEGImages/<id>.jpg  (or VOC2010/... or JPEGImages/...)
     SOURCE/VOCdevkit/VOC2010/ImageSets/Main/{train,val}.txt
 
-The files know parts finer than one speaks of them ("lfuleg": left front upper leg). They are merged
-to 93 parts of 14 kinds of objects as VLPart does it: a part is the first name in the list of its kind
-(`PARTS`) that occurs in its own ("leg" in "lfuleg"; "ear" in "rear"; "pa", a paw, in "lfpa"); one in
-which none occurs (an eyebrow, a roof) is left out and counted. Merged parts stay regions of their own,
-with the object as their parent; "leg of dog" means all of them. All 20 kinds of objects are asked for.
+The parts of the files are finer than those of common language ("lfuleg": left front upper leg). As in
+VLPart, they are renamed to 93 common parts of 14 categories of objects: a part gets the first name in
+the list of its category (`PARTS`) that occurs in its own name ("leg" in "lfuleg"; "ear" in "rear"; "pa",
+a paw, in "lfpa"). A part without such a name (an eyebrow, a roof) is left out and counted. Parts of one
+name stay separate regions with the object as their parent, and "leg of dog" means all of them. All 20
+categories of objects have prompts.
 
 Source: tools/pascal_part_mat2json.py and datasets/README.md of github.com/facebookresearch/VLPart.
 """
@@ -33,15 +34,15 @@ from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.schema import encode_mask
 
 SPLITS = ("train", "val")
-#: Where VOC 2010 may lie in the source folder.
+#: Folders of the source folder that may hold VOC 2010.
 DEVKITS = ("VOCdevkit/VOC2010", "VOC2010", ".")
 
-#: Notes of a build.
+#: Notes in the build report.
 NO_NAME = "parts that have no common name, left out"
 EMPTY = "objects and parts without a pixel, left out"
 
 _ANIMAL = "head leg ear eye"
-#: Kind of object -> names that its parts are merged to; the first that occurs counts.
+#: Category of an object -> common names of its parts; the first that occurs in a part's name counts.
 PARTS: Mapping[str, tuple[str, ...]] = {
     kind: tuple(names.split())
     for kind, names in {
@@ -61,7 +62,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "sheep": f"{_ANIMAL} neck horn muzzle tail torso",
     }.items()
 }
-#: Names that are not spoken as they are written.
+#: Name in the files -> words for it in prompts, where they differ.
 SPOKEN = {
     "pa": "paw",
     "liplate": "license plate",
@@ -74,7 +75,13 @@ SPOKEN = {
 
 @dataclasses.dataclass(frozen=True)
 class PartsImage:
-    """An image: `name` is VOC's, e.g. `2008_000002`."""
+    """An image to convert.
+
+    Attributes:
+        name: name in VOC, e.g. `2008_000002`.
+        image: path of the image file.
+        annotation: path of its `.mat` file.
+    """
 
     name: str
     image: Path
@@ -85,7 +92,7 @@ def read_plan(source: Path) -> Plan:
     """Reads the lists of images of both splits.
 
     Raises:
-        SourceError: a folder or a list is missing.
+        SourceError: a folder or a list is missing, or a list holds other names than VOC's.
     """
     annotations = source / "Annotations_Part"
     if not annotations.is_dir():
@@ -123,10 +130,10 @@ def _names(file: Path) -> list[str]:
 
 
 def convert(item: PartsImage, source: str) -> Outcome:
-    """An image with its objects and their parts.
+    """Makes the record of an image, with its objects and their parts.
 
     Raises:
-        ItemError: a file is missing or damaged, or a mask is not of the image's size.
+        ItemError: a file is missing or damaged, or a mask has another size than the image.
         ImageError: the image is damaged.
     """
     image = read_image(item.image, cure="unpack VOCtrainval_03-May-2010.tar again")
@@ -175,13 +182,18 @@ def _regions(
 
 
 def merged(kind: str, part: str) -> str:
-    """The common name of a part of a kind of object (`"dog", "lfuleg"` -> `"leg"`), or `""`."""
+    """Common name of a part (`"dog", "lfuleg"` -> `"leg"`), or `""` if it has none.
+
+    Args:
+        kind: category of the object, as in the files.
+        part: name of the part, as in the files.
+    """
     name = next((name for name in PARTS.get(kind, ()) if name in part), "")
     return SPOKEN.get(name, name)
 
 
 def _rows(value: Any) -> Sequence[Mapping[str, Any]]:
-    """The members of an array of structs; MATLAB writes none as an empty array of numbers."""
+    """The elements of an array of structs; MATLAB writes an empty one as an array of numbers."""
     return value if isinstance(value, list) else np.reshape(value, -1)[:0].tolist()
 
 

@@ -1,1 +1,1 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of the `refer` repository."""
+"""RefCOCO, RefCOCO+, RefCOCOg and the datasets made from them or stored in the same layout."""

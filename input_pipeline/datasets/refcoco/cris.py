@@ -1,13 +1,13 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as CRIS and ETRIS prepare them: a list of regions, masks as PNG.
+"""RefCOCO, RefCOCO+ and RefCOCOg as prepared by CRIS and ETRIS: a list of regions, and masks as PNG.
 
     SOURCE/anns/<set>/<split>.json         [{"img_name", "segment_id", "sentences": [...], ...}]
-    SOURCE/masks/<set>/<segment_id>.png    what is not zero belongs to the region
+    SOURCE/masks/<set>/<segment_id>.png    pixels that are not zero belong to the region
     SOURCE/images/train2014/*.jpg          COCO train2014
 
-with the sets `refcoco`, `refcoco+`, `refcocog_u` and `refcocog_g`. `segment_id` is refer's ref_id and
-`sent_id` refer's, so that a score by expression ids is one of the same expressions. Where polygons
-overlap, these masks hold 254, which here is a part of the region. Other systems (RefCOCOm) took over
-the form. The LMDB files that are made of them are not read.
+The sets are `refcoco`, `refcoco+`, `refcocog_u` and `refcocog_g`. `segment_id` is refer's ref_id, and
+`sent_id` is that of refer: predictions by expression id can be compared with those on refer's files.
+Where polygons overlap, these masks have the value 254, which counts as the region. RefCOCOm has the same
+format. The LMDB files that CRIS makes from these files are not read.
 
 Source: tools/ and utils/dataset.py of github.com/DerrickWang005/CRIS.pytorch.
 """

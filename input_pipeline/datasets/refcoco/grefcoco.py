@@ -1,12 +1,12 @@
-"""gRefCOCO: expressions of several regions, of one, and of none.
+"""gRefCOCO: expressions with any number of targets, also none.
 
-    SOURCE/grefcoco/grefs(unc).json    as refer's refs, but `ann_id` is a list, `[-1]` for no target
+    SOURCE/grefcoco/grefs(unc).json    like refer's refs, but `ann_id` is a list; `[-1]`: no target
     SOURCE/grefcoco/instances.json     COCO annotations
     SOURCE/images/train2014/*.jpg      COCO train2014
 
-Every sentence of a ref is an expression, as in the reader of github.com/henghuiding/ReLA; what it
-means is the union of its annotations without crowds. Image 320432 is in val and in testA, so that
-val has 1,501 images; val has no expression of one target.
+Every sentence of a ref is an expression, as in the reader of github.com/henghuiding/ReLA. Its mask is
+the union of its annotations, without crowd annotations. Image 320432 is in val and in testA, which makes
+1,501 images in val. No expression of val has exactly one target.
 """
 
 import functools

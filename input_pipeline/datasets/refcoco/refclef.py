@@ -4,10 +4,11 @@
     SOURCE/refclef/instances.json       masks are lists of COCO RLE
     SOURCE/images/saiapr_tc-12/*.jpg    refer's 19,997 images
 
-The splits `unc` are train, val, testA, testB and testC (a ref of `testAB` is in both, its expressions
-named `<split>-<sent_id>` there), those of `berkeley` train, val and test. Images 19579, 17975 and
-19575 are not in the archive of the images: refs of them are counted, not complained of. Counts of the
-refs files are not known here; those of ReferIt's queries (`referit.py`) are.
+The splits of `unc` are train, val, testA, testB and testC; a ref of `testAB` is in testA and in testB,
+where the ids of its expressions are `<split>-<sent_id>`. The splits of `berkeley` are train, val and
+test. The archive of the images lacks 19579, 17975 and 19575; refs of these images are noted and are no
+problem of a build. No published counts of the refs files are known, other than for ReferIt's queries
+(`referit.py`).
 """
 
 import functools
@@ -17,7 +18,7 @@ from input_pipeline.building.conversion import Conversion
 from input_pipeline.formats.refer.convert import convert
 from input_pipeline.formats.refer.layout import Layout, read_plan
 
-#: ids of images that the archive lacks, as CRIS's preparation of the dataset lists them.
+#: Ids of images that the archive lacks, from CRIS's preparation of the dataset.
 LACKED = (19579, 17975, 19575)
 
 

@@ -1,8 +1,8 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as conversions.
+"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of the `refer` repository.
 
-A record is an image of one split, with all its referred regions and their expressions. Configs are
-named after who made the splits; those with `_raw` keep each sentence as it was typed (`raw`, which
-LAVT and ReLA read), the others have refer's cleaned text (`sent`, which CRIS reads).
+A record is an image of one split with all its referred regions and their expressions. The name of a
+config says who made the splits. Configs with `_raw` keep the sentences as typed (`raw`, which LAVT and
+ReLA read); the others have refer's cleaned text (`sent`, which CRIS reads).
 """
 
 import functools
@@ -12,8 +12,8 @@ from input_pipeline.building.conversion import Conversion
 from input_pipeline.formats.refer.convert import convert
 from input_pipeline.formats.refer.layout import Layout, read_plan
 
-#: Dataset and who split it, as ours and as refer's: there is no `+` in ours, which not every file system
-#: and shell likes.
+#: (our name, refer's name of the dataset, who made the splits). Our names avoid `+`, which some file
+#: systems and shells do not like.
 _SETS = (
     ("refcoco/unc", "refcoco", "unc"),
     ("refcoco/google", "refcoco", "google"),

@@ -5,20 +5,20 @@
     SOURCE/masks/<segment_id>.png                  0 or 255, three channels
     SOURCE/images/*.jpg                            COCO train2014 (or at images/train2014)
 
-with the splits val, testA and testB; there is none to train on. The archive is at Google Drive
+The splits are val, testA and testB; there is no training split. The archive is on Google Drive
 (1Qzt4cxyexe0xspsH_2oexylOKBI4Jim_, Refcocom_Benchmark.zip).
 
-It was not at hand here. Two independent public readers agree on `img_name`, `segment_id`,
-`sentences[].sent` and the masks; of the files' names `val_part_only.json`, `val_object_part.json` and
-`testA_part_only.json` were seen in code. Not verified:
+This reader was written without the archive. Two independent public readers agree on `img_name`,
+`segment_id`, `sentences[].sent` and the masks. Public code names the files `val_part_only.json`,
+`val_object_part.json` and `testA_part_only.json`. Not verified are:
 
-- the names of the other files, which follow the same pattern;
-- `sent_id`, `cat` and `bbox`, which are therefore not used: ids of expressions are
-  `<split>-<segment_id>-<k>`, and regions have no category;
-- which regions of `object_part` are parts: those whose (image, segment_id) `part_only` has, too. A
-  file of which it has none is refused.
+- the names of the other files, which are assumed to follow the same pattern;
+- `sent_id`, `cat` and `bbox`. They are not used: ids of expressions are `<split>-<segment_id>-<k>`, and
+  regions have no category;
+- which regions of `object_part` are parts. Those whose (image, segment_id) is also in `part_only` count
+  as parts; a file without any of them is refused.
 
-The paper counts 26k masks of parts and 70k references to them, without saying how they are split.
+The paper has 26k masks of parts and 70k references to them, and does not say how many are in each split.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from input_pipeline.formats.cris import Segment, convert, plan_of, read_segments
 
 SPLITS = ("val", "testA", "testB")
 
-#: Facts of a build.
+#: Names of the figures in the build report.
 REFERENCES = "expressions of parts in all splits (the paper has 70k)"
 MASKS = "masks of parts in all splits (the paper has 26k)"
 

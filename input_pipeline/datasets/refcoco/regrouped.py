@@ -1,19 +1,20 @@
 """G-RefC, G-RefC+ and G-RefCg: RefCOCO, RefCOCO+ and RefCOCOg in groups of images (GRSer).
 
-The GRSer paper (Wu et al., ICCV 2023, section 5.1) rebuilds them, since "there exist some repeated
-sentences in different images", to one sentence and the images that it refers to, with as many images
-from other groups as negatives, for training and for testing. It reports 8,717, 8,020 and 2,451 groups;
-neither its lists nor its exact rule are public, so that other groups are made here, and a build
-prints their number beside the paper's. What is made, of each split of refer's files by itself:
+The GRSer paper (Wu et al., ICCV 2023, section 5.1) rebuilds these datasets because some sentences occur
+in several images. A group is one sentence and the images that it refers to, with as many images from
+other groups as negatives, for training and for testing. The paper has 8,717, 8,020 and 2,451 groups.
+Neither its lists nor its exact rule are public, so the groups here are others, and a build prints their
+number beside the paper's. Each split of refer's files is grouped separately, by this rule:
 
-- A sentence (refer's cleaned `sent`, blanks folded) that is said in at least two images is a group.
-- Its positives are all images with it. Where it is said of several regions of an image, all are meant.
-- As many negatives are drawn from the images of other groups, without those that have the sentence:
-  all that is known of them. That no other image shows what the sentence means ("man") is not known;
-  RefCOCO's annotators described one object at a time. Where there are too few images, all are taken.
-- The draw is seeded by the dataset, the split and the sentence: every build makes the same groups.
+- A group is a sentence (refer's cleaned `sent`, with single blanks) of at least two images.
+- Its positives are all images with the sentence. If several regions of an image have the sentence, all
+  of them are targets.
+- As many negatives are drawn from images of other groups that do not have the sentence. Such an image
+  may still show what the sentence means ("man"), because RefCOCO's annotators described one object at a
+  time. If there are too few such images, all of them are taken.
+- The seed of the draw is the dataset, the split and the sentence, so every build makes the same groups.
 
-A record is an image with an expression of each group that it is in; groups are `<split>-<number>`.
+A record is an image with one expression for each of its groups. Groups are named `<split>-<number>`.
 """
 
 import dataclasses
@@ -29,29 +30,29 @@ from input_pipeline.building.conversion import Conversion, Plan
 from input_pipeline.formats.refer.convert import convert
 from input_pipeline.formats.refer.layout import Annotation, ImagePlan, Layout, Referent, read_plan
 
-#: name -> (refer's dataset, by, groups that the paper has).
+#: Dataset -> (refer's name of it, who made the splits, number of groups in the paper).
 _SETS = {
     "g_refc": ("refcoco", "unc", 8_717),
     "g_refc_plus": ("refcoco+", "unc", 8_020),
     "g_refcg": ("refcocog", "umd", 2_451),
 }
 
-#: Facts of a build.
+#: Names of the figures in the build report.
 ALONE = "images without a sentence of another one and not drawn as negatives, left out"
 SHORT = "negatives that groups lack for want of other images"
 
 
 def regroup(plans: Sequence[ImagePlan], split: str, seed: str) -> tuple[list[ImagePlan], int, int]:
-    """The groups of a split.
+    """Groups the images of a split.
 
     Args:
-        plans: its images with their refs.
-        split: begins the names of the groups.
-        seed: of the negatives.
+        plans: the images with their refs.
+        split: name of the split, with which names of groups begin.
+        seed: text that, with the split and the sentence, decides the negatives.
 
     Returns:
-        Those images that are in a group, in the order of `plans`, each with a referent for each of
-        its groups; how many groups there are, and how many negatives they lack.
+        The images that are in a group, in the order of `plans`, each with one referent per group; the
+        number of groups; and the number of negatives that are missing because there are too few images.
     """
     groups = _positives(plans)
     pool = np.array(sorted({place for found in groups.values() for place in found}), np.int64)
@@ -77,7 +78,7 @@ def regroup(plans: Sequence[ImagePlan], split: str, seed: str) -> tuple[list[Ima
 
 
 def _positives(plans: Sequence[ImagePlan]) -> dict[str, dict[int, dict[int, Annotation]]]:
-    """Sentences of at least two images, sorted -> place of the image -> regions by id."""
+    """Sentence of at least two images, sorted -> index of the image -> annotation id -> annotation."""
     said: dict[str, dict[int, dict[int, Annotation]]] = {}
     for place, plan in enumerate(plans):
         for referent in plan.referents:
