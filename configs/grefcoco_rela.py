@@ -6,8 +6,9 @@ r"""ReLA on gRefCOCO: several targets, one, or none, with the schedule of its pu
         --config.init.bert=google-bert/bert-base-uncased
 
 Recipe: Swin-B and BERT-base at 480 pixels, 150,000 steps of 48 expressions. AdamW at 1e-5, a tenth
-of that from step 110,000 and again from 140,000; weight decay 0.05 except for norms, embeddings and
-position tables; gradients clipped at 0.01. BERT's embeddings and its last two layers stay frozen.
+of that from step 110,000 and again from 140,000; weight decay 0.05 except for norms outside BERT,
+embeddings and position tables; gradients clipped at 0.01. BERT's embeddings and its last two layers
+stay frozen.
 The relationship block is the public code's; `--config.model.relationship=paper` selects the
 paper's.
 
@@ -22,7 +23,7 @@ place of each name, and `--config.data.tokenizer=FILE` (a tokenizer.json) for th
 Time and score: not run at full size here; COCO and the towers' weights are not at hand on this
 project's machines. The paper reports cIoU / gIoU of 62.42 / 63.60 on val, 69.26 / 70.03 on testA
 and 59.88 / 61.02 on testB. The released weights score 63.10 / 66.34 on val with the public code's
-evaluator (`gres`), according to an issue of its repository.
+evaluator (`gres`): two users report it in issue 10 of its repository, and the authors confirm it.
 
 Smoke test on one real image, from random weights and with CLIP's vocabulary: the command below
 learnt the five referents of a testB sample (12 expressions, 2 without a target) to 94.3 gIoU, N-acc
@@ -46,9 +47,10 @@ FROZEN = (
     r"text\.(word|position|type)_embedding\..*|text\.embedding_norm\..*|text\.layers\.(10|11)\..*"
 )
 
-#: What has no decay in the public code: norms, tables of embeddings and of relative positions.
+#: What has no decay in the public code: norms outside BERT, tables of embeddings and of relative
+#: positions. `train_net.py` adds the trained layers of BERT as one plain list, their norms included.
 UNDECAYED = (
-    r".*norms?\..*|text\..*_embedding\..*|.*\.relative_positions"
+    r"(vision|pixels|regions)\..*norms?\..*|text\..*_embedding\..*|.*\.relative_positions"
     r"|regions\.(queries|places|level_embedding)"
 )
 
