@@ -14,9 +14,9 @@ class Background:
     """A background.
 
     Attributes:
-        zones: name -> (low, high), in image heights: the range of the centre of what is in the
-            `"sky"`, of the lower edge of everything else.
-        paint: `(size, rng) -> f32 [size, size, 3]` in 0..255.
+        zones: name of a zone -> (low, high), in image heights from the top: range of the object's centre
+            in the `"sky"`, of its lower edge in other zones.
+        paint: `(size, rng) -> f32 [size, size, 3]`, RGB, about 0..255.
         share: relative frequency.
     """
 
@@ -26,7 +26,7 @@ class Background:
 
 
 def _noise(size: int, rng: Rng, cells: tuple[int, int]) -> np.ndarray:
-    """Smooth noise f32 `[size, size]`, about N(0, 1) at its grid points, `cells` = (rows, cols)."""
+    """Smooth noise, f32 `[size, size]`, interpolated from N(0, 1) on a grid `cells` (rows, columns)."""
     grid = rng.standard_normal(cells, np.float32)
     return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
 
@@ -42,7 +42,7 @@ def _over(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarray
 
 
 def _below(size: int, edge: np.ndarray | float) -> np.ndarray:
-    """f32 `[size, size]`: 1 below a line at height `edge` (in image heights), antialiased."""
+    """f32 `[size, size]`: 0 above and 1 below the height `edge` (in image heights), antialiased."""
     rows = np.arange(size, dtype=np.float32)[:, None] + 0.5
     return np.clip(rows - np.asarray(edge, np.float32) * size + 0.5, 0, 1) * np.ones(
         (1, size), np.float32
@@ -50,7 +50,7 @@ def _below(size: int, edge: np.ndarray | float) -> np.ndarray:
 
 
 def _wavy(size: int, rng: Rng, level: float, swing: float) -> np.ndarray:
-    """A smooth horizontal line around `level`: f32 `[1, size]`, in image heights."""
+    """Heights of a smooth horizontal line around `level`: f32 `[1, size]`, in image heights."""
     return (level + swing * _noise(size, rng, (1, 5))[:1]).astype(np.float32)
 
 

@@ -2,25 +2,30 @@
 
 import dataclasses
 
-#: Main splits and the splits of image groups; the position of a name is part of its seed.
+#: Main splits and splits of image groups. The index of a split is part of its seed.
 SPLITS = ("train", "val", "test", "train_groups", "val_groups", "test_groups")
 
 
 @dataclasses.dataclass(frozen=True)
 class ScenesConfig:
-    """What decides every byte of a build (with the builder's version).
+    """Settings of a Scenes build.
+
+    The same settings give the same bytes if the versions of the builder, numpy and OpenCV are the same.
 
     Attributes:
-        name: name of the TFDS config, the folder `<data_dir>/scenes/<name>`.
+        name: name of the TFDS config (of `a-z`, `0-9` and `_`), and of the folder in
+            `<data_dir>/scenes`.
         image_size: side of the square images in pixels, at least 64.
-        seed: of the whole build; splits draw from separate streams of it.
-        train, val, test: images in the main splits.
-        train_groups, val_groups, test_groups: groups (of `group_size` images) in the group splits.
-        group_size: images that share an expression.
-        min_objects, max_objects: objects that are placed in an image (crowding may cost some).
-        object_referents, part_referents: at most so many described objects and parts an image.
-        wordings: sentences for each of them.
-        jpeg_quality: of the stored images.
+        seed: seed of the build; every image has a random stream of its own.
+        train, val, test: number of images of the main splits.
+        train_groups, val_groups, test_groups: number of groups of the group splits.
+        group_size: number of images of a group, which share an expression; at least 4.
+        min_objects, max_objects: least and greatest number of objects that are placed in an image, 2..8.
+            A crowded image may keep fewer.
+        object_referents, part_referents: greatest number of described objects and of described parts in
+            an image.
+        wordings: greatest number of expressions for each described object or part.
+        jpeg_quality: quality of the stored images, 0..100.
     """
 
     name: str = "default"

@@ -1,7 +1,7 @@
-"""A picture of what Scenes is: held-out scenes, each with one of its expressions.
+"""Makes a contact sheet of Scenes: held-out scenes, each with one of its expressions.
 
-Nothing needs to be built for it: the scenes of the `test` split are drawn again. `tools.docs_pictures`
-writes it to a file.
+The scenes of the `test` split are drawn again, so the dataset need not be built. `tools.docs_pictures`
+writes the sheet to a file.
 """
 
 import collections
@@ -18,10 +18,10 @@ from refseg_jax.images.drawing import TARGET_COLOUR
 from refseg_jax.images.preprocess import decode_image
 from refseg_jax.images.sheets import captioned, fit_regions, grid
 
-#: So many scenes of a split are searched.
+#: Number of scenes of a split that are searched.
 _SEARCHED = 200
 
-#: What is shown, in reading order: a granularity and a word that the expression must have.
+#: Expressions to show, in reading order: granularity, and words that the expression must contain.
 WANTED = (
     *(("object", "left of"), ("part", "of the"), ("multi", "except"), ("salient", "")),
     *(("object", "largest"), ("part", "below"), ("none", ""), ("multi", " and ")),
@@ -32,7 +32,7 @@ _CELL, _GAP = 224, 12
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A scene and the one expression that is shown with it."""
+    """A scene and the expression that is shown with it."""
 
     record: Record
     expression: Expression
@@ -41,12 +41,18 @@ class Choice:
 def choose(
     config: ScenesConfig, wanted: Sequence[tuple[str, str]] = WANTED, split: str = "test"
 ) -> list[Choice]:
-    """A scene for each thing that is wanted, with varied backgrounds and kinds.
+    """Chooses a scene for each wanted expression, with varied backgrounds and kinds.
 
-    Each takes the first scene that has it and shows the least of what has been shown before.
+    Of the scenes with such an expression, it takes the one whose background and kinds have been chosen
+    least so far. No scene is chosen twice.
+
+    Args:
+        config: settings of the build.
+        wanted: pairs like those of `WANTED`.
+        split: the split to search.
 
     Raises:
-        ValueError: the split has no such expression that is not shown yet.
+        ValueError: no scene with such an expression is left.
     """
     shown: collections.Counter[str] = collections.Counter()
     taken: set[str] = set()
@@ -73,12 +79,12 @@ def choose(
 
 
 def contact_sheet(choices: Sequence[Choice], columns: int = 4) -> np.ndarray:
-    """Scenes with their expressions below, the targets outlined and the rest dimmed: u8 RGB."""
+    """Draws scenes with their expressions below, targets outlined, the rest dimmed: u8 RGB."""
     return grid([_cell(choice) for choice in choices], columns, _GAP)
 
 
 def _is_near_miss(record: Record, expression: Expression) -> bool:
-    """Whether the kind is there and only its colour is not: what is hardest to deny."""
+    """Whether the image has the kind that is asked for in other colours: the hardest no-target case."""
     kind = expression.text.split()[-1]
     return any(target.category == kind for target in record.targets)
 

@@ -1,4 +1,4 @@
-"""A layout becomes an image, visible masks and a scene graph."""
+"""Draws a layout: makes the image, the visible masks and the scene graph."""
 
 import dataclasses
 
@@ -12,9 +12,11 @@ from input_pipeline.datasets.scenes.kinds import COLOURS, KINDS
 from input_pipeline.datasets.scenes.layout import Placed
 from input_pipeline.datasets.scenes.painter import Colour, Painter
 
-# What is smaller is not spoken of (pixels of a 128 x 128 image; other sizes in proportion).
+#: Least visible area of an object and of a part, in pixels of a 128 x 128 image; scaled for other sizes.
+#: Smaller objects are removed from the scene; smaller parts are no targets.
 MIN_OBJECT_AREA, MIN_PART_AREA = 250, 60
-MIN_VISIBLE = 0.5  # share of an object that must be to be seen; less of one, and it is taken out
+#: Least visible share of an object and of a part, with the same consequences.
+MIN_VISIBLE = 0.5
 MIN_PART_VISIBLE = 0.5
 
 
@@ -24,10 +26,11 @@ class Scene:
 
     Attributes:
         image: u8 `[S, S, 3]`, RGB.
-        graph: what is in it.
-        masks: bool `[S, S]`, one for each target: the visible pixels of all objects, then those of
-            the parts that are spoken of.
-        categories, parents: of the targets; the parent of an object is -1.
+        graph: the scene graph.
+        masks: for each target its visible pixels, bool `[S, S]`: first all objects, in the order of the
+            graph, then the parts that are targets.
+        categories: kind of each object or name of each part, in the order of `masks`.
+        parents: of each target that is a part, the index of its object; -1 for objects.
     """
 
     image: np.ndarray
@@ -39,7 +42,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """A drawn object: where its canvas lies in the image, and the three planes of `Painter`."""
+    """A drawn object: the place of its canvas in the image, and the three planes of `Painter.finish`."""
 
     spot: Placed
     left: int
@@ -53,7 +56,14 @@ class _Layer:
 def draw_scene(
     background: str, layout: list[Placed], config: ScenesConfig, rng: np.random.Generator
 ) -> Scene:
-    """Draws a layout (the farthest object first); objects that are hardly visible are left out."""
+    """Draws the objects of a layout, the farthest first; leaves out those that are hardly visible.
+
+    Args:
+        background: name out of `backgrounds.BACKGROUNDS`.
+        layout: the objects, the farthest first.
+        config: settings of the build.
+        rng: source of the random details.
+    """
     side = config.image_size
     image = np.clip(BACKGROUNDS[background].paint(side, rng), 0, 255).astype(np.float32)
     layers = _drop_hidden([_draw_object(spot, side, rng) for spot in layout], side)
@@ -78,7 +88,7 @@ def _draw_object(spot: Placed, side: int, rng: np.random.Generator) -> _Layer:
 
 
 def _vary(colour: Colour, rng: np.random.Generator) -> Colour:
-    """The same colour as a person would still call it: brightness +-8 %, each channel +-10."""
+    """Varies a colour within the same colour name: brightness by +-8 %, each channel by +-10."""
     values = np.array(colour) * rng.uniform(0.92, 1.08) + rng.uniform(-10, 10, 3)
     r, g, b = (float(v) for v in np.clip(values, 0, 255))
     return r, g, b
@@ -104,7 +114,7 @@ def _window(layer: _Layer) -> tuple[slice, slice]:
 
 
 def _owners(layers: list[_Layer], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """i8 `[side, side]`: which layer a pixel shows (-1: none), and the part label there."""
+    """Index of the layer that a pixel shows, i8 `[side, side]` (-1: none), and its part label, u8."""
     owner = np.full((side, side), -1, np.int8)
     label = np.zeros((side, side), np.uint8)
     for number, layer in enumerate(layers):
@@ -115,7 +125,7 @@ def _owners(layers: list[_Layer], side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _drop_hidden(layers: list[_Layer], side: int) -> list[_Layer]:
-    """Takes out, one at a time, the objects of which too little is to be seen."""
+    """Removes objects of which too little is visible, one at a time: others may then show more."""
     smallest = MIN_OBJECT_AREA * (side / 128) ** 2
     while True:
         owner, _ = _owners(layers, side)
@@ -143,14 +153,14 @@ def _cast_shadow(image: np.ndarray, layer: _Layer) -> None:
 
 
 def _paste(image: np.ndarray, layer: _Layer, haze: float) -> None:
-    """Puts an object over the image; `haze` is the share of the background that shines through."""
+    """Pastes an object onto the image; `haze` is the share of the background that shines through."""
     patch, alpha = image[_window(layer)], layer.alpha[..., None] * (1 - haze)
     patch *= 1 - alpha
     patch += layer.colour * (1 - haze)
 
 
 def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, tint and sensor noise: u8 RGB."""
+    """Applies exposure, tint and sensor noise; returns u8 RGB."""
     gain = rng.uniform(0.94, 1.05) * rng.uniform(0.98, 1.02, 3)
     noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(1.0, 3.0)
     return np.clip(image * gain.astype(np.float32) + noise, 0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The expressions of a scene, drawn from its graph."""
+"""Makes the expressions of a scene from its graph."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """A text and what it means.
+    """An expression of a scene.
 
     Attributes:
         text: the words.
         targets: indices of the scene's targets.
-        granularity: as in the record.
-        referent: texts with the same number mean the same.
+        granularity: name out of `refseg_jax.batch.GRANULARITIES`.
+        referent: number of the thing that the text describes, as in `Expression`.
     """
 
     text: str
@@ -34,9 +34,15 @@ class Said:
 
 
 def describe(graph: SceneGraph, config: ScenesConfig, rng: Rng) -> list[Said]:
-    """All that is said of a scene, in a random choice of wordings.
+    """Makes the expressions of a scene, with a random choice of referents and wordings.
 
-    Objects without a distractor of their kind are described less often: words should matter.
+    Objects with another one of their kind in the scene come first, because their kind alone does not
+    determine them.
+
+    Args:
+        graph: the scene graph.
+        config: settings of the build, which limit the number of expressions.
+        rng: source of randomness.
     """
     drafts: list[tuple[str, tuple[int, ...], list[str]]] = []
     order = [int(i) for i in rng.permutation(len(graph.objects))]
@@ -68,7 +74,7 @@ def _has_twin(graph: SceneGraph, index: int) -> bool:
 
 
 def _wordings(graph: SceneGraph, index: int) -> list[Phrase]:
-    """Phrases that mean this object, without those that need neither their colour nor their place."""
+    """Phrases that mean this object, without those whose colour or place is superfluous."""
     node = graph.objects[index]
     others = sorted({o.kind for o in graph.objects} - {node.kind})
     candidates = [Phrase(node.kind), Phrase(node.kind, node.colour)]
@@ -84,7 +90,7 @@ def _wordings(graph: SceneGraph, index: int) -> list[Phrase]:
     meant = [p for p in candidates if p.meaning(graph) == index]
     plain = {(p.kind, p.place) for p in meant if not p.colour}
     sure = Phrase(node.kind, node.colour) in meant
-    # "the red car on the left" says too much where "the red car" or "the car on the left" does.
+    # "the red car on the left" says too much if "the red car" or "the car on the left" is enough.
     return [p for p in meant if not (p.colour and p.place and (sure or (p.kind, p.place) in plain))]
 
 
@@ -111,7 +117,7 @@ def _several(graph: SceneGraph) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"the {_NUMBERS[len(indices)]} {phrases.plural(kind)}", targets
         if len(indices) == 2:
             yield f"both {phrases.plural(kind)}", targets
-        # "the fish on the left" would be heard as one of them.
+        # "the fish on the left" would be understood as a single fish.
         for place in PLACES if phrases.plural(kind) != kind else ():
             side = phrases.on_side(graph, kind, place)
             if side and 1 < len(side) < len(indices):
@@ -138,7 +144,7 @@ def _categories(graph: SceneGraph) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _deceptive(graph: SceneGraph) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Nothing matches, though the kind is there: it has another colour."""
+    """Expressions without a target: the image has the kind, but not in this colour."""
     for kind in sorted({o.kind for o in graph.objects}):
         for colour in COLOURS:
             if colour in KINDS[kind].colours and not list(graph.select(kind, colour)):

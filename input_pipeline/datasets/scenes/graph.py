@@ -1,8 +1,7 @@
-"""The scene graph: what is in an image, as far as words can speak of it.
+"""The scene graph: the objects of an image, with all properties that expressions can mention.
 
-It is stored as JSON in `Record.metadata`; every expression can be derived from it again. All
-positions and areas are those of the visible pixels and are rounded before anything is said about
-them, so that the stored graph decides exactly what the builder decided.
+It is stored as JSON in `Record.metadata`, and every expression can be verified by it. Positions are
+rounded before expressions are made, so that the stored graph leads to the decisions of the build.
 """
 
 import dataclasses
@@ -15,9 +14,9 @@ class PartNode:
     """A named part of an object (all its regions of that name together).
 
     Attributes:
-        name: as it is spoken of, e.g. `"wheels"`.
-        area: visible pixels.
-        target: index in `Record.targets`, or -1 where too little of it is to be seen.
+        name: name in expressions, e.g. `"wheels"`.
+        area: number of visible pixels.
+        target: index in `Record.targets`, or -1 if too little of it is visible.
     """
 
     name: str
@@ -32,11 +31,11 @@ class ObjectNode:
     Attributes:
         kind, colour: names out of `kinds.KINDS` and `kinds.COLOURS`.
         x, y: mean of its visible pixels, in [0, 1] from the upper left corner, 3 digits.
-        area: visible pixels.
-        full_area: its pixels before occlusion (inside the image).
+        area: number of visible pixels.
+        full_area: number of pixels inside the image before occlusion.
         depth: 0 is the nearest; nearer objects cover farther ones.
         target: index in `Record.targets`.
-        parts: its parts, seen or not.
+        parts: all its parts, visible or not.
     """
 
     kind: str
@@ -50,13 +49,13 @@ class ObjectNode:
     parts: tuple[PartNode, ...]
 
     def part(self, name: str) -> PartNode | None:
-        """Its part of that name if enough of it is to be seen."""
+        """Its part of that name, or `None` if too little of it is visible."""
         return next((p for p in self.parts if p.name == name and p.target >= 0), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneGraph:
-    """All objects of an image; every one of them is well visible.
+    """All objects of an image, each of which is clearly visible.
 
     Attributes:
         background: name out of `backgrounds.BACKGROUNDS`.

@@ -1,4 +1,4 @@
-"""The kinds of objects: how each is drawn out of named parts, where it stands, what it may wear."""
+"""The kinds of objects: their named parts, how each is drawn, where it may stand, in which colours."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 
 from input_pipeline.datasets.scenes.painter import Colour, Painter, mix, shade
 
-#: The colours of bodies, far apart from one another.
+#: Colours of bodies, which differ clearly from one another.
 COLOURS: dict[str, Colour] = {
     "red": (205, 38, 42),
     "orange": (243, 137, 28),
@@ -30,13 +30,13 @@ class Kind:
     """A kind of object.
 
     Attributes:
-        plural: of its name.
+        plural: plural of its name.
         aspect: width / height.
-        parts: the parts that expressions may speak of.
-        zones: the zones of a background in which it may stand.
-        colours: those that its body may have.
-        tilt: largest rotation in degrees.
-        draw: paints it, facing right, in its colour.
+        parts: names of the parts that expressions may mention.
+        zones: zones of a background in which it may stand.
+        draw: paints it, facing right, in a given colour.
+        colours: colours that its body may have.
+        tilt: greatest rotation in degrees, to either side.
     """
 
     plural: str

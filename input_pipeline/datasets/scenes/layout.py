@@ -1,4 +1,4 @@
-"""Which objects a scene has, and where: sampled so that every one of them can be seen."""
+"""Draws the objects of a scene and their places at random, with little overlap."""
 
 import dataclasses
 
@@ -10,18 +10,18 @@ from input_pipeline.datasets.scenes.kinds import KINDS
 
 Rng = np.random.Generator
 
-# Geometric mean of width and height as a share of the image side. The gaps between the classes
-# make the largest and the smallest of a kind plain to see.
+# Range of the geometric mean of width and height, as a share of the image side. The gaps between the
+# three classes make it easy to see which object of a kind is the largest or the smallest.
 _SIZES = ((0.28, 0.32), (0.37, 0.42), (0.48, 0.54))
 _SIZE_SHARES = (0.25, 0.45, 0.30)
 _HERO_SIZE = (0.60, 0.68)
 _HERO_SHARE = 0.15
-_MAX_OVERLAP = 0.3  # of the smaller box
+_MAX_OVERLAP = 0.3  # Share of the smaller box.
 
 
 @dataclasses.dataclass(frozen=True)
 class Wish:
-    """What an image of a group must have or must not have."""
+    """An object that an image of a group must have (`present`) or must not have."""
 
     kind: str
     colour: str
@@ -33,11 +33,13 @@ class Placed:
     """An object before it is drawn.
 
     Attributes:
-        kind, colour: names.
-        width: of its box in pixels, before rotation.
+        kind, colour: names out of `kinds.KINDS` and `kinds.COLOURS`.
+        width: width of its box in pixels, before rotation.
         x, y: centre of its box in pixels.
-        flip, angle: orientation.
-        hero: drawn in front of all others and with full contrast.
+        flip: whether it is mirrored, so that it faces left.
+        angle: rotation in degrees, counterclockwise.
+        hero: whether it is the salient object: large, in front of all others, which are drawn with less
+            contrast.
     """
 
     kind: str
@@ -51,13 +53,13 @@ class Placed:
 
 
 def kinds_of(background: str) -> list[str]:
-    """The kinds that can stand in a background."""
+    """Names of the kinds that can stand in a background."""
     zones = BACKGROUNDS[background].zones
     return [name for name, kind in KINDS.items() if any(z in zones for z in kind.zones)]
 
 
 def sample_background(rng: Rng, kind: str = "") -> str:
-    """Draws a background (one in which `kind` can stand)."""
+    """Draws the name of a background, in which `kind` can stand if it is given."""
     names = [name for name in BACKGROUNDS if not kind or kind in kinds_of(name)]
     shares = np.array([BACKGROUNDS[name].share for name in names])
     return names[rng.choice(len(names), p=shares / shares.sum())]
@@ -66,10 +68,19 @@ def sample_background(rng: Rng, kind: str = "") -> str:
 def sample_layout(
     background: str, config: ScenesConfig, rng: Rng, wish: Wish | None = None
 ) -> list[Placed]:
-    """Draws the objects of a scene, the farthest first.
+    """Draws the objects of a scene.
 
-    Two or three objects are of one kind, most of the others come in pairs as well, and all of
-    them share a few colours: so a kind or a colour alone seldom says which object is meant.
+    Two or three objects are of one kind, most of the others come in pairs, and all share a few colours.
+    A kind or a colour alone therefore seldom determines an object.
+
+    Args:
+        background: name out of `backgrounds.BACKGROUNDS`.
+        config: settings of the build.
+        rng: source of randomness.
+        wish: an object that the scene is to have or not to have.
+
+    Returns:
+        The objects, the farthest first. Objects for which there is no room are left out.
     """
     hero = wish is None and rng.random() < _HERO_SHARE
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
@@ -136,7 +147,7 @@ def _place(
     config: ScenesConfig,
     rng: Rng,
 ) -> Placed | None:
-    """Finds a spot with little overlap; `None` after many tries."""
+    """Finds a spot with little overlap; `None` after 40 tries."""
     spec, side = KINDS[kind], config.image_size
     zones = BACKGROUNDS[background].zones
     names = [z for z in spec.zones if z in zones]

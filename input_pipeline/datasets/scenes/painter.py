@@ -1,4 +1,4 @@
-"""Draws one object with named parts: polygons, supersampled, in the object's own coordinates."""
+"""Draws an object with named parts from supersampled polygons, in the object's own coordinates."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 #: Subpixels of a pixel in each direction; odd, so that a pixel has a central one.
 SUPERSAMPLING = 3
-_SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
+_SHIFT = 4  # Fractional bits of OpenCV's polygon coordinates.
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -23,22 +23,23 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with a share of `b` in it."""
+    """Mixes two colours; `share` (0..1) is that of `b`."""
     return tuple(p + (q - p) * share for p, q in zip(a, b, strict=True))  # pyright: ignore[reportReturnType]
 
 
 class Painter:
-    """A canvas in which x runs from 0 to 1 over the object's width and y uses the same unit.
+    """A canvas for one object.
 
-    Every primitive names the part that it belongs to (`""`: no part, the object's plain body) and
-    covers what was painted before, in the picture and in the label map alike.
+    x runs from 0 to 1 over the object's width, and y, downwards, has the same unit. Every shape names
+    the part that it belongs to (`""`: the body, no part), and covers what was painted before, in the
+    colour image and in the label map.
     """
 
     def __init__(self, width: float, aspect: float, *, flip: bool, angle: float):
         """Prepares an empty canvas.
 
         Args:
-            width: of the object in pixels.
+            width: width of the object in pixels.
             aspect: width / height.
             flip: mirror left and right.
             angle: rotation in degrees, counterclockwise.
@@ -48,7 +49,7 @@ class Painter:
         cos, sin = math.cos(turn), math.sin(turn)
         box_w = abs(width * cos) + abs(height * sin)
         box_h = abs(width * sin) + abs(height * cos)
-        #: Size of the canvas in pixels of the image (a pixel of margin for the outlines).
+        #: Size of the canvas in pixels of the image, with a margin of one pixel for outlines.
         self.width, self.height = math.ceil(box_w) + 2, math.ceil(box_h) + 2
         scale = width * SUPERSAMPLING
         matrix = np.array([[cos, sin], [-sin, cos]]) * scale
@@ -68,7 +69,7 @@ class Painter:
     def polygon(
         self, points: Sequence[Point], part: str, colour: Colour, *, outline: float = 0.62
     ) -> None:
-        """Fills a polygon; `outline` is the shade of its edge (0: no edge)."""
+        """Fills a polygon; `outline` is the brightness of its edge relative to `colour` (0: none)."""
         if part not in self.parts:
             self.parts.append(part)
         corners = np.asarray(points, np.float64) @ self._matrix.T + self._offset
@@ -140,14 +141,14 @@ class Painter:
         self.polygon(ring, part, colour, outline=outline)  # pyright: ignore[reportArgumentType]
 
     def stroke(self, points: Sequence[Point], thickness: float, colour: Colour) -> None:
-        """Draws an open line in the colour image only (a detail that belongs to what is there)."""
+        """Draws an open line in the colour image only, as a detail of the parts that it crosses."""
         corners = np.asarray(points, np.float64) @ self._matrix.T + self._offset
         fixed = np.round((corners - 0.5) * (1 << _SHIFT)).astype(np.int32)
         width = max(1, round(thickness * self._scale))
         cv2.polylines(self._colour, [fixed], False, colour, width, cv2.LINE_8, _SHIFT)
 
     def speckle(self, part: str, colour: Colour, spots: Sequence[tuple[float, float, float]]):
-        """Paints discs (x, y, radius) of another colour on what is there of a part."""
+        """Paints discs (x, y, radius) of another colour on the pixels that show a part."""
         label = self.parts.index(part) + 1
         stencil = np.zeros_like(self._label)
         for x, y, radius in spots:
@@ -163,7 +164,8 @@ class Painter:
         Returns:
             `colour` f32 `[height, width, 3]` in 0..255, premultiplied by `alpha`;
             `alpha` f32 `[height, width]` in 0..1, the covered share of a pixel;
-            `label` u8 `[height, width]`, that of the central subpixel (0: nothing).
+            `label` u8 `[height, width]`, the label of the central subpixel: index in `parts` + 1, or 0
+            where nothing is painted.
         """
         size = (self.width, self.height)
         inside = self._label > 0

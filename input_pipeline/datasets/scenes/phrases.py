@@ -1,7 +1,7 @@
-"""What words mean in a scene: phrases, and the objects of the graph that they pick out.
+"""Phrases for objects, and the objects of a scene graph that they mean.
 
-A phrase is only said where it is plain: a place word needs a clear gap to the next candidate, a size
-word a clear ratio of areas. Where that is not so, a phrase means nothing (`None`).
+A phrase has a meaning only if it is unambiguous by a clear margin: a place needs a gap to the next
+candidate, a size a ratio of areas. Otherwise its meaning is `None`, and no expression uses it.
 """
 
 import dataclasses
@@ -9,20 +9,24 @@ import dataclasses
 from input_pipeline.datasets.scenes.graph import ObjectNode, SceneGraph
 from input_pipeline.datasets.scenes.kinds import KINDS
 
-#: Least difference of positions (share of the image side) for one object to be left of another.
+#: Least distance (share of the image side) at which an object is left of, right of, above or below
+#: another.
 GAP = 0.12
-#: Least ratio of areas for one object to be larger than another.
+#: Least ratio of areas at which an object is larger than another.
 RATIO = 1.5
-#: Least ratio of areas for one object to be the salient one.
+#: Least ratio of areas at which the largest object is salient.
 SALIENT_RATIO = 2.0
 
+#: Words of a place -> axis, and direction along it (1: towards the right or the bottom).
 PLACES = {
     "on the left": ("x", -1),
     "on the right": ("x", 1),
     "at the top": ("y", -1),
     "at the bottom": ("y", 1),
 }
+#: Word of a size -> 1 for the greatest area, -1 for the least.
 SIZES = {"largest": 1, "smallest": -1}
+#: Words of a relation to another object -> axis and direction, as in `PLACES`.
 RELATIONS = {
     "left of": ("x", -1),
     "right of": ("x", 1),
@@ -33,11 +37,17 @@ RELATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """ "the {size} {colour} {kind} {place}" or "the {colour} {kind} {relation} the {anchor}".
+    """A phrase "{size} {colour} {kind} {place}" or "{colour} {kind} {relation} the {anchor}".
+
+    Words that are not said are `""`.
 
     Attributes:
-        kind, colour, size, place, relation, anchor: `""` where not said; the anchor is a kind of
-            which the scene has one.
+        kind, colour: names out of `kinds.KINDS` and `kinds.COLOURS`.
+        size: key of `SIZES`.
+        place: key of `PLACES`.
+        relation: key of `RELATIONS`.
+        anchor: the kind to which `relation` refers. The phrase has a meaning only in scenes with exactly
+            one object of it.
     """
 
     kind: str
@@ -48,12 +58,12 @@ class Phrase:
     anchor: str = ""
 
     def words(self) -> str:
-        """Without an article."""
+        """The phrase in words, without the article in front."""
         tail = f"{self.relation} the {self.anchor}" if self.relation else self.place
         return " ".join(w for w in (self.size, self.colour, self.kind, tail) if w)
 
     def meaning(self, graph: SceneGraph) -> int | None:
-        """The object that is meant, or `None` where that is not plain."""
+        """Index of the object that the phrase means, or `None` if none is meant by a clear margin."""
         candidates = list(graph.select(self.kind, self.colour))
         if self.relation:
             candidates = self._related(graph, candidates)
@@ -73,14 +83,14 @@ class Phrase:
         axis, sign = RELATIONS[self.relation]
         anchor = graph.objects[anchors[0]]
         ahead = [sign * (_at(graph.objects[i], axis) - _at(anchor, axis)) for i in candidates]
-        # A candidate about level with the anchor makes the word unclear.
+        # A candidate at nearly the position of the anchor makes the relation unclear.
         if any(abs(distance) < GAP for distance in ahead):
             return []
         return [i for i, distance in zip(candidates, ahead, strict=True) if distance > 0]
 
 
 def salient(graph: SceneGraph) -> int | None:
-    """The object that is in front of all and plainly larger than every other."""
+    """Index of the object that is in front of all others and clearly larger than each, or `None`."""
     order = sorted(range(len(graph.objects)), key=lambda i: graph.objects[i].area)
     if len(order) < 2:
         return None
@@ -90,7 +100,13 @@ def salient(graph: SceneGraph) -> int | None:
 
 
 def on_side(graph: SceneGraph, kind: str, place: str) -> tuple[int, ...] | None:
-    """All objects of a kind in that half of the image; `None` if one is near the middle."""
+    """Indices of the objects of a kind in one half of the image; `None` if one is near the middle.
+
+    Args:
+        graph: the scene graph.
+        kind: name of the kind.
+        place: key of `PLACES` that names the half.
+    """
     axis, sign = PLACES[place]
     found = []
     for index in graph.select(kind):
@@ -120,14 +136,16 @@ def _outermost(graph: SceneGraph, candidates: list[int], axis: str, sign: int) -
 
 
 def _may_be_several(graph: SceneGraph, candidates: list[int], axis: str, sign: int) -> bool:
-    """Whether "the fish on the left" could be heard as all those in that half of the image."""
+    """Whether "the fish on the left" could mean all fish in that half of the image."""
     beyond = [sign * (_at(graph.objects[i], axis) - 0.5) for i in candidates]
     return sum(distance > -GAP / 2 for distance in beyond) > 1
 
 
 def _largest(graph: SceneGraph, candidates: list[int], sign: int) -> list[int]:
-    """By visible area for "largest"; for "smallest" a hidden object could only seem so, hence the
-    whole area of the smallest against the visible areas of the others (and the other way round).
+    """The largest (`sign` 1) or smallest (-1) candidate, if it is so by `RATIO`, else nothing.
+
+    A partly hidden object may only seem small. The visible area of the largest is therefore compared
+    with the whole areas of the others, and the whole area of the smallest with their visible areas.
     """
     if len(candidates) < 2:
         return []

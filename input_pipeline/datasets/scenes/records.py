@@ -1,4 +1,4 @@
-"""A scene with its expressions as a record; runs in worker processes, so it imports no TFDS."""
+"""Draws scenes as records; runs in worker processes, so it does not import TFDS."""
 
 import cv2
 import numpy as np
@@ -14,13 +14,19 @@ from input_pipeline.schema import Expression, Record, Target, encode_mask
 
 
 def make(config: ScenesConfig, item: tuple[str, int]) -> Outcome:
-    """An item (split, number of the image) of the plan."""
+    """Makes the outcome of an item of the plan, (split, index of the image)."""
     cv2.setNumThreads(1)
     return Outcome(make_record(config, *item))
 
 
 def make_record(config: ScenesConfig, split: str, index: int) -> Record:
-    """The image of a split by its number, with its expressions."""
+    """Draws an image of a split, with its expressions.
+
+    Args:
+        config: settings of the build.
+        split: name out of `SPLITS`.
+        index: index of the image in the split.
+    """
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
     if split.endswith("_groups"):
         return _group_record(config, split, index, rng)
@@ -35,7 +41,7 @@ def make_record(config: ScenesConfig, split: str, index: int) -> Record:
 
 
 def _draw(config: ScenesConfig, rng: np.random.Generator, wish: Wish | None = None) -> Scene:
-    """Draws until there is something to speak of (crowding may leave a single object)."""
+    """Draws scenes until one has two objects or more (crowding may leave a single one)."""
     while True:
         background = sample_background(rng, wish.kind if wish else "")
         scene = draw_scene(background, sample_layout(background, config, rng, wish), config, rng)
@@ -44,14 +50,14 @@ def _draw(config: ScenesConfig, rng: np.random.Generator, wish: Wish | None = No
 
 
 def _group_record(config: ScenesConfig, split: str, index: int, rng: np.random.Generator) -> Record:
-    """An image of a group: its expression's kind and colour are the group's, drawn from its seed."""
+    """Draws an image of a group, whose kind and colour come from a random stream of the group."""
     group, member = divmod(index, config.group_size)
     shared = np.random.default_rng([config.seed, SPLITS.index(split), group, 1])
     kinds = kinds_of(sample_background(shared))
     kind = kinds[shared.integers(len(kinds))]
     colours = KINDS[kind].colours
     colour = colours[shared.integers(len(colours))]
-    # At least two images of a group have it and at least two have not.
+    # At least two images of a group have the object, and at least two do not.
     positive = 2 + int(shared.integers(config.group_size - 3))
     present = member in set(shared.permutation(config.group_size)[:positive].tolist())
     phrase = Phrase(kind, colour)

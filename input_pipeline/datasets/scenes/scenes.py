@@ -1,11 +1,11 @@
-"""Scenes, the embedded dataset: built by a procedure, without any download.
+"""Scenes, the embedded dataset: drawn by a program, without any download.
 
     python -m tools.build_dataset --dataset=scenes --data_dir=data
 
-Splits `train`, `val`, `test` hold single images; `train_groups`, `val_groups`, `test_groups` hold
-groups of images that share one expression, which only some of them satisfy. Every image is drawn
-from a random stream of (seed, split, index), so that splits are disjoint, and the bytes do not depend
-on the number of processes. The scene graph of an image is its record's `metadata`.
+The splits `train`, `val` and `test` have single images. `train_groups`, `val_groups` and `test_groups`
+have groups of images that share one expression, which only some of them satisfy. Every image has its own
+random stream, seeded by (seed, split, index): splits are disjoint, and the bytes do not depend on the
+number of processes. The scene graph of an image is the `metadata` of its record.
 """
 
 import functools
@@ -29,7 +29,7 @@ def _builder_config(name: str) -> tfds.core.BuilderConfig:
 
 
 class Scenes(RecordBuilder):
-    """Writes the record of `input_pipeline.schema`; needs no TensorFlow."""
+    """The TFDS builder of Scenes; needs no TensorFlow."""
 
     name = "scenes"
     BUILDER_CONFIGS: ClassVar = [_builder_config(ScenesConfig().name)]
@@ -38,7 +38,13 @@ class Scenes(RecordBuilder):
     def __init__(
         self, *, data_dir: str | Path, scenes: ScenesConfig | None = None, num_workers: int = 0
     ):
-        """`scenes` decides what is drawn; the others as for `RecordBuilder`."""
+        """Prepares a build.
+
+        Args:
+            data_dir: folder of all datasets.
+            scenes: settings of what to draw; `None` for the default.
+            num_workers: number of processes that draw, as for `RecordBuilder`.
+        """
         self._scenes = scenes or ScenesConfig()
         known = self._scenes.name == ScenesConfig.name
         config = self._scenes.name if known else _builder_config(self._scenes.name)
@@ -69,15 +75,18 @@ class Scenes(RecordBuilder):
 
 
 def build(data_dir: Path, config: ScenesConfig | None = None, *, num_workers: int = 0) -> Path:
-    """Builds the dataset, unless it is there.
+    """Builds the dataset, unless it exists.
 
     Args:
-        data_dir: where datasets lie.
-        config: what to draw.
-        num_workers: processes.
+        data_dir: folder of all datasets.
+        config: settings of what to draw; `None` for the default.
+        num_workers: number of processes that draw, as for `RecordBuilder`.
 
     Returns:
         The folder of the dataset.
+
+    Raises:
+        BuildError: another process is building it, or a worker process died.
     """
     builder = Scenes(scenes=config, num_workers=num_workers, data_dir=data_dir)
     folder = Path(str(builder.data_dir))
