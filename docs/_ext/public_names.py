@@ -77,12 +77,6 @@ def _skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, option
     return skip or type(obj).__name__ == "_tuplegetter"
 
 
-def _drop_object(app: Sphinx, name: str, obj: Any, options: Any, bases: list[type]) -> None:
-    """Every class is an object."""
-    del app, name, obj, options
-    bases[:] = [base for base in bases if base is not object]
-
-
 def _hide_arguments(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, result: str
 ) -> tuple[str, None] | None:
@@ -103,11 +97,13 @@ def _check(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def _shorten(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
-    """Takes long values out of the signatures of constants."""
+    """Takes long values out of the signatures of constants, and `Bases: object` out of classes."""
     del app
-    if domain != "py" or kind != "data" or content.parent is None:
+    if domain != "py" or content.parent is None:
         return
-    for note in list(content.parent.findall(addnodes.desc_annotation)):
+    if kind == "class" and content.children and content.children[0].astext() == "Bases: object":
+        content.pop(0)
+    for note in list(content.parent.findall(addnodes.desc_annotation)) if kind == "data" else ():
         text = note.astext().strip()
         if text.startswith("=") and (
             len(text) > LONGEST_VALUE or re.search(r" at 0x[0-9a-f]", text)
@@ -119,7 +115,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connects to Sphinx."""
     app.connect("builder-inited", _take_constants)
     app.connect("autodoc-skip-member", _skip_fields)
-    app.connect("autodoc-process-bases", _drop_object)
     app.connect("autodoc-process-signature", _hide_arguments)
     app.connect("env-check-consistency", _check)
     app.connect("object-description-transform", _shorten)
