@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 def _start(folder: Path, mode: str, *more: object, devices: int = 1) -> subprocess.Popen[str]:

@@ -63,7 +63,7 @@ MEMBER = """
 import sys
 from pathlib import Path
 import jax
-from refseg_jax import workdir
+from refseg_jax.checkpoints import workdir
 from refseg_jax.errors import UserError
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 try:

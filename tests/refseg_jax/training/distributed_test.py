@@ -14,7 +14,7 @@ import pytest
 
 from tests.refseg_jax.layers.compiling import FLAGS
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 def start(*arguments: object, devices: int) -> subprocess.Popen[str]:
