@@ -109,7 +109,7 @@ def draw(run: Path | None, folder: Path) -> None:
     if not page.is_file():
         raise UserError(f"{page}: not there; `python main.py --mode=eval` of the run draws it")
     with Image.open(page) as image:
-        image.convert("RGB").save(folder / "results.jpg", quality=72, optimize=True)
+        image.convert("RGB").save(folder / "results.jpg", quality=68, optimize=True)
     predictor = Predictor.from_checkpoint(run)
 
     def segment(image: np.ndarray, words: Sequence[str]) -> list[np.ndarray]:
