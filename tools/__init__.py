@@ -1,1 +1,1 @@
-"""Command lines over the library."""
+"""Command lines of the project; each module is run as `python -m tools.NAME`."""

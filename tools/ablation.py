@@ -3,11 +3,11 @@
     python -m tools.ablation --study=group_tokens --output_dir=runs/ablation/group_tokens \\
         --page=docs/results/group_tokens.md
 
-`tools.studies` defines the studies. Every run is `main.py` with a few fields changed, in a workdir of
-its own. The command can be stopped at any time (Ctrl-C or SIGTERM: its runs save and stop) and started
-again: it keeps finished runs and resumes unfinished ones. A folder with a run of another config is an
-error. `--jobs=2` trains two runs at a time, each on its share of the cores and with a log beside its
-workdir; small models use one core better than several.
+`tools.studies` defines the studies. Every run is `main.py` with some changed fields in its own workdir.
+The command can be stopped at any time (Ctrl-C or SIGTERM: its runs save and stop) and started again: it
+keeps finished runs and resumes the others. A workdir that holds a run of another config is an error.
+`--jobs=2` trains two runs at a time, each on its share of the cores and with a log beside its workdir.
+That is faster for small models, which do not use several cores well.
 """
 
 import argparse
@@ -22,15 +22,18 @@ from tools.ablation_page import Scores, markdown
 from tools.studies import STUDIES, Row, Study
 from tools.trainings import Training, train_all
 
-#: Of each variant's trainings, unless others are given.
+#: Seeds of each variant's trainings by default.
 SEEDS = [0, 1, 2]
 
 
 def run_all(options: argparse.Namespace) -> str:
-    """Makes all runs and returns the page.
+    """Trains all variants and returns the page as Markdown.
+
+    Args:
+        options: options of the command line, as `parse` returns them.
 
     Raises:
-        UserError: an option makes no sense, a folder holds another run, or runs have failed.
+        UserError: an option is out of range, a workdir holds another run, or runs have failed.
     """
     _check(options)
     study = STUDIES[options.study]
@@ -45,7 +48,7 @@ def run_all(options: argparse.Namespace) -> str:
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command lines that make the page: the dataset, and this command."""
+    """Command lines that make the page: one that builds the dataset, and this command."""
     chosen = [f"--study={options.study}"]
     if options.steps != STUDIES[options.study].steps:
         chosen.append(f"--steps={options.steps}")
@@ -65,7 +68,7 @@ def command(options: argparse.Namespace) -> str:
 
 
 def study_trainings(options: argparse.Namespace) -> Mapping[tuple[str, int], Training]:
-    """The study's trainings by variant and seed, grouped by seed.
+    """(Variant, seed) -> training; all variants of one seed come before those of the next.
 
     Args:
         options: `study`, `data_dir`, `output_dir`, `steps` and `seeds` of the command line.
@@ -98,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a command line; `None` takes the process's own."""
+    """Parses a command line; `None` takes that of the process."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.ablation", description=(__doc__ or "").splitlines()[0]
     )

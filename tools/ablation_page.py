@@ -1,4 +1,4 @@
-"""The page of an ablation: means over seeds, differences, and whether the seeds resolve them."""
+"""Writes the page of an ablation: means over seeds, differences, and whether the seeds resolve them."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ class Cell:
     """A mean over seeds.
 
     Attributes:
-        mean: of the scores, or of differences.
+        mean: mean of the scores, or of their differences.
         error: standard error of the mean (sample standard deviation / sqrt(n)).
     """
 
@@ -25,10 +25,10 @@ class Cell:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> "Cell":
-        """Mean and standard error.
+        """Mean and standard error of scores, one per seed.
 
         Raises:
-            ValueError: fewer than two scores.
+            ValueError: there are fewer than two scores.
         """
         if len(scores) < 2:
             raise ValueError(f"a standard error needs two scores or more, there are {len(scores)}")
@@ -41,12 +41,13 @@ class Cell:
 
 
 def difference(scores: Sequence[float], base: Sequence[float], *, paired: bool) -> Cell:
-    """The mean of `scores` less that of `base`.
+    """The mean of `scores` minus that of `base`, with its standard error.
 
     Args:
-        scores, base: by seed.
-        paired: whether both come from the same trainings. If so, a seed's two scores move together
-            and the error is that of the seeds' differences; else the variances of the means add up.
+        scores, base: one score per seed.
+        paired: whether both come from the same trainings. If so, the two scores of a seed are
+            correlated, and the error is that of the mean difference; else the variances of both means
+            add up.
     """
     if paired:
         return Cell.of([ours - theirs for ours, theirs in zip(scores, base, strict=True)])
@@ -55,7 +56,7 @@ def difference(scores: Sequence[float], base: Sequence[float], *, paired: bool) 
 
 
 def by_chance(freedom: int) -> float:
-    """The probability that a difference of zero passes two standard errors (Student's t).
+    """Probability that a difference exceeds two standard errors if the true one is zero (Student's t).
 
     Args:
         freedom: degrees of freedom of the standard error, at least 1.
@@ -79,12 +80,13 @@ def markdown(
     steps: int,
     command: str,
 ) -> str:
-    """The page.
+    """The page as Markdown.
 
     Args:
-        study: what was run.
-        scores: of each table each row's, by seed.
-        seeds, steps: of the runs.
+        study: the study that was run.
+        scores: the scores of each row of each table.
+        seeds: seeds of the runs.
+        steps: steps of each run.
         command: the command lines that make the page.
     """
     lines = [f"# {study.title}, {steps} steps", "", *study.text, "", *_reading(study, seeds), ""]
@@ -102,7 +104,7 @@ def markdown(
 
 
 def _reading(study: Study, seeds: Sequence[int]) -> list[str]:
-    """How to read the tables, and how many of their differences chance makes."""
+    """Lines that explain the tables, and how many of their differences chance explains."""
     return [
         "Scores are percent on held-out scenes, as mean ± standard error over seeds "
         f"{', '.join(map(str, seeds))}. In brackets: the difference to the first row of the table, "
@@ -126,7 +128,7 @@ def _paired(table: Table, number: int) -> bool:
 
 
 def _caution(study: Study, seeds: int) -> str:
-    """How many differences there are, and how many of them chance would resolve."""
+    """Sentence with the number of differences, and how many would be resolved by chance."""
     told = [_paired(table, row) for table in study.tables for row in range(1, len(table.rows))]
     paired, apart = (len(study.metrics) * told.count(kind) for kind in (True, False))
     of_pairs, of_others = by_chance(seeds - 1), by_chance(2 * seeds - 2)

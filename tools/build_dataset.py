@@ -1,32 +1,30 @@
-"""Builds a dataset into records.
+"""Builds a dataset of records.
 
     python -m tools.build_dataset --dataset=scenes --data_dir=data
     python -m tools.build_dataset --dataset=refcoco/unc --source_dir=DIR --data_dir=data
     python -m tools.build_dataset --dataset=jsonl --name=mine --source_dir=DIR --data_dir=data
 
-`jsonl` is a folder of one's own images with `train.jsonl` and the like (docs/own_data.md). For RefCOCO
+`jsonl` is a folder of your own images with `train.jsonl` and the like (docs/own_data.md). For RefCOCO,
 `DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
-COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`);
-docs/datasets.md has what others need. `refcoco_plus/unc`, `refcocog/umd`,
-`refcocog/google` and `refcoco/google` are built alike; `_raw` behind a name keeps sentences as they
-were typed.
+COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`).
+`refcoco_plus/unc`, `refcocog/umd`, `refcocog/google` and `refcoco/google` are built in the same way; a
+name with `_raw` at its end keeps the sentences as typed. docs/datasets.md has all other datasets.
 
-`DIR` may be an archive as well (zip, tar, tar.gz, tar.xz), or a folder within one
-(`FILE.zip/inner/folder`): it is unpacked below `data_dir`, at `unpacked-*`, for the time of the build.
-One that is stopped leaves it there, for the same command to go on with.
+`DIR` may also be an archive (zip, tar, tar.gz, tar.xz), or a folder in an archive
+(`FILE.zip/inner/folder`). It is unpacked into `<data_dir>/unpacked-*`, which is removed after the build.
+An interrupted build keeps that folder, and the same command uses it again.
 
-The dataset goes to `<data_dir>/<name>/[<config>/]<version>`. It gets that name when it is whole, so
-that a build that fails or is stopped leaves nothing that could be taken for a dataset. A build that
-was stopped goes on from its last whole file (a thousand images) when the command is given again. What
-is built already is left as it is, and its source is not read; `--splits` that it lacks are an error.
-`--overwrite` builds it again, from the beginning each time, and removes the old one at the end.
+The dataset is written to `<data_dir>/<name>/[<config>/]<version>`. This folder appears only when it is
+complete. An interrupted build continues from its last complete file (a thousand images) when the command
+is given again. A dataset that exists is not changed, and its source is not read; it is an error if it
+lacks one of `--splits`. `--overwrite` builds it from the beginning, and removes the old one at the end.
 
-`--runner=DirectRunner` (or another of Apache Beam's; extra `beam`) makes the files by a Beam pipeline,
-`--beam_options="--direct_num_workers=8 ..."` are its options.
+`--runner=DirectRunner` (or another runner of Apache Beam; extra `beam`) writes the files by a Beam
+pipeline. `--beam_options="--direct_num_workers=8 ..."` are the options of the runner.
 
-Missing or damaged images and annotations are listed, and nothing is built; `--skip_missing` builds
-the rest, and lists them in `build_report.txt` beside the records. That file says too, split by
-split, whether the counts are the published ones.
+If images or annotations are missing or damaged, they are listed and nothing is built. `--skip_missing`
+builds the rest, and lists them in `build_report.txt` beside the records. That file also compares the
+counts of each split with the published ones.
 """
 
 import argparse
@@ -50,7 +48,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
 
-#: What to say where a dataset cannot do without a flag.
+#: Flag that a dataset needs -> what to do if it is missing.
 _MISSING = {
     "source_dir": "give the folder of the files that it is made of",
     "name": "give the dataset a name (a-z, 0-9 and _)",
@@ -60,14 +58,20 @@ _OPTIONAL = frozenset({"source_dir", "name", "splits", "skip_missing", "runner"}
 
 
 def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
-    """Builds one dataset, unless it is there, and says what is in it.
+    """Builds a dataset, unless it exists, and prints its folder and its build report.
+
+    Args:
+        name: name of the dataset.
+        entry: the code that builds it.
+        request: the flags of the command line.
+        overwrite: whether to replace a dataset that exists.
 
     Raises:
-        UserError: the request does not fit the dataset, or its files cannot be used.
+        UserError: the request does not fit the dataset, or the source files cannot be used.
     """
     _check(name, entry, request)
     folder = entry.folder(request)
-    # What is built may lie where nothing can be written.
+    # No lock if there is nothing to build: the folder may be read-only.
     if overwrite or _aside(folder).is_dir() or not folder.is_dir():
         aside = _aside(folder)
 
@@ -85,7 +89,7 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
 
 
 def _already(folder: Path, request: Request) -> str:
-    """What to say of a dataset that is left as it is; raises where it lacks what is asked for."""
+    """Message for a dataset that exists; raises a `UserError` if it lacks a wanted split."""
     there = split_names(folder)
     missing = [split for split in request.splits if split not in there]
     if missing:
@@ -98,7 +102,7 @@ def _already(folder: Path, request: Request) -> str:
 
 
 def _build_anew(entry: Entry, request: Request, folder: Path, *, overwrite: bool) -> bool:
-    """Builds it, unless it turns out to be there; whether it did."""
+    """Builds the dataset, unless another process has done so meanwhile; returns whether it did."""
     _recover(folder)
     if folder.is_dir() and not overwrite:
         return False
@@ -139,7 +143,7 @@ def _build(entry: Entry, request: Request) -> None:
 
 @contextlib.contextmanager
 def _set_aside(folder: Path) -> Iterator[None]:
-    """Keeps an older build until the new one is whole, and puts it back if that fails."""
+    """Keeps the old dataset until the block has built the new one; puts it back if that fails."""
     aside = _aside(folder)
     if folder.is_dir():
         folder.rename(aside)
@@ -151,7 +155,7 @@ def _set_aside(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_disk(data_dir: Path) -> Iterator[None]:
-    """ArrayRecord says by a bare `RuntimeError` that it cannot write."""
+    """Turns the `RuntimeError` by which ArrayRecord reports a failed write into a `UserError`."""
     try:
         yield
     except RuntimeError as error:
@@ -164,7 +168,7 @@ def _full_disk(data_dir: Path) -> Iterator[None]:
 
 
 def _recover(folder: Path) -> None:
-    """Ends what a build (or one that was killed) left: the old dataset goes back, or away."""
+    """Puts the old dataset back if there is no new one, else removes it; also after a killed build."""
     aside = _aside(folder)
     if aside.is_dir():
         if folder.is_dir():
@@ -178,7 +182,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _dataset(name: str) -> str:
-    """A name as a person types it (papers write `refcoco+`)."""
+    """Parses the name of a dataset; accepts `refcoco+`, as papers write it."""
     plain = name.replace("+", "_plus")
     if plain not in DATASETS:
         raise argparse.ArgumentTypeError(unknown("dataset", plain, DATASETS))

@@ -1,11 +1,11 @@
-"""Makes the tables of docs/datasets.md and docs/weights.md out of the tables of facts.
+"""Makes the tables of docs/datasets.md and docs/weights.md from the tables of facts.
 
     python -m tools.dataset_page            prints both pages
     python -m tools.dataset_page --write    writes them
 
-The pages are written by hand but for what stands between `<!-- NAME: begin -->` and
-`<!-- NAME: end -->`.
-The facts are in input_pipeline/facts/published.toml and refseg_jax/weights/published.toml.
+Only the text between `<!-- NAME: begin -->` and `<!-- NAME: end -->` is replaced; the rest of the pages
+is written by hand. The facts are in input_pipeline/facts/published.toml and
+refseg_jax/weights/published.toml.
 """
 
 import argparse
@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def datasets_table(facts: Iterable[DatasetFacts]) -> str:
-    """One row for those that differ in name and text alone; licences are numbers of the list."""
+    """Table of datasets; those that differ only in name and text share a row.
+
+    A licence is a link to its number in `licences_list`.
+    """
     rows: dict[tuple[str, ...], list[DatasetFacts]] = {}
     for entry in facts:
         licence = f"[{_numbers()[_licence(entry)]}](#licences)"
@@ -43,12 +46,12 @@ def datasets_table(facts: Iterable[DatasetFacts]) -> str:
 
 
 def licences_list() -> str:
-    """Every licence once, numbered."""
+    """Numbered list of all licences, each once."""
     return "".join(f"{number}. {text}\n" for text, number in _numbers().items())
 
 
 def sources_table(facts: Iterable[DatasetFacts]) -> str:
-    """Papers, pages and images; one row a title."""
+    """Table of titles, papers and images; datasets with the same ones share a row."""
     pages: dict[tuple[str, ...], dict[str, None]] = {}
     for e in facts:
         paper = f"[{e.citation}](https://arxiv.org/abs/{e.arxiv})" if e.arxiv else e.citation
@@ -61,7 +64,7 @@ def sources_table(facts: Iterable[DatasetFacts]) -> str:
 
 
 def weights_table(weights: Iterable[PublishedWeights]) -> str:
-    """One line an entry."""
+    """Table of published weights, one row per entry."""
     return _table(
         ("name", "what", "`--format`", "pixels", "mean and deviation", "fits", "licence"),
         (
@@ -80,12 +83,12 @@ def weights_table(weights: Iterable[PublishedWeights]) -> str:
 
 
 def digests_table(weights: Iterable[PublishedWeights]) -> str:
-    """The digests that are known."""
+    """Table of the known SHA-256 digests."""
     rows = [(f"`{w.file}`", f"`{w.sha256}`") for w in weights if w.sha256]
     return _table(("file", "SHA-256"), rows)
 
 
-#: Page -> name of a marker -> what makes the table there.
+#: Page -> name of a marker -> function that makes the table there.
 PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/datasets.md": {
         **{kind: lambda kind=kind: datasets_table(_of_kind(kind)) for kind in KINDS},
@@ -100,14 +103,14 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
 
 
 def filled(page: str, text: str) -> str:
-    """The text of a page with its tables made anew.
+    """Returns the text of a page with new tables.
 
     Args:
-        page: out of `PAGES`.
-        text: of the page as it is.
+        page: key of `PAGES`.
+        text: present text of the page.
 
     Raises:
-        UserError: a marker is missing, or there twice.
+        UserError: a marker is missing or occurs twice.
     """
     for name, make in PAGES[page].items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
@@ -129,12 +132,12 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _lines(texts: Iterable[str]) -> str:
-    """Each once."""
+    """Joins texts as lines of a cell, each once."""
     return "<br>".join(dict.fromkeys(texts))
 
 
 def _layout(entry: DatasetFacts) -> str:
-    """The names of files and folders in it are code."""
+    """The layout of the source folder, with names of files and folders as code."""
     words = []
     for word in entry.layout.split():
         name = word.strip("(),.")
@@ -144,13 +147,13 @@ def _layout(entry: DatasetFacts) -> str:
 
 
 def _splits(entry: DatasetFacts) -> str:
-    """Split by split what is published of it."""
+    """The splits, each with its published counts."""
     lines = []
     for split in entry.splits:
         counts = entry.published.get(split, {})
         words = ", ".join(f"{number:,} {name}" for name, number in counts.items())
         lines.append(f"{split}: {words}" if words else split)
-    # What nobody has counted needs no line each.
+    # Splits without any counts share a line.
     return _lines(lines) if entry.published else ", ".join(lines)
 
 
@@ -172,7 +175,7 @@ def _numbers() -> Mapping[str, int]:
 
 
 def _read(source: str) -> str:
-    """Where a licence is stated."""
+    """Links to the places where a licence is stated, or (?) if it was not read at its source."""
     return " (?)" if source == "not read" else _links(s for s in source.split() if "://" in s)
 
 

@@ -4,17 +4,16 @@
     python -m tools.doctor --dataset=refcoco/unc --source_dir=DIR [--data_dir=data]
     python -m tools.doctor --dataset=jsonl --source_dir=FOLDER [--data_dir=data]
 
-With `--data_dir` alone it reads what `tools.build_dataset` built (of any name, one's own too); with
-`--source_dir` it converts what was downloaded, image by image, without writing a dataset (`jsonl` is
-a folder of one's own: docs/own_data.md). `DIR` may be an archive, as for a build; it is unpacked below
-`--data_dir` where that is there, or else among the system's temporary files, and removed at the end.
+With `--data_dir` alone, it reads a dataset that `tools.build_dataset` has built, which may be your own.
+With `--source_dir`, it converts the downloaded files image by image, without writing a dataset (`jsonl`
+is a folder of your own: docs/own_data.md). `DIR` may be an archive, as for a build. It is unpacked below
+`--data_dir` if that exists, else into the system's temporary folder, and removed at the end.
 
-It prints how the counts compare with the published ones and how often each check found something, and
-writes a page (`--page`, default `doctor.html`) with pictures of what it found and, whatever that is, of
-a few expressions of each split with their targets drawn. The exit code is 1 where there is a *fault*:
-something that makes scores wrong or stops a run. Remarks (tiny targets, texts said twice) are no
-faults: published datasets have them. A remark says, too, which training images are in evaluation sets
-of the other datasets that are built in `--data_dir`.
+It compares the counts with the published ones, prints how often each check found something, and writes a
+page (`--page`, default `doctor.html`) with pictures of the findings, and of a few expressions of each
+split with their targets. The exit code is 1 if there is a *fault*, which makes scores wrong or stops a
+run. *Remarks* (tiny targets, repeated texts) are no faults, because published datasets have them too.
+They include training images that are in evaluation sets of other datasets built in `--data_dir`.
 """
 
 import argparse
@@ -50,15 +49,15 @@ from refseg_jax.errors import UserError
 from tools.doctor_page import Example, Sample, examples_of, sample_of, write_page
 from tools.doctor_subjects import Reading, Subject, opened
 
-#: Examples of a check that the page shows.
+#: Number of examples of a check on the page.
 _SHOWN = 24
-#: Sample pictures of a split, and items in a row that are tried for one.
+#: Number of sample pictures of a split, and of items in a row that are tried for each.
 _SAMPLES, _TRIES = 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class _Examined:
-    """What a worker found in one record."""
+    """Findings of a worker in one record."""
 
     tally: Tally
     identity: Identity | None
@@ -66,7 +65,7 @@ class _Examined:
 
 
 class _Findings:
-    """How often each check found something, and some examples of it."""
+    """Number of findings of each check, and some examples."""
 
     def __init__(self) -> None:
         self._found: collections.Counter[str] = collections.Counter()
@@ -80,7 +79,7 @@ class _Findings:
                 self._examples[check].append(example)
 
     def table(self) -> dict[str, int]:
-        """How often, by check, in the order of the checks."""
+        """Check -> number of findings, in the order of the checks."""
         order = [*CHECKS, CANNOT_BE_BUILT, *self._found]
         return {check: self._found[check] for check in sorted(self._found, key=order.index)}
 
@@ -97,21 +96,22 @@ def examine(
     splits: Sequence[str] = (),
     num_workers: int = 0,
 ) -> int:
-    """Examines a dataset and says what it found.
+    """Examines a dataset, prints the findings and writes the page.
 
     Args:
-        dataset: its name.
-        data_dir: where datasets are built: this one, unless `source_dir` is given, and others.
-        source_dir: its downloaded files, or `None`.
+        dataset: name of the dataset.
+        data_dir: folder of all built datasets, or `None`. It has the dataset, unless `source_dir` is
+            given; evaluation sets of the others are compared with the training images.
+        source_dir: downloaded files of the dataset, or `None` for a built dataset.
         page: the file to write.
-        splits: those to look at; empty for all.
-        num_workers: processes.
+        splits: splits to examine; empty examines all.
+        num_workers: number of processes.
 
     Returns:
         The number of faults.
 
     Raises:
-        UserError: there is no such dataset or split.
+        UserError: there is no such dataset or split, or the files cannot be read.
     """
     with opened(dataset, data_dir=data_dir, source_dir=source_dir, splits=splits) as subject:
         tallies, found = _look(subject, data_dir, num_workers)
@@ -132,8 +132,8 @@ def examine(
 def _look(
     subject: Subject, data_dir: Path | None, workers: int
 ) -> tuple[dict[str, Tally], _Findings]:
-    """Counts by split, and what all checks find."""
-    # At first, so that a dataset beside this one that is damaged is said before the long part.
+    """Runs all checks; returns the counts of each split, and the findings."""
+    # First, so that damage of another dataset is reported before the long part.
     sets = evaluation_images(str(data_dir)) if data_dir is not None else {}
     found = _Findings()
     found.add(Example(finding, None) for finding in subject.findings)
@@ -168,13 +168,13 @@ def _examine(read: Callable[[tuple[str, Any]], Reading], item: tuple[str, Any]) 
 
 
 def _samples(subject: Subject) -> list[Sample]:
-    """Some pictures of each split, evenly spread over it."""
+    """Sample pictures of each split, evenly spread over it."""
     found = []
     for split, items in subject.splits.items():
         number = min(_SAMPLES, len(items))
         starts = [place * len(items) // number for place in range(number)]
         for turn, (start, end) in enumerate(itertools.pairwise([*starts, len(items)])):
-            # An item without a picture leaves its place to one of those behind it.
+            # If an item has no picture, the next ones are tried.
             for place in range(start, min(end, start + _TRIES)):
                 record = subject.read((split, items[place])).record
                 sample = sample_of(record, split, turn) if record is not None else None

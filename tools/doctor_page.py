@@ -1,4 +1,4 @@
-"""The page that `tools.doctor` writes: a table of what was found, pictures of it, and samples."""
+"""Writes the page of `tools.doctor`: a table of findings, pictures of them, and samples."""
 
 import base64
 import dataclasses
@@ -15,7 +15,7 @@ from refseg_jax.images.preprocess import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError
 from refseg_jax.images.sheets import fit, fit_regions
 
-#: Longer side of a picture.
+#: Longer side of a picture in pixels.
 _SIDE = 320
 
 _STYLE = """
@@ -30,7 +30,7 @@ pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A finding, with a JPEG of its image where one can be shown."""
+    """A finding, with a JPEG of its image, or `None` if no picture is shown."""
 
     finding: Finding
     picture: bytes | None
@@ -38,16 +38,22 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A JPEG of an image with what an expression means drawn on it, and a line about it."""
+    """A JPEG of an image with the targets of an expression drawn on it, and a line about it."""
 
     caption: str
     picture: bytes
 
 
 def sample_of(record: Record, split: str, turn: int) -> Sample | None:
-    """A picture of one of a record's expressions, a different one each turn.
+    """Draws an expression of a record, or all targets of a record without expressions.
 
-    Without an expression it is of all targets; `None` where the image is damaged.
+    Args:
+        record: the record.
+        split: name of its split, for the caption.
+        turn: chooses the expression; successive numbers choose different ones.
+
+    Returns:
+        The sample, or `None` if the image is damaged.
     """
     try:
         image = decode_image(record.image, name=record.file_name)
@@ -66,7 +72,10 @@ def sample_of(record: Record, split: str, turn: int) -> Sample | None:
 
 
 def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, ...]:
-    """The findings of a record; the first of each check has a picture, if the image is sound."""
+    """The findings of a record as examples; the first one of each check gets a picture.
+
+    There are no pictures if the image is damaged.
+    """
     try:
         image = decode_image(record.image, name=record.file_name) if findings else None
     except ImageError:
@@ -85,7 +94,7 @@ def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, .
 
 
 def _masks(image: np.ndarray, record: Record, targets: Sequence[int]) -> list[np.ndarray]:
-    """The masks of some targets that can be read and have the size of the image."""
+    """Masks of those targets whose mask can be read and has the size of the image, bool `[H, W]`."""
     masks = []
     for target in targets:
         try:
@@ -98,7 +107,7 @@ def _masks(image: np.ndarray, record: Record, targets: Sequence[int]) -> list[np
 
 
 def _side(image: np.ndarray) -> int:
-    """The longer side of a picture of the page, which enlarges none."""
+    """Longer side of the picture of an image, in pixels; small images are not enlarged."""
     return min(_SIDE, max(image.shape[:2]))
 
 
@@ -116,15 +125,15 @@ def write_page(
     examples: Mapping[str, Sequence[Example]],
     samples: Sequence[Sample],
 ) -> None:
-    """Writes the page; it is whole or not there.
+    """Writes the page, completely or not at all.
 
     Args:
-        path: of the file.
-        title: what was examined.
-        counts: lines about what it holds.
-        found: how often each check found something.
-        examples: some findings of each check.
-        samples: pictures of what there is, whatever was found.
+        path: path of the file.
+        title: names the examined dataset.
+        counts: lines about the content of the dataset.
+        found: check -> number of findings.
+        examples: check -> some of its findings.
+        samples: sample pictures of the splits.
     """
     rows = "\n".join(
         _row(check, number, examples[check][0].finding) for check, number in found.items()
@@ -140,7 +149,7 @@ def write_page(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    # Texts of a dataset may hold half characters, which no file can.
+    # Texts of a dataset may hold lone surrogates, which UTF-8 cannot encode.
     partial.write_bytes(text.encode("utf-8", "replace"))
     partial.replace(path)
 

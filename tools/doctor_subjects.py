@@ -1,4 +1,4 @@
-"""What `tools.doctor` examines: a built dataset, or the downloaded files of one, item by item."""
+"""Opens the subjects of `tools.doctor`: a built dataset, or the downloaded files of one."""
 
 import contextlib
 import dataclasses
@@ -19,12 +19,12 @@ from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, s
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 
-#: A folder of one's own, in the place of a published dataset.
+#: Name that stands for a folder of your own.
 _OWN = "jsonl"
 
 
 class Reading(NamedTuple):
-    """An item that was read: its record, where it has one, and what was found on the way."""
+    """The record of an item, or `None` if it has none, and the findings while reading it."""
 
     record: Record | None
     findings: tuple[Finding, ...] = ()
@@ -32,14 +32,14 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is examined.
+    """A dataset to examine.
 
     Attributes:
-        name: of the dataset, as `data_dir` has it.
-        splits: items by split.
-        read: reads (a split, an item of it); picklable.
+        name: name of the dataset, with its config.
+        splits: split -> items.
+        read: reads (split, item); picklable.
         facts: lines about the source.
-        findings: of the whole.
+        findings: findings about the dataset as a whole.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Subject:
 def opened(
     dataset: str, *, data_dir: Path | None, source_dir: Path | None, splits: Sequence[str]
 ) -> Iterator[Subject]:
-    """The subject; what an archive holds is removed however the block ends.
+    """Opens a dataset while the `with` block runs; an archive is unpacked, and removed at the end.
 
     Args:
-        dataset: its name.
-        data_dir: where it is built, unless `source_dir` is given.
-        source_dir: its downloaded files, a folder or an archive, or `None`.
-        splits: those to look at; empty for all.
+        dataset: name of the dataset.
+        data_dir: folder of all built datasets; has the dataset, unless `source_dir` is given.
+        source_dir: downloaded files (a folder or an archive), or `None` for a built dataset.
+        splits: splits to examine; empty examines all.
 
     Raises:
-        UserError: there is no such dataset or split.
+        UserError: there is no such dataset or split, or the files cannot be read.
     """
     if source_dir is None:
         assert data_dir is not None
@@ -70,7 +70,7 @@ def opened(
     elif source_dir.is_dir():
         yield _raw(dataset, source_dir, source_dir, splits)
     else:
-        # Nothing is built, so that a folder which is not there is not made.
+        # The doctor builds nothing, so it does not create a missing `data_dir` either.
         beside = data_dir if data_dir is not None and data_dir.is_dir() else None
         with (
             tempfile.TemporaryDirectory(prefix="doctor-", dir=beside) as room,

@@ -1,7 +1,7 @@
 """The papers' ablations that `tools.ablation` repeats on Scenes: their trainings and their tables.
 
-A study trains each variant from several seeds and reads its tables from the runs' folders. One
-training may give several rows, because who decides that nothing is there is chosen after it.
+A study trains each variant from several seeds and reads the scores of its tables from the workdirs. One
+training may give several rows, because the rule that decides "nothing matches" is applied after it.
 """
 
 import dataclasses
@@ -11,25 +11,25 @@ from pathlib import Path
 from refseg_jax.reporting.tables import read_summary
 from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
 
-#: Reads the scores of a finished run out of its folder.
+#: Reads the scores of a finished run from its workdir.
 Reader = Callable[[Path], Mapping[str, float]]
 
-#: ReLA's paper clears masks of fewer pixels (section 5.3); that they are of 480 x 480 is its code's.
+#: ReLA's paper clears masks with fewer pixels than this (section 5.3); its code counts at 480 x 480.
 PAPER_MIN_PIXELS = 50
 
 
 def summary(workdir: Path) -> Mapping[str, float]:
-    """The scores of the run itself."""
+    """The scores that the run itself wrote."""
     return read_summary(workdir / "summary.json")
 
 
 def by_pixels(workdir: Path) -> Mapping[str, float]:
-    """The scores of the same masks, if the pixel rule clears them and not the head."""
+    """The scores of the same masks if the pixel rule clears them instead of the presence head."""
     return scores_by_min_pixels(workdir / "dump" / "test", PAPER_MIN_PIXELS)
 
 
 def by_matched_pixels(workdir: Path) -> Mapping[str, float]:
-    """As `by_pixels`, with the number of pixels that gives the head's T_acc on val."""
+    """As `by_pixels`, with the greatest number of pixels whose T_acc on val is at least the head's."""
     wanted = summary(workdir)["val/T_acc"]
     number = matched_min_pixels(workdir / "dump" / "val", wanted)
     return scores_by_min_pixels(workdir / "dump" / "test", number)
@@ -37,11 +37,11 @@ def by_matched_pixels(workdir: Path) -> Mapping[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A training.
+    """A config that is trained from several seeds.
 
     Attributes:
         overrides: flags that set fields of the config.
-        config: a config file to use in place of the study's.
+        config: config file that replaces that of the study, or `""`.
     """
 
     overrides: tuple[str, ...] = ()
@@ -53,9 +53,9 @@ class Row:
     """A line of a table.
 
     Attributes:
-        label: its first cell.
-        variant: the training.
-        read: gives the scores of a finished run.
+        label: text of the first cell.
+        variant: key of `Study.variants`.
+        read: reads the scores of a finished run.
     """
 
     label: str
@@ -65,11 +65,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows that are compared with the first of them.
+    """A table whose rows are compared with its first row.
 
     Attributes:
-        heading: of the first column.
-        rows: from top to bottom.
+        heading: heading of the first column.
+        rows: the rows from top to bottom.
         text: lines of Markdown before the table.
     """
 
@@ -83,14 +83,14 @@ class Study:
     """An ablation.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         text: lines of Markdown below the title.
         config: the config file that the variants change.
-        steps: of each training.
+        steps: steps of each training.
         fields: overrides that all variants share.
-        variants: by name.
-        metrics: the scores that the tables show.
-        tables: of the page.
+        variants: name -> variant.
+        metrics: names of the scores that the tables show.
+        tables: tables of the page.
     """
 
     title: str
@@ -135,7 +135,7 @@ GROUP_TOKENS = Study(
     ),
 )
 
-#: UniRES on the same expressions, from as many pairs a step.
+#: UniRES on the same expressions as ReLA, with as many pairs per step.
 _UNIRES = (
     "--config.data.granularities=('object', 'multi', 'none')",
     "--config.data.pairs=4",
@@ -145,24 +145,24 @@ _UNIRES = (
     "--config.checkpoint.best_metric=val/gIoU",
 )
 _EVERYTHING = "('object', 'multi', 'none')"
-#: Evaluated at the end alone, and the predictions are kept.
+#: Evaluates only at the end, and keeps the predictions.
 _DUMPED = (
     "--config.loop.eval_every=0",
     "--config.evals.val.when=never",
     "--config.eval.dump=dump",
     "--config.eval.pictures=0",
 )
-#: What `by_matched_pixels` reads beside the test's.
+#: Evaluates val as well, which `by_matched_pixels` needs.
 _VAL = "--config.evals.val.when=final"
 
 
-#: What `none` is in Scenes.
+#: Text on the expressions of granularity `none` in Scenes.
 _ABSENT = (
     "- **Absent expressions.** Each names a kind that is in the picture, in a colour that it does not",
     "  have there: they are deceptive, as gRefCOCO's. None names a kind that is missing altogether, so",
     "  these scores say nothing about such expressions.",
 )
-#: What the rows of `_deciders` are.
+#: Text on the rows of `_deciders`.
 _RULE = (
     "The pixel rule (ReLA's paper, section 5.3) clears masks with fewer than 50 pixels, counted at",
     "480 x 480 and scaled with the area. *Matched* takes, in place of 50, the number at which the rule",
@@ -174,7 +174,14 @@ _RULE = (
 def _deciders(
     heading: str, variant: str, *, head: str = "presence head", matched: bool = True
 ) -> Table:
-    """Who clears the masks of one training; `matched` where val has its predictions too."""
+    """Table of the rules that clear the masks of one training.
+
+    Args:
+        heading: heading of the first column.
+        variant: key of `Study.variants`.
+        head: label of the row with the run's own decisions.
+        matched: whether to add the matched pixel rule, which needs predictions for val.
+    """
     rule = Row("pixel rule, matched", variant, by_matched_pixels)
     rows = (
         Row(head, variant),
@@ -205,7 +212,7 @@ RELA = Study(
     ),
     config="configs/scenes_rela.py",
     steps=160,
-    # Everybody's head sees features alone, as ReLA's paper has it.
+    # All presence heads see features alone, as in ReLA's paper.
     fields=(*_DUMPED, "--config.model.mask_evidence=False"),
     variants={
         "paper": Variant((_VAL,)),

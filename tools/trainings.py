@@ -1,7 +1,7 @@
-"""Trainings that `main.py` does, several at a time: resumed, kept once finished, and stopped together.
+"""Runs trainings with `main.py`, several at a time: resumed, kept once finished, and stopped together.
 
-A training is known by its whole config, which `main.py` writes into the folder: what was trained from
-another one, be it by an edited config file, is never taken for it.
+A training is identified by its whole config, which `main.py` writes into the workdir. A run of another
+config is never taken for it, even if only the config file was edited in the meantime.
 """
 
 import collections
@@ -32,10 +32,10 @@ class Training:
     """One run of `main.py`.
 
     Attributes:
-        workdir: its folder.
-        arguments: the config file and the changed fields, as `main.py` takes them.
-        config: what these come to, as `main.py` writes it: `resolved`.
-        metrics: which scores its summary has in the end.
+        workdir: folder of the run.
+        arguments: flags of `main.py` for the config file and the changed fields.
+        config: the config that results from the arguments, as `resolved` returns it.
+        metrics: names of the scores that the summary of the finished run has.
     """
 
     workdir: Path
@@ -47,18 +47,29 @@ class Training:
     def of(
         cls, workdir: Path, config: str, fields: Sequence[str], metrics: tuple[str, ...]
     ) -> "Training":
-        """With the config resolved as its file (below the repository's root) is now."""
+        """Makes a training with the present content of its config file.
+
+        Args:
+            workdir: folder of the run.
+            config: config file, relative to the root of the repository.
+            fields: overrides such as `--config.steps=3`.
+            metrics: names of the scores that the summary of the finished run has.
+        """
         path = _ROOT / config
         return cls(workdir, (f"--config={path}", *fields), resolved(path, fields), metrics)
 
     @property
     def finished(self) -> bool:
-        """Whether the folder has the scores of the last step; those of an earlier one do not count."""
+        """Whether the workdir has all scores of the last step."""
         summary = read_summary(self.workdir / "summary.json")
         return summary.get("step") == self.config["steps"] and summary.keys() >= set(self.metrics)
 
     def check(self) -> None:
-        """Raises a `UserError` if the folder has a run of another config; it names the first field."""
+        """Checks that the workdir has no run of another config.
+
+        Raises:
+            UserError: it has one; the message names the first field that differs.
+        """
         path = self.workdir / "config.json"
         try:
             theirs = _flat(json.loads(path.read_text()))
@@ -81,10 +92,10 @@ class Training:
 
 
 def resolved(config: Path, fields: Sequence[str]) -> dict[str, Any]:
-    """The config that `main.py` makes of its arguments, as it writes it into `config.json`.
+    """Returns the config that `main.py` would write into `config.json`.
 
     Args:
-        config: file with `get_config`.
+        config: path of the config file.
         fields: overrides such as `--config.steps=3`.
     """
     values = flags.FlagValues()
@@ -96,15 +107,19 @@ def resolved(config: Path, fields: Sequence[str]) -> dict[str, Any]:
 
 
 def train_all(trainings: Iterable[Training], jobs: int) -> None:
-    """Trains what is not finished, `jobs` at a time, each on its share of the cores.
+    """Runs the trainings that are not finished, `jobs` at a time, each on its share of the cores.
 
-    After one that fails, those that run go on to their end and none begins. Whatever else ends the
-    call (Ctrl-C, say) stops all of them first: `main.py` saves on SIGTERM. With several jobs what a
-    training prints is appended to `{workdir}.log`.
+    If a training fails, those that run continue to their end, and no other is started. If another
+    exception (e.g. Ctrl-C) ends the call, all running trainings are stopped first; `main.py` saves on
+    SIGTERM. With several jobs, the output of a training is appended to `{workdir}.log`.
+
+    Args:
+        trainings: the trainings, in the order in which to start them.
+        jobs: number of trainings that run at a time.
 
     Raises:
-        UserError: folders have other runs (nothing was started then), or trainings have failed; all
-            are told.
+        UserError: a workdir has another run (then nothing was started), or trainings have failed (the
+            message names all of them).
     """
     trainings = list(trainings)
     for training in trainings:
@@ -122,10 +137,10 @@ def train_all(trainings: Iterable[Training], jobs: int) -> None:
 
 
 class _Crew:
-    """Threads that each wait for one training after the other, and what they share.
+    """State of the threads that each run one training after the other.
 
-    A signal's exception is raised in the main thread, never here: a child that has been started is
-    known to `stop`.
+    Signals raise their exception in the main thread, never in these threads. No exception can therefore
+    come between the start of a child and its registration for `stop`.
     """
 
     def __init__(self, todo: Iterable[Training], *, logged: bool) -> None:
@@ -137,9 +152,9 @@ class _Crew:
         self._lock = threading.Lock()
 
     def work(self, cores: Sequence[int]) -> None:
-        """Trains until nothing is left to do, on these cores (any, if there are none)."""
+        """Runs trainings until none is left, on the given cores (on any, if the list is empty)."""
         if cores:
-            # Of this thread, and so of what it starts.
+            # Applies to this thread, and is inherited by the processes that it starts.
             os.sched_setaffinity(0, cores)
         while True:
             with self._lock:
@@ -158,7 +173,7 @@ class _Crew:
                 raise
 
     def stop(self) -> None:
-        """Lets none begin, and asks those that run to save and leave."""
+        """Starts no more trainings, and asks those that run to save and stop."""
         with self._lock:
             self._stopped = True
             for child in self._children:
@@ -181,7 +196,7 @@ class _Crew:
             raise UserError(
                 f"{workdir}: the run ended with exit code {code}, see {log or 'what it says above'}"
             )
-        # Its config file may have been edited since the first check.
+        # The config file may have been edited since the first check.
         training.check()
         if not training.finished:
             raise UserError(f"{workdir}: stopped before its end; the same command goes on")
@@ -207,7 +222,7 @@ class _Crew:
 
 
 def _shares(jobs: int) -> list[list[int]]:
-    """The cores of each job; none where there is but one, or where a process cannot choose."""
+    """Cores of each job; empty lists for a single job, or if the system cannot bind processes."""
     if jobs == 1 or not hasattr(os, "sched_setaffinity"):
         return [[] for _ in range(jobs)]
     cores = sorted(os.sched_getaffinity(0))
