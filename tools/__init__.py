@@ -1,1 +1,1 @@
-"""Command lines of the project; each module is run as `python -m tools.NAME`."""
+"""Command lines of the project, e.g. `python -m tools.build_dataset`."""

@@ -3,10 +3,10 @@
     python -m tools.docs_pictures --run=runs/scenes_unires --output_dir=docs/images
 
 `scenes.png` shows held-out scenes, each with one of its expressions and the region that it means.
-`results.jpg` is the page of pictures that the run's evaluation of `test` has left; nothing in it is
-selected. `readme.jpg` shows one good answer of the run's latest checkpoint for each of a few kinds of
-expressions: the one with the highest IoU in 100 held-out scenes, which are drawn three times as large as
-those of the training. Without `--run` only `scenes.png` is drawn.
+`results.jpg` is the page of pictures that the run's evaluation of `test` has written, without selection.
+`readme.jpg` shows good answers of the run's latest checkpoint: for each of a few kinds of expressions,
+the answer with the highest IoU in 100 held-out scenes, which are drawn three times as large as those of
+the training. Without `--run`, only `scenes.png` is drawn.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from refseg_jax.images.preprocess import decode_image
 from refseg_jax.images.sheets import captioned, grid
 from refseg_jax.prediction.predictor import Predictor
 
-#: Pictures of the README's row: a granularity, and a word that the expression must have.
+#: Expressions of the README's row: granularity, and words that the expression must contain.
 WANTED = (("object", "on the left"), ("part", "wheels of"), ("multi", " and "), ("category", "all"))
 
-#: The row is twice as wide as a README shows it, for screens of high density.
+#: Sizes in pixels. The row is twice as wide as a README shows it, for screens of high density.
 _SIDE, _GAP, _LETTERS = 384, 16, 30
-#: So many held-out scenes are asked.
+#: Number of held-out scenes among which answers are chosen.
 _SCENES = 100
 
-#: Of an image, u8 `[H, W, 3]`, and expressions: a mask, bool `[H, W]`, for each of them.
+#: Maps an image, u8 `[H, W, 3]`, and expressions to a mask, bool `[H, W]`, for each expression.
 Segment = Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]
 
 
 class Answer(NamedTuple):
-    """What was segmented for an expression."""
+    """The mask that was predicted for an expression, and its IoU with the target."""
 
     expression: Expression
     image: np.ndarray
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 def predicted_row(segment: Segment, wanted: Sequence[tuple[str, str]] = WANTED) -> np.ndarray:
-    """Scenes side by side, each with an expression below and its predicted region outlined."""
+    """Draws scenes side by side, with an expression below and its predicted region outlined: u8 RGB."""
     cells = []
     for answer in best_answers(segment, wanted):
         drawn = draw_regions(answer.image, [answer.mask], [PREDICTED_COLOUR])
@@ -59,7 +59,10 @@ def predicted_row(segment: Segment, wanted: Sequence[tuple[str, str]] = WANTED) 
 
 
 def best_answers(segment: Segment, wanted: Sequence[tuple[str, str]]) -> list[Answer]:
-    """For each thing that is wanted the answer with the highest IoU, each of another scene."""
+    """For each wanted expression (as in `WANTED`) the answer with the highest IoU.
+
+    No scene gives two answers.
+    """
     config = ScenesConfig(image_size=_SIDE)
     scenes = [_answers(make_record(config, "test", index), segment) for index in range(_SCENES)]
     best = []
@@ -89,7 +92,7 @@ def _answers(record: Record, segment: Segment) -> list[Answer]:
 
 
 def few_colours(sheet: np.ndarray) -> Image.Image:
-    """A picture of 256 colours, dithered: a third of the bytes of a PNG of all colours."""
+    """Reduces a picture to 256 dithered colours: its PNG has a third of the bytes."""
     image = Image.fromarray(sheet)
     palette = image.quantize(256, kmeans=2)
     return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
@@ -97,6 +100,10 @@ def few_colours(sheet: np.ndarray) -> Image.Image:
 
 def draw(run: Path | None, folder: Path) -> None:
     """Writes the pictures.
+
+    Args:
+        run: workdir of a run of configs/scenes_unires.py; `None` writes `scenes.png` only.
+        folder: folder of the pictures.
 
     Raises:
         UserError: the run has no checkpoint, or no page of pictures.
