@@ -8,9 +8,11 @@
     {"id": "17", "segmentation": {"size": [480, 640], "counts": "..."}, "present": true}
 
 `R` has the same ids in any order. `segmentation` is RLE or polygons and may be empty; the other fields
-are optional:
+are optional. `empty` says whether the image contains nothing that the expression means; without it,
+a mask without pixels says so:
 
-    {"id": "17", "segmentation": [[10, 20, ...]], "granularity": "part", "group": "", "category": ""}
+    {"id": "17", "segmentation": [[10, 20, ...]], "empty": false, "granularity": "part",
+     "group": "", "category": ""}
 
 Where the protocol allows it, masks are counted without being decoded. Pairs are not kept once they are
 counted. docs/protocols.md explains the protocols and the fields.

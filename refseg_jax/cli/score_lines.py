@@ -294,8 +294,11 @@ def _pair(draft: _Draft) -> ReadPair:
     )
     if granularity and granularity not in GRANULARITIES:
         raise reference.error(naming.unknown("granularity", granularity, GRANULARITIES))
+    empty = reference.fields.get("empty")
+    if empty is not None and not isinstance(empty, bool):
+        raise reference.error(f'"empty" is {empty!r:.40}, not true or false')
     name = _id_of(reference)
-    return ReadPair(Pair(name, regions, present, granularity, group, category), reference)
+    return ReadPair(Pair(name, regions, present, granularity, group, category, empty), reference)
 
 
 def _text(line: Line, name: str) -> str:

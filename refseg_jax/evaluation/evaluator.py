@@ -243,6 +243,7 @@ class Evaluator:
                 meta.granularities[place],
                 meta.groups[place] if meta.groups else "",
                 meta.categories[place] if meta.categories else "",
+                empty=not host.batch.present[b, n, k],
             )
             found.append(Seen(pair, regions, (b, n, k), meta))
         return found
@@ -309,6 +310,7 @@ def _reference_line(pair: Pair) -> dict[str, Any]:
     return {
         "id": pair.id,
         "segmentation": predictions.encode(pair.regions.target()),
+        "empty": pair.empty,
         **{name: value for name, value in known.items() if value},
     }
 

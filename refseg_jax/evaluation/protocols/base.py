@@ -99,6 +99,8 @@ class Pair:
         group: name of the group of images, or of the video's expression, that the pair belongs to; or
             `""`.
         category: name of the category, or `""`.
+        empty: whether the annotation says that the image contains nothing that the expression means;
+            `None` where it does not say: then a reference without pixels is one of nothing.
     """
 
     id: str
@@ -107,6 +109,15 @@ class Pair:
     granularity: str = ""
     group: str = ""
     category: str = ""
+    empty: bool | None = None
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the image contains a target, by `empty` where it is known, else by the mask.
+
+        The two differ where the mask of a target has no pixel, e.g. a polygon without area.
+        """
+        return self.regions.counts().target > 0 if self.empty is None else not self.empty
 
 
 class Protocol(abc.ABC):
@@ -202,7 +213,7 @@ class State:
         """Scores over all pairs, and as `<granularity>/<score>` over those of each granularity.
 
         Scores are in [0, 1] and unrounded. Over all pairs, a column without a sample (`N_acc` where
-        every pair has a target) is 0, as in the official evaluators; a granularity leaves it out.
+        every pair has a target) is 0, as ReLA's evaluator prints it; a granularity leaves it out.
 
         Returns:
             Name -> score; empty if no pair was added.

@@ -1,9 +1,10 @@
 """Protocols whose unit is the expression: `cris`, `refcocom` and `lavt`."""
 
 import dataclasses
-import operator
 from collections.abc import Callable, Mapping
 from typing import ClassVar
+
+import numpy as np
 
 from refseg_jax.evaluation.protocols.base import (
     Counts,
@@ -27,8 +28,13 @@ class Cris(Protocol):
 
     `mIoU` is the mean IoU of the expressions, 0 where both masks are empty. `Pr@X` is the share of
     expressions with IoU > X. `oIoU` is the sum of intersections over the sum of unions; CRIS does not
-    report it, but its descendants do. CRIS adds 1e-6 to each union, which is left out here because it
-    changes no printed digit.
+    report it, but its descendants do.
+
+    CRIS adds 1e-6 to each union. That moves no printed digit of `mIoU`, which leaves it out, but it
+    decides at the edge of `Pr@X`, which does not. There CRIS has X as a float32 number, a little less
+    than 0.7 and 0.9: an IoU of exactly 7/10 or 9/10 lies above it from unions of 60 or 40 pixels on.
+
+    How masks are made from logits is not part of the protocol: see `config.eval.resample`.
     """
 
     name: ClassVar[str] = "cris"
@@ -40,7 +46,7 @@ class Cris(Protocol):
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """IoU, intersection, union, and for each X whether IoU > X."""
-        return _measure(pair.regions.counts(), operator.gt)
+        return _measure(pair.regions.counts(), _is_above)
 
     def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """`mIoU`, `oIoU`, `Pr@X`."""
@@ -93,21 +99,25 @@ class Lavt(Protocol):
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """IoU, intersection, union, and for each X whether IoU >= X."""
-        return _measure(pair.regions.square_counts(), operator.ge)
+        return _measure(pair.regions.square_counts(), lambda counts, x: counts.iou >= x)
 
     def scores(self, sums: Mapping[str, Sums]) -> dict[str, float]:
         """`mIoU`, `oIoU`, `Pr@X`."""
         return _scores(sums[""])
 
 
-def _measure(counts: Counts, reaches: Callable[[float, float], bool]) -> dict[str, int]:
-    iou = counts.iou
+def _measure(counts: Counts, reaches: Callable[[Counts, float], bool]) -> dict[str, int]:
     return {
-        "iou": exact(iou),
+        "iou": exact(counts.iou),
         "intersection": counts.intersection,
         "union": counts.union,
-        **{name: int(reaches(iou, x)) for name, x in _PRECISIONS},
+        **{name: int(reaches(counts, x)) for name, x in _PRECISIONS},
     }
+
+
+def _is_above(counts: Counts, x: float) -> bool:
+    """CRIS's `iou > x` in float64, with its IoU and its float32 threshold."""
+    return counts.intersection / (counts.union + 1e-6) > float(np.float32(x))
 
 
 def _scores(sums: Sums) -> dict[str, float]:

@@ -13,9 +13,10 @@ class Grd(Protocol):
     """GRSer's evaluation with negative samples (section 5.1), over every pair of every group.
 
     `mIoU` is the paper's adapted mIoU. A pair scores its IoU if there is a target and the system says
-    present, 1 if there is none and the system says absent, and 0 otherwise. `Rneg` is the recall of
-    negatives: the share of pairs without a target for which the system says absent. `Em` is the mean
-    over all pairs of the mask's E-measure, where the mask is empty if the system says absent.
+    present, 1 if there is none and the system says absent, and 0 otherwise. The annotation says whether
+    there is a target (`Pair.targeted`). `Rneg` is the recall of negatives: the share of pairs without a
+    target for which the system says absent. `Em` is the mean over all pairs of the mask's E-measure,
+    where the mask is empty if the system says absent.
 
     GRSer has no public code. Its paper does not say over which thresholds `Em` averages; here the mask
     is scored, which has none. `Em` is cut at 1, because a perfect mask scores a little more (see
@@ -34,7 +35,7 @@ class Grd(Protocol):
         counts = pair.regions.counts()
         if not pair.present:
             counts = Counts(0, 0, counts.target)
-        negative = not counts.target
+        negative = not pair.targeted
         height, width = pair.regions.size
         return {
             "iou": exact(float(not pair.present) if negative else counts.iou),

@@ -20,7 +20,7 @@ class Gres(Protocol):
     | target | system says | IoU | pixels added to the union |
     |---|---|---|---|
     | none | absent | 1 | none |
-    | none | present | 0 | those of the prediction |
+    | none | present | 0 | those of the prediction (and of the reference, if it has any) |
     | some | absent | 0 | those of the target or of the prediction, which is not cleared |
     | some | present | as usual | those of the target or of the prediction |
 
@@ -28,6 +28,14 @@ class Gres(Protocol):
     rows) over the sum of unions. `N_acc` is the share of pairs without a target for which the system
     says absent, `T_acc` the share of pairs with a target for which it says present. `Pr@X` is the share
     of pairs with a target whose IoU >= X. ReLA prints `gIoU`, `cIoU` and `Pr@X` as percentages.
+
+    The annotation says whether a pair has a target (`Pair.targeted`), as in ReLA: a target whose mask
+    has no pixel counts as one, with an IoU of 0. Without any such annotation, the mask says it.
+
+    One number differs on purpose. Where no pair lacks a target (RefCOCO), the evaluator prints 0 for
+    `T_acc` too, because it computes both shares only if it has seen a pair without a target. Here
+    `T_acc` is the share that it is anywhere else. Where no pair has a target, the evaluator stops with
+    a division by zero; here `T_acc` and `Pr@X` are 0.
 
     Attributes:
         min_pixels: if not 0, a pair counts as present if its mask has at least this many pixels, and
@@ -62,10 +70,10 @@ class Gres(Protocol):
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """IoU, intersection, union, and which of the four outcomes the pair has."""
         counts, present = pair.regions.counts(), self.says_present(pair)
-        if not counts.target:
+        if not pair.targeted:
             return {
                 "iou": exact(0.0 if present else 1.0),
-                "union": counts.prediction if present else 0,
+                "union": counts.union if present else 0,
                 "empty": 1,
                 "empty_right": int(not present),
             }

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from refseg_jax.batch import HostBatch
+from refseg_jax.batch import Batch, HostBatch
 from refseg_jax.cli.score import main, score
 from refseg_jax.evaluation import predictions
 from refseg_jax.evaluation.protocols import PROTOCOLS, build_protocols
@@ -45,7 +45,7 @@ def _prediction(case: Case) -> dict[str, Any]:
 
 
 def _reference(case: Case) -> dict[str, Any]:
-    known = {name: getattr(case, name) for name in ("granularity", "group", "category")}
+    known = {n: getattr(case, n) for n in ("granularity", "group", "category", "empty")}
     return {"id": case.id, "segmentation": predictions.encode(case.target), **known}
 
 
@@ -87,9 +87,10 @@ def test_an_evaluation_and_the_score_of_its_dump_agree_to_the_last_digit(
     batches = evaluator.batches
 
     def named() -> list[HostBatch]:
-        """With groups and categories, which the tiny dataset has none of."""
+        """With what the tiny dataset has none of: groups, categories, targets without a pixel."""
         return [
             host._replace(
+                batch=_without_pixels(host.batch),
                 meta=tuple(
                     dataclasses.replace(
                         meta,
@@ -97,7 +98,7 @@ def test_an_evaluation_and_the_score_of_its_dump_agree_to_the_last_digit(
                         categories=tuple(name[-1:] for name in meta.pair_ids),
                     )
                     for meta in host.meta
-                )
+                ),
             )
             for host in batches()
         ]
@@ -116,6 +117,16 @@ def test_an_evaluation_and_the_score_of_its_dump_agree_to_the_last_digit(
         key: value for key, value in scores.items() if key not in counted
     }
     assert any(0.05 < value < 0.95 for value in found.values())
+    lines = [json.loads(line) for line in files[1].read_text().splitlines()]
+    bare = [line for line in lines if not coco_mask.area(line["segmentation"])]
+    assert {line["empty"] for line in bare} == {True, False}
+
+
+def _without_pixels(batch: Batch) -> Batch:
+    """The reference of each first pair is wiped out; `present` still says that there is a target."""
+    native = np.array(batch.native)
+    native[:, :, 0] = 0
+    return dataclasses.replace(batch, native=native)
 
 
 @pytest.mark.parametrize("order", ["same", "shuffled", "reversed"])
@@ -316,6 +327,7 @@ def test_a_bad_prediction_is_one_line_that_names_its_own(
             "R.jsonl:2: unknown granularity 'prat': did",
         ),
         (lambda line: line.update(category=7), 'R.jsonl:2: "category" is 7, not a text'),
+        (lambda line: line.update(empty=0), 'R.jsonl:2: "empty" is 0, not true or false'),
         (lambda line: line.update(category=None), "R.jsonl:2: pair 'pair 1' has no category"),
     ],
 )

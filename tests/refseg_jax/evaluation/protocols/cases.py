@@ -23,6 +23,12 @@ class Case:
     granularity: str
     group: str
     category: str
+    empty: bool | None = None
+
+    @property
+    def targeted(self) -> bool:
+        """As the annotation says, else as the mask does."""
+        return bool(self.target.any()) if self.empty is None else not self.empty
 
     @property
     def both(self) -> int:
@@ -34,7 +40,10 @@ class Case:
 
 
 def random_cases(seed: int, number: int = 3000, largest: int = 12) -> list[Case]:
-    """Sizes down to one pixel, masks that are empty, full, equal or apart, answers of both kinds."""
+    """Sizes down to one pixel, masks that are empty, full, equal or apart, answers of both kinds.
+
+    A third of the annotations say nothing about a target, the others agree with the mask or do not.
+    """
     rng = np.random.default_rng(seed)
     cases = []
     for i in range(number):
@@ -61,6 +70,7 @@ def random_cases(seed: int, number: int = 3000, largest: int = 12) -> list[Case]
                 GRANULARITIES[rng.integers(len(GRANULARITIES))],
                 f"group {rng.integers(40)}",
                 f"kind {rng.integers(25)}",
+                (None, not target.any(), i % 2 == 0)[i % 3],
             )
         )
     return cases
@@ -73,7 +83,8 @@ def pair_of(case: Case) -> Pair:
     )
     height, width = case.target.shape
     regions = RleRegions((height, width), predicted, reference)
-    return Pair(case.id, regions, case.present, case.granularity, case.group, case.category)
+    said = (case.present, case.granularity, case.group, case.category, case.empty)
+    return Pair(case.id, regions, *said)
 
 
 def state_of(protocol: Protocol, cases: Iterable[Case]) -> State:

@@ -21,7 +21,10 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def _slow(cases: list[Case], *, strict: bool) -> dict[str, float]:
-    """The mean of I / U (0 where U is 0), sum I / sum U, and the shares above X."""
+    """The mean of I / U (0 where U is 0), sum I / sum U, and the shares above X.
+
+    For CRIS (strict), a share is of I / (U + 1e-6) above X as float32.
+    """
     expected = {}
     for prefix, chosen in scopes(cases).items():
         ious = [case.both / case.either if case.either else 0.0 for case in chosen]
@@ -29,7 +32,10 @@ def _slow(cases: list[Case], *, strict: bool) -> dict[str, float]:
         expected[f"{prefix}mIoU"] = sum(ious) / len(ious)
         expected[f"{prefix}oIoU"] = sum(case.both for case in chosen) / either if either else 0.0
         for x in THRESHOLDS:
-            above = [iou > x if strict else iou >= x for iou in ious]
+            above = [iou >= x for iou in ious]
+            if strict:
+                raised = np.array([case.both / (case.either + 1e-6) for case in chosen])
+                above = (raised > np.array([x], np.float32).astype(np.float64)).tolist()
             expected[f"{prefix}Pr@{x}"] = sum(above) / len(above)
     return expected
 
@@ -93,13 +99,36 @@ def test_masks_of_the_square_stay_as_they_are() -> None:
     assert regions.square_counts() == regions.counts()
 
 
-@pytest.mark.parametrize(("name", "share"), [("cris", 0.0), ("lavt", 1.0)])
-def test_an_iou_of_exactly_x_counts_for_lavt_only(name: str, share: float) -> None:
-    target = np.zeros((480, 480), bool)
-    target[:10] = True
-    cases = [
-        Case(f"{rows}", target & (np.arange(480) < 48 * rows), target, True, "object", "", "")
-        for rows in (5, 6, 7, 8, 9)
-    ]
-    for x, case in zip(THRESHOLDS, cases, strict=True):
-        assert state_of(build_protocol(name), [case]).compute()[f"Pr@{x}"] == share
+def _of_ten(tenths: int, pixels: int) -> Case:
+    """A prediction that is so many tenths of a target of so many pixels (a multiple of ten)."""
+    target = np.ones((10, pixels // 10), bool)
+    prediction = np.arange(10)[:, None] < tenths
+    return Case("a", target & prediction, target, True, "object", "", "")
+
+
+@pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
+def test_an_iou_of_exactly_x_counts_for_lavt(tenths: int) -> None:
+    case = _of_ten(tenths, 480 * 480)
+    case = dataclasses.replace(
+        case, prediction=case.prediction.reshape(480, 480), target=case.target.reshape(480, 480)
+    )
+    assert state_of(build_protocol("lavt"), [case]).compute()[f"Pr@{tenths / 10}"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tenths", "pixels", "counts"),
+    [
+        *((5, n, False) for n in (10, 100, 10**6)),
+        *((6, n, False) for n in (10, 100, 10**6)),
+        *((7, n, n >= 60) for n in (10, 50, 60, 100, 10**6)),
+        *((8, n, False) for n in (10, 100, 10**6)),
+        *((9, n, n >= 40) for n in (10, 30, 40, 100, 10**6)),
+    ],
+)
+def test_an_iou_of_exactly_x_counts_for_cris_where_float32_rounds_x_down(
+    tenths: int, pixels: int, counts: bool
+) -> None:
+    """Values of torch 2: `torch.tensor([I / (U + 1e-6)]) > torch.arange(0.5, 1, 0.1)[k]`."""
+    found = state_of(build_protocol("cris"), [_of_ten(tenths, pixels)]).compute()
+    assert found[f"Pr@{tenths / 10}"] == float(counts)
+    assert found["mIoU"] == tenths / 10

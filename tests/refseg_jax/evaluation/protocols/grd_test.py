@@ -29,11 +29,12 @@ def _slow(cases: list[Case]) -> dict[str, float]:
     for case in cases:
         prediction = case.prediction & case.present
         alignment.append(_e_measure(prediction, case.target))
-        if not case.target.any():
+        if not case.targeted:
             rejected.append(not case.present)
             ious.append(1.0 if rejected[-1] else 0.0)
         else:
-            ious.append((prediction & case.target).sum() / (prediction | case.target).sum())
+            union = (prediction | case.target).sum()
+            ious.append((prediction & case.target).sum() / union if union else 0.0)
     scores = {
         "mIoU": float(np.mean(ious)),
         "Em": min(float(np.mean(alignment)), 1.0),
@@ -43,7 +44,8 @@ def _slow(cases: list[Case]) -> dict[str, float]:
 
 def test_all_outcomes_count_as_the_paper_says() -> None:
     cases = random_cases(0)
-    assert len({(case.present, bool(case.target.any())) for case in cases}) == 4
+    outcomes = {(case.present, case.targeted, bool(case.target.any())) for case in cases}
+    assert len(outcomes) == 8
     expected = {
         prefix + key: value
         for prefix, chosen in scopes(cases).items()

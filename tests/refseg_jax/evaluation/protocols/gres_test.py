@@ -29,16 +29,16 @@ def _slow(cases: list[Case], *, cleared: bool, min_pixels: int = 0) -> dict[str,
         if cleared:
             # "Prediction without any foreground pixels is true positive."
             absent = not (case.prediction & (not absent)).any()
-        if not case.target.any():
+        if not case.targeted:
             outcome["TP" if absent else "FN"] += 1
             ious.append(1.0 if absent else 0.0)
-            either += 0 if absent else int(case.prediction.sum())
+            either += 0 if absent else int((case.prediction | case.target).sum())
             continue
         prediction = np.zeros_like(case.prediction) if absent and cleared else case.prediction
         union = int((prediction | case.target).sum())
         intersection = 0 if absent else int((prediction & case.target).sum())
         outcome["FP" if absent else "TN"] += 1
-        ious.append(intersection / union)
+        ious.append(intersection / union if union else 0.0)
         both, either = both + intersection, either + union
         precise.update(x for x in THRESHOLDS if ious[-1] >= x)
     targeted, empty = outcome["TN"] + outcome["FP"], outcome["TP"] + outcome["FN"]
@@ -62,8 +62,8 @@ def test_all_outcomes_count_as_the_rules_say(name: str, cleared: bool, min_pixel
         Case(f"few {i}", _few(i, 96), _few(7 * (i % 2), 96), True, "object", "", "")
         for i in range(9)
     ]
-    outcomes = {(case.present, bool(case.target.any())) for case in cases}
-    assert len(outcomes) == 4
+    outcomes = {(case.present, case.targeted, bool(case.target.any())) for case in cases}
+    assert len(outcomes) == 8
     expected = {}
     for prefix, chosen in scopes(cases).items():
         scores = _slow(chosen, cleared=cleared, min_pixels=min_pixels)
@@ -109,11 +109,30 @@ def test_fewer_than_fifty_of_480_square_are_nothing(pixels: int, side: int, abse
     assert scores["N_acc"] == absent
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_a_target_without_pixels_is_one_where_the_annotation_says_so(present: bool) -> None:
+    """ReLA's evaluator goes by `ann_id`: a polygon without area is a target that nobody can hit."""
+    pixels = _few(2 * present, 3)
+    case = Case("a", pixels, _few(0, 3), present, "object", "", "", empty=False)
+    found = state_of(build_protocol("gres"), [case]).compute()
+    assert found["gIoU"] == 0.0 and "object/N_acc" not in found
+    assert (found["object/T_acc"], found["object/Pr@0.7"]) == (float(present), 0.0)
+
+
+def test_the_annotation_outvotes_a_mask_with_pixels() -> None:
+    case = Case("a", _few(2, 3), _few(5, 3), False, "none", "", "", empty=True)
+    found = state_of(build_protocol("gres"), [case]).compute()
+    assert (found["gIoU"], found["N_acc"], "none/T_acc" in found) == (1.0, 1.0, False)
+
+
 def test_shares_of_nothing_are_zero_among_all_and_missing_in_a_granularity() -> None:
-    """As the evaluator has it where a set has no expression without a target."""
+    """As the evaluator has `N_acc` where a set has no expression without a target.
+
+    It prints 0 for `T_acc` as well then; here `T_acc` stays the share that it is.
+    """
     target = _few(3, 3)
     scores = state_of(build_protocol("gres"), [Case("a", target, target, True, "object", "", "")])
     found = scores.compute()
     assert found["N_acc"] == 0.0
     assert "object/N_acc" not in found
-    assert found["object/T_acc"] == 1.0
+    assert found["T_acc"] == found["object/T_acc"] == 1.0
