@@ -226,8 +226,13 @@ class Perceptron(nnx.Module):
 def difference(two_classes: jax.Array) -> jax.Array:
     """The logit of the second of two classes: `[..., 2]` to f32 `[...]`.
 
-    ReLA predicts two scores each for masks, minimap and "no target". Their cross-entropy and their
-    argmax depend only on the difference of the two scores.
+    ReLA predicts two scores each for masks, minimap and "no target". Their cross-entropy depends only
+    on the difference of the two scores.
+
+    Its decisions are the argmax of the two sigmoids in f32 (`refer_inference` in `GRES.py`, then its
+    evaluator). That is the sign of the difference as long as the sigmoids differ. Above 16.7 both are 1
+    in f32, and argmax takes the first class (background, or "there is a target"); at 10, scores that
+    differ by less than 0.001 can be equal, too. Here the difference decides in these cases as well.
     """
     scores = two_classes.astype(jnp.float32)
     return scores[..., 1] - scores[..., 0]

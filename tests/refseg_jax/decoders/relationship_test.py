@@ -11,7 +11,12 @@ import pytest
 from flax import nnx
 
 from refseg_jax.decoders.pixel_decoder import PixelFeatures
-from refseg_jax.decoders.relationship import Regions, Relationship, RelationshipConfig
+from refseg_jax.decoders.relationship import (
+    Regions,
+    Relationship,
+    RelationshipConfig,
+    difference,
+)
 
 CONFIG = RelationshipConfig(width=16, side=3, heads=2)
 PAIRS, HEIGHT, WIDTH, LENGTH, TEXT_WIDTH, MASK_WIDTH = 2, 6, 5, 7, 10, 12
@@ -189,3 +194,27 @@ def test_zero_filters_start_with_undecided_masks_and_change_no_other_parameter()
     last = ("filter", "layers", 1, "kernel")
     assert {path for path in plain if (plain[path][...] != zero[path][...]).any()} == {last}
     assert not zero[last][...].any()
+
+
+def _there(scores: np.ndarray) -> np.ndarray:
+    """The class that the public code takes: argmax of the two sigmoids in f32, first if equal."""
+    return np.argmax(np.float32(1) / (np.float32(1) + np.exp(-scores)), -1)
+
+
+def test_the_difference_decides_as_the_argmax_of_the_sigmoids_where_these_differ():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(-60, 9, (1000, 2)).astype(np.float32)
+    ours = np.asarray(difference(jnp.asarray(scores))) > 0
+    np.testing.assert_array_equal(ours, _there(scores) == 1)
+    assert 0.4 < ours.mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("scores", "there"), [((16.6, 30.0), 1), ((16.7, 30.0), 0), ((10.0, 10.0005), 0)]
+)
+def test_the_difference_decides_where_the_sigmoids_of_the_public_code_are_equal(
+    scores: tuple[float, float], there: int
+):
+    pair = np.array(scores, np.float32)
+    assert _there(pair) == there
+    assert float(difference(jnp.asarray(pair))) > 0
