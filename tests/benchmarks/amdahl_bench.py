@@ -1,8 +1,8 @@
-"""K expressions on one image, which is encoded once, against Amdahl's limit.
+"""Time of K expressions on one image, which is encoded once, compared with Amdahl's limit.
 
-The limit is `t_image + K * t_expression`, each timed alone by the predictor's own two functions:
-preparing and encoding the image; tokenising one expression, decoding and scoring its mask. What K
-expressions are measured to take is `Predictor.predict` as a person calls it.
+The limit is `t_image + K * t_expression`. The two times are measured separately, with functions of the
+predictor: preparing and encoding the image; tokenising one expression, decoding and scoring its mask.
+The time of K expressions is that of `Predictor.predict`.
 """
 
 import time
@@ -21,7 +21,7 @@ from refseg_jax.prediction.predictor import Prediction, Predictor
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
 from tests.refseg_jax.training.tiny_run import random_params
 
-#: UniRES B/16 on images of a smaller side, so that a round takes seconds on two cores.
+#: UniRES B/16 on small images, so that a round takes seconds on two cores.
 MODEL = {"name": "unires", "preset": "B/16", "image_size": 224}
 ROUNDS, COUNTS, IMAGE = 4, (1, 4, 16), (480, 640, 3)
 CONFIG = {
@@ -66,7 +66,7 @@ def test_share_of_amdahls_limit():
 
 
 def parts_of(predictor: Predictor, rgb: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What `predict` does for an image, and for one expression on it."""
+    """The two parts of `predict`: the work for an image, and that for one expression on it."""
 
     def see() -> tuple[Any, np.ndarray]:
         size = predictor._engine.image_size

@@ -1,4 +1,4 @@
-"""Only `make bench` installs torch; elsewhere the comparison with it is not looked at."""
+"""Skips the comparisons with torch where it is not installed; only `make bench` installs it."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""A whole evaluation over images of many sizes: compiled once, and next to the model alone."""
+"""A whole evaluation over images of many sizes: compiled once, and compared with the model alone."""
 
 import contextlib
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def test_one_compilation_for_images_of_many_sizes(tmp_path):
 
 @pytest.mark.bench
 def test_the_metrics_share_of_an_evaluation(tmp_path):
-    """Of UniRES at its smallest on the canvas of Scenes; of a larger model it is less."""
+    """Measured with the smallest UniRES on the canvas of Scenes; larger models have a smaller share."""
     build_many_sizes(tmp_path, SCENES)
     forward = Forward(lambda rngs: build_model(MODEL, rngs=rngs))
     params = jax.jit(forward.init)(jax.random.key(0))
@@ -87,8 +87,10 @@ def test_the_metrics_share_of_an_evaluation(tmp_path):
     count = jax.jit(pair_counts, static_argnums=3)
 
     def metric() -> None:
-        """Counts on the device, of logits that in an evaluation never reach the memory, and
-        everything that the host does with them."""
+        """Counts on the device, and all work of the host on the counts.
+
+        The counts read logits from memory, where an evaluation never writes them.
+        """
         state = State(build_protocol("cris"))
         for host, batch, outputs in kept:
             count(outputs.logits, batch.native, batch.size, 0.35).block_until_ready()
@@ -108,7 +110,7 @@ def test_the_metrics_share_of_an_evaluation(tmp_path):
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """What XLA compiles meanwhile, eager operations included."""
+    """Yields the names of all compilations in the `with` block, eager operations included."""
     seen: list[str] = []
 
     def note(event: str, duration_secs: float, **details: Any) -> None:
@@ -124,7 +126,7 @@ def compilations() -> Iterator[list[str]]:
 
 
 def build_many_sizes(data_dir: Path, canvas: tuple[int, int] = CANVAS) -> None:
-    """A split `val` whose images are no two alike in size, as far as chance has it."""
+    """Builds a split `val` with images of random, mostly different sizes."""
     drawn = np.random.default_rng(0).integers(64, canvas[0] + 1, (IMAGES, 2))
     sizes = [(int(height), int(width)) for height, width in drawn]
     build_tiny_dataset(

@@ -1,8 +1,8 @@
-"""The training step of UniRES B/16 at 416 in bf16 on one GPU, with the batch that fills the card.
+"""The training step of UniRES B/16 at 416 in bf16 on one GPU, with the largest batch that fits.
 
-Work is counted without what remat computes again and without padding of kernels: the operations of
-the plain step, attention written out (an activation's few are in it twice). The card's peak is that of
-a large bf16 matrix product, which takes turns with the step.
+The operations counted are those of the plain step with attention written out: without recomputation
+by remat and without padding of kernels (the few of an activation are counted twice). The peak rate is
+that of a large bf16 matrix product, which takes turns with the step.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from refseg_jax.training.state import Trainer, TrainState
 from tests.benchmarks.turns import ratios, spread, take_turns
 
 MODEL: dict[str, Any] = {"name": "unires", "preset": "B/16", "dtype": "bfloat16"}
-#: Batches are doubled from the first on, until the card is full.
+#: The batch is doubled from the first to the last, until the memory is full.
 FIRST_BATCH, LAST_BATCH = 8, 4096
 ROUNDS, STEPS, SIDE = 5, 10, 8192
 LENGTH = 17
@@ -37,7 +37,7 @@ LENGTH = 17
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way of training: remat or not, K expressions an image."""
+    """A way of training: with or without remat, with K expressions per image."""
 
     remat: bool
     expressions: int
@@ -53,7 +53,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A variant at the largest batch that the card holds."""
+    """A variant with the largest batch that fits into memory."""
 
     trainer: Trainer
     step: Any
@@ -61,14 +61,14 @@ class Fit:
 
     @property
     def memory(self) -> float:
-        """GiB that the step needs at once, its state and batch included."""
+        """Peak memory of the step in GiB, with its state and batch."""
         sizes = self.step.memory_analysis()
         kept = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
         return (kept - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes) / 2**30
 
 
 @pytest.mark.gpu
-# What XLA warns of on a full card is no failure of the benchmark.
+# XLA's warnings about a full memory are no failure of the benchmark.
 @pytest.mark.filterwarnings("default")
 def test_training_step_of_unires_b16_at_416_in_bf16():
     card = find_gpu()
@@ -111,7 +111,7 @@ def limit_of(card: Any) -> str:
 
 
 def fill(variant: Variant, mesh: jax.sharding.Mesh, start: TrainState) -> Fit | None:
-    """The variant at the largest batch that runs, or `None` where the first does not."""
+    """The variant with the largest batch that runs, or `None` if the first batch does not fit."""
     fit, rows = None, FIRST_BATCH
     while rows <= LAST_BATCH:
         try:
@@ -121,7 +121,7 @@ def fill(variant: Variant, mesh: jax.sharding.Mesh, start: TrainState) -> Fit | 
                 raise
             break
         rows *= 2
-    # The failed trial's arrays hang on cycles through its traceback.
+    # Reference cycles through the traceback keep the arrays of the failed trial alive.
     gc.collect()
     return fit
 
@@ -130,7 +130,7 @@ def try_batch(trainer: Trainer, rows: int, expressions: int, start: TrainState) 
     """Compiles and runs two steps.
 
     Raises:
-        jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, the card is too small.
+        jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, the memory is too small.
     """
     size: int = trainer.forward.model.image_size  # pyright: ignore
     cells = size // trainer.forward.model.mask_stride  # pyright: ignore
@@ -142,7 +142,7 @@ def try_batch(trainer: Trainer, rows: int, expressions: int, start: TrainState) 
 
 
 def run_steps(fit: Fit, start: TrainState, steps: int) -> float:
-    """Seconds of a step, from the same state each time."""
+    """Seconds per step, starting from the same state each time."""
     state = jax.device_put(start, fit.trainer.shardings())
     batch = sharding.put_batch(fit.batch, fit.trainer.mesh)
     state, metrics = fit.step(state, batch)
@@ -157,7 +157,7 @@ def run_steps(fit: Fit, start: TrainState, steps: int) -> float:
 
 
 def report(variant: Variant, fit: Fit, start: TrainState) -> float:
-    """Prints a row; pairs/s."""
+    """Prints the row of a variant; returns its pairs per second."""
     work = count_flops(dataclasses.replace(variant, remat=False).trainer(fit.trainer.mesh), fit)
     multiply = make_multiply(fit.trainer.mesh.devices.flat[0])
     works: dict[str, Callable[[], float]] = {
@@ -178,7 +178,7 @@ def report(variant: Variant, fit: Fit, start: TrainState) -> float:
 
 
 def make_multiply(device: Any) -> Callable[[], float]:
-    """Seconds of a large bf16 matrix product."""
+    """Returns a function that measures the seconds of a large bf16 matrix product."""
     left, right = (
         jax.device_put(jax.random.normal(jax.random.key(k), (SIDE, SIDE), jnp.bfloat16), device)
         for k in range(2)
@@ -200,12 +200,12 @@ def make_multiply(device: Any) -> Callable[[], float]:
 def count_flops(plain: Trainer, fit: Fit) -> float:
     """Operations of a step of the plain trainer on the fit's batch, as XLA counts them.
 
-    Counted before XLA's passes and with attention written out: what has become a call of cuBLAS or
-    cuDNN counts as nothing afterwards.
+    They are counted before XLA's passes and with attention written out, because calls of cuBLAS and
+    cuDNN would count as zero.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), fit.batch)
     with portable_attention():
-        # A new function, since traces of `plain.step` may be cached from outside.
+        # A new function, because a trace of `plain.step` may have been cached before.
         lowered = jax.jit(lambda state, batch: plain.step(state, batch)).lower(
             plain.abstract(), shapes
         )
@@ -214,7 +214,7 @@ def count_flops(plain: Trainer, fit: Fit) -> float:
 
 
 def random_batch(rows: int, expressions: int, size: int, cells: int) -> Batch:
-    """Noise, with texts of all lengths."""
+    """A batch of noise, with texts of all lengths."""
     rng = np.random.default_rng(0)
     ends = rng.integers(4, LENGTH, (rows, expressions, 1))
     place = np.arange(LENGTH)

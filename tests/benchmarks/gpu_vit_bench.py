@@ -1,4 +1,4 @@
-"""The forward pass of CLIP's ViT-B/16 in bf16 on one GPU, beside the card's own matrix product."""
+"""The forward pass of CLIP's ViT-B/16 in bf16 on one GPU, compared with a large matrix product."""
 
 import time
 from functools import partial
@@ -11,7 +11,7 @@ from tests.benchmarks import vit
 from tests.benchmarks.gpu_step_bench import ROUNDS, SIDE, STEPS, find_gpu, make_multiply
 from tests.benchmarks.turns import ratios, spread, take_turns
 
-#: Images at once, by image size: about as many tokens.
+#: Size of the images -> images per batch, with about equally many tokens.
 BATCHES = {224: 512, 480: 112}
 
 

@@ -1,8 +1,8 @@
-"""The training step of UniRES B/16 at 416 in f32 on this CPU, against a plain torch twin.
+"""The training step of UniRES B/16 at 416 in f32 on this CPU, compared with a plain torch twin.
 
-Both sides take turns on an otherwise idle machine, each in a process of its own; the ratio is the
-median over rounds of (torch's time / ours), above 1 where ours is faster. A module's row is its
-forward and backward pass alone, on inputs of the shapes it gets in the step.
+Both sides take turns on an otherwise idle machine, each in its own process. The ratio is the median over
+rounds of (torch's time / ours), above 1 if ours is faster. The row of a module is its forward and
+backward pass alone, on inputs of the shapes that it has in the step.
 """
 
 import functools
@@ -37,7 +37,7 @@ def test_training_step_of_unires_b16_at_416(rows):
 
 
 def all_rows(fields: dict[str, Any], rows: int) -> Iterator[Row]:
-    """The lines of the table; run in both processes."""
+    """Yields the rows of the table; runs in both processes."""
     pair = make_pair(fields)
     pair = pair._replace(params=jax.device_put(pair.params))
     batch = make_batch(pair.forward, rows, ends=[9], length=17)
@@ -51,7 +51,7 @@ def make_trainer(pair: Pair) -> Trainer:
 
 
 def make_torch_optimizer(model: torch.nn.Module, config: OptimConfig = OPTIM) -> Callable[[], None]:
-    """Clipping and AdamW as `refseg_jax.training.optim` does them, by torch's fastest kernels."""
+    """Clipping and AdamW as in `refseg_jax.training.optim`, with torch's fastest kernels."""
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
@@ -79,7 +79,7 @@ def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
     def ours() -> None:
         nonlocal state
         if state is None:
-            # The step consumes its state, the other rows still need these parameters.
+            # A copy, because the step consumes its state and other rows need these parameters.
             state = trainer.create_from(jax.tree.map(jnp.copy, pair.params))
         state, metrics = step(state, placed)
         assert np.isfinite(float(metrics["loss"]))
@@ -96,7 +96,7 @@ def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
         update()
         assert np.isfinite(loss.item())
 
-    # Dropout is on, so that the losses are not the same.
+    # Dropout is on, so the losses differ.
     yield Row("step", ours, theirs)
 
 
@@ -140,12 +140,14 @@ def both_ways(
     inputs: list[np.ndarray],
     fixed: tuple[Any, ...] = (),
 ) -> tuple[Run, Run]:
-    """Forward and backward of a part, for its parameters and its `inputs`, on both sides.
+    """Forward and backward pass of a part on both sides, with gradients of parameters and `inputs`.
 
     Args:
-        paths: what the paths of its parameters begin with.
-        call: `(model, inputs, *fixed)` to a pytree of arrays.
-        twin_call: `inputs` to a tuple of tensors.
+        pair: the model and its twin.
+        paths: beginnings of the paths of the part's parameters.
+        call: maps `(model, inputs, *fixed)` to a pytree of arrays.
+        twin_call: maps the inputs, as tensors, to a tuple of tensors.
+        inputs: arrays with gradients.
         fixed: arrays without gradients.
     """
     forward, params, twin = pair

@@ -1,8 +1,8 @@
 """The share of a training step that is not the model, on the experiment of `make run`.
 
-The training loop with its pipeline, metrics and progress line takes turns with the bare jitted step
-on one batch that lies ready; the share is what the loop takes longer. On a CPU the pipeline's
-threads also take cores from the step, which this share holds as well.
+The training loop with its pipeline, metrics and progress line takes turns with the jitted step alone, on
+one batch that is already on the device. The share is the additional time of the loop. On a CPU it
+includes the cores that the pipeline's threads take from the step.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from tests.benchmarks.turns import ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 
 ROUNDS, STEPS = 4, 8
-#: Steps between two lines of metrics: every one, where `make run` writes every tenth.
+#: Steps between two lines of metrics. `make run` writes only every tenth step.
 LOG_EVERY = 1
 
 
@@ -49,7 +49,7 @@ class CompiledOnce(Trainer):
 
 
 class Timed:
-    """Adds up the time of a writer's or progress line's methods, and keeps what was said last."""
+    """Adds up the time of the methods of a writer or progress line, and keeps the last values."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -104,7 +104,7 @@ def test_share_of_the_training_step_that_is_not_the_model(tmp_path):
 
 @dataclasses.dataclass
 class Bench:
-    """Both sides, and what the loop waited and told (percent, a number a round)."""
+    """Both sides, and the loop's time of waiting and of reporting (percent, one number per round)."""
 
     trainer: CompiledOnce
     data: pipeline.PipelineConfig
@@ -118,14 +118,14 @@ class Bench:
         return self.trainer.create()
 
     def fresh(self) -> TrainState:
-        """A copy of one initial state: steps consume theirs, and making one anew compiles."""
+        """A copy of the initial state: steps consume theirs, and making a new one would compile."""
         return jax.tree.map(jnp.copy, self._start)
 
     def loop(self) -> float:
-        """Seconds of a step in a whole run; its first step fills the pipeline and is left out."""
+        """Seconds per step in a whole run, without its first step, which fills the pipeline."""
         number = len(self.waits)
         workdir = self.folder / f"run{number}-{time.monotonic_ns()}"
-        # A new iterator: one that had a pause would come with batches made in it.
+        # A new iterator, because one that has paused would have batches in store.
         batches = self._batches(number)
         checkpointer = Checkpointer(workdir / "checkpoints", keep_latest=1)
         writer, progress = Timed(FileWriter(workdir)), Timed(ProgressLine(self.trainer.steps))
@@ -145,7 +145,7 @@ class Bench:
             run.train(Start(self.fresh()))
         batches.close()
         checkpointer.close()
-        # As of the last step, when nothing was saved yet.
+        # The value of the last step, before anything is saved.
         seconds = self.batch_size / progress.last["images_per_second"]
         self.waits.append(100 * progress.last["data_wait_share"])
         self.tells.append(100 * (writer.seconds + progress.seconds) / (STEPS * seconds))
@@ -153,7 +153,7 @@ class Bench:
         return seconds
 
     def bare(self) -> float:
-        """Seconds of a step on one batch that lies ready, with one step in flight as in the loop."""
+        """Seconds per step on one batch in memory, with one step in flight as in the loop."""
         step, state = self.trainer.compile_step(), self.fresh()
         batches = self._batches(0)
         batch = sharding.put_batch(next(batches).batch, self.trainer.mesh)

@@ -1,7 +1,7 @@
-"""The input pipeline against a plain loop that only reads and decodes the same records.
+"""The input pipeline, compared with a plain loop that only reads and decodes the same records.
 
-The loop is one thread and stops at pixels; the pipeline also samples words, letterboxes, cuts masks
-at their stride, tokenises and batches, in the threads that a training has. Both are the shape of
+The loop has one thread and stops at the pixels. The pipeline also samples expressions, letterboxes,
+reduces masks to their stride, tokenises and batches, in as many threads as in training. The data is like
 RefCOCO: photographs of 640 x 480, about 95 kB each.
 """
 
@@ -62,10 +62,10 @@ def test_images_per_second_against_a_bare_decode_loop(tmp_path, sampling, pairs)
 
 
 def prepare(config: pipeline.PipelineConfig) -> float:
-    """Seconds from a pipeline that has begun nothing to its last batch.
+    """Seconds from the start of a new pipeline to its last batch.
 
-    A pipeline that had a pause would come with batches made in it, hence a new one each time; that
-    it works ahead at the end counts against it.
+    The pipeline is new each time, because one that has paused would have batches in store. The batches
+    that it prepares in advance at the end count against it.
     """
     batches: Any = pipeline.train_batches(config, batch_size=BATCH_SIZE, seed=0)
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def decode(source: RecordSource) -> None:
 
 
 def like_a_photograph(record: Record) -> Record:
-    """The record's picture with texture of every scale: a flat one decodes too easily."""
+    """The record with texture of all scales in its image: a flat image would decode too fast."""
     rng = np.random.default_rng(int(record.image_id.removeprefix("train")))
     flat = np.asarray(Image.open(io.BytesIO(record.image)), np.float32)
     size = (record.width, record.height)

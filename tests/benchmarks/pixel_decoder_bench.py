@@ -1,7 +1,7 @@
-"""The pixel decoder of Swin-B at 480 in f32 on this CPU, against transformers' Mask2Former's.
+"""The pixel decoder of Swin-B at 480 in f32 on this CPU, compared with transformers' Mask2Former.
 
-Forward and backward pass, for the parameters and the maps, of two sides that take turns; the ratio
-is that of torch's time to ours, above 1 where ours is faster.
+It times forward and backward pass, with gradients of parameters and maps. Both sides take turns. The
+ratio is (torch's time / ours), above 1 if ours is faster.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_sampling_at_480():
 
 
 def report(name: str, ours: Run, theirs: Run) -> None:
-    """Wall clock, and what all threads together computed: a busy machine blurs only the first."""
+    """Prints wall-clock and CPU time; other work on the machine disturbs only the first."""
     for run in (ours, theirs) * 2:
         run()
     print(f"\n{name}, {torch.get_num_threads()} threads")
@@ -88,7 +88,7 @@ def sampling() -> tuple[Run, Run]:
     places = own_places(shapes)[None, :, None, :, None]
     split = (1, places.shape[1], CONFIG.heads, len(shapes), CONFIG.points)
     rng = np.random.default_rng(0)
-    # About as far as fresh offsets go.
+    # About the range of offsets at initialisation.
     places = (places + 2.0 * rng.standard_normal((*split, 2))).astype(np.float32)
     weights = rng.random(split, np.float32)
     value = rng.standard_normal((*split[:3], CONFIG.width // CONFIG.heads), np.float32)

@@ -1,14 +1,14 @@
-"""The training step of ReLA (Swin-B, BERT-base) at 480 in f32 on this CPU, against plain torch.
+"""The training step of ReLA (Swin-B, BERT-base) at 480 in f32 on this CPU, compared with plain torch.
 
-Both sides have the same random weights, read by the import table, and take turns, each in a process of
-its own; the ratio is the median over rounds of (torch's time / ours), above 1 where ours is faster. The
-rows below the step are forward and backward pass of the parts, on inputs of the shapes they get in the
-step. Dropout and drop path are off on both sides. `RELA_BENCH=small` runs it with few layers at 64.
+Both sides have the same random weights, read by the import table, and take turns, each in its own
+process. The ratio is the median over rounds of (torch's time / ours), above 1 if ours is faster. The
+rows below the step are forward and backward pass of the parts, on inputs of the shapes that they have in
+the step. Dropout and drop path are off on both sides. `RELA_BENCH=small` runs it with few layers at 64.
 
-Measured for the step, with torch 2.13 on 2 virtual cores, without large pages, four rounds: 8.3 s and
-torch's 9.1 s, ratio 1.09 (1.04 .. 1.29), of first calls 1.04 (0.68 .. 1.25). First calls scatter: on
-another day theirs was 0.77 (0.67 .. 1.08). With large pages, as `make bench` has them, five rounds: 1.27
-(1.19 .. 1.41). The bar is 0.87: a step takes at most 1.15 of torch's time.
+Measured for the step, with torch 2.13 on 2 virtual cores, without large pages, in four rounds: ours
+8.3 s, torch's 9.1 s, ratio 1.09 (1.04 .. 1.29), ratio of first calls 1.04 (0.68 .. 1.25). First calls
+vary: on another day their ratio was 0.77 (0.67 .. 1.08). With large pages, as in `make bench`, in five
+rounds: 1.27 (1.19 .. 1.41). The least allowed ratio is 0.87: a step may take 1.15 times torch's time.
 """
 
 import dataclasses
@@ -54,12 +54,12 @@ if SMALL:
         pixel_layers=1, layers=3,
     )  # fmt: skip
 LENGTH = 20
-#: Adam's first steps move random weights far: a rate at which rounding does not grow.
+#: A low rate, because Adam's first steps would move random weights so far that rounding errors grow.
 OPTIM = OptimConfig(lr=1e-7, warmup=0.0, clip_norm=0.01)
 
 
 class Twin:
-    """`TorchReLA` in f32 with gradients, and as much of a torch module as the benchmark asks for."""
+    """`TorchReLA` in f32 with gradients, with those parts of a torch module that the benchmark uses."""
 
     def __init__(self, values: dict[str, np.ndarray]):
         self.net = TorchReLA(values, SIZES, torch.float32)
@@ -76,7 +76,7 @@ class Twin:
 
 
 class Pair(NamedTuple):
-    """Ours, its parameters, and the twin with the same ones."""
+    """Our model, its parameters, and the twin with the same ones."""
 
     forward: Forward[ReLA]
     params: dict[str, Any]
@@ -85,7 +85,7 @@ class Pair(NamedTuple):
 
 def make_pair(folder: Path) -> Pair:
     values = rela_sources.arrays(rela_sources.rela(SIZES), live=False)
-    # Scores of 100 regions are summed up: such that the loss is one of training.
+    # Scores of 100 regions are summed: scaled, so that the loss is as large as in training.
     for kind in ("weight", "bias"):
         values[f"{rela_sources.REGIONS}.mask_embed.layers.2.{kind}"] *= np.float32(1e-3)
     path = rela_sources.checkpoint(folder / f"rela-{os.getpid()}.pth", values)
@@ -118,7 +118,7 @@ def make_batch(rows: int) -> Batch:
 
 
 def their_loss(found: dict[str, Tensor], mask: Tensor) -> Tensor:
-    """The public code's, of bool `[B, S, S]`."""
+    """The loss of the public code, for masks bool `[B, S, S]`."""
     weight = torch.tensor([0.9, 1.1])
     side = round(SIZES.regions**0.5)
     cells = F.interpolate(mask[:, None].float(), (side, side), mode="bilinear")[:, 0].long()
@@ -137,7 +137,7 @@ def test_training_step_of_rela(tmp_path: Path):
 
 
 def all_rows(folder: Path) -> Iterator[Row]:
-    """The lines of the table; run in both processes."""
+    """Yields the rows of the table; runs in both processes."""
     pair = make_pair(folder)
     batch = make_batch(1)
     for make in (whole_step, optimiser, towers, heads):
@@ -153,7 +153,7 @@ def whole_step(pair: Pair, batch: Batch) -> Iterator[Row]:
     def ours() -> float:
         nonlocal state
         if state is None:
-            # The step consumes its state, the other rows still need these parameters.
+            # A copy, because the step consumes its state and other rows need these parameters.
             state = trainer.create_from(jax.tree.map(jnp.copy, pair.params))
         state, metrics = step(state, placed)
         loss = float(metrics["loss"])

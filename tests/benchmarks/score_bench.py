@@ -1,8 +1,7 @@
-"""20,000 predictions of 480 x 640: the peak of memory, and the speed beside a scorer of arrays.
+"""Scoring 20,000 predictions of 480 x 640: peak memory, and speed compared with a scorer of arrays.
 
-The scorer of arrays decodes every mask, keeps them all, and counts with boolean operations, as
-evaluators of published code do. It would need 12 GB for 20,000 pairs, so that the two are compared
-on fewer, in turns.
+The scorer of arrays decodes all masks, keeps them and counts with boolean operations, as the evaluators
+of published code do. It would need 12 GB for 20,000 pairs, so the two are compared on fewer, in turns.
 """
 
 import json
@@ -22,7 +21,7 @@ from tests.benchmarks.turns import clocked, cpu_seconds, ratios, spread, take_tu
 PAIRS, COMPARED, ROUNDS = 20_000, 1_000, 5
 HEIGHT, WIDTH = 480, 640
 
-#: In a process of its own, so that the peak is the scorer's alone.
+#: Runs in its own process, so that the peak is that of the scorer alone.
 MEASURED = """
 import resource, sys
 from pathlib import Path
@@ -66,7 +65,7 @@ def test_speed_beside_a_scorer_of_arrays(tmp_path: Path) -> None:
 
 
 def with_arrays(predicted: Path, references: Path) -> float:
-    """The mean IoU: all masks are decoded and kept, then counted."""
+    """The mean IoU, by decoding and keeping all masks before counting."""
     masks: dict[str, dict[str, np.ndarray]] = {}
     for kind, path in (("prediction", predicted), ("reference", references)):
         with path.open() as file:
@@ -83,7 +82,7 @@ def with_arrays(predicted: Path, references: Path) -> float:
 
 
 def write_files(folder: Path, number: int) -> tuple[Path, Path]:
-    """Predictions and references in different orders; masks are unions of one to three ellipses."""
+    """Writes predictions and references in different orders; masks are unions of 1 to 3 ellipses."""
     rng = np.random.default_rng(0)
     drawn = [predictions.encode(_ellipses(rng)) for _ in range(200)]
     order = rng.permutation(number)

@@ -1,7 +1,7 @@
-"""The same work on two sides, ours and torch's, each in a process of its own; they take turns.
+"""Times the same work on two sides, ours and torch's, each in its own process; they take turns.
 
-Nobody runs both in one process, where they share an allocator: there our step of ReLA at 480 took
-almost half as long again as in a process of its own, and torch's did not (a run each).
+In one process the sides would share an allocator, which nobody does in practice: our step of ReLA at 480
+then took almost 1.5 times as long as in its own process, torch's did not (one run each).
 """
 
 import contextlib
@@ -16,21 +16,21 @@ import numpy as np
 from tests.benchmarks.turns import REST, clocked, ratios, spread
 
 ROUNDS = 5
-#: Compilation, and torch's first allocations.
+#: Calls before timing: they compile, and make torch's first allocations.
 WARM_UP = 2
-#: Losses that have to be the same; later ones differ by the rounding of more updates.
+#: Number of losses that must be equal; later ones differ by the rounding of more updates.
 COMPARED = 3
 
 Run = Callable[[], Any]
-#: Of each side.
+#: Side -> numbers.
 Numbers = list[list[float]]
 
 
 class Row(NamedTuple):
-    """One line of the table: the same work on both sides.
+    """One row of the table: the same work on both sides.
 
-    Both give back the loss if it has to be the same. What only one side needs is made in its first
-    call: both processes have the rows of both.
+    Both return the loss if it has to be equal. Both processes make the rows of both sides, so anything
+    that only one side needs is made in its first call.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Row(NamedTuple):
     theirs: Run
 
 
-#: Makes what the rows need, one row after the other, so that its arrays are gone before the next's.
+#: Makes the rows one after the other, so that the arrays of one are freed before the next is made.
 Rows = Callable[[], Iterator[Row]]
 
 
 def report(rows: Rows) -> None:
-    """Prints a table of both sides' seconds and their ratio, torch's / ours: median, least and most.
+    """Prints both sides' seconds and their ratio, torch's / ours: median, least and greatest.
 
-    In a round each side makes two calls, one right after the other. The second is what counts, for in
-    training a step follows a step; the ratio of the first ones, each right after the other side's
-    turn, is printed last.
+    In each round, a side makes two calls in succession. The second one counts, because in training steps
+    follow one another. The ratio of the first calls, which come right after the other side's turn, is
+    printed last.
 
     Args:
-        rows: can be pickled; called in both processes, in each of which one side is run.
+        rows: makes the rows; picklable. It is called in both processes, each of which runs one side.
     """
     print(f"{'':13} {'JAX':>8} {'torch':>9}   ratio (least .. most)   of first calls")
     with _side(rows, "ours") as ours, _side(rows, "theirs") as theirs:
@@ -67,9 +67,9 @@ def report(rows: Rows) -> None:
 
 
 def _take_turns(sides: list[Connection]) -> tuple[Numbers, Numbers, Numbers]:
-    """Seconds of the first and second calls of every round on each side, and the losses of all calls.
+    """For each side: seconds of the first and of the second calls of all rounds, and all losses.
 
-    Who begins alternates.
+    The sides take turns in beginning.
     """
     first, second, losses = ([[] for _ in sides] for _ in range(3))
 
@@ -86,15 +86,15 @@ def _take_turns(sides: list[Connection]) -> tuple[Numbers, Numbers, Numbers]:
         for number in (0, 1) if turn % 2 else (1, 0):
             # Idle OpenMP threads spin for a moment before they sleep.
             time.sleep(REST)
-            # The page faults of our step of ReLA took three times as long in the first call (seen on
-            # a virtual machine; why was not shown).
+            # The first call is kept apart: in our step of ReLA its page faults took three times as long
+            # (on a virtual machine; the reason is not known).
             first[number].append(ask(number))
             second[number].append(ask(number))
     return first, second, losses
 
 
 def _check(ours: list[float], theirs: list[float]) -> None:
-    """The same work: equal parameters have an equal loss, and the first updates do alike."""
+    """Checks that both sides do the same work: the losses before and after the first updates agree."""
     np.testing.assert_allclose(ours[:COMPARED], theirs[:COMPARED], rtol=1e-4)
 
 
@@ -104,7 +104,7 @@ def _side(rows: Rows, name: str) -> Iterator[Connection]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(rows, name, there), daemon=True)
     process.start()
-    # The end of the process ends `recv` here.
+    # With this end closed here, `recv` fails as soon as the process ends.
     there.close()
     try:
         yield here
@@ -114,11 +114,11 @@ def _side(rows: Rows, name: str) -> Iterator[Connection]:
 
 
 def _serve(rows: Rows, side: str, asked: Connection) -> None:
-    """Says each row's name, then works whenever it is asked to, until it is told to go on."""
+    """Sends each row's name, then runs its work whenever asked, until told to go to the next row."""
     for row in rows():
         work, losses = getattr(row, side), []
 
-        # A result that lived on would make the next call take other memory.
+        # The result is dropped at once: if it lived on, the next call would use other memory.
         def call(work: Run = work, losses: list[float] = losses) -> None:
             if isinstance(loss := work(), float):
                 losses.append(loss)
@@ -128,6 +128,6 @@ def _serve(rows: Rows, side: str, asked: Connection) -> None:
             taken = clocked(call)
             asked.send((taken, losses))
             losses.clear()
-        # Before the next row's arrays are made.
+        # Frees the arrays before those of the next row are made.
         del row, work, call
     asked.send("")

@@ -1,4 +1,4 @@
-"""CLIP's ViT-B/16 as our tower without group tokens, and what its forward pass takes to compute."""
+"""CLIP's ViT-B/16 as our tower without group tokens, and the operations of its forward pass."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ def tower(size: int, dtype: str) -> Forward[Any]:
 
 
 def random_parameters(forward: Forward[Any]) -> dict[str, np.ndarray]:
-    """Small numbers, so that nothing overflows; scales near one."""
+    """Small random parameters, so that nothing overflows; scales are near one."""
     rng = np.random.default_rng(0)
     return {
         path: np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
@@ -41,7 +41,7 @@ def see(forward: Forward[Any], params: Any, images: Any) -> jax.Array:
 
 
 def count_flops(forward: Forward[Any], images: np.ndarray) -> float:
-    """Operations of the forward pass as XLA counts them, attention written out."""
+    """Operations of the forward pass as XLA counts them, with attention written out."""
     with portable_attention():
         lowered = jax.jit(functools.partial(see, forward)).lower(dict(forward.shapes), images)
     cost: Any = lowered.cost_analysis()

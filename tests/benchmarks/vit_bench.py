@@ -1,7 +1,7 @@
-"""The forward pass of CLIP's ViT-B/16 in f32 on this CPU, beside transformers' with the same weights.
+"""The forward pass of CLIP's ViT-B/16 in f32 on this CPU, compared with that of transformers.
 
-Both take turns; a ratio is ours / torch's (bar: at most 1.1). Shares are of each library's own best
-rate in a large matrix product here, measured in the same turns.
+Both have the same weights and take turns. The ratio is ours / torch's and must be at most 1.1. Shares
+are relative to each library's own rate in a large matrix product, measured in the same turns.
 """
 
 from functools import partial
@@ -60,7 +60,7 @@ def test_forward_pass_of_vit_b16(size):
 
 
 def make_twin(size: int, params: dict[str, np.ndarray]) -> CLIPVisionModelWithProjection:
-    """transformers' tower, by the names that an export gives."""
+    """transformers' tower, with parameters read by the names that an export writes."""
     entries = towers({f"vision.{path}": leaf for path, leaf in params.items()})
     del entries["logit_scale"]
     config = CLIPVisionConfig(
@@ -81,7 +81,7 @@ def make_twin(size: int, params: dict[str, np.ndarray]) -> CLIPVisionModelWithPr
 
 
 def see(twin: CLIPVisionModelWithProjection, pixels: torch.Tensor) -> torch.Tensor:
-    """The projected patches, as ours: CLIP itself projects the class token alone."""
+    """The projected patches, as in our tower; CLIP itself projects only the class token."""
     with torch.inference_mode():
         seen = twin.vision_model(pixels).last_hidden_state[:, 1:]
         return twin.visual_projection(twin.vision_model.post_layernorm(seen))[0:1]
