@@ -199,6 +199,7 @@ def pad(example: Example, expressions: tuple[Expression | None, ...], pairs: int
 def swap_sides(text: str) -> str:
     """Swaps "left" and "right" in a text, as whole words and in their compounds.
 
+    >>> from input_pipeline.transforms import swap_sides
     >>> swap_sides("Left-hand car right of the leftmost tree")
     'Right-hand car left of the rightmost tree'
     """
