@@ -1,4 +1,4 @@
-"""Finds command lines in Markdown, docstrings and notebooks, and says what is wrong with one."""
+"""Finds the command lines in Markdown, docstrings and notebooks, and tells what is wrong with them."""
 
 import argparse
 import contextlib
@@ -21,11 +21,11 @@ from ml_collections import config_flags
 import main
 from tests.docs.pages import NOTEBOOKS, PAGES, ROOT, SOURCES, blocks, cells, docstrings, prose
 
-#: Fences whose lines a person types; without a name only lines that look like commands.
+#: Languages of fences whose lines are all commands. Other plain fences may hold lines of our programs.
 SHELLS = ("bash", "sh", "shell", "console")
-#: Programs that this project does not bring: nothing is known of their flags.
+#: Programs of others, whose flags are not checked.
 OTHERS = frozenset({"cd", "export", "git", "source"})
-#: What a reader puts a value of their own for, where not every value will do.
+#: Placeholder in a command -> a value that is valid there.
 PLACEHOLDERS = {
     "--dataset=NAME": "--dataset=scenes",
     "--config=...": "--config=configs/scenes_unires.py",
@@ -35,14 +35,14 @@ _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 class Command(NamedTuple):
-    """A command line, and where it stands."""
+    """A command line, and the place where it was found."""
 
     place: str
     line: str
 
 
 class _ParsedError(BaseException):
-    """The arguments are parsed: nothing more is to happen."""
+    """Raised once the arguments are parsed, so that nothing runs."""
 
 
 def all_commands() -> Iterator[Command]:
@@ -61,20 +61,20 @@ def all_commands() -> Iterator[Command]:
     for notebook in NOTEBOOKS:
         for cell in cells(notebook):
             shell = re.findall(r"^!((?:.*\\\n)*.*)$", cell, re.MULTILINE)
-            # What stands in braces is Python.
+            # The notebook replaces what stands in braces by the value of a Python expression.
             yield from _lines(notebook, re.sub(r"\{.*?\}", "1", "\n".join(shell)))
 
 
 def _lines(place: str, text: str, *, only_ours: bool = False) -> Iterator[Command]:
     for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines():
-        # Some docstrings say what a line does behind a few spaces.
+        # In some docstrings, an explanation follows the command after several spaces.
         line = re.sub(r"\s{2,}[^\s-].*", "", line.strip().removeprefix("$ "))
         if line and not line.startswith("#") and (not only_ours or _OURS.match(line)):
             yield Command(place, line)
 
 
 def _spans(place: str, text: str) -> Iterator[Command]:
-    """Command lines in a sentence, and without one flags of `main.py` and fields of a config."""
+    """Yields the command lines in a sentence, and its flags of `main.py` and fields of a config."""
     for span in _SPAN.findall(text):
         line = " ".join(span.split())
         if re.fullmatch(r"config\.(?!mixture)\w+\.[\w.]+", line):
@@ -84,8 +84,8 @@ def _spans(place: str, text: str) -> Iterator[Command]:
 
 
 def fault(command: Command) -> str:
-    """Why a command does not work as it stands, or `""`."""
-    # What may be left out stands in brackets.
+    """Why a command would not start, or `""`."""
+    # Brackets enclose optional arguments.
     line = re.sub(r" \[(--[^]]*)\]", r" \1", command.line)
     try:
         words = shlex.split(line, comments=True)
@@ -97,7 +97,7 @@ def fault(command: Command) -> str:
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:
-    """The commands of a line, without variables that are set for them and what starts them."""
+    """Yields the commands of a line, without variables that it sets and programs such as `srun`."""
     part: list[str] = []
     for word in [*words, ";"]:
         if word in (";", "&&", "|", "||", "&"):
@@ -105,7 +105,7 @@ def _parts(words: list[str]) -> Iterator[list[str]]:
                 yield part
             part = []
         elif word == "python" and word not in part:
-            # Before it, `srun` or the like with flags of its own.
+            # Drops `srun` or the like before it, with its own flags.
             part = [word]
         elif part or not re.match(r"[A-Za-z_]+=", word):
             part.append(word)
@@ -134,7 +134,7 @@ def _fault(words: list[str]) -> str:
 
 
 def _flags_fault(words: list[str]) -> str:
-    """As `_main_fault`, of flags alone: one of the experiments has to have them."""
+    """As `_main_fault`, for flags without a config: one of the experiments has to have them."""
     chosen = [word for word in words if word.startswith("--config=")]
     files = sorted(path.name for path in ROOT.glob("configs/*_*.py"))
     given = [word for word in words if word not in chosen]
@@ -149,11 +149,11 @@ def _flags_fault(words: list[str]) -> str:
 
 
 def _main_fault(arguments: Sequence[str], fields: Sequence[str] = ()) -> str:
-    """What `main.py` says of its arguments; the config is made, and its fields are set.
+    """Error of `main.py` for its arguments, or `""`; the config is made, and its fields are set.
 
     Args:
-        arguments: of the command line.
-        fields: names that the config has to have, too.
+        arguments: arguments of the command line.
+        fields: names of other fields that the config must have.
     """
     if not any(word.startswith("--config=") for word in arguments):
         return "main.py needs --config=FILE"
@@ -174,7 +174,7 @@ def _main_fault(arguments: Sequence[str], fields: Sequence[str] = ()) -> str:
 
 
 def _module_fault(name: str, arguments: list[str]) -> str:
-    """What a tool's own parser says of its arguments; nothing is run."""
+    """Error of a tool's parser for its arguments, or `""`; nothing runs."""
     if importlib.util.find_spec(name) is None:
         return f"there is no module {name}"
     if not arguments:
@@ -197,7 +197,7 @@ def _module_fault(name: str, arguments: list[str]) -> str:
             mock.patch.object(sys, "argv", [name, *arguments]),
             contextlib.redirect_stderr(said),
         ):
-            # Without arguments they are those of the process.
+            # Without arguments, `main` takes those of the process.
             module.main()
     except _ParsedError:
         return ""

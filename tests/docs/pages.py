@@ -1,4 +1,4 @@
-"""What the tests read of README.md, of the site's pages, of docstrings and of the notebook."""
+"""Reads README.md, the pages of the site, docstrings and the notebook for tests."""
 
 import ast
 import json
@@ -32,11 +32,11 @@ class Block(NamedTuple):
 
     Attributes:
         place: `page:line` of its first line, for messages.
-        line: the number of that line.
-        language: the fence's first word, `""` where there is none.
-        text: without the fences.
-        not_run: the reason in a comment `<!-- not run: REASON -->` above the fence; `None` where there
-            is no such comment, `""` where it gives no reason.
+        line: number of its first line.
+        language: first word of the fence, or `""`.
+        text: content of the block.
+        not_run: reason in a comment `<!-- not run: REASON -->` above the fence; `""` if the comment has
+            no reason, `None` without such a comment.
     """
 
     place: str

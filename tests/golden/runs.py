@@ -1,4 +1,4 @@
-"""Twenty steps and one evaluation of each system on a small Scenes, and what they gave.
+"""Trains each system for twenty steps on a small Scenes, evaluates it, and records losses and scores.
 
 python -m tests.golden.runs            prints today's numbers
 python -m tests.golden.runs --write    makes them the golden ones (in a commit that says why)
@@ -18,7 +18,7 @@ from input_pipeline.datasets.scenes.scenes import build
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "losses.json"
 STEPS = 20
-#: Drawn once for all systems; the splits are small, the images are Scenes' own.
+#: Settings of the dataset: those of Scenes, with small splits.
 DATA = ScenesConfig(train=64, val=8, test=16, train_groups=1, val_groups=1, test_groups=1)
 #: System -> its config file.
 CONFIGS = {"unires": "configs/scenes_unires.py", "rela": "configs/scenes_rela.py"}
@@ -40,12 +40,12 @@ def run(system: str, folder: Path, **variables: str) -> dict[str, Any]:
     """Trains a system as a user does.
 
     Args:
-        system: a key of `CONFIGS`.
-        folder: an empty one, for the data and the run.
-        variables: of the environment, e.g. `XLA_FLAGS`.
+        system: key of `CONFIGS`.
+        folder: empty folder for the data and the run.
+        variables: environment variables, e.g. `XLA_FLAGS`.
 
     Returns:
-        `loss`, one number a step, and `scores` of the split `test`.
+        `loss`, one number per step, and `scores` on the split `test`.
     """
     build(folder / "data", DATA)
     command = [sys.executable, "main.py", f"--config={CONFIGS[system]}"]

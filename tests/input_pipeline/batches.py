@@ -1,4 +1,4 @@
-"""Batches of the tiny dataset and their rows: what the tests of the pipeline share."""
+"""Batches of the tiny dataset and their rows, for the tests of the pipeline."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SPLITS = {"train": 6, "val": 7}
 
 
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny dataset."""
+    """Builds the tiny dataset; returns the data folder."""
     folder = tmp_path_factory.mktemp("data")
     build_tiny_dataset(folder, SPLITS)
     return folder
@@ -42,7 +42,7 @@ def rows_per_epoch(config: PipelineConfig) -> int:
 
 
 def rows_of(batches: list[HostBatch]) -> list[tuple[dict[str, Any], RowMeta]]:
-    """The single rows of batches, without their fields that are `None`."""
+    """The rows of batches one by one, without fields that are `None`."""
     return [
         ({name: values[b] for name, values in vars(host.batch).items() if values is not None}, meta)
         for host in batches
@@ -59,7 +59,7 @@ def assert_same_rows(found: list[Any], expected: list[Any]) -> None:
 
 
 def weave(shares: list[list[HostBatch]]) -> list[Any]:
-    """The global rows of the shares of all processes: row `i` is with process `i % count`."""
+    """Joins the shares of all processes to global rows: process `i % count` has row `i`."""
     return [row for rows in zip(*map(rows_of, shares), strict=True) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""A dataset of a few coloured rectangles, built for a test in the one record."""
+"""A dataset of a few coloured rectangles, built for tests."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 
 def make_record(split: str, number: int, size: tuple[int, int]) -> Record:
-    """A left and a right rectangle of different colours, the left one with a part."""
+    """Makes a record of a left and a right rectangle of different colours, the left one with a part."""
     height, width = size
     rng = np.random.default_rng([number, sum(map(ord, split))])
     names = list(rng.permutation(list(COLOURS))[:2])
@@ -68,10 +68,10 @@ def build_tiny_dataset(
     """Builds the dataset `tiny` in `data_dir`.
 
     Args:
-        data_dir: where datasets lie.
-        splits: name -> images.
-        size: height and width; every third image is a little smaller.
-        change: applied to every record before it is written, to damage some.
+        data_dir: folder of all datasets.
+        splits: split -> number of images.
+        size: height and width in pixels; every third image is a little smaller.
+        change: applied to every record before it is written, e.g. to damage some.
 
     Returns:
         The folder of the dataset.
@@ -102,7 +102,7 @@ def build_tiny_dataset(
 
 
 def flip_a_bit(folder: Path, split: str) -> None:
-    """Damages one record of a built split, as a rotten disk does; a second call mends it."""
+    """Damages one record of a built split by changing a bit; a second call repairs it."""
     (file,) = folder.glob(f"*-{split}.array_record*")
     stored = bytearray(file.read_bytes())
     # Every record is a chunk of its own; the first begins behind the file's 64 bytes of signature.

@@ -1,4 +1,4 @@
-"""Only `make parity` and `make bench` install torch; elsewhere this folder is not looked at."""
+"""Skips this folder where torch is not installed; only `make parity` and `make bench` install it."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""transformers' Mask2Former modules with random weights, and the same weights in ours."""
+"""transformers' Mask2Former modules with random weights, and our modules with the same weights."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,25 +23,25 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def flat_convolution(value: Any, shape: tuple[int, ...]) -> Any:
-    """torch's 1x1 convolution to a kernel `[inputs, outputs]`."""
+    """The weight of torch's 1x1 convolution as a kernel `[inputs, outputs]`."""
     return convolution(value, shape).reshape(shape)
 
 
 def scattered(module: nn.Module) -> nn.Module:
-    """With weights at which every mistake shows."""
+    """Sets random weights with which every mistake of a port shows; returns the module."""
     torch.manual_seed(0)
     scatter(module)
     for name, part in module.named_modules():
         if isinstance(part, nn.GroupNorm):
             part.weight.data = 1.0 + 0.2 * torch.randn_like(part.weight.data)
         if name.endswith("sampling_offsets"):
-            # As far as fresh offsets go, so that some look beyond the border.
+            # About the range of offsets at initialisation, so that some points lie outside the map.
             part.bias.data = 2.0 * torch.randn_like(part.bias)
     return module.eval()
 
 
 def their_pixel_decoder(config: PixelDecoderConfig, widths: Sequence[int]) -> nn.Module:
-    """Of four maps, because theirs always mixes three."""
+    """transformers' pixel decoder of four maps: it always mixes the three coarsest."""
     theirs = Mask2FormerConfig(
         feature_size=config.width,
         mask_feature_size=config.mask_width,
@@ -114,7 +114,7 @@ def copied(
     forward: Forward[M],
     folder: Path,
 ) -> dict[str, Any]:
-    """Our parameters with their values: every entry is read, every parameter written."""
+    """Our parameters with their values; checks that every entry is read and every parameter written."""
     path = folder / "weights.safetensors"
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path)
     params, plan = loaded(path, table, forward)

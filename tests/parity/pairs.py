@@ -19,9 +19,9 @@ Params = dict[str, Any]
 
 
 def random_parameters(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-    """Parameters without zeros and ones, which would hide that one is left out or mixed up.
+    """Random parameters without zeros and ones, which would hide a missing or exchanged parameter.
 
-    `Forward.init` gives the same dict, but compiles for longer than all the rest here takes.
+    `Forward.init` makes a dict of the same form, but its compilation would take longer than the test.
     """
     rng = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ def random_parameters(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
             return 0.1 * normal + np.float32(path.endswith("scale"))
         if not path.endswith("kernel"):
             return 0.1 * normal
-        # The kernel that a sentence writes starts small, as in the model itself.
+        # The kernel that is made from the sentence starts small, as in the model.
         share = 0.03 if path == "head.text.kernel" else 0.5
         return normal * np.float32(share * math.prod(shape[:-1]) ** -0.5)
 
@@ -39,7 +39,7 @@ def random_parameters(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
 
 
 class Pair(NamedTuple):
-    """A JAX model, its parameters, and the twin (without dropout) that has the same."""
+    """A JAX model, its parameters, and the torch twin (without dropout) with the same ones."""
 
     forward: Forward[UniRES]
     params: Params
@@ -57,7 +57,7 @@ def make_pair(fields: dict[str, Any]) -> Pair:
 
 
 def make_batch(forward: Forward[UniRES], rows: int, ends: list[int], length: int) -> Batch:
-    """Random rows; text k of every row has its EOS at `ends[k]` and padding behind it."""
+    """Random rows; text k of every row has its EOS at `ends[k]` and padding after it."""
     config = forward.model.config
     rng = np.random.default_rng(1)
     place, end = np.arange(length), np.array(ends)[:, None]
@@ -78,7 +78,7 @@ def make_batch(forward: Forward[UniRES], rows: int, ends: list[int], length: int
 
 
 def as_torch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Image, text and text_valid as the twin takes them."""
+    """The arguments of the twin: image, text and text_valid."""
     return (
         torch.from_numpy(np.array(batch.image)[:, 0]),
         torch.from_numpy(np.array(batch.text)).long(),

@@ -1,4 +1,4 @@
-"""CLIP with OpenAI's names of modules, written plainly in torch, giving what every layer gives."""
+"""CLIP in plain torch with OpenAI's names of modules; it returns the output of every layer."""
 
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ class Visual(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, output))
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """All that the layers give, then the projected patches."""
+        """Outputs of all layers, then the projected patches."""
         patches = self.conv1(pixels)
         side, old = int(patches.shape[-1]), self.grid
         table = self.positional_embedding[1:].T.reshape(1, -1, old, old)
@@ -77,7 +77,7 @@ class Visual(nn.Module):
 
 
 class TorchClip(nn.Module):
-    """Random weights, none of them zero or one."""
+    """CLIP with random weights, none of them zero or one."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class TorchClip(nn.Module):
                 parameter.copy_(scattered(name, parameter, noise))
 
     def read(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """All that the layers give, the words, and the projected sentences at the largest id."""
+        """Outputs of all layers, the words, and the projected sentences at the largest id."""
         count = ids.shape[1]
         mask = torch.full((count, count), float("-inf")).triu_(1)
         seen = self.transformer(self.token_embedding(ids) + self.positional_embedding[:count], mask)
@@ -117,9 +117,9 @@ class TorchClip(nn.Module):
 
 
 def scattered(name: str, old: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Weights at which every mistake of a port shows.
+    """Random weights with which every mistake of a port shows.
 
-    What enters the towers is small, so that a norm's epsilon matters; norms are not the identity;
+    Inputs of the towers are small, so that the epsilon of a norm matters; norms are not the identity;
     attention is sharp.
     """
     if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")) or ".ln_" in f".{name}":

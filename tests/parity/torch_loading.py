@@ -1,4 +1,4 @@
-"""JAX parameters by their dotted paths, read into torch modules of the same attributes."""
+"""Reads JAX parameters, named by dotted paths, into torch modules with the same attributes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ def load_parameters(model: nn.Module, params: Mapping[str, Any]) -> None:
     """Copies a flat dict of JAX parameters (`Forward.init`) into a twin, or into a part of it.
 
     Raises:
-        KeyError: a parameter of the twin that the dict lacks.
-        ValueError: a parameter of another shape, or one that the twin has no place for.
+        KeyError: the dict lacks a parameter of the twin.
+        ValueError: a parameter has another shape, or the twin does not have it.
     """
     unread = dict(params)
 
@@ -32,7 +32,7 @@ def load_parameters(model: nn.Module, params: Mapping[str, Any]) -> None:
 
 
 def _read(module: nn.Module, attribute: str, prefix: str, take: Any) -> torch.Tensor:
-    """One parameter of a torch module, from where the JAX model keeps it and in torch's layout."""
+    """One parameter of a torch module in torch's layout, from the JAX model's path for it."""
     if attribute.startswith("in_proj"):
         leaf = "kernel" if attribute == "in_proj_weight" else "bias"
         packed = torch.cat(

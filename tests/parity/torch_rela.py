@@ -1,7 +1,7 @@
-"""The public code's ReLA as plain torch functions of its state dict, in float64 or another type.
+"""ReLA of the public code as plain torch functions of its state dict, in float64 or another type.
 
-Written from the formulas, with maps as `[B, h, w, C]`, and read by the names of the public code: what
-the import table must agree with. Words are transformers' own BERT.
+It is written from the formulas, with maps as `[B, h, w, C]`. Weights are read by the names of the public
+code, with which the import table must agree. The text encoder is BERT of transformers.
 """
 
 import math
@@ -20,13 +20,13 @@ HEADS = 8
 
 
 class TorchReLA:
-    """Inference on square images whose side 32 divides."""
+    """Inference on square images whose side is a multiple of 32."""
 
     def __init__(self, state: Mapping[str, Any], sizes: Sizes, dtype: torch.dtype = torch.float64):
         self.state = {name: torch.as_tensor(value).to(dtype) for name, value in state.items()}
         self.sizes = sizes
         self.dtype = dtype
-        # A gate of zeros lets nothing through.
+        # Gates of zeros block the words, so the fusion need not be computed.
         self.live = any(x.any() for name, x in self.state.items() if ".res_gate." in name)
         self.bert = self._bert()
 
@@ -36,9 +36,10 @@ class TorchReLA:
         return self.forward(image, ids, valid)
 
     def forward(self, image: Tensor, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """u8 `[B, S, S, 3]`, integers `[B, L]` and bool `[B, L]` to what the public code gives out.
+        """Maps u8 `[B, S, S, 3]`, integers `[B, L]` and bool `[B, L]` to the outputs of the public code.
 
-        `ref_seg` `[B, 2, S, S]` before its sigmoid, `nt_label` `[B, 2]`, `minimap` `[B, regions, 2]`.
+        They are `ref_seg` `[B, 2, S, S]` before its sigmoid, `nt_label` `[B, 2]` and `minimap`
+        `[B, regions, 2]`.
         """
         words = self.bert(ids, attention_mask=valid.long())[0]
         maps = self._backbone(image, words, valid)
@@ -155,7 +156,7 @@ class TorchReLA:
     # The pixel decoder.
 
     def _pixel_decoder(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Mask features and levels, the coarsest first."""
+        """Mask features, and the levels from the coarsest on."""
         encoder = f"{PIXELS}.transformer"
         projected, places = [], []
         for number, x in enumerate(maps[:0:-1]):
@@ -246,7 +247,7 @@ class TorchReLA:
 
     @torch.no_grad()
     def _hidden(self, x: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """bool `[B * heads, regions, tokens]`: what a region does not look at."""
+        """bool `[B * heads, regions, tokens]`, true for tokens that a region does not attend to."""
         filters = self._perceptron(self._norm(x, f"{REGIONS}.decoder_norm"), "mask_embed", 3)
         every = torch.einsum("bqc,bhwc->bqhw", filters, masks)
         small = F.interpolate(every, size, mode="bilinear", align_corners=False)
@@ -290,33 +291,33 @@ class TorchReLA:
 
 
 def first(x: Tensor) -> Tensor:
-    """Channels before the area."""
+    """Moves the channels before height and width."""
     return x.permute(0, 3, 1, 2)
 
 
 def last(x: Tensor) -> Tensor:
-    """Channels behind the area."""
+    """Moves the channels after height and width."""
     return x.permute(0, 2, 3, 1)
 
 
 def split(parts: Tensor) -> tuple[Tensor, ...]:
-    """`[..., T, 3, heads, D]` to query, key and value `[..., heads, T, D]`."""
+    """Splits `[..., T, 3, heads, D]` into query, key and value `[..., heads, T, D]`."""
     return tuple(x.transpose(-2, -3) for x in parts.unbind(-3))
 
 
 def instance_norm(x: Tensor) -> Tensor:
-    """`[B, T, C]`, over T."""
+    """Normalises `[B, T, C]` over T."""
     return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 def borders(size: tuple[int, int], window: int, shift: int) -> Tensor:
-    """`[1, h, w, 1]`: pixels that a shift brings together from two ends have different numbers."""
+    """`[1, h, w, 1]`: different numbers for pixels that a shift brings together from opposite ends."""
     label = lambda n: (torch.arange(n) < shift).long()  # noqa: E731
     return (2 * label(size[0])[:, None] + label(size[1]))[None, :, :, None]
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
-    """DETR's `[h, w, channels]`: y in the first half, angles from 1 to the side, of a full turn."""
+    """DETR's positions `[h, w, channels]`: y in the first half; angles scaled to one full turn."""
     half = channels // 2
     period = 10000.0 ** (2 * (torch.arange(half).double() // 2) / half)
 

@@ -1,8 +1,8 @@
-"""UniRES written plainly in torch, out of torch's own modules: what the JAX model is compared with.
+"""UniRES written plainly with torch's own modules, with which the JAX model is compared.
 
-It shares the config, the paths of parameters and nothing else. Where the JAX model is clever (taps
-before upsampling, a folded 1x1 convolution, image tokens repeated late, attention in pieces), this
-one does what the papers say. Rows hold one image each and K expressions.
+It shares only the config and the paths of parameters with the JAX model. Where that is optimised (taps
+before upsampling, a folded 1x1 convolution, image tokens repeated late, attention in pieces), this one
+follows the papers. Each row has one image and K expressions.
 """
 
 import math
@@ -19,7 +19,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Attention(nn.MultiheadAttention):
-    """torch's own, without the weights; `blocked` is true where a key must not be seen."""
+    """torch's attention, returning no weights; `blocked` is true for keys that must not be seen."""
 
     def __init__(self, width: int, heads: int):
         super().__init__(width, heads, batch_first=True)
@@ -72,7 +72,7 @@ class PatchEmbedding(nn.Conv2d):
         super().__init__(3, width, patch_size, patch_size, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """u8 `[B, H, W, 3]` to `[B, P, width]`."""
+        """Maps u8 `[B, H, W, 3]` to `[B, P, width]`."""
         mean, std = input.new_tensor(MEAN, dtype=torch.float32), torch.tensor(STD)
         normal = (input.float() / 255.0 - mean) / std
         return super().forward(normal.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
@@ -101,7 +101,7 @@ class ClipVision(nn.Module):
     def forward(
         self, image: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """u8 `[B, H, W, 3]` to patches `[B, P, embedding]`, and group tokens `[B, T, width]`."""
+        """Maps u8 `[B, H, W, 3]` to patches `[B, P, embedding]` and group tokens `[B, T, width]`."""
         patches = self.patch_embedding(image)
         x = torch.cat([self.class_token.expand(len(image), 1, -1), patches], 1)
         x = self.input_norm(x + self.position_embedding)
@@ -136,7 +136,7 @@ class ClipText(nn.Module):
         self.eos_id = config.eos_id
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, L]` to words `[B, L, width]` and sentences `[B, embedding]`."""
+        """Maps ids `[B, L]` to words `[B, L, width]` and sentences `[B, embedding]`."""
         length = ids.shape[1]
         x = self.token_embedding(ids) + self.position_embedding[:length]
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -305,7 +305,7 @@ class TorchUniRES(nn.Module):
         self.head = HEADS[config.head](config)
 
     def forward(self, image: torch.Tensor, text: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """u8 `[B, H, W, 3]`, ids `[B, K, L]` and bool `[B, K, L]` to logits `[B, K, h, w]`."""
+        """Maps u8 `[B, H, W, 3]`, ids `[B, K, L]` and bool `[B, K, L]` to logits `[B, K, h, w]`."""
         rows, expressions, length = text.shape
         patches, *groups = self.vision(image)
         words, sentence = self.text(text.flatten(0, 1))
@@ -328,7 +328,7 @@ class TorchUniRES(nn.Module):
     def filter(
         self, groups: list[torch.Tensor | None], words: torch.Tensor, blocked: torch.Tensor
     ) -> torch.Tensor:
-        """Both levels' tokens after their filters, `[B * K, T, width]`."""
+        """Group tokens of both levels after their filters, `[B * K, T, width]`."""
         levels = []
         for level, tokens in zip((self.low_filter, self.high_filter), groups, strict=True):
             if level is not None and tokens is not None:
@@ -338,7 +338,7 @@ class TorchUniRES(nn.Module):
 
 
 def sine_positions_1d(length: int, width: int) -> torch.Tensor:
-    """`[length, width]`: sin and cos of `p / 10000^(2i/width)` take turns."""
+    """`[length, width]`: alternating sin and cos of `p / 10000^(2i/width)`."""
     place = torch.arange(length, dtype=torch.float64)[:, None]
     angle = place / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
     table = torch.empty(length, width)

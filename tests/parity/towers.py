@@ -1,4 +1,4 @@
-"""What the parity tests of single towers share: loading by a table, noise, and the worst error."""
+"""Helpers for the parity tests of single towers: loading by a table, noise, and the worst error."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ from refseg_jax.weights.table import Table
 
 M = TypeVar("M")
 
-#: Of the issue: relative, in f32, of every token, in every layer.
+#: Greatest relative error in f32, of every token in every layer.
 BAR = 1e-5
 
 
 def loaded(
     path: Path, table: Callable[[Iterable[str]], Table], forward: Forward[M]
 ) -> tuple[dict[str, Any], Plan]:
-    """A tower's parameters out of a file; what the plan leaves is zero."""
+    """Parameters of a tower from a file, and the plan; parameters that it does not write are zero."""
     weights = open_weights(path)
     found = plan(table(weights.shapes), weights.shapes, forward.shapes, name=weights.name)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -33,7 +33,7 @@ def loaded(
 
 @torch.no_grad()
 def scatter(model: torch.nn.Module) -> None:
-    """Weights at which every mistake of a port shows: no norm is the identity, no bias zero."""
+    """Sets weights with which every mistake of a port shows: no norm is the identity, no bias zero."""
     for name, value in model.named_parameters():
         noise = torch.randn_like(value)
         if "norm" in name.lower() and name.endswith("weight"):
@@ -41,7 +41,7 @@ def scatter(model: torch.nn.Module) -> None:
         elif "relative_position_bias_table" in name:
             value.copy_(noise)
         elif "embeddings.weight" in name or "projection" in name:
-            # What enters is small, so that a norm's epsilon matters.
+            # Inputs are small, so that the epsilon of a norm matters.
             value.copy_(0.02 * noise)
         elif value.ndim == 1:
             value.copy_(0.1 * noise)
@@ -50,7 +50,7 @@ def scatter(model: torch.nn.Module) -> None:
 
 
 def errors(ours: Sequence[Any], theirs: Sequence[torch.Tensor]) -> list[float]:
-    """Of each layer, that of its worst token: `|a - b| / |b|`."""
+    """The error `|a - b| / |b|` of the worst token of each layer."""
     assert len(ours) == len(theirs)
     found = []
     for a, b in zip(ours, theirs, strict=True):

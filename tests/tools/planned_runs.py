@@ -1,4 +1,4 @@
-"""Processes in the place of `main.py`: they train nothing and write what they are planned to."""
+"""Processes that replace `main.py`: they train nothing, and write planned files."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ import pytest
 
 from tools import trainings
 
-#: Tells that it runs, and does as the plan says.
+#: The program: it records that it was started, and follows its plan.
 _MAIN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -48,7 +48,7 @@ sys.exit(plan["code"])
 
 
 class PlannedRuns:
-    """The runs below a folder, instead of real ones as long as the test lasts."""
+    """Planned runs in a folder, which replace real ones during a test."""
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = place / "runs"
@@ -68,13 +68,22 @@ class PlannedRuns:
         wait: bool = False,
         together: int = 1,
     ) -> None:
-        """What the run will write, how it ends, whether it waits for SIGTERM or until some run."""
+        """Plans a run.
+
+        Args:
+            name: name of its workdir.
+            config: content of the `config.json` that it writes.
+            summary: content of the `summary.json` that it writes, or `None` for no such file.
+            code: its exit code.
+            wait: whether it waits for SIGTERM.
+            together: number of runs for whose start it waits, itself included.
+        """
         plan = {"config": config, "summary": summary, "code": code}
         plan |= {"wait": wait, "together": together}
         (self._place / "plans" / f"{name}.json").write_text(json.dumps(plan))
 
     def write(self, name: str, **other: Any) -> None:
-        """What the plan says, or something else, as if the run had been before."""
+        """Writes the planned files as an earlier run would; `other` replaces parts of the plan."""
         plan = json.loads((self._place / "plans" / f"{name}.json").read_text()) | other
         workdir = self.folder / name
         workdir.mkdir()
@@ -83,22 +92,22 @@ class PlannedRuns:
             (workdir / "summary.json").write_text(json.dumps(plan["summary"]))
 
     def forget(self) -> None:
-        """Nothing has been started."""
+        """Forgets which runs were started."""
         (self._place / "started").unlink()
 
     @property
     def started(self) -> list[str]:
-        """Names, in the order of their starts."""
+        """Names of the started runs, in the order of their starts."""
         return [name for name, _, _ in self._told()]
 
     @property
     def alive(self) -> list[str]:
-        """Of `started` those whose processes are there, be it as zombies."""
+        """Names of the started runs whose process exists, zombies included."""
         return [name for name, process, _ in self._told() if _is_alive(process)]
 
     @contextlib.contextmanager
     def signalled(self, number: int, *, children: int) -> Iterator[None]:
-        """Sends a signal to this process alone, once so many children are under way."""
+        """Sends a signal to this process only, as soon as `children` runs were started."""
 
         def send() -> None:
             deadline = time.monotonic() + 30
@@ -113,7 +122,7 @@ class PlannedRuns:
 
     @property
     def cores(self) -> list[list[int]]:
-        """On which they ran."""
+        """Cores on which each started run was allowed to run."""
         return [cores for _, _, cores in self._told()]
 
     def _told(self) -> list[tuple[str, int, list[int]]]:

@@ -1,4 +1,4 @@
-"""Datasets that share their images, as those drawn from COCO do: what tests of mixtures share."""
+"""Datasets that share their images, like those that use COCO's, for tests of mixtures."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tests.input_pipeline.tiny_dataset import make_record
 
 @dataclasses.dataclass(frozen=True)
 class Make:
-    """The image of a number is the same in every dataset; ids of expressions are the dataset's."""
+    """Makes a record from a number. Datasets share images and their ids, but not ids of expressions."""
 
     name: str
 
@@ -29,7 +29,9 @@ class Make:
 
 
 def build_pool(data_dir: Path, name: str, **splits: Sequence[int]) -> Path:
-    """Builds a dataset of the images of these numbers, each with two objects, a part, and `any
-    box`, which all images of a split share."""
+    """Builds a dataset of the images with these numbers.
+
+    Each image has two objects, a part, and the expression `any box`, which all images of a split share.
+    """
     items = {split: [(split, number) for number in numbers] for split, numbers in splits.items()}
     return build_records(name, items, Make(name), data_dir=data_dir)

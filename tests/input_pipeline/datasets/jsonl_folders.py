@@ -1,4 +1,4 @@
-"""A folder of one's own pictures with lines of JSON, for tests."""
+"""A user's folder of images with JSON lines, for tests."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ LEFT, RIGHT = square(2, 3), square(5, 12)
 
 
 def write_pictures(source: Path) -> Path:
-    """An image and two masks, one of them with a palette in which 1 is black; their folder."""
+    """Writes an image and two masks, one with a palette in which 1 is black; returns the folder."""
     source.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     Image.fromarray(pixels).save(source / "a.png")
@@ -45,6 +45,6 @@ def line(**fields: Any) -> dict[str, Any]:
 
 
 def record_of(folder: Path, tmp_path: Path, split: str = "train", index: int = 0) -> Record:
-    """Builds the folder and reads a record."""
+    """Builds the dataset of a folder, and reads one of its records."""
     jsonl.build("mine", folder, data_dir=tmp_path / "data")
     return RecordSource(str(tmp_path / "data"), "mine", split)[index]

@@ -16,7 +16,7 @@ from input_pipeline.schema import Record, from_features
 
 HEIGHT, WIDTH = 48, 64
 
-#: Every kind of mask, each of annotation id 10 + its place.
+#: Masks of every kind; the annotation id of each is 10 + its index.
 SEGMENTATIONS: list[Any] = [
     [[4, 4, 24, 4, 24, 24, 4, 24], [14, 14, 34, 14, 34, 34, 14, 34]],  # overlapping
     [[40, 10, 50, 10, 50, 20, 40, 20], [1, 1, 2, 2], [5, 5]],  # tiny ones beside it
@@ -26,7 +26,7 @@ AREAS = [400 + 400 - 100, 100, HEIGHT * 4]
 
 
 def jpeg(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> bytes:
-    """A picture of noise."""
+    """An image of noise, as the bytes of a JPEG."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -41,7 +41,7 @@ def sentence(sent_id: int, sent: Any, raw: Any = None) -> dict[str, Any]:
 def ref(
     ref_id: int, image_id: int, ann_id: int, split: str, *sentences: dict[str, Any]
 ) -> dict[str, Any]:
-    """An entry of the refs file, whose file name is no file, as in the real ones."""
+    """An entry of the refs file. As in real ones, its file name is not that of a file."""
     return {
         "ref_id": ref_id,
         "ann_id": ann_id,
@@ -55,7 +55,7 @@ def ref(
 
 
 def default_refs() -> list[dict[str, Any]]:
-    """Image 1 in train with three refs, image 2 in val with one."""
+    """Refs of two images: three of image 1 in train, one of image 2 in val."""
     return [
         ref(100, 1, 10, "train", sentence(1, "both squares", "BOTH squares!"), sentence(2, "it")),
         ref(101, 1, 11, "train", sentence(3, "the small one")),
@@ -104,12 +104,12 @@ def write_instances(folder: Path, stored: dict[str, Any]) -> None:
 
 
 def read_instances(folder: Path) -> dict[str, Any]:
-    """Its content."""
+    """Content of `instances.json`."""
     return json.loads((folder / "refcoco" / "instances.json").read_text())
 
 
 def image_path(folder: Path, image_id: int) -> Path:
-    """Where an image lies."""
+    """Path of an image."""
     return folder / "images" / "train2014" / f"COCO_train2014_{image_id:012d}.jpg"
 
 
@@ -119,6 +119,6 @@ def build(name: str, source: Path, data_dir: Path, **options: Any) -> Path:
 
 
 def read_records(folder: Path, split: str) -> list[Record]:
-    """What was built, as the pipeline reads it: without the builder's code."""
+    """Reads the records of a built split as the pipeline does, without the builder's code."""
     data = tfds.builder_from_directory(str(folder)).as_data_source(split=split)
     return [from_features(data[i]) for i in range(len(data))]

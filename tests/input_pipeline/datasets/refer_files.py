@@ -1,4 +1,4 @@
-"""Small folders in the layouts of the datasets that grew out of refer's, for tests."""
+"""Small folders in the layouts that derive from `refer`'s, for tests."""
 
 import json
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from tests.input_pipeline.datasets.refcoco_files import jpeg
 #: Size of every image.
 HEIGHT, WIDTH = 48, 64
 
-#: A folder of COCO's images.
+#: Folder of COCO's images in the source folder.
 TRAIN2014 = "images/train2014"
 
 
 def square(x: int, y: int, side: int = 10) -> list[list[float]]:
-    """A polygon that covers `side` x `side` pixels from (x, y) on."""
+    """A polygon that covers the `side` x `side` pixels whose upper left one is (x, y)."""
     return [[x, y, x + side, y, x + side, y + side, x, y + side]]
 
 
@@ -60,7 +60,7 @@ def write_instances(
 
 
 def config_of(conversions: Sequence[Conversion], name: str) -> Conversion:
-    """The conversion of a name, e.g. `"refcoco/unc"`."""
+    """The conversion of a dataset, e.g. `"refcoco/unc"`."""
     return next(c for c in conversions if c.name == name)
 
 

@@ -1,11 +1,11 @@
-"""A slow listener that understands the sentences of Scenes, to check the builder against.
+"""A slow interpreter of the sentences of Scenes, against which the builder is checked.
 
-It is written from what the sentences mean in English, with words and limits of its own, and reads
-the stored JSON; nothing is taken from the builder. A sentence may have several readings where it is
-not plain ("the car on the left" with two cars hardly apart); the builder must never say such a one.
+It implements the English meaning of the sentences, with its own words and limits, reads the stored JSON,
+and shares no code with the builder. An ambiguous sentence ("the car on the left" if two cars are hardly
+apart) has several readings; the builder must never make one.
 
-Positions are whole thousandths of the image side, and ratios are compared by products, so that no
-rounding stands between the listener and the graph.
+Positions are integers, in thousandths of the image side, and ratios are compared by products, so that no
+rounding affects the comparison.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 Thing: TypeAlias = dict[str, Any]
-#: The targets that a sentence may mean: one set, where it is plain; an empty set means nothing there.
+#: Sets of targets that a sentence may mean: one set if it is unambiguous. An empty set means "nothing".
 Readings: TypeAlias = set[frozenset[int]]
 
-# A tenth and a bit of the side tells left from right; half again as large is larger; the image's
-# middle is a band; what stands out is twice as large as anything else.
+# Least distance between "left" and "right", least ratio of areas of "larger", half width of the band
+# that counts as the middle, and least ratio of areas of a salient object. Distances are in thousandths.
 APART, LARGER, MIDDLE, STANDS_OUT = 120, (3, 2), 60, 2
 
 KINDS = [
@@ -29,7 +29,7 @@ KINDS = [
 PLURALS = {"fish" if kind == "fish" else f"{kind}s": kind for kind in KINDS}
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "white", "black"]
 COUNTS = {"both": 2, "the two": 2, "the three": 3, "the four": 4, "the five": 5}
-#: (axis, towards) of a direction; y points down.
+#: Words of a direction -> (axis, sign); y points down.
 DIRECTIONS = {
     "on the left": ("x", -1), "left of": ("x", -1),
     "on the right": ("x", 1), "right of": ("x", 1),
@@ -52,18 +52,18 @@ _NOUN = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Understood:
-    """What a sentence is about (a name out of `GRANULARITIES`, not `group`) and may mean."""
+    """Granularity of a sentence (out of `GRANULARITIES`, but not `group`), and its readings."""
 
     granularity: str
     readings: Readings
 
 
 def understand(text: str, scene: dict[str, Any]) -> Understood:
-    """Listens to a sentence about a stored scene graph.
+    """Interprets a sentence about a stored scene graph.
 
     Raises:
-        ValueError: no such sentence, or it takes something for granted that is not so (there are
-            three cars and it says "both").
+        ValueError: the sentence is unknown, or presupposes something false ("both cars" if there are
+            three).
     """
     things: list[Thing] = scene["objects"]
     for pattern, hear in _SENTENCES:
@@ -94,7 +94,7 @@ def _at(thing: Thing, axis: str) -> int:
 
 
 def _noun(things: list[Thing], text: str, *, plural: bool = True) -> list[list[Thing]]:
-    """Readings of a singular noun phrase; `plural`: "the fish" may be several, too."""
+    """Readings of a singular noun phrase; with `plural`, "the fish" may also be several."""
     match = _NOUN.fullmatch(text)
     if not match:
         raise ValueError(f"{text!r} is no noun phrase")
@@ -112,7 +112,7 @@ def _noun(things: list[Thing], text: str, *, plural: bool = True) -> list[list[T
 
 
 def _outermost(fitting: list[Thing], axis: str, towards: int) -> list[Thing]:
-    """Those that no other one is clearly beyond."""
+    """Things for which no other thing is clearly farther in that direction."""
     _assume(len(fitting) > 1, "there are several to choose from")
     return [
         one
@@ -122,7 +122,7 @@ def _outermost(fitting: list[Thing], axis: str, towards: int) -> list[Thing]:
 
 
 def _extreme(fitting: list[Thing], largest: bool) -> list[Thing]:
-    """Those that no other one clearly beats, whatever the hidden pixels are taken for."""
+    """Things that no other thing clearly exceeds, however their hidden pixels are counted."""
     _assume(len(fitting) > 1, "there are several to choose from")
 
     def larger(one: Thing, other: Thing) -> bool:
@@ -138,7 +138,7 @@ def _extreme(fitting: list[Thing], largest: bool) -> list[Thing]:
 def _related(
     fitting: list[Thing], things: list[Thing], relation: str, anchor: str
 ) -> list[list[Thing]]:
-    """Those clearly beyond the anchor; with one that is about level with it, or without it."""
+    """Readings: each thing that is clearly beyond the anchor, or at about its position."""
     anchors = _of(things, anchor)
     _assume(len(anchors) == 1, f"there is one {anchor}")
     axis, towards = DIRECTIONS[relation]
@@ -149,7 +149,7 @@ def _related(
 
 
 def _half(fitting: list[Thing], axis: str, towards: int) -> tuple[list[Thing], list[Thing]]:
-    """Those in that half of the image, and those too near the middle to tell."""
+    """Things clearly in that half of the image, and things close to the middle."""
     beyond = [(towards * (_at(thing, axis) - 500), thing) for thing in fitting]
     inside = [thing for distance, thing in beyond if distance >= MIDDLE]
     return inside, [thing for distance, thing in beyond if abs(distance) < MIDDLE]

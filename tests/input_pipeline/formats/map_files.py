@@ -12,15 +12,15 @@ from tests.input_pipeline.datasets.refcoco_files import jpeg
 
 
 def write_image(path: Path, height: int, width: int, seed: int = 0) -> None:
-    """A JPEG of noise."""
+    """Writes a JPEG of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(jpeg(height, width, seed))
 
 
 def write_map(path: Path, values: Any, *, palette: bool = False) -> np.ndarray:
-    """A PNG of some values `[H, W]` or `[H, W, 3]`; returns them.
+    """Writes values `[H, W]` or `[H, W, 3]` as PNG, and returns them.
 
-    A palette's colours have nothing to do with the values.
+    The colours of the palette are unrelated to the values.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.array(values, np.uint8)
@@ -32,7 +32,7 @@ def write_map(path: Path, values: Any, *, palette: bool = False) -> np.ndarray:
 
 
 def blocks(height: int, width: int, values: Any) -> np.ndarray:
-    """A map of equal columns of values."""
+    """A map `[height, width]` of vertical stripes, one for each value."""
     columns = np.array(values, np.uint8)[np.arange(width) * len(values) // width]
     return np.repeat(columns[None], height, 0)
 
@@ -43,5 +43,5 @@ def build(conversion: Conversion, source: Path, data_dir: Path, **options: Any) 
 
 
 def report(folder: Path) -> list[str]:
-    """Lines of what the build found."""
+    """Lines of the build report."""
     return (folder / REPORT).read_text().splitlines()

@@ -1,9 +1,9 @@
-"""A run that only saves, as a process of its own; run by `checkpointer_process_test`.
+"""A run that only saves checkpoints; `checkpointer_process_test` runs it in its own process.
 
     python -m tests.refseg_jax.checkpoints.checkpoint_steps FOLDER MODE [COORDINATOR COUNT ID]
 
-The value of every array follows from the step, so that a reader can tell whether a checkpoint is
-what was saved. The last line printed is JSON.
+The value of every array is determined by the step, so that a reader can verify a checkpoint. The last
+line that it prints is JSON.
 """
 
 import json
@@ -29,14 +29,14 @@ CONFIG = {"name": "steps"}
 
 
 def layouts() -> dict[str, Any]:
-    """Two arrays cut over all devices, one replicated."""
+    """Two arrays that are sharded over all devices, and a replicated one."""
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=-1))
     cut, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
     return {"step": whole, "params": {"a.kernel": cut}, "opt_state": {"a.kernel": cut}}
 
 
 def expected(step: int) -> dict[str, Any]:
-    """The state at a step, in numpy."""
+    """The state at a step as numpy arrays."""
     rng = np.random.default_rng(step)
     return {
         "step": np.int32(step),
@@ -46,7 +46,7 @@ def expected(step: int) -> dict[str, Any]:
 
 
 def state(step: int) -> dict[str, Any]:
-    """The same on the devices."""
+    """The state at a step on the devices."""
 
     def place(x: np.ndarray, layout: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
@@ -55,7 +55,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def restore(saver: Checkpointer) -> dict[str, Any]:
-    """What the newest sound checkpoint holds, compared with what it should."""
+    """Restores the newest sound checkpoint, and compares it with the expected state."""
     abstract = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=at),
         expected(0),
@@ -79,13 +79,13 @@ def restore(saver: Checkpointer) -> dict[str, Any]:
 
 
 def save(saver: Checkpointer, step: int) -> None:
-    """One checkpoint; every process has another data state."""
+    """Saves one checkpoint; every process has another data state."""
     data = {"next": step, "process": jax.process_index()}
     saver.save(step, state(step), data_state=data, config=CONFIG, metrics=None)
 
 
 def save_for_ever(saver: Checkpointer) -> None:
-    """Resumes, and saves each step until it is killed."""
+    """Resumes, and saves at every step until it is killed."""
     found = restore(saver)
     print(json.dumps(found), flush=True)
     step = found["step"]
@@ -103,7 +103,7 @@ def until_preempted(saver: Checkpointer) -> dict[str, Any]:
             if step == 3:
                 print("ready", flush=True)
             time.sleep(0.01)
-            # As after an evaluation.
+            # As in the loop after an evaluation.
             if step % 3 == 0 and preemption.reached():
                 break
             step += 1
@@ -113,7 +113,7 @@ def until_preempted(saver: Checkpointer) -> dict[str, Any]:
 
 
 def on_a_full_disk(saver: Checkpointer) -> dict[str, Any]:
-    """One sound checkpoint, then one with a disk on which files end after 20 kB."""
+    """Saves a sound checkpoint, then one on a disk that takes only 20 kB of a file."""
     save(saver, 1)
     saver.wait()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,7 +132,7 @@ def on_a_full_disk(saver: Checkpointer) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Does what the second argument says."""
+    """Runs the mode that the second argument names."""
     if len(sys.argv) > 3:
         address, count, number = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
         jax.distributed.initialize(address, count, number)

@@ -1,4 +1,4 @@
-"""Small states of training, and how the tests of checkpoints save them."""
+"""Small training states and checkpointers, for the tests of checkpoints."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,12 +63,12 @@ def leaf(value: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def checkpoints_folder(tmp_path: Path) -> Path:
-    """A fixture."""
+    """Fixture: the folder of the checkpoints."""
     return tmp_path / "run" / "checkpoints"
 
 
 def open_saver(directory: Path) -> Iterator[Checkpointer]:
-    """A fixture, on the folder of the fixture `directory`."""
+    """Fixture: a checkpointer in the folder of the fixture `directory`."""
     saver = Checkpointer(directory, keep_latest=3, best_metric="mIoU")
     yield saver
     saver.close()

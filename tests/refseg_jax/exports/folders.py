@@ -1,4 +1,4 @@
-"""Exports of a very small UniRES, made once for the tests that read them."""
+"""Exports of a very small UniRES, for the tests that read them."""
 
 import contextlib
 import shutil
@@ -33,8 +33,10 @@ def tiny_params() -> Params:
 
 
 def write_all(folder: Path, *formats: str, presence: bool = False) -> Params:
-    """`run` with a checkpoint (of a model with a presence head or not), and an export of each format
-    under its name."""
+    """Writes a run with a checkpoint to `folder / "run"`, and an export to the folder of each format.
+
+    With `presence`, the model has a presence head. Returns its parameters.
+    """
     params = presence_params(-0.32) if presence else tiny_params()
     model = WITH_PRESENCE if presence else UNIRES
     save_unires(folder / "run", params, config=unires_run_config(THRESHOLD, model))
@@ -45,7 +47,7 @@ def write_all(folder: Path, *formats: str, presence: bool = False) -> Params:
 
 @contextlib.contextmanager
 def compiling_in_a_hurry() -> Iterator[None]:
-    """For what is compiled and run once."""
+    """Compiles with few optimisations in the `with` block, for functions that run once."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -56,7 +58,7 @@ def compiling_in_a_hurry() -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiling_once(cache: Path) -> Iterator[None]:
-    """What one predictor has compiled, another takes from a folder."""
+    """Keeps compilations of the `with` block in a folder, where other predictors find them."""
     changes = {
         "jax_compilation_cache_dir": str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -74,7 +76,7 @@ def compiling_once(cache: Path) -> Iterator[None]:
 
 
 def damaged(source: Path, target: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
-    """A copy of a folder, of which one file's bytes are changed."""
+    """Copies a folder, and changes the bytes of one file of the copy."""
     shutil.copytree(source, target)
     (target / name).write_bytes(change((target / name).read_bytes()))
     return target
@@ -105,7 +107,7 @@ def graph_inputs(
 
 
 def engine_outputs(engine: Engine, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What all three functions of an engine give."""
+    """Outputs of all three functions of an engine."""
     seen = engine.encode_image(inputs["image"])
     words = engine.encode_text(inputs["text"], inputs["text_valid"])
     return {name: np.asarray(logits) for name, logits in engine.decode(seen, words).items()}
@@ -117,12 +119,12 @@ def engine_logits(engine: Engine, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def same_answers(found: list[Prediction], expected: list[Prediction]) -> None:
-    """Equal but for rounding, of a head that says yes to some and no to others."""
+    """Asserts that predictions agree up to rounding, and that the head gives both answers."""
     assert {one.present for one in expected} == {True, False}
     assert any(0.02 < one.mask.mean() < 0.98 for one in expected)
     for one, other in zip(found, expected, strict=True):
         assert one.present is other.present
-        # Only a logit within rounding of the threshold may fall on the other side.
+        # Only logits within rounding of the threshold may differ.
         assert (one.mask != other.mask).mean() < 1e-3
         assert (one.uncleared != other.uncleared).mean() < 1e-3
         assert abs(one.score - other.score) < 1e-4

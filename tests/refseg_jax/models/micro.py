@@ -1,4 +1,4 @@
-"""The smallest UniRES that has everything, and a batch for it."""
+"""The smallest UniRES with all parts, and a batch for it."""
 
 import functools
 from typing import Any
@@ -39,15 +39,15 @@ FIELDS: dict[str, Any] = {
 
 @functools.cache
 def micro(**changes: Any) -> Forward[UniRES]:
-    """A model with some fields changed."""
+    """The model, with some fields changed."""
     config = {"name": "unires", **FIELDS, **changes}
     return Forward(lambda rngs: build_model(config, rngs=rngs))  # pyright: ignore
 
 
 def micro_params(forward: Forward[UniRES], seed: int = 0) -> dict[str, jax.Array]:
-    """Random numbers about as large as fresh parameters, none of them left at zero or one.
+    """Random parameters, about as large as at initialisation, none of them zero or one.
 
-    They are drawn without JAX: `init` takes longer to compile than the model.
+    They are drawn without JAX, because `init` takes longer to compile than the model.
     """
     rng = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, slowly: a plain retelling of `clip/simple_tokenizer.py` (OpenAI, MIT)."""
+"""A slow and plain version of CLIP's tokenizer, `clip/simple_tokenizer.py` (OpenAI, MIT)."""
 
 import gzip
 import html
@@ -15,21 +15,21 @@ _WORDS = regex.compile(
 
 
 def byte_letters() -> dict[int, str]:
-    """A printable letter for every byte, the printable ones first."""
+    """Byte -> printable letter; the bytes that are printable themselves come first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
-    """The first 48,894 merges, as CLIP takes them."""
+    """The first 48,894 merges of the file, which are those that CLIP uses."""
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     pairs = [line.split() for line in lines]
     return [(left, right) for left, right in pairs]
 
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """Numbers of all tokens."""
+    """Token -> id."""
     letters = list(byte_letters().values())
     joined = ["".join(pair) for pair in merges]
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -38,7 +38,7 @@ def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
 
 
 class SlowClip:
-    """Ids of words, without SOS and EOS."""
+    """Encodes text as ids, without SOS and EOS."""
 
     def __init__(self, merges: list[tuple[str, str]]) -> None:
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
@@ -47,7 +47,7 @@ class SlowClip:
         self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """As `SimpleTokenizer.encode`."""
+        """Ids of a text, as from `SimpleTokenizer.encode`."""
         text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
         text = regex.sub(r"\s+", " ", text).strip().lower()
         return [number for word in _WORDS.findall(text) for number in self._word(word)]

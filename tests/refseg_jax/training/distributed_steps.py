@@ -1,6 +1,6 @@
-"""Trains a small model for a few steps on some layout and prints what happened as one JSON line.
+"""Trains a small model for a few steps on a layout of devices, and prints the result as a JSON line.
 
-Run by `distributed_test` in processes of its own, since devices are counted when JAX starts:
+`distributed_test` runs it in its own processes, because JAX counts devices when it starts:
 
     python -m tests.refseg_jax.training.distributed_steps MODEL DATA FSDP TENSOR [COORDINATOR COUNT ID]
 """
@@ -54,7 +54,7 @@ RELA: dict[str, Any] = {
     "vocab_size": 512,
     "eos_id": 511,
 }
-#: With a rate at which rounding hardly grows: Adam makes whole steps of the smallest gradients.
+#: Learning rates at which rounding errors hardly grow: Adam makes full steps for tiny gradients too.
 MODELS = {
     "unires": (UNIRES, MaskObjective(1.0, 1.0), 1e-3),
     "rela_official": ({**RELA, "relationship": "official"}, RelationObjective(), 1e-4),
@@ -63,7 +63,7 @@ MODELS = {
 
 
 def global_batch(step: int, side: int, cells: int) -> Batch:
-    """The same random batch for every layout: images of `side` pixels, masks of `cells`."""
+    """A random batch, the same for every layout; images have `side` x `side` pixels, masks `cells`."""
     rng = np.random.default_rng(step)
     text = rng.integers(1, 500, (ROWS, 2, 6), np.int32)
     text[:, :, -1] = 511
@@ -81,7 +81,7 @@ def global_batch(step: int, side: int, cells: int) -> Batch:
 
 
 def main() -> None:
-    """Trains and prints."""
+    """Trains the model, and prints the result."""
     model, objective, rate = MODELS[sys.argv[1]]
     data, fsdp, tensor = (int(a) for a in sys.argv[2:5])
     if len(sys.argv) > 5:

@@ -1,4 +1,4 @@
-"""Runs of the training loop with the smallest of everything."""
+"""Runs of the training loop with the smallest model and data."""
 
 import json
 import os
@@ -26,14 +26,14 @@ RECORDS, BATCH = 12, 4
 
 
 def build_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fixture: the tiny dataset."""
+    """Fixture: a data folder with the tiny dataset."""
     folder = tmp_path_factory.mktemp("sound")
     build_tiny_dataset(folder, {"train": RECORDS})
     return folder
 
 
 class Signalling:
-    """Batches; takes the notice to leave just before batch number `at` is handed over."""
+    """An iterator of batches that sends SIGTERM to this process just before batch number `at`."""
 
     def __init__(self, batches: Any, at: int) -> None:
         self.batches, self.left = batches, at
@@ -52,10 +52,9 @@ class Signalling:
 
 
 class Noting:
-    """An evaluation that notes when it was called and with which parameters.
+    """An evaluation that records its steps and parameters.
 
-    At step `signal_at` the notice to leave comes during it. The first score is the best where they
-    are `falling`.
+    At step `signal_at`, SIGTERM comes during the evaluation. With `falling`, the first score is best.
     """
 
     def __init__(self, signal_at: int = 0, *, falling: bool = False) -> None:
@@ -86,7 +85,7 @@ def train(
     mixture: Mixture | None = None,
     **loop: Any,
 ) -> Trained:
-    """What main.py does, with the smallest of everything."""
+    """Trains as main.py does, with the smallest model and data."""
     mixture = mixture or open_mixture([Member("", data_config(data_dir, "train"))])
     batches = mixture.batches(batch_size=batch, seed=1)
     trainer = trainer_of(steps)

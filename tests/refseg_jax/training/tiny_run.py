@@ -1,4 +1,4 @@
-"""Very small models on the tiny dataset: what the tests of whole runs share."""
+"""Very small models on the tiny dataset, for the tests of whole runs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from refseg_jax.text.tokenizers import build_tokenizer
 from tests.input_pipeline.tiny_dataset import COLOURS, build_tiny_dataset, make_record
 from tests.refseg_jax.models.micro import FIELDS
 
-#: UniRES with CLIP's real vocabulary, since the words are real; small, since compilation takes long.
+#: UniRES with CLIP's vocabulary, which the words of the dataset need; small, to compile fast.
 UNIRES: dict[str, Any] = {
     "name": "unires",
     **FIELDS,
@@ -32,12 +32,12 @@ UNIRES: dict[str, Any] = {
 WITH_PRESENCE: dict[str, Any] = {**UNIRES, "presence_head": True}
 IMAGE_SIZE, MASK_STRIDE = 32, 2
 CANVAS = (64, 64)
-#: Height and width of the images of `val`: no two alike.
+#: Height and width of the images of `val`, all different.
 SIZES = ((32, 32), (24, 40), (40, 24), (33, 31), (64, 17), (48, 64))
 
 
 class ColourModel(nnx.Module):
-    """Each word likes some colours, grey is nothing: a model that compiles in no time."""
+    """A model that compiles fast: logits are products of words' parameters and cells' colours."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.liked = nnx.Param(jax.random.normal(rngs.params(), (49408, 3)))
@@ -55,7 +55,7 @@ def colour_forward() -> Forward[ColourModel]:
 
 
 def random_params(forward: Forward, seed: int = 0) -> dict[str, jax.Array]:
-    """Random numbers of such a size that masks are neither empty nor full."""
+    """Random parameters, scaled so that masks are neither empty nor full."""
     rng = np.random.default_rng(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -70,7 +70,7 @@ def random_params(forward: Forward, seed: int = 0) -> dict[str, jax.Array]:
 
 
 def presence_params(bias: float) -> dict[str, jax.Array]:
-    """Of `WITH_PRESENCE`: those of `UNIRES`, and a random head whose logits `bias` moves around 0."""
+    """Parameters of `WITH_PRESENCE`: those of `UNIRES`, and a random head with logits around `bias`."""
     plain, headed = (
         random_params(Forward(lambda rngs, model=model: build_model(model, rngs=rngs)))
         for model in (UNIRES, WITH_PRESENCE)
@@ -79,7 +79,7 @@ def presence_params(bias: float) -> dict[str, jax.Array]:
 
 
 def colour_params(forward: Forward[ColourModel]) -> dict[str, jax.Array]:
-    """Knows three colours well and has whims about all other words, so that it is right at times."""
+    """Parameters that fit the words of colours and are random for others: some masks are right."""
     liked = 0.3 * random_params(forward)["liked"]
     ids, _ = build_tokenizer()(list(COLOURS), 3)
     for word, (red, green, blue) in zip(ids[:, 1], COLOURS.values(), strict=True):
@@ -88,7 +88,7 @@ def colour_params(forward: Forward[ColourModel]) -> dict[str, jax.Array]:
 
 
 def build_many_sizes(data_dir: Path) -> None:
-    """The tiny dataset with a split `val` of images of the sizes above, 6 expressions each."""
+    """Builds the tiny dataset with a split `val` of images of `SIZES`, with 6 expressions each."""
 
     def resized(record: Record) -> Record:
         number = int(record.image_id.removeprefix("val"))
@@ -111,7 +111,7 @@ def data_config(data_dir: Path, split: str = "val", **changes: Any) -> pipeline.
 def make_evaluator(
     data_dir: Path, forward: Forward, batch_size: int = 4, **changes: Any
 ) -> Evaluator:
-    """Of the split `val`; `changes` are fields of `Evaluator`."""
+    """An evaluator of the split `val`; `changes` replace its fields."""
     config = data_config(data_dir)
     fields: dict[str, Any] = {
         "name": "val",
@@ -131,7 +131,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def unires_run_config(threshold: float = 0.35, model: dict[str, Any] = UNIRES) -> dict[str, Any]:
-    """What a predictor reads of a run's config."""
+    """The part of a run's config that a predictor reads."""
     return {
         "model": dict(model),
         "data": {"resize": "letterbox", "context_length": 10, "tokenizer": "clip"},
@@ -146,7 +146,7 @@ def save_unires(
     config: dict[str, Any] | None = None,
     step: int = 1,
 ) -> None:
-    """A checkpoint of a UniRES that was never trained; another `config` makes it a damaged one."""
+    """Saves a checkpoint of an untrained UniRES; a `config` that does not fit makes it a damaged one."""
     config = unires_run_config(threshold) if config is None else config
     saver = Checkpointer(workdir / "checkpoints", keep_latest=1)
     state = {"step": jnp.int32(step), "params": params}

@@ -1,4 +1,4 @@
-"""The entries of published CLIPs by their sizes, and small CLIPs on the disk, without torch."""
+"""Names and shapes of published CLIPs from their sizes, and files of small CLIPs, without torch."""
 
 import json
 import math
@@ -29,11 +29,11 @@ class Clip(NamedTuple):
 
     @property
     def table(self) -> int:
-        """Rows of the table of image positions."""
+        """Number of rows of the table of image positions."""
         return 1 + (self.image // self.patch) ** 2
 
 
-#: As published; the last is the one for tests.
+#: Sizes of published CLIPs. `SMALL` is not published; it is for tests.
 PUBLISHED = {
     "B/32": Clip(224, 32, 768, 12, 512, 512, 12),
     "B/16": Clip(224, 16, 768, 12, 512, 512, 12),
@@ -130,11 +130,11 @@ def arrays(shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def hf_folder(folder: Path, clip: Clip = SMALL, **changes: Any) -> Path:
-    """A small CLIP as transformers saves it; `changes` go into both towers' fields."""
+    """Writes a small CLIP as transformers saves it; `changes` are fields of both towers."""
     folder.mkdir(exist_ok=True)
     save_file(arrays(hf_shapes(clip)), folder / "model.safetensors")
     vision = {"num_attention_heads": clip.vision // 64, **changes}
-    # As OpenAI's models lie on the hub: the wrong id stands for the largest one.
+    # As in OpenAI's models on the hub, the EOS id is wrong, and stands for the largest id.
     text = {"num_attention_heads": clip.text // 64, "eos_token_id": 2, **changes}
     config = {"vision_config": vision, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config))
@@ -142,7 +142,7 @@ def hf_folder(folder: Path, clip: Clip = SMALL, **changes: Any) -> Path:
 
 
 def openclip_folder(folder: Path, **changes: Any) -> Path:
-    """A small CLIP as OpenCLIP publishes it; `changes` go into `model_cfg`."""
+    """Writes a small CLIP as OpenCLIP publishes it; `changes` are fields of `model_cfg`."""
     folder.mkdir(exist_ok=True)
     save_file(arrays(openai_shapes(SMALL)), folder / "open_clip_model.safetensors")
     towers = {"vision_cfg": {"width": SMALL.vision}, "text_cfg": {"heads": SMALL.text // 64}}
@@ -152,13 +152,13 @@ def openclip_folder(folder: Path, **changes: Any) -> Path:
 
 
 def openai_file(folder: Path) -> Path:
-    """A small CLIP as a state dict of OpenAI's, with the sizes that only theirs have."""
+    """Writes a small CLIP as OpenAI's state dict, with the entries of sizes that only they have."""
     folder.mkdir(exist_ok=True)
     sizes = {"input_resolution": np.full((), SMALL.image), "vocab_size": np.full((), SMALL.vocab)}
     return torch_archive(folder / "ViT.pt", {**arrays(openai_shapes(SMALL)), **sizes})
 
 
-#: Fields of the model that takes the small CLIP.
+#: Fields of a model into which the small CLIP fits.
 SMALL_MODEL: dict[str, Any] = {
     "image_size": 48,
     "patch_size": SMALL.patch,

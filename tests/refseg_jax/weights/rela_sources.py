@@ -1,6 +1,6 @@
-"""Names and shapes of the released ReLA's state dict, and files that hold random ones.
+"""Names and shapes of the released ReLA's state dict, and files with random values for them.
 
-Written down from the modules of the public code (henghuiding/ReLA), name by name, and not from the
+They are written from the modules of the public code (henghuiding/ReLA), name by name, and not from the
 table that is tested.
 """
 
@@ -16,7 +16,7 @@ PIXELS, REGIONS = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
 
 
 class Sizes(NamedTuple):
-    """Of a Swin, a BERT, and what is between them."""
+    """Sizes of Swin, of BERT, and of the modules between them."""
 
     swin: int
     depths: tuple[int, ...]
@@ -36,14 +36,14 @@ class Sizes(NamedTuple):
     hidden: int
 
 
-#: `configs/referring_swin_base.yaml`, `configs/referring_swin_tiny.yaml`.
+#: Sizes of `configs/referring_swin_base.yaml` and `configs/referring_swin_tiny.yaml`.
 BASE = Sizes(
     *(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
     *(30522, 512, 768, 12, 3072),
     *(256, 6, 4, 1024, 100, 9, 2048),
 )
 TINY = BASE._replace(swin=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7)
-#: Vocabulary and widths as small as 8 heads and 32 groups of channels let them be.
+#: Vocabulary and widths as small as 8 heads and 32 groups of channels allow.
 SMALL = Sizes(
     *(4, (1, 2, 1, 1), (1, 1, 2, 2), 4),
     *(110, 24, 64, 2, 16),
@@ -52,12 +52,12 @@ SMALL = Sizes(
 
 
 def rela(sizes: Sizes) -> Shapes:
-    """Every entry, in the order of no file."""
+    """Name of every entry -> its shape, in no particular order."""
     return backbone(sizes) | bert(sizes) | pixel_decoder(sizes) | predictor(sizes)
 
 
 def backbone(sizes: Sizes) -> Shapes:
-    """A Swin of object detection, with a fusion after each stage and a gate between two."""
+    """A Swin for object detection, with a fusion after each stage and a gate between stages."""
     plain = ms_swin(sizes.swin, sizes.depths, sizes.heads, sizes.window, backbone=True)
     shapes: Shapes = {f"backbone.{name}": shape for name, shape in plain.items()}
     for stage in range(len(sizes.depths)):
@@ -161,7 +161,10 @@ def is_index(name: str) -> bool:
 
 
 def arrays(shapes: Shapes, *, live: bool) -> dict[str, np.ndarray]:
-    """Random numbers at which a network neither vanishes nor explodes; gates as training left them."""
+    """Random values for which activations neither vanish nor explode.
+
+    With `live`, gates are random as well, as after training; else they are zero.
+    """
     rng = np.random.default_rng(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -182,6 +185,6 @@ def arrays(shapes: Shapes, *, live: bool) -> dict[str, np.ndarray]:
 
 
 def checkpoint(path: Path, values: dict[str, np.ndarray]) -> Path:
-    """As detectron2 writes it: the state dict is one of several things."""
+    """Writes a file as detectron2 does: the state dict is one of several entries."""
     rest = {"iteration": 149_999, "scheduler": {"last_epoch": 150_000, "base_lrs": [1e-5]}}
     return torch_archive(path, values, wrap=lambda state: {"model": state, **rest})

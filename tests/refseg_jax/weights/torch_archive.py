@@ -20,21 +20,21 @@ _STORAGES = {
 
 
 class Global(NamedTuple):
-    """A name that the pickle asks for."""
+    """A global name in the pickle."""
 
     module: str
     name: str
 
 
 class Call:
-    """A call of a global that the pickle asks for."""
+    """A call of a global in the pickle."""
 
     def __init__(self, function: Global, *arguments: Any):
         self.function, self.arguments = function, arguments
 
 
 class Storage(NamedTuple):
-    """As torch's persistent ids tell it."""
+    """A storage, as torch's persistent ids describe it."""
 
     type: str
     key: str
@@ -42,7 +42,7 @@ class Storage(NamedTuple):
 
 
 class TorchPickler(pickle._Pickler):
-    """Writes `Global` and `Call` as what they stand for, `Storage` as a persistent id."""
+    """Pickles `Global` as a name, `Call` as a call, and `Storage` as a persistent id."""
 
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, Storage):
@@ -76,11 +76,11 @@ def torch_archive(
 
     Args:
         path: the file.
-        arrays: the entries.
-        wrap: from the state dict to what is pickled (or to the pickle's bytes).
-        shared: the array of which all entries are views, kept as one storage.
-        lies: entry -> what is told wrongly of it.
-        compression: of the members.
+        arrays: name of an entry -> its array.
+        wrap: maps the state dict to the pickled object (or to the bytes of the pickle).
+        shared: array of which all entries are views; it is written as one storage.
+        lies: name of an entry -> properties that are stated wrongly for it.
+        compression: compression of the members.
     """
     storages: dict[str, bytes] = {}
     state: OrderedDict[str, Any] = OrderedDict()

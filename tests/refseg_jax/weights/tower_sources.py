@@ -1,4 +1,4 @@
-"""Names and shapes of published Swins and BERTs, as their files have them."""
+"""Names and shapes of the entries of published Swins and BERTs."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -14,7 +14,7 @@ def norm(name: str, width: int) -> Shapes:
 def ms_swin(
     width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int, *, backbone: bool
 ) -> Shapes:
-    """A classifier, or a backbone with a norm for each stage."""
+    """Microsoft's Swin: a classifier, or a backbone with a norm for each stage."""
     shapes: Shapes = {
         "patch_embed.proj.weight": (width, 3, 4, 4),
         "patch_embed.proj.bias": (width,),
@@ -78,7 +78,7 @@ def hf_swin(
 
 
 def hf_bert(width: int, layers: int, hidden: int, vocab: int, positions: int) -> Shapes:
-    """`bert-base-uncased` as it lies on the hub: below `bert.`, with the norms' old names."""
+    """`bert-base-uncased` as on the hub: names begin with `bert.`, and norms have their old names."""
     shapes: Shapes = {
         "bert.embeddings.word_embeddings.weight": (vocab, width),
         "bert.embeddings.position_embeddings.weight": (positions, width),

@@ -1,4 +1,4 @@
-"""Thousands of random pairs with every edge, and what makes protocol pairs of them."""
+"""Random cases with all edge cases, and their conversion to the pairs of protocols."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ GRANULARITIES = ("object", "part", "multi", "none", "category")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A pair of masks bool `[H, W]` and what is said about it."""
+    """Two masks, bool `[H, W]`, with the system's answer and the annotation."""
 
     id: str
     prediction: np.ndarray
@@ -27,7 +27,7 @@ class Case:
 
     @property
     def targeted(self) -> bool:
-        """As the annotation says, else as the mask does."""
+        """Whether there is a target: from the annotation, or from the mask if that says nothing."""
         return bool(self.target.any()) if self.empty is None else not self.empty
 
     @property
@@ -40,9 +40,10 @@ class Case:
 
 
 def random_cases(seed: int, number: int = 3000, largest: int = 12) -> list[Case]:
-    """Sizes down to one pixel, masks that are empty, full, equal or apart, answers of both kinds.
+    """Cases with sizes down to one pixel, empty, full, equal and disjoint masks, and both answers.
 
-    A third of the annotations say nothing about a target, the others agree with the mask or do not.
+    A third of the annotations do not say whether there is a target. The others agree or disagree with
+    the mask.
     """
     rng = np.random.default_rng(seed)
     cases = []
@@ -95,7 +96,7 @@ def state_of(protocol: Protocol, cases: Iterable[Case]) -> State:
 
 
 def scopes(cases: list[Case]) -> dict[str, list[Case]]:
-    """All cases under `""`, and those of each granularity under its prefix."""
+    """Prefix of scores -> cases: all cases for `""`, and those of one granularity for its prefix."""
     found = {"": cases}
     for name in GRANULARITIES:
         chosen = [case for case in cases if case.granularity == name]

@@ -1,4 +1,4 @@
-"""Small maps and ground truths with every edge, for comparisons with other code."""
+"""Small maps and ground truths with all edge cases, for comparisons with other code."""
 
 import itertools
 from collections.abc import Iterator
@@ -37,6 +37,6 @@ def cases(rounds: int, largest: int = 6) -> Iterator[Case]:
 
 
 def sums(entries: list[SaliencyEntry]) -> dict[str, int]:
-    """As a protocol's state adds them up."""
+    """Sums of entries, as the state of a protocol adds them up."""
     added = [saliency_sums(entry) for entry in entries]
     return {name: sum(one[name] for one in added) for name in added[0]} | {"count": len(added)}
