@@ -50,6 +50,7 @@ def base_config() -> ConfigDict:
             "images": 1,
             "granularities": ("object", "part", "multi", "category", "salient"),
             "resize": "letterbox",
+            "mask_cells": "mean",
             "context_length": 17,
             "tokenizer": "clip",
             "flip_probability": 0.0,
@@ -76,6 +77,9 @@ def base_config() -> ConfigDict:
     config.eval = ConfigDict(
         {"batch_size": 16, "pairs": 8, "canvas": (640, 640), "threshold": 0.35, "pictures": 8}
     )
+    # How logits become a mask of the image's own size, see `refseg_jax.images.resize.logits_on_canvas`:
+    # bilinear `logits`, or the steps of CRIS's public code, `cris`. Predictions do the same.
+    config.eval.resample = "logits"
     # Names from docs/protocols.md, separated by commas. Scores of the first have plain keys; keys of
     # the others begin with the protocol's name ("gres/gIoU").
     config.eval.protocol = "cris"

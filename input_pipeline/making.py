@@ -33,6 +33,8 @@ class PipelineConfig:
         images: N, images of a row.
         granularities: granularities of the expressions to use, out of `GRANULARITIES`.
         resize: `"letterbox"` or `"stretch"`, see `refseg_jax.images.preprocess`.
+        mask_cells: `"mean"` or `"nearest"`, what a cell of a training target holds, see
+            `refseg_jax.images.preprocess.prepare_mask`.
         context_length: L, tokens of a text, SOS and EOS included.
         tokenizer: name or file, see `refseg_jax.text.tokenizers.build_tokenizer`.
         flip_probability: probability in [0, 1] that a training row is mirrored.
@@ -56,6 +58,7 @@ class PipelineConfig:
     images: int = 1
     granularities: tuple[str, ...] = ("object",)
     resize: preprocess.Resize = "letterbox"
+    mask_cells: preprocess.MaskCells = "mean"
     context_length: int = 17
     tokenizer: str = "clip"
     flip_probability: float = 0.0
@@ -188,7 +191,7 @@ class MakeRow:
                 continue
             mask = frame.mask(expression)
             batch.mask[0, n, k] = preprocess.prepare_mask(
-                mask, frame.affine, config.image_size, config.mask_stride
+                mask, frame.affine, config.image_size, config.mask_stride, config.mask_cells
             )
             if batch.native is not None:
                 batch.native[0, n, k, : record.height, : record.width] = mask

@@ -205,6 +205,7 @@ def _check(config: PipelineConfig) -> None:
     build_tokenizer(config.tokenizer)
     check_length(config.context_length)
     preprocess.check_resize(config.resize)
+    preprocess.check_mask_cells(config.mask_cells)
 
 
 def _open(config: PipelineConfig) -> RecordSource:

@@ -34,7 +34,7 @@ from refseg_jax.evaluation.protocols import (
     square,
 )
 from refseg_jax.evaluation.protocols.regions import CountedRegions
-from refseg_jax.images.resize import logits_on_canvas
+from refseg_jax.images.resize import Resample, logits_on_canvas
 from refseg_jax.models.forward import Forward
 
 #: At most this many expressions of an image are shown as pictures.
@@ -86,6 +86,8 @@ class Evaluator:
         mask_stride: network pixels per mask cell.
         canvas: `(Hc, Wc)`, at least the native size of every image.
         threshold: probability in (0, 1) above which a pixel belongs to the mask.
+        resample: how logits become values at native pixels, see
+            `refseg_jax.images.resize.logits_on_canvas`.
         prefix: beginning of the scores' keys.
         pictures: at most this many pairs are given to `show`.
         show: called on the first process with the step and the pictures.
@@ -104,6 +106,7 @@ class Evaluator:
     mask_stride: int
     canvas: tuple[int, int]
     threshold: float
+    resample: Resample = "logits"
     prefix: str = ""
     pictures: int = 0
     show: Callable[[int, list[Picture]], None] | None = None
@@ -172,7 +175,7 @@ class Evaluator:
         ) -> Outputs:
             output = self.forward.apply(params, batch)
             logits = logits_on_canvas(
-                output.mask_logits, batch.affine, self.mask_stride, self.canvas
+                output.mask_logits, batch.affine, self.mask_stride, self.canvas, self.resample
             )
             assert batch.native is not None
             count = functools.partial(pair_counts, logits, batch.native, batch.size, self.threshold)

@@ -45,7 +45,8 @@ class ExportConfig:
         model: the resolved config of the model (`name` and every field).
         data: `dataset` (names of all training datasets, separated by commas), `licences` (dataset ->
             text), `resize`, `context_length` and `tokenizer` (name of a file in the folder).
-        eval: `threshold`, and `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
+        eval: `threshold`, `resample` as `refseg_jax.images.resize.logits_on_canvas` takes it, and
+            `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
         step: number of updates that made the parameters.
         metrics: scores at that step, `{}` without an evaluation.
         graphs: name -> description of the graph (its file, inputs and outputs), `{}` without graphs.

@@ -45,7 +45,8 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         f"- dataset: {dataset or _NOT_RECORDED}\n- licence of the data: {licence}\n"
         f"- updates: {config.step}\n- input: {config.model.get('image_size')} pixels square, "
         f"{config.data['resize']}; {config.data['context_length']} tokens, SOS and EOS included\n"
-        f"- threshold of probabilities: {config.eval['threshold']}\n- code: {config.library}",
+        f"- threshold of probabilities: {config.eval['threshold']}, resampled as "
+        f"`{config.eval.get('resample', 'logits')}`\n- code: {config.library}",
         f"## Scores\n\n{_scores(config)}",
         f"## Made by\n\n```\n{command}\n```",
         _LOADING.strip(),

@@ -89,8 +89,9 @@ def read_source(path: Path, step: Step = "latest") -> Source:
             },
             eval={
                 "threshold": config["eval"]["threshold"],
-                # Early runs had only one protocol.
+                # Early runs had only one protocol, and one way of resampling.
                 "protocol": config["eval"].get("protocol", "cris"),
+                "resample": config["eval"].get("resample", "logits"),
             },
             tokenizer_json=tokenizer_json or build_tokenizer(tokenizer).as_json(),
             step=step,

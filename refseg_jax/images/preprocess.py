@@ -20,6 +20,9 @@ from refseg_jax.naming import unknown
 
 Resize: TypeAlias = Literal["letterbox", "stretch"]
 
+#: What a mask cell holds of the warped mask, see `prepare_mask`.
+MaskCells: TypeAlias = Literal["mean", "nearest"]
+
 #: Bound on height times width: no dataset has larger images, and one such image takes 150 MB.
 MAX_PIXELS = 50_000_000
 
@@ -117,6 +120,17 @@ def check_resize(resize: str) -> None:
         raise UserError(unknown("config.data.resize", str(resize), ways))
 
 
+def check_mask_cells(mask_cells: str) -> None:
+    """Checks the name of a way of filling mask cells.
+
+    Raises:
+        UserError: the name is unknown; the message names the nearest.
+    """
+    ways = get_args(MaskCells)
+    if mask_cells not in ways:
+        raise UserError(unknown("config.data.mask_cells", str(mask_cells), ways))
+
+
 def make_affine(height: int, width: int, size: int, resize: Resize) -> np.ndarray:
     """The affine map f32 `[2, 3]` from native to network pixels, for either way of resizing.
 
@@ -165,25 +179,31 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
     return warped, affine
 
 
-def prepare_mask(mask: np.ndarray, affine: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """The covered share of each mask cell.
+def prepare_mask(
+    mask: np.ndarray, affine: np.ndarray, size: int, stride: int, cells: MaskCells = "mean"
+) -> np.ndarray:
+    """The mask at the network's stride.
 
     Args:
         mask: u8 of 0/1 `[H, W]`, native size.
         affine: f32 `[2, 3]`, native pixels to network pixels.
         size: side of the network's square input in pixels.
         stride: network pixels per mask cell; divides `size`.
+        cells: `mean`, the covered share of a cell: the mean over its `stride * stride` pixels; or
+            `nearest`, its upper left pixel, which torch's `interpolate(mode="nearest")` takes in CRIS's
+            `segmenter.py`.
 
     Returns:
-        u8 `[size / stride, size / stride]`, the mean of the bilinearly warped mask over the
-        `stride * stride` pixels of a cell, as 0..255.
+        u8 `[size / stride, size / stride]` of the bilinearly warped mask, as 0..255.
     """
     full = mask * np.uint8(255)
     if not _is_identity(affine, mask.shape, size):
         full = cv2.warpAffine(full, affine, (size, size), flags=cv2.INTER_LINEAR)
-    cells = size // stride
+    if cells == "nearest":
+        return np.ascontiguousarray(full[::stride, ::stride])
+    side = size // stride
     # INTER_AREA with a whole ratio is the mean over blocks.
-    return cv2.resize(full, (cells, cells), interpolation=cv2.INTER_AREA)
+    return cv2.resize(full, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def _is_identity(affine: np.ndarray, shape: tuple[int, ...], size: int) -> bool:

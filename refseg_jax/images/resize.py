@@ -1,12 +1,24 @@
 """Every resize and warp, each stating which library's convention it reproduces."""
 
 import math
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from refseg_jax.batch import Array
+from refseg_jax.errors import UserError
+from refseg_jax.naming import unknown
+
+#: How logits become values at native pixels, see `logits_on_canvas`.
+Resample: TypeAlias = Literal["logits", "cris"]
+
+#: The parameter of the cubic kernel in torch and OpenCV.
+_CUBIC = -0.75
+
+#: Probabilities are cut at this distance from 0 and 1 before they become logits again.
+_CERTAIN = 1e-7
 
 
 def upsample_bilinear(x: jax.Array, factor: int) -> jax.Array:
@@ -136,32 +148,62 @@ def _resize_cells(cells: jax.Array, side: int) -> jax.Array:
     return resized.reshape(side * side, -1)
 
 
+def check_resample(resample: str) -> None:
+    """Checks the name of a way of resampling.
+
+    Raises:
+        UserError: the name is unknown; the message names the nearest.
+    """
+    ways = get_args(Resample)
+    if resample not in ways:
+        raise UserError(unknown("config.eval.resample", str(resample), ways))
+
+
 def logits_on_canvas(
-    mask_logits: Array, affine: Array, mask_stride: int, canvas: tuple[int, int]
+    mask_logits: Array,
+    affine: Array,
+    mask_stride: int,
+    canvas: tuple[int, int],
+    resample: Resample = "logits",
 ) -> jax.Array:
     """Resamples logits at native pixels, in the upper left corner of a static canvas.
 
-    Inverts the warp of the input, bilinearly and with clamped edges: native pixel x lies at network
-    pixel `p = a x + b` and at mask cell `g = (p + 0.5) / stride - 0.5`. The warp is separable, so it
-    takes two products with interpolation matrices per image. The value at a native pixel depends
-    neither on the size of the canvas nor on the rest of the batch.
+    Inverts the warp of the input: native pixel x lies at network pixel `p = a x + b`. The warp is
+    separable, so it takes two products with interpolation matrices per image. The value at a native
+    pixel depends neither on the size of the canvas nor on the rest of the batch.
+
+    - `logits`: bilinear between mask cells, with half-pixel centres and clamped edges: the mask cell of
+      network pixel p is `g = (p + 0.5) / stride - 0.5`.
+    - `cris`: CRIS's own steps (`engine.inference`). Probabilities instead of logits; to the network's
+      size by torch's bicubic resize with aligned corners (`g = p (cells - 1) / (size - 1)`, a = -0.75,
+      edges clamped); to native pixels by `cv2.warpAffine`, which is bicubic as well, with zeros
+      outside. OpenCV before version 5 rounds the positions to 1/32 pixel; this code and OpenCV 5 do
+      not. The probabilities are given as logits, cut at 1e-7 from 0 and 1, beyond which the cubics
+      overshoot.
 
     Args:
         mask_logits: f32 `[B, N, K, h, w]`.
         affine: f32 `[B, N, 2, 3]`, native to network pixels, without rotation or shear.
         mask_stride: network pixels per mask cell.
         canvas: `(Hc, Wc)` in pixels.
+        resample: `logits` or `cris`.
 
     Returns:
         f32 `[B, N, K, Hc, Wc]`; values beyond the native size of an image are meaningless.
     """
     logits, affine = jnp.asarray(mask_logits, jnp.float32), jnp.asarray(affine, jnp.float32)
     height, width = logits.shape[-2:]
-    rows = _interpolation(affine[..., 1, 1], affine[..., 1, 2], mask_stride, canvas[0], height)
-    columns = _interpolation(affine[..., 0, 0], affine[..., 0, 2], mask_stride, canvas[1], width)
+    weights = _interpolation if resample == "logits" else _cris_weights
+    rows = weights(affine[..., 1, 1], affine[..., 1, 2], mask_stride, canvas[0], height)
+    columns = weights(affine[..., 0, 0], affine[..., 0, 2], mask_stride, canvas[1], width)
+    values = logits if resample == "logits" else jax.nn.sigmoid(logits)
     exact = jax.lax.Precision.HIGHEST
-    wide = jnp.einsum("bnkhw,bnxw->bnkhx", logits, columns, precision=exact)
-    return jnp.einsum("bnyh,bnkhx->bnkyx", rows, wide, precision=exact)
+    wide = jnp.einsum("bnkhw,bnxw->bnkhx", values, columns, precision=exact)
+    native = jnp.einsum("bnyh,bnkhx->bnkyx", rows, wide, precision=exact)
+    if resample == "logits":
+        return native
+    likely = jnp.clip(native, _CERTAIN, 1.0 - _CERTAIN)
+    return jnp.log(likely) - jnp.log1p(-likely)
 
 
 def _interpolation(
@@ -172,3 +214,50 @@ def _interpolation(
     position = jnp.clip((network + 0.5) / stride - 0.5, 0.0, cells - 1.0)
     distance = jnp.abs(position[..., None] - jnp.arange(cells, dtype=jnp.float32))
     return jnp.maximum(1.0 - distance, 0.0)
+
+
+def _cris_weights(
+    scale: jax.Array, offset: jax.Array, stride: int, pixels: int, cells: int
+) -> jax.Array:
+    """Weights f32 `[B, N, pixels, cells]` of both of CRIS's resizes along one axis.
+
+    The warp blends four network pixels, so its product with the first resize is a sum of four rows.
+    """
+    size = cells * stride
+    first = jnp.asarray(_aligned_cubic(cells, size))
+    position = scale[..., None] * jnp.arange(pixels, dtype=jnp.float32) + offset[..., None]
+    start = jnp.floor(position)
+    total = jnp.zeros((*position.shape, cells), jnp.float32)
+    for tap, kernel in _TAPS:
+        pixel = start + tap
+        inside = (pixel >= 0) & (pixel < size)
+        weight = jnp.where(inside, kernel(jnp.abs(position - pixel)), 0.0)
+        row = jnp.clip(pixel, 0, size - 1).astype(jnp.int32)
+        total = total + weight[..., None] * first[row]
+    return total
+
+
+def _aligned_cubic(cells: int, pixels: int) -> np.ndarray:
+    """Weights f32 `[pixels, cells]` of torch's bicubic resize with aligned corners, edges clamped."""
+    position = np.arange(pixels) * ((cells - 1) / max(pixels - 1, 1))
+    start = np.floor(position)
+    weights = np.zeros((pixels, cells))
+    for tap, kernel in _TAPS:
+        cell = np.clip(start + tap, 0, cells - 1).astype(int)
+        # Clamped taps fall on the same cell, whose weights add up.
+        np.add.at(weights, (np.arange(pixels), cell), kernel(np.abs(position - start - tap)))
+    return weights.astype(np.float32)
+
+
+def _near(d: Any) -> Any:
+    """The cubic kernel at distances in [0, 1], of numpy or JAX."""
+    return ((_CUBIC + 2.0) * d - (_CUBIC + 3.0)) * d * d + 1.0
+
+
+def _far(d: Any) -> Any:
+    """The cubic kernel at distances in [1, 2], of numpy or JAX."""
+    return (((d - 5.0) * d + 8.0) * d - 4.0) * _CUBIC
+
+
+#: The four neighbours of a position, counted from the one before it, and the kernel for each.
+_TAPS = ((-1, _far), (0, _near), (1, _near), (2, _far))

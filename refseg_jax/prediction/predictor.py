@@ -17,7 +17,7 @@ from refseg_jax.evaluation.evaluator import mask_score
 from refseg_jax.exports.folder import is_export
 from refseg_jax.images import preprocess
 from refseg_jax.images.preprocess import ImageError
-from refseg_jax.images.resize import logits_on_canvas
+from refseg_jax.images.resize import Resample, check_resample, logits_on_canvas
 from refseg_jax.models.region_maps import RegionMap, highest_regions
 from refseg_jax.prediction.engines import Engine, ParameterEngine
 from refseg_jax.prediction.reader import read_engine
@@ -54,7 +54,7 @@ class Prediction:
 
 
 class Predictor:
-    """A model with its preprocessing, tokenizer and threshold."""
+    """A model with its preprocessing, tokenizer, threshold and way of resampling masks."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Predictor:
         *,
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
     ) -> None:
-        """Sets up preprocessing, tokenizer, model and threshold.
+        """Sets up preprocessing, tokenizer, model, threshold and resampling.
 
         Args:
             model: parameters of a model of this code (dotted path -> array), or an engine.
@@ -90,6 +90,9 @@ class Predictor:
         self._threshold = float(config["eval"]["threshold"])
         if not 0.0 < self._threshold < 1.0:
             raise UserError(f"config.eval.threshold={self._threshold} is not between 0 and 1")
+        # Early runs had only one way.
+        self._resample: Resample = config["eval"].get("resample", "logits")
+        check_resample(self._resample)
         self._paint = jax.jit(self._masks, static_argnums=3)
 
     @classmethod
@@ -284,7 +287,9 @@ class Predictor:
         self, logits: jax.Array, affine: jax.Array, size: jax.Array, canvas: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:
         """Logits f32 `[1, K, h, w]` to masks and logits on the canvas, `[1, 1, K, Hc, Wc]`."""
-        wide = logits_on_canvas(logits[:, None], affine, self._engine.mask_stride, canvas)
+        wide = logits_on_canvas(
+            logits[:, None], affine, self._engine.mask_stride, canvas, self._resample
+        )
         return predicted_mask(wide, size, self._threshold), wide
 
 

@@ -134,6 +134,7 @@ def test_a_record_that_is_sound_again_stays_out_of_the_run(tmp_path: Path):
         ("tokenizer", "/nowhere/tokenizer.json", "tokenizer '/nowhere/tokenizer.json': no such"),
         ("tokenizer", "", "tokenizer ''"),
         ("resize", "leterbox", "config.data.resize 'leterbox': did you mean 'letterbox'"),
+        ("mask_cells", "nearst", "config.data.mask_cells 'nearst': did you mean 'nearest'"),
         ("context_length", 1, "config.data.context_length=1"),
         ("context_length", 0, "config.data.context_length=0"),
     ],

@@ -210,6 +210,21 @@ def test_numbers_and_words_are_those_of_the_record(data_dir: Path, resize: str):
         np.testing.assert_allclose(covered, expected.sum((1, 2)), rtol=0.05)
 
 
+def test_a_target_holds_means_of_cells_or_their_upper_left_pixels(data_dir: Path):
+    fine, mean, nearest = (
+        np.stack([v["mask"] for v, _ in rows_of(list(eval_batches(config, batch_size=3)))])
+        for config in (
+            make_config(data_dir, mask_stride=1),
+            make_config(data_dir),
+            make_config(data_dir, mask_cells="nearest"),
+        )
+    )
+    stride = fine.shape[-1] // mean.shape[-1]
+    assert stride > 1
+    np.testing.assert_array_equal(nearest, fine[..., ::stride, ::stride])
+    assert (nearest != mean).any()
+
+
 def test_shuffled_words_evaluate_the_masks_of_before(tmp_path: Path):
     def turned(record: Record) -> Record:
         said = record.expressions

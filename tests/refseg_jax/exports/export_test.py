@@ -65,6 +65,23 @@ def test_masks_are_identical_to_the_checkpoints(folder: Path, tmp_path: Path) ->
         assert (one.score, one.present) == (other.score, other.present)
 
 
+def test_masks_are_resampled_as_the_run_says(folder: Path, params: Params, tmp_path: Path) -> None:
+    config = unires_run_config(THRESHOLD)
+    config["eval"]["resample"] = "cris"
+    save_unires(tmp_path / "run", params, config=config)
+    export(tmp_path / "run", "safetensors", tmp_path / "cris", command=["make", "it"])
+    assert json.loads((tmp_path / "cris" / "config.json").read_text())["eval"]["resample"] == "cris"
+    assert "resampled as `cris`" in (tmp_path / "cris" / "README.md").read_text()
+    with compiling_once(tmp_path / "cache"):
+        expected, found, plain = (
+            Predictor.from_checkpoint(path).predict(picture(), TEXTS)
+            for path in (tmp_path / "run", tmp_path / "cris", folder / "safetensors")
+        )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.mask, other.mask)
+    assert any((one.mask != other.mask).any() for one, other in zip(found, plain, strict=True))
+
+
 def test_an_export_of_an_export_is_the_same(folder: Path, tmp_path: Path) -> None:
     first, again = folder / "safetensors", tmp_path / "again"
     export(first, "safetensors", again, command=["make", "it"])
@@ -81,7 +98,8 @@ def test_the_config_holds_what_a_predictor_needs_and_no_paths(folder: Path) -> N
     assert UNIRES.items() <= config["model"].items()
     # Also the fields that the run's config leaves to their defaults.
     assert config["model"]["filter_norm"] is True
-    assert config["eval"] == {"threshold": THRESHOLD, "protocol": "cris"}
+    expected = {"threshold": THRESHOLD, "protocol": "cris", "resample": "logits"}
+    assert config["eval"] == expected
     assert config["step"] == 1
     assert str(folder) not in json.dumps(config)
 

@@ -337,6 +337,17 @@ def test_an_image_of_the_right_size_is_left_alone() -> None:
         np.testing.assert_array_equal(affine, np.eye(2, 3))
 
 
+@pytest.mark.parametrize("shape", [(9, 16), (50, 37), (64, 64)])
+def test_a_nearest_mask_cell_holds_its_upper_left_pixel(shape: tuple[int, int]) -> None:
+    mask = (RNG.random(shape) < 0.5).astype(np.uint8)
+    affine = preprocess.letterbox_affine(*shape, 64)
+    fine = preprocess.prepare_mask(mask, affine, 64, 1)
+    found = preprocess.prepare_mask(mask, affine, 64, 4, "nearest")
+    expected = [[fine[4 * i, 4 * j] for j in range(16)] for i in range(16)]
+    np.testing.assert_array_equal(found, expected)
+    assert found.flags.c_contiguous and found.dtype == np.uint8
+
+
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])
 @pytest.mark.parametrize("shape", [(9, 16), (50, 37), (64, 64)])
 def test_a_mask_cell_holds_its_mean_coverage(

@@ -1,10 +1,22 @@
-"""Resizes against independent formulas."""
+"""Resizes against independent formulas, and OpenCV."""
 
+import functools
+
+import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refseg_jax.images.resize import resize_bilinear, resize_position_embedding, upsample_bilinear
+from refseg_jax.errors import UserError
+from refseg_jax.images.preprocess import letterbox_affine, make_affine
+from refseg_jax.images.resize import (
+    check_resample,
+    logits_on_canvas,
+    resize_bilinear,
+    resize_position_embedding,
+    upsample_bilinear,
+)
 
 
 def _bilinear(x, size):
@@ -72,3 +84,138 @@ def test_a_position_embedding_of_the_right_size_stays():
 def test_a_table_that_is_no_square_is_refused():
     with pytest.raises(ValueError, match="11 rows"):
         resize_position_embedding(np.zeros((11, 3), np.float32), 4)
+
+
+def _sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-np.asarray(x, np.float64)))
+
+
+def _slow_bilinear(logits, affine, stride, height, width):
+    """Our own rule, one native pixel after the other: half-pixel centres, edges clamped."""
+    cells = logits.shape[0]
+    out = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            i, j = (
+                np.clip(
+                    (affine[axis, axis] * p + affine[axis, 2] + 0.5) / stride - 0.5, 0, cells - 1
+                )
+                for axis, p in ((1, y), (0, x))
+            )
+            i0, j0 = min(int(i), cells - 2), min(int(j), cells - 2)
+            top, low = ((1 - (j - j0)) * r[j0] + (j - j0) * r[j0 + 1] for r in logits[i0 : i0 + 2])
+            out[y, x] = (1 - (i - i0)) * top + (i - i0) * low
+    return out
+
+
+def _cubic_at(values, place, outside):
+    """The value of a row of numbers at a place between them; `outside` a number, or None: clamped."""
+    first, total = int(np.floor(place)), 0.0
+    for tap in range(first - 1, first + 3):
+        if 0 <= tap < len(values):
+            value = values[tap]
+        else:
+            value = values[min(max(tap, 0), len(values) - 1)] if outside is None else outside
+        total = total + _cubic(place - tap) * value
+    return total
+
+
+def _slow_cris(logits, affine, stride, height, width):
+    """CRIS's steps on one mask: sigmoid, aligned corners to the network's size, the inverse warp."""
+    cells, size = logits.shape[0], logits.shape[0] * stride
+    share = (cells - 1) / (size - 1)
+    rows = np.stack([_cubic_at(_sigmoid(logits), share * y, None) for y in range(size)])
+    full = np.stack([_cubic_at(rows.T, share * x, None) for x in range(size)], 1)
+    nothing = np.zeros(size)
+    rows = [_cubic_at(full, affine[1, 1] * y + affine[1, 2], nothing) for y in range(height)]
+    columns = np.stack(rows).T
+    nothing = np.zeros(height)
+    places = [affine[0, 0] * x + affine[0, 2] for x in range(width)]
+    return np.stack([_cubic_at(columns, place, nothing) for place in places], 1)
+
+
+#: Native height and width: enlarged, shrunk, both ways of a letterbox, of odd sides, one pixel.
+SHAPES = ((24, 24), (7, 31), (50, 13), (33, 20), (61, 90), (1, 1), (2, 9))
+
+
+def _case(seed, size, stride, resize="letterbox"):
+    rng = np.random.default_rng(seed)
+    cells = size // stride
+    logits = rng.normal(0, 4, (1, len(SHAPES), 2, cells, cells)).astype(np.float32)
+    affine = np.stack([make_affine(*shape, size, resize) for shape in SHAPES])[None]
+    return logits, affine
+
+
+@functools.lru_cache
+def _compiled(stride, canvas, resample):
+    return jax.jit(lambda x, affine: logits_on_canvas(x, affine, stride, canvas, resample))
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+@pytest.mark.parametrize(("size", "stride"), [(24, 4), (20, 2), (12, 1)])
+def test_logits_are_resampled_as_the_definition_says(size, stride, resize):
+    logits, affine = _case(0, size, stride, resize)
+    found = np.asarray(_compiled(stride, (64, 96), "logits")(logits, affine))
+    for n, (height, width) in enumerate(SHAPES):
+        for k in range(2):
+            slow = _slow_bilinear(logits[0, n, k], affine[0, n], stride, height, width)
+            mine = found[0, n, k, :height, :width]
+            np.testing.assert_allclose(mine, slow, atol=1e-4, err_msg=f"{height} x {width}")
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+@pytest.mark.parametrize(("size", "stride"), [(24, 4), (20, 2), (12, 1)])
+def test_probabilities_are_resampled_as_cris_does(size, stride, resize):
+    logits, affine = _case(1, size, stride, resize)
+    found = np.asarray(_compiled(stride, (64, 96), "cris")(logits, affine))
+    overshoot = 0
+    for n, (height, width) in enumerate(SHAPES):
+        for k in range(2):
+            slow = _slow_cris(logits[0, n, k], affine[0, n], stride, height, width)
+            mine = _sigmoid(found[0, n, k, :height, :width])
+            wanted = np.clip(slow, 0, 1)
+            np.testing.assert_allclose(mine, wanted, atol=2e-5, err_msg=f"{height} x {width}")
+            sure = np.abs(slow - 0.35) > 2e-5
+            np.testing.assert_array_equal((mine > 0.35)[sure], (slow > 0.35)[sure])
+            overshoot += ((slow < 0) | (slow > 1)).sum()
+    assert overshoot > 100
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (333, 500), (37, 91), (600, 200), (416, 416)])
+def test_the_inverse_warp_is_opencvs(shape):
+    """At stride 1 the first resize changes nothing, in CRIS too. Positions are rounded to 1/32 pixel
+    by OpenCV 4, which moves a value by the slope of the map over 1/64 pixel at most."""
+    rng = np.random.default_rng(2)
+    height, width = shape
+    smooth = cv2.GaussianBlur(rng.normal(0, 60, (416, 416)).astype(np.float32), (0, 0), 5)
+    affine = letterbox_affine(height, width, 416)
+    inverse = cv2.invertAffineTransform(affine.astype(np.float64))
+    likely = _sigmoid(smooth).astype(np.float32)
+    theirs = cv2.warpAffine(
+        likely, inverse, (width, height), flags=cv2.INTER_CUBIC, borderValue=0.0
+    )
+    found = _compiled(1, (640, 640), "cris")(smooth[None, None, None], affine[None, None])
+    mine = _sigmoid(np.asarray(found)[0, 0, 0, :height, :width])
+    steepest = max(np.abs(np.diff(likely, axis=axis)).max() for axis in (0, 1))
+    bound = 5e-4 if int(cv2.__version__.split(".")[0]) >= 5 else 2 * steepest / 64 + 5e-4
+    np.testing.assert_allclose(mine, np.clip(theirs, 0, 1), atol=bound)
+    assert (mine > 0.35).any() and (mine < 0.35).any()
+    assert ((mine > 0.35) != (theirs > 0.35)).mean() < (1e-3 if bound > 1e-3 else 1e-4)
+
+
+@pytest.mark.parametrize("resample", ["logits", "cris"])
+def test_a_native_pixel_depends_on_neither_canvas_nor_batch(resample):
+    logits, affine = _case(3, 24, 4)
+    found = np.asarray(_compiled(4, (64, 96), resample)(logits, affine))
+    wider = np.asarray(_compiled(4, (100, 128), resample)(logits[:, 2:], affine[:, 2:]))
+    for n, (height, width) in enumerate(SHAPES[2:]):
+        mine, other = (x[0, m, :, :height, :width] for x, m in ((found, n + 2), (wider, n)))
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_an_unknown_way_of_resampling_is_one_line():
+    check_resample("cris")
+    with pytest.raises(
+        UserError, match=r"unknown config\.eval\.resample 'criss': did you mean 'cris'"
+    ):
+        check_resample("criss")

@@ -102,6 +102,33 @@ def test_masks_are_the_evaluators_bit_by_bit(
     assert mixed > 2 * len(SIZES)
 
 
+def test_masks_are_the_evaluators_where_both_resample_as_cris_does(
+    folder: Path, params: Params, dumped: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    config = unires_run_config(THRESHOLD)
+    config["eval"]["resample"] = "cris"
+    forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
+    save_unires(tmp_path / "run", params, config=config)
+    fields: dict[str, Any] = {"threshold": THRESHOLD, "resample": "cris", "dump": tmp_path}
+    make_evaluator(folder / "data", forward, **fields).evaluate(params, 0)
+    lines = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    theirs = {line["id"]: line for line in lines}
+    predictor = Predictor.from_checkpoint(tmp_path / "run")
+    source = RecordSource(str(folder / "data"), "tiny", "val")
+    others = 0
+    for index in range(len(source)):
+        record = source[index]
+        texts = [expression.text for expression in record.expressions]
+        answers = predictor.predict(record.image, texts)
+        for expression, prediction in zip(record.expressions, answers, strict=True):
+            line = theirs.pop(expression.id)
+            expected = coco_mask.decode(line["segmentation"]).astype(bool)
+            np.testing.assert_array_equal(prediction.mask, expected, expression.id)
+            assert prediction.score == pytest.approx(line["score"], abs=1e-6)
+            others += line["segmentation"] != dumped[expression.id]["segmentation"]
+    assert not theirs and others > len(SIZES)
+
+
 def test_a_map_is_the_probability_in_256_steps(folder: Path, predictor: Predictor) -> None:
     record = RecordSource(str(folder / "data"), "tiny", "val")[0]
     texts = [expression.text for expression in record.expressions]
@@ -272,6 +299,7 @@ def _with(section: str, **fields: Any) -> dict[str, Any]:
         (_with("data", context_length=None), "version ("),
         (_with("eval", threshold=1.0), "config.eval.threshold=1.0"),
         (_with("eval", threshold=None), "version ("),
+        (_with("eval", resample="chris"), "config.eval.resample 'chris': did you mean 'cris'"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_one_line_that_names_it(

@@ -30,6 +30,7 @@ def experiment(tmp_path: Path) -> Iterator[Experiment]:
         ("evals.val.split", "nothing", r"config\.evals\.val: .*'nothing'.*evals\.val\.when=never"),
         ("evals.test.when", "finally", r"config\.evals\.test\.when='finally'.*final"),
         ("eval.oracle", "nothing", r"config\.eval\.oracle: .*'nothing'.*config\.eval\.oracle="),
+        ("eval.resample", "chris", r"config\.eval\.resample 'chris': did you mean 'cris'"),
         ("eval.batch_size", 3, r"config\.eval\.batch_size=3.*2 pieces.*evals\.\w+\.when=never"),
     ],
 )
