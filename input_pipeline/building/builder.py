@@ -41,6 +41,9 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
     It writes its shards itself. TFDS's shuffling writer opens buffers through TensorFlow as soon as a
     split is larger than 1 GB, and neither of TFDS's writers can continue an interrupted build. Records
     keep the order of the plan; grain shuffles when reading.
+
+    A subclass provides the items (`_plan`), the function that converts one (`_maker`), and the last step
+    of a build (`_finish`).
     """
 
     name = "records"
@@ -71,7 +74,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def _plan(self) -> Plan:
-        """Returns the items to make records of."""
+        """Returns the items of each split, of which records are made."""
 
     @abc.abstractmethod
     def _maker(self) -> Callable[[Any], Outcome]:

@@ -35,8 +35,8 @@ class Outcome:
     Attributes:
         record: the record, or `None` if nothing of the item is usable.
         problems: one line (file, reason, cure) for each part of the item that was left out because this
-            copy of the files is damaged or incomplete. A build fails on problems unless it is told to
-            skip them.
+            copy of the files is damaged or incomplete. A build with problems fails, unless it is told to
+            skip them (`--skip_missing`).
         notes: kind -> number of parts that were left out, were repaired or are unusual in every copy of
             the dataset, e.g. `{"polygons of fewer than three points, left out of masks": 2}`.
     """

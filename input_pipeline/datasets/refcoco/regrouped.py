@@ -3,15 +3,15 @@
 The GRSer paper (Wu et al., ICCV 2023, section 5.1) rebuilds these datasets because some sentences occur
 in several images. A group is one sentence and the images that it refers to, with as many images from
 other groups as negatives, for training and for testing. The paper has 8,717, 8,020 and 2,451 groups.
-Neither its lists nor its exact rule are public, so the groups here are others, and a build prints their
-number beside the paper's. Each split of refer's files is grouped separately, by this rule:
+Neither its lists nor its exact rule are public, so the groups here differ from the paper's, and a build
+prints both numbers. Each split of refer's files is grouped separately, by this rule:
 
 - A group is a sentence (refer's cleaned `sent`, with single blanks) of at least two images.
 - Its positives are all images with the sentence. If several regions of an image have the sentence, all
   of them are targets.
-- As many negatives are drawn from images of other groups that do not have the sentence. Such an image
-  may still show what the sentence means ("man"), because RefCOCO's annotators described one object at a
-  time. If there are too few such images, all of them are taken.
+- Its negatives, as many as its positives, are drawn from images of other groups that do not have the
+  sentence. If there are too few, all of them are taken. A negative may still show what the sentence
+  means ("man"), because RefCOCO's annotators described one object at a time.
 - The seed of the draw is the dataset, the split and the sentence, so every build makes the same groups.
 
 A record is an image with one expression for each of its groups. Groups are named `<split>-<number>`.
