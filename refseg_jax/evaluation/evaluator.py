@@ -34,7 +34,7 @@ from refseg_jax.evaluation.protocols import (
     square,
 )
 from refseg_jax.evaluation.protocols.regions import CountedRegions
-from refseg_jax.images.resize import Resample, logits_on_canvas
+from refseg_jax.images.resize import Resample, check_resample, logits_on_canvas
 from refseg_jax.models.forward import Forward
 
 #: At most this many expressions of an image are shown as pictures.
@@ -113,6 +113,14 @@ class Evaluator:
     dump: Path | None = None
     dump_at: int | None = None
     protocols: tuple[Protocol, ...] = (build_protocol("cris"),)
+
+    def __post_init__(self) -> None:
+        """Checks the way of resampling.
+
+        Raises:
+            UserError: its name is unknown.
+        """
+        check_resample(self.resample)
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
         """Scores `params` on the split.

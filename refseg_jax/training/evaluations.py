@@ -14,7 +14,6 @@ from refseg_jax.errors import UserError
 from refseg_jax.evaluation import protocols
 from refseg_jax.evaluation.evaluator import Evaluator
 from refseg_jax.evaluation.picture import Picture
-from refseg_jax.images.resize import check_resample
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.reporting import pictures, tables
 from refseg_jax.reporting.writers import MetricWriter
@@ -85,7 +84,8 @@ class Evaluations:
         """
         rows, shards = self.config.eval.batch_size, sharding.batch_shards(self.mesh)
         _ = self._protocols
-        check_resample(self.config.eval.resample)
+        # Building them checks the fields that they share.
+        _ = self.at(*MOMENTS)
         for name, entry in self.config.evals.items():
             field = f"config.evals.{name}"
             cure = f"or leave it out: --{field}.when=never"

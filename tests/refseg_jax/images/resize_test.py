@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refseg_jax.errors import UserError
-from refseg_jax.images.preprocess import letterbox_affine, make_affine
+from refseg_jax.images.preprocess import Resize, letterbox_affine, make_affine
 from refseg_jax.images.resize import (
     check_resample,
     logits_on_canvas,
@@ -138,7 +138,7 @@ def _slow_cris(logits, affine, stride, height, width):
 SHAPES = ((24, 24), (7, 31), (50, 13), (33, 20), (61, 90), (1, 1), (2, 9))
 
 
-def _case(seed, size, stride, resize="letterbox"):
+def _case(seed, size, stride, resize: Resize = "letterbox"):
     rng = np.random.default_rng(seed)
     cells = size // stride
     logits = rng.normal(0, 4, (1, len(SHAPES), 2, cells, cells)).astype(np.float32)
