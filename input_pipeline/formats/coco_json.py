@@ -11,12 +11,11 @@ from input_pipeline.building.conversion import Outcome, Plan, SourceError, read_
 from input_pipeline.formats.json_stream import elements, packed, words
 from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.schema import Record
+from refseg_jax.images.placement import misplaced, stated_box
 from refseg_jax.images.segmentation import (
     EmptyRegion,
     SegmentationError,
     encode_segmentation,
-    misplaced,
-    stated_box,
 )
 
 #: Notes in the report of a build.

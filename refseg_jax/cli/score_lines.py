@@ -24,6 +24,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import Pair
 from refseg_jax.evaluation.protocols.regions import RleRegions
+from refseg_jax.images.placement import misplaced
 from refseg_jax.images.preprocess import MAX_PIXELS
 from refseg_jax.images.segmentation import (
     EmptyRegion,
@@ -32,7 +33,6 @@ from refseg_jax.images.segmentation import (
     checked_rle,
     decode_counts,
     encode_segmentation,
-    misplaced,
 )
 
 #: Number of pairs whose RLE is checked at once.

@@ -1,27 +1,33 @@
 """Converts COCO segmentations of every kind (polygons, RLE, uncompressed RLE) to compressed RLE."""
 
-import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-#: Notes in the report of a conversion, see `misplaced`.
-LEAVES = "polygons that leave the image, cut at its border"
-AWAY = "masks away from their box"
+from refseg_jax.images.units import find_other_unit
 
-#: A polygon of the user's own data may leave the image by the larger of 5 pixels and 2 % of the longer
-#: side. People who draw along the border slip by a few pixels, and tools that round or scale add some.
-#: Coordinates of another image, of another size or in another order are much further away.
-_SLACK, _SLACK_SHARE = 5, 0.02
-
-#: Intersection over union below which two boxes are considered boxes of different things.
-_SAME_BOX = 0.5
+#: The forms that are read, for messages.
+_POLYGONS = "write a list of polygons in pixels, [[x0, y0, x1, y1, ...], ...]"
+_RLE = (
+    'write {"size": [height, width], "counts": ...} with COCO\'s compressed text or a list of whole '
+    "run lengths down the columns"
+)
 
 
 class SegmentationError(ValueError):
     """A segmentation is malformed, or describes no region of the image."""
+
+    def __init__(self, reason: str, cure: str = "") -> None:
+        """Joins the reason and, where it follows from the reason, the cure."""
+        super().__init__(f"{reason}; {cure}" if cure else reason)
+        self._has_cure = bool(cure)
+
+    def with_cure(self, otherwise: str) -> str:
+        """The reason with its cure, or with the given one if it has none."""
+        return str(self) if self._has_cure else f"{self}; {otherwise}"
 
 
 class EmptyRegion(SegmentationError):
@@ -40,7 +46,9 @@ class Encoded(NamedTuple):
     tiny: int
 
 
-def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
+def encode_segmentation(
+    segmentation: Any, height: int, width: int, box: Sequence[float] = ()
+) -> Encoded:
     """Encodes the union of all parts of a segmentation.
 
     The polygons of an object may overlap. Readers that add the parts up get 2 there, and lose these
@@ -51,24 +59,27 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
             `{"size": [h, w], "counts": ...}` (counts compressed, or a list of run lengths), or a
             list of such dicts (RefClef).
         height, width: size of the image in pixels.
+        box: (x, y, width, height) as stated beside the segmentation, a hint at the unit of its
+            coordinates; `()` if there is none.
 
     Returns:
-        The RLE of the union at the size of the image.
+        The RLE of the union at the size of the image. No run except the first is empty.
 
     Raises:
-        SegmentationError: no polygon has three points, a polygon or an RLE is malformed, or the size
-            of an RLE is not that of the image.
+        SegmentationError: the segmentation has another form or other units, no polygon has three
+            points, a polygon or an RLE is malformed, or the size of an RLE is not that of the image.
         EmptyRegion: the parts are well-formed, but cover no pixel.
     """
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
-    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
-        raise SegmentationError(f"the segmentation is a {type(segmentation).__name__}")
+    check_form(segmentation)
     if segmentation and all(isinstance(part, Mapping) for part in segmentation):
         rles: Any = [checked_rle(part, height, width) for part in segmentation]
         tiny = 0
     else:
-        polygons = [_checked_polygon(part, height, width) for part in segmentation]
+        polygons = [checked_polygon(part, height, width) for part in segmentation]
+        if other := find_other_unit(polygons, height, width, box):
+            raise SegmentationError(*other)
         whole = [polygon for polygon in polygons if len(polygon) >= 6]
         tiny = len(polygons) - len(whole)
         if not whole:
@@ -80,80 +91,31 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Encoded:
     return Encoded(merged["counts"], tiny)
 
 
-def misplaced(
-    segmentation: Any, counts: bytes, box: Sequence[float], height: int, width: int
-) -> dict[str, int]:
-    """Checks the place of a region, and returns notes for the report of a conversion.
-
-    `LEAVES` counts the polygons that leave the image by more than a pixel. `AWAY` is noted if the
-    bounding box of the region and the box in the dataset have an intersection over union below 0.5.
-
-    Args:
-        segmentation: the input of `encode_segmentation`.
-        counts: the compressed counts that it returned.
-        box: (x, y, width, height) in pixels as the dataset states it; empty if it states none.
-        height, width: size of the image in pixels.
-
-    Returns:
-        `{LEAVES: polygons}`, `{AWAY: 1}`, both, or an empty dict.
-    """
-    notes = {}
-    polygons = [] if isinstance(segmentation, Mapping) else segmentation
-    leaving = sum(_leaves(p, height, width) for p in polygons if not isinstance(p, Mapping))
-    if leaving:
-        notes[LEAVES] = leaving
-    if box:
-        rle: Any = {"size": [height, width], "counts": counts}
-        own, stated = coco_mask.toBbox(rle)[None], np.array([box], np.float64)
-        overlap: Any = coco_mask.iou(cast(Any, own), cast(Any, stated), [0])
-        if overlap.item() < _SAME_BOX:
-            notes[AWAY] = 1
-    return notes
-
-
-def check_inside(segmentation: Any, height: int, width: int) -> None:
-    """Checks that the polygons of the user's own data lie within the image.
-
-    A polygon outside the image is a mistake that its author can fix. In published datasets nobody
-    can: there it is cut at the border and noted (see `misplaced`). RLEs are not checked here, because
-    `encode_segmentation` compares their size with that of the image.
-
-    Args:
-        segmentation: as in `encode_segmentation`.
-        height, width: size of the image in pixels.
+def check_form(segmentation: Any) -> None:
+    """Checks that a segmentation is an RLE, or a list of flat polygons or of RLEs.
 
     Raises:
-        SegmentationError: a polygon is malformed, lies outside the image, or leaves it by more than
-            both 5 pixels and 2 % of the longer side.
+        SegmentationError: it has another form; the message tells which, and the form that is wanted.
     """
-    if not isinstance(segmentation, list):
+    if isinstance(segmentation, Mapping):
         return
-    slack = max(_SLACK, _SLACK_SHARE * max(height, width))
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
+        kind = "text" if isinstance(segmentation, str) else type(segmentation).__name__
+        raise SegmentationError(f"the segmentation is a {kind}", f"{_POLYGONS}, or an RLE")
+    if segmentation and all(isinstance(part, int | float) for part in segmentation):
+        box = ' (a box goes to "box")' if len(segmentation) == 4 else ""
+        raise SegmentationError(f"the segmentation is a flat list of numbers{box}", _POLYGONS)
+    if len(segmentation) > 2 and all(_is_point(part) for part in segmentation):
+        raise SegmentationError("the segmentation is a list of points [x, y]", _POLYGONS)
     for part in segmentation:
-        polygon = [] if isinstance(part, Mapping) else _checked_polygon(part, height, width)
-        if not polygon:
-            continue
-        left, right = min(polygon[::2]), max(polygon[::2])
-        top, bottom = min(polygon[1::2]), max(polygon[1::2])
-        beside = right <= 0 or left >= width or bottom <= 0 or top >= height
-        if beside or max(-left, -top, right - width, bottom - height) > slack:
-            raise SegmentationError(
-                f"a region from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) leaves the image of "
-                f"{width} x {height} pixels"
-            )
+        if isinstance(part, str):
+            raise SegmentationError("a polygon is a text", _POLYGONS)
+        if isinstance(part, Sequence) and any(_is_point(value) for value in part):
+            raise SegmentationError("a polygon is a list of points [x, y]", _POLYGONS)
 
 
-def stated_box(box: Any) -> tuple[float, ...]:
-    """A COCO `bbox` as (x, y, width, height) in pixels; `()` if it is malformed."""
-    sound = isinstance(box, Sequence) and len(box) == 4
-    sound = sound and all(type(v) in (int, float) and abs(v) < 1e9 for v in box)
-    return tuple(float(v) for v in box) if sound and min(box[2:]) >= 0 else ()
-
-
-def _leaves(polygon: Sequence[float], height: int, width: int) -> bool:
-    across, down = polygon[::2], polygon[1::2]
-    outside = bool(polygon) and (min(across) < -1 or max(across) > width + 1)
-    return outside or (bool(polygon) and (min(down) < -1 or max(down) > height + 1))
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _compress(objects: Any, height: int, width: int) -> Any:
@@ -161,28 +123,43 @@ def _compress(objects: Any, height: int, width: int) -> Any:
     return coco_mask.frPyObjects(objects, height, width)
 
 
-def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
+def checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
     """Checks that pycocotools can draw a polygon: finite, and not far outside the image.
 
     pycocotools stores every point along each edge, so one coordinate of 1e12 would fill the memory.
+
+    Raises:
+        SegmentationError: the polygon is malformed.
     """
     if not isinstance(polygon, Sequence) or isinstance(polygon, str | bytes):
-        raise SegmentationError(f"a polygon is a {type(polygon).__name__}")
+        raise SegmentationError(f"a polygon is a {type(polygon).__name__}", _POLYGONS)
     if len(polygon) % 2:
         raise SegmentationError(f"a polygon has an odd number of coordinates ({len(polygon)})")
     bound = 4 * max(height, width)
     for value in polygon:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise SegmentationError(f"a polygon has the coordinate {value!r:.40}")
-        if not math.isfinite(value) or abs(value) > bound:
-            raise SegmentationError(f"a polygon has the coordinate {value:g}, outside of the image")
+            raise SegmentationError(f"a polygon has the coordinate {_shown(value)}", _POLYGONS)
+        # Integers are compared first: those beyond 1.8e308 cannot become floats.
+        if not -bound <= value <= bound:
+            raise SegmentationError(
+                f"a polygon has the coordinate {_shown(value)}, outside of the image"
+            )
     return [float(value) for value in polygon]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.40}"
+    except ValueError:  # Python does not print integers of more than 4,300 digits.
+        return "of thousands of digits"
 
 
 def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """Checks that the runs of an RLE fill the image exactly, and compresses its counts.
 
     pycocotools writes past the end of its memory for other RLEs, or merges them in an endless loop.
+    Empty runs, except for the first, are joined with their neighbours: if both masks of a union have an
+    empty run at the same pixel, `merge` of pycocotools ends there, and `toBbox` gives another box.
 
     Args:
         rle: `{"size": [h, w], "counts": ...}`, counts compressed or a list of run lengths.
@@ -192,20 +169,52 @@ def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, An
         SegmentationError: the RLE is malformed, or its size is not that of the image.
     """
     size, counts = rle.get("size"), rle.get("counts")
+    if size is None and counts is None:
+        fields = ", ".join(map(repr, list(rle)[:4]))
+        raise SegmentationError(f"an object with the fields {fields:.60} is no RLE", _RLE)
     if not isinstance(size, Sequence) or list(size) != [height, width]:
-        raise SegmentationError(f"the RLE's size is {size!r:.40}, the image's [{height}, {width}]")
+        turned = isinstance(size, Sequence) and list(size) == [width, height]
+        what = f"the RLE's size is {_shown(size)}, the image's [{height}, {width}]"
+        raise SegmentationError(*((f"{what}: it is [width, height]", _RLE) if turned else (what,)))
     if isinstance(counts, str):
+        _check_text(counts)
         counts = counts.encode("ascii", "replace")
     if isinstance(counts, bytes):
-        runs: Any = _runs(counts)
+        runs = _runs(counts)
     elif isinstance(counts, Sequence) and all(type(run) is int for run in counts):
+        # Objects, because an integer of any size may be among them.
         runs = np.array(counts, object)
     else:
-        raise SegmentationError(f"the RLE's counts are a {type(counts).__name__}")
+        what = f"a {type(counts).__name__}"
+        if isinstance(counts, list | tuple) and any(type(run) is float for run in counts):
+            what = "numbers with a decimal point"
+        raise SegmentationError(f"the RLE's counts are {what}", _RLE)
     _check_runs(runs, height, width)
+    if (runs[1:] == 0).any():
+        counts = _without_empty_runs(runs.astype(np.int64))
     if isinstance(counts, bytes):
         return {"size": [height, width], "counts": counts}
     return _compress({"size": [height, width], "counts": list(counts)}, height, width)
+
+
+def _check_text(counts: str) -> None:
+    """Tells texts that other programs make of counts."""
+    if re.match(r"""b['"]""", counts):
+        raise SegmentationError(
+            "the RLE's counts are Python's way of printing bytes, b'...'",
+            'write what counts.decode("ascii") gives',
+        )
+    if re.fullmatch(r"[\[\s]*\d+([\s,]+\d+)+[\]\s]*", counts):
+        raise SegmentationError("the RLE's counts are numbers in a text", _RLE)
+
+
+def _without_empty_runs(runs: np.ndarray) -> list[int]:
+    """Joins the neighbours of each empty run; only the first run may be empty."""
+    values = np.flatnonzero(runs) % 2
+    runs = runs[runs > 0]
+    starts = np.flatnonzero(np.diff(values, prepend=2))
+    joined = np.add.reduceat(runs, starts).tolist()
+    return [0, *joined] if values[0] else joined
 
 
 def decode_counts(counts: bytes, height: int, width: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from input_pipeline.building.conversion import Plan, SourceError
 from input_pipeline.formats.json_stream import elements
 from input_pipeline.formats.refer.refs import Ref, read_refs
-from refseg_jax.images.segmentation import stated_box
+from refseg_jax.images.placement import stated_box
 
 #: Folders where refer, and copies with shorter paths, keep the images of COCO train2014.
 IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")

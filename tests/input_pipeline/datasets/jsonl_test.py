@@ -169,7 +169,7 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         (line(mask="train.jsonl"), "train.jsonl: damaged, or no PNG"),
         (
             {"image": "a.png", "expression": "x", "segmentation": "left.png"},
-            "train.jsonl:2: the segmentation is a str",
+            "train.jsonl:2: the segmentation is a text",
         ),
         (line(id="train-1"), "expression id 'train-1' occurs twice"),
         (

@@ -17,7 +17,7 @@ from input_pipeline.datasets.pascal import part as pascal_part
 from input_pipeline.datasets.pascal.part import merged
 from input_pipeline.formats import coco_json
 from input_pipeline.schema import encode_mask
-from refseg_jax.images.segmentation import AWAY
+from refseg_jax.images.placement import AWAY
 from tests.input_pipeline.datasets.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
 from tests.input_pipeline.formats.matfile_test import structs
 

@@ -1,4 +1,6 @@
 import math
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,15 +8,12 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import encode_mask
 from refseg_jax.images.segmentation import (
-    AWAY,
-    LEAVES,
     EmptyRegion,
     SegmentationError,
     are_plain,
+    checked_rle,
     decode_counts,
     encode_segmentation,
-    misplaced,
-    stated_box,
 )
 
 HEIGHT, WIDTH = 20, 30
@@ -83,13 +82,18 @@ def test_a_list_of_rles_is_united():
         ([[1, 1, 5, 5, math.nan, 9]], "coordinate nan"),
         ([[1, 1, 5, 5, 1e12, 9]], "outside of the image"),
         ([rectangle(100, 5, 110, 15)], "covers no pixel"),
-        ([5, 6], "polygon is a int"),
+        ([[1, 1, 5, 5, 10**400, 9]], "coordinate 1000.*outside of the image"),
+        ([[1, 1, 5, 5, 10**5000, 9]], "coordinate of thousands of digits"),
+        ([[1, 1, 5, 5, True, 9]], "coordinate True"),
+        ([None], "polygon is a NoneType"),
+        ([[1, 1, 5, 5, 9, 9], {"size": [HEIGHT, WIDTH], "counts": [600]}], "polygon is a dict"),
         (None, "is a NoneType"),
-        ("abc", "is a str"),
         ({"size": [WIDTH, HEIGHT], "counts": [600]}, "size is"),
         ({"size": [HEIGHT, WIDTH], "counts": [100, 10]}, "do not fill"),
         ({"size": [HEIGHT, WIDTH], "counts": [700, -100]}, "do not fill"),
-        ({"size": [HEIGHT, WIDTH], "counts": [600.0]}, "counts are a list"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10**400, 600]}, "do not fill"),
+        ({"size": [HEIGHT, WIDTH], "counts": [600, None]}, "counts are a list"),
+        ({"size": [10**5000, WIDTH], "counts": [600]}, "size is of thousands of digits"),
         ({"size": [HEIGHT, WIDTH], "counts": b"PPYo1"}, "do not fill"),
         ({"size": [HEIGHT, WIDTH], "counts": "o"}, "truncated"),
         ({"size": [HEIGHT, WIDTH], "counts": "☂"}, "do not fill|damaged"),
@@ -103,6 +107,138 @@ def test_a_list_of_rles_is_united():
 def test_malformed_segmentations(segmentation: object, reason: str):
     with pytest.raises(SegmentationError, match=reason):
         encode_segmentation(segmentation, HEIGHT, WIDTH)
+
+
+SQUARE = [2, 3, 12, 3, 12, 9, 2, 9]
+POLYGONS = "write a list of polygons"
+RLE = r'write {"size": \[height, width\]'
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "found", "wanted"),
+    [
+        (SQUARE, "a flat list of numbers", POLYGONS),
+        (SQUARE[:4], 'flat list of numbers .a box goes to "box"', POLYGONS),
+        ([[2, 3], [12, 3], [12, 9]], "a list of points", POLYGONS),
+        ([(2, 3), (12, 3), (12, 9)], "a list of points", POLYGONS),
+        ([[[2, 3], [12, 3], [12, 9]]], "a polygon is a list of points", POLYGONS),
+        ("[[2, 3, 12, 3, 12, 9]]", "the segmentation is a text", POLYGONS),
+        (["2,3,12,3,12,9"], "a polygon is a text", POLYGONS),
+        ([[str(value) for value in SQUARE]], "the coordinate '2'", POLYGONS),
+        ({"points": [[2, 3]], "label": "a"}, "the fields 'points', 'label' is no RLE", RLE),
+        ({"size": [HEIGHT, WIDTH], "counts": "b'PX2'"}, "printing bytes", 'decode."ascii"'),
+        ({"size": [HEIGHT, WIDTH], "counts": 'b"PX2"'}, "printing bytes", 'decode."ascii"'),
+        ({"size": [HEIGHT, WIDTH], "counts": "100 20 480"}, "numbers in a text", RLE),
+        ({"size": [HEIGHT, WIDTH], "counts": "[100, 20, 480]"}, "numbers in a text", RLE),
+        ({"size": [HEIGHT, WIDTH], "counts": [100.0, 20.0, 480]}, "a decimal point", RLE),
+        (
+            {"size": [WIDTH, HEIGHT], "counts": [600]},
+            r"\[20, 30\]: it is \[width, height\]",
+            RLE,
+        ),
+    ],
+)
+def test_forms_of_other_tools_are_told_with_the_form_that_is_wanted(
+    segmentation: object, found: str, wanted: str
+):
+    with pytest.raises(SegmentationError, match=f"{found}.*; .*{wanted}") as caught:
+        encode_segmentation(segmentation, HEIGHT, WIDTH)
+    assert caught.value.with_cure("another cure") == str(caught.value)
+
+
+def test_an_error_without_a_cure_of_its_own_takes_another():
+    assert SegmentationError("it is wrong").with_cure("mend it") == "it is wrong; mend it"
+
+
+def random_runs(mask: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """Run lengths of a mask, with empty runs between and within its runs."""
+    flat = np.concatenate([[False], mask.T.ravel()])
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), mask.size)
+    runs = np.diff(ends, prepend=0).tolist()
+    for _ in range(int(rng.integers(0, 5))):
+        place = int(rng.integers(len(runs) + 1))
+        if place == len(runs):
+            runs += [0]
+        else:
+            part = int(rng.integers(runs[place] + 1))
+            runs[place : place + 1] = [part, 0, runs[place] - part]
+    return runs
+
+
+def random_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    if rng.random() < 0.5:
+        return rng.random((height, width)) < rng.choice([0.0, 0.05, 0.5, 0.95, 1.0])
+    # Rows of the transposed mask: long runs, whose borders are often those of another mask.
+    return np.repeat(rng.random((1, width)) < 0.4, height, 0)
+
+
+def test_unions_of_rles_with_empty_runs_equal_those_of_numpy():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        height, width = (int(n) for n in rng.integers(1, 9, 2))
+        masks = [random_mask(rng, height, width) for _ in range(int(rng.integers(1, 4)))]
+        size = [height, width]
+        rles: list[dict[str, object]] = []
+        for mask in masks:
+            runs = random_runs(mask, rng)
+            text = compressed(runs) if rng.random() < 0.5 else None
+            rles.append({"size": size, "counts": text or runs})
+        union = np.logical_or.reduce(masks)
+        if not union.any():
+            with pytest.raises(EmptyRegion):
+                encode_segmentation(rles, height, width)
+            continue
+        counts = encode_segmentation(rles, height, width).counts
+        np.testing.assert_array_equal(decode_counts(counts, height, width), union)
+        assert are_plain([counts], [union.size])
+        assert counts == encode_mask(union)
+
+
+def compressed(runs: list[int]) -> str:
+    """COCO's compressed text of run lengths, with empty runs and all, which pycocotools writes, too."""
+    text = ""
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        more = True
+        while more:
+            digit, value = value & 31, value >> 5
+            more = value != (-1 if digit & 16 else 0)
+            text += chr(48 + (digit | 32 * more))
+    return text
+
+
+def test_an_rle_without_empty_runs_keeps_its_text_and_one_with_them_its_box():
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        height, width = (int(n) for n in rng.integers(1, 9, 2))
+        mask = random_mask(rng, height, width)
+        size, runs = [height, width], random_runs(mask, rng)
+        checked = checked_rle({"size": size, "counts": runs}, height, width)
+        assert checked["counts"] == encode_mask(mask)
+        same = checked_rle({"size": size, "counts": checked["counts"]}, height, width)
+        assert same["counts"] is checked["counts"]
+        plain = {"size": size, "counts": encode_mask(mask)}
+        np.testing.assert_array_equal(coco_mask.toBbox(checked), coco_mask.toBbox(plain))
+
+
+@pytest.mark.parametrize("name", ["segm-06aa501a", "segm-0907c288"])
+def test_the_unions_that_did_not_fill_their_image(name: str, shared_data: Path):
+    rles = pickle.loads((shared_data / "damaged_files" / name).read_bytes())
+    height, width = rles[0]["size"]
+    masks = []
+    for rle in rles:
+        values = np.repeat(np.arange(len(rle["counts"])) % 2, rle["counts"])
+        masks.append(values.reshape(width, height).T)
+    counts = encode_segmentation(rles, height, width).counts
+    np.testing.assert_array_equal(decode_counts(counts, height, width), np.maximum(*masks))
+
+
+def test_an_integer_beyond_floats(shared_data: Path):
+    polygons = pickle.loads((shared_data / "damaged_files" / "segm-79e0a55c").read_bytes())
+    with pytest.raises(SegmentationError, match=r"odd number|coordinate"):
+        encode_segmentation(polygons, 48, 64)
+    with pytest.raises(SegmentationError, match="outside of the image"):
+        encode_segmentation([[*polygons[0][:2], 3, 4, 5, 6]], 48, 64)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
@@ -176,43 +312,3 @@ def _plain(counts: bytes, pixels: int) -> bool:
 def _run_lengths(counts: bytes) -> list[int]:
     """How many runs there are: characters from 80 on are followed by others of the same number."""
     return [letter for letter in counts if letter < 80]
-
-
-@pytest.mark.parametrize(
-    ("polygons", "box", "notes"),
-    [
-        ([rectangle(2, 2, 12, 12)], (), {}),
-        ([rectangle(2, 2, 12, 12)], (2, 2, 10, 10), {}),
-        ([rectangle(2, 2, 12, 12)], (2, 2, 10, 19.9), {}),
-        ([rectangle(2, 2, 12, 12)], (2, 2, 10, 20.1), {AWAY: 1}),
-        ([rectangle(2, 2, 12, 12)], (20, 12, 10, 10), {AWAY: 1}),
-        ([rectangle(2, 2, 12, 12)], (2, 2, 0, 0), {AWAY: 1}),
-        ([rectangle(-1, 0, 31, 21), []], (), {}),
-        ([rectangle(-1.5, 0, 9, 9), rectangle(0, 0, 9, 21.5), [1, 1]], (0, 0, 9, 20), {LEAVES: 2}),
-    ],
-)
-def test_regions_outside_of_the_image_or_away_from_their_box(
-    polygons: list[list[float]], box: tuple[float, ...], notes: dict[str, int]
-):
-    counts = encode_segmentation(polygons, HEIGHT, WIDTH).counts
-    assert misplaced(polygons, counts, box, HEIGHT, WIDTH) == notes
-
-
-def test_an_rle_leaves_no_image():
-    counts = encode_mask(np.eye(HEIGHT, WIDTH))
-    rle = {"size": [HEIGHT, WIDTH], "counts": counts}
-    for segmentation in (rle, [rle]):
-        assert misplaced(segmentation, counts, (0, 0, 20, 20), HEIGHT, WIDTH) == {}
-        assert misplaced(segmentation, counts, (9, 0, 20, 20), HEIGHT, WIDTH) == {AWAY: 1}
-
-
-@pytest.mark.parametrize(
-    ("stored", "box"),
-    [
-        ([1, 2.5, 3, 4], (1.0, 2.5, 3.0, 4.0)),
-        *((bad, ()) for bad in (None, "1234", [1, 2, 3], [1, 2, -3, 4], [1, 2, True, 4])),
-        *((bad, ()) for bad in ([1, 2, math.nan, 4], [1, 2, math.inf, 4], {}, [[1], 2, 3, 4])),
-    ],
-)
-def test_boxes_as_annotations_state_them(stored: object, box: tuple[float, ...]):
-    assert stated_box(stored) == box

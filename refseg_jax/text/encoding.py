@@ -1,0 +1,50 @@
+"""Decodes the text files of users: UTF-8, with or without a byte order mark."""
+
+#: Bytes at the beginning of a file -> the encoding that they are the mark of, longer marks first.
+_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_BOM = b"\xef\xbb\xbf"
+_CURE = "save it as UTF-8"
+
+
+class EncodingError(ValueError):
+    """A text is not UTF-8; the message has the reason and the cure."""
+
+
+def decoded(data: bytes) -> str:
+    """The text of bytes; a byte order mark before it is left out.
+
+    Programs on Windows begin files by one, so that it may stand before any line of files that were
+    joined.
+
+    Raises:
+        EncodingError: the bytes are not UTF-8.
+    """
+    check_start(data)
+    try:
+        return data.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EncodingError(f"is not UTF-8 ({error.reason}); {_CURE}") from None
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line has nothing but white space and byte order marks."""
+    return not line.removeprefix(_BOM).strip()
+
+
+def check_start(data: bytes) -> None:
+    """Checks that the beginning of a text is not UTF-16 or UTF-32, which PowerShell and Excel write.
+
+    Raises:
+        EncodingError: it is.
+    """
+    for mark, name in _MARKS.items():
+        if data.startswith(mark):
+            raise EncodingError(f"is {name}, not UTF-8; {_CURE}")
+    # Without a mark, zero bytes tell: neither JSON nor lists of names have any.
+    if b"\0" in data[:16]:
+        raise EncodingError(f"is UTF-16 or no text, not UTF-8; {_CURE}")
