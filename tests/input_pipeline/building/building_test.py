@@ -15,6 +15,7 @@ from input_pipeline.building import own, shards
 from input_pipeline.building.beam import Runner
 from input_pipeline.building.conversion import BuildError, Outcome
 from input_pipeline.building.own import build_records
+from input_pipeline.datasets import jsonl
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from refseg_jax.errors import UserError
 from refseg_jax.images.preprocess import ImageError
@@ -243,9 +244,34 @@ def test_names_and_splits(tmp_path: Path):
         build_records("mine", {"train": [1]}, make, data_dir=tmp_path)
 
 
+def examples() -> tuple[str, str]:
+    """The two blocks of Python of docs/own_data.md: one writes lines, the other makes records."""
+    text = (ROOT / "docs" / "own_data.md").read_text()
+    lines, records = re.findall(r"```python\n(.*?)```", text, re.S)
+    return lines, records
+
+
+def test_the_lines_of_the_documentation_make_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[5:9, 7:30] = 255
+    png = cv2.imencode(".png", mask)[1].tobytes()
+    for name, suffix, content in (("images", "jpg", jpeg()), ("masks", "png", png)):
+        (tmp_path / "FOLDER" / name).mkdir(parents=True)
+        for number in range(22):
+            (tmp_path / "FOLDER" / name / f"{number}.{suffix}").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    exec(examples()[0], {})
+    folder = jsonl.build("mine", tmp_path / "FOLDER", data_dir=tmp_path / "data")
+    assert [len(read_records(folder, split)) for split in ("train", "val")] == [2, 20]
+    record = read_records(folder, "train")[0]
+    assert [e.text for e in record.expressions] == ["the car"]
+    np.testing.assert_array_equal(record.mask([0]), mask > 0)
+
+
 def test_the_example_of_the_documentation_runs(tmp_path: Path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_data.md").read_text(), re.S)
-    (tmp_path / "build_streets.py").write_text(code)
+    (tmp_path / "build_streets.py").write_text(examples()[1])
     classes = np.zeros((HEIGHT, WIDTH), np.uint8)
     classes[5:9, 7:30] = 2
     for name, content in (("pictures", jpeg()), ("classes", cv2.imencode(".png", classes)[1])):
