@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -116,8 +116,9 @@ class StrictUnpickler(pickle._Unpickler):
 
     dispatch: dict[int, Callable[..., None]] = opcodes(PLAIN)
 
-    def __init__(self, data: bytes, *, errors: str = "strict") -> None:
-        super().__init__(io.BytesIO(data), encoding="utf-8", errors=errors)
+    def __init__(self, source: bytes | BinaryIO, *, errors: str = "strict") -> None:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        super().__init__(stream, encoding="utf-8", errors=errors)
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuses every name.
@@ -191,13 +192,14 @@ class _PlainUnpickler(StrictUnpickler):
     def find_class(self, module: str, name: str) -> Callable[..., bytes]:
         # In protocols 0 to 2, Python 3 writes bytes as a call of one of these functions.
         if (module, name) == ("_codecs", "encode"):
-            return _latin1_bytes
+            return latin1_bytes
         if (module, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
             return _empty_bytes
         return super().find_class(module, name)
 
 
-def _latin1_bytes(text: str, encoding: str) -> bytes:
+def latin1_bytes(text: str, encoding: str) -> bytes:
+    """Stands for `_codecs.encode`, by which protocols 0 to 2 write bytes; anything else is refused."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise RefusedError("it asks for '_codecs.encode' of something else than Latin-1 text")
     return text.encode("latin-1")
@@ -207,21 +209,30 @@ def _empty_bytes() -> bytes:
     return b""
 
 
+def numbers_of(shape: Any, kind: Any, data: Any, *, fortran: bool) -> np.ndarray:
+    """The array that a pickle describes, which shares the memory of `data` and is read-only.
+
+    Raises:
+        RefusedError: it is not an array of numbers, or has more than four axes.
+    """
+    if type(kind) is not Kind or type(data) is not bytes:
+        raise RefusedError("it has an array of something else than numbers")
+    if len(shape) > 4:
+        raise RefusedError(f"it has an array of {len(shape)} axes")
+    return np.frombuffer(data, kind.dtype()).reshape(shape, order="F" if fortran else "C")
+
+
 class _Array(list[Any]):
     """Stands for an array until `fill` gets its numbers, which the pickle holds after it."""
 
     def fill(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
-        if type(kind) is not _Kind or type(data) is not bytes:
-            raise RefusedError("it has an array of something else than numbers")
-        if len(shape) > 4:
-            raise RefusedError(f"it has an array of {len(shape)} axes")
-        values = np.frombuffer(data, kind.dtype()).reshape(shape, order="F" if fortran else "C")
+        values = numbers_of(shape, kind, data, fortran=fortran)
         # An array without elements may still claim any number of rows: `tolist` would make them all.
         self[:] = np.atleast_1d(values).tolist() if values.size else []
 
 
-class _Kind:
+class Kind:
     """Stands for a `numpy.dtype` of numbers."""
 
     def __init__(self, name: Any, *rest: Any) -> None:
@@ -230,9 +241,11 @@ class _Kind:
         self._name, self._order = name, "<"
 
     def fill(self, state: Any) -> None:
+        """Takes the byte order, which the pickle holds after the name."""
         self._order = ">" if state[1] == ">" else "<"
 
     def dtype(self) -> np.dtype:
+        """The type itself."""
         return np.dtype(self._order + self._name)
 
 
@@ -245,7 +258,8 @@ def _array(kind: Any, *rest: Any) -> _Array:
     return _Array()
 
 
-def _number(kind: Any, data: Any) -> Any:
+def scalar(kind: Any, data: Any) -> Any:
+    """Stands for numpy's function of a scalar: the Python number."""
     (number,) = np.frombuffer(data, kind.dtype()).tolist()
     return number
 
@@ -260,9 +274,9 @@ class _ArrayUnpickler(_PlainUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = {
             ("numpy", "ndarray"): _NDARRAY,
-            ("numpy", "dtype"): _Kind,
+            ("numpy", "dtype"): Kind,
             ("numpy.core.multiarray", "_reconstruct"): _array,
-            ("numpy.core.multiarray", "scalar"): _number,
+            ("numpy.core.multiarray", "scalar"): scalar,
         }
         key = (module.replace("numpy._core", "numpy.core"), name)
         return known[key] if key in known else super().find_class(module, name)
@@ -271,7 +285,7 @@ class _ArrayUnpickler(_PlainUnpickler):
         reader: Any = self
         state = reader.stack.pop()
         made = reader.stack[-1]
-        if type(made) not in (_Array, _Kind):
+        if type(made) not in (_Array, Kind):
             raise RefusedError("opcode BUILD makes more than plain data")
         made.fill(state)
         if type(made) is _Array:
