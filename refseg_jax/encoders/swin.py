@@ -239,7 +239,7 @@ class PatchMerging(nnx.Module):
 
 
 class SwinBlock(nnx.Module):
-    """A block of attention in windows: `x += window_attention(norm(x)); x += mlp(norm(x))`.
+    """A block of window attention: `x += window_attention(norm(x)); x += mlp(norm(x))`.
 
     Every second block of a stage shifts its windows. `relative_positions`, f32
     `[(2 * window - 1)^2, heads]`, is the bias of the score of query and key for each distance in rows
@@ -287,7 +287,7 @@ class SwinBlock(nnx.Module):
         return x + drop_path(self.mlp(self.mlp_norm(x)), self.drop_path, mlp_key)
 
     def _look_around(self, x: jax.Array) -> jax.Array:
-        """Attention within (shifted) windows.
+        """Window attention (W-MSA in Swin's paper; SW-MSA where the windows are shifted).
 
         Tokens that fill up a window are zero, so their query, key and value are the biases: products
         are computed before the filling, biases are added after it. Other tokens attend to them, as in

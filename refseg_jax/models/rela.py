@@ -153,7 +153,10 @@ class ReLA(nnx.Module):
         text_features: TextFeatures,
         rngs: nnx.Rngs | None,
     ) -> tuple[PixelFeatures, Regions]:
-        """Pixel features and regions of all pairs, `B * N * K` rows."""
+        """Pixel features and regions of all pairs, `B * N * K` rows.
+
+        `vision.fuse` takes a row of maps for each image, and a row of words for each pair.
+        """
         images = image_features.maps[0].shape[1]
         maps = tuple(x.reshape(-1, *x.shape[2:]) for x in image_features.maps)
         words, valid = (over_images(x, images) for x in text_features)
