@@ -282,11 +282,11 @@ class SwinBlock(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """`[B, h, w, width]` to the same shape; with a key, residual branches of rows are dropped."""
         attention_key, mlp_key = split_key(key, 2)
-        y = self._look_around(self.attention_norm(x))
+        y = self._window_attention(self.attention_norm(x))
         x = x + drop_path(y, self.drop_path, attention_key)
         return x + drop_path(self.mlp(self.mlp_norm(x)), self.drop_path, mlp_key)
 
-    def _look_around(self, x: jax.Array) -> jax.Array:
+    def _window_attention(self, x: jax.Array) -> jax.Array:
         """Window attention (W-MSA in Swin's paper; SW-MSA where the windows are shifted).
 
         Tokens that fill up a window are zero, so their query, key and value are the biases: products
