@@ -70,6 +70,8 @@ html_css_files = ["site.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
+    # Deeper entries would be copied into the sidebar of every page: most of the time of a build.
+    "navigation_depth": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
     "footer_content_items": ["copyright"],

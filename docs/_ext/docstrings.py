@@ -1,99 +1,37 @@
-"""Turns this project's docstrings, Markdown with Google sections, into what napoleon reads.
+"""Gives Sphinx the docstrings as `markdown_docstrings` converts them, and finds what they name."""
 
-Code spans become literals (or links, where they name something that has an entry), indented blocks
-become code, tables become tables, and `Attributes:` become attributes that can be linked to.
-"""
-
-import itertools
-import re
-from collections.abc import Iterator
+import collections
 from typing import Any
 
 from docutils import nodes
+from markdown_docstrings import convert
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
-#: Headings whose indented text is not code.
-_SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
-_CODE_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_LINKABLE = re.compile(r"(refseg_jax|input_pipeline|[A-Z]\w*)(\.\w+)*")
-#: What is plain text in Markdown and markup in reStructuredText.
-_MARKUP = re.compile(r"\\|\||(?<=\w)_(?!\w)")
-_FIELD = re.compile(r"    (\w+(?:, \w+)*): (.*)")
+#: Last part of a documented name -> names.
+_ENTRIES: dict[str, list[str]] = collections.defaultdict(list)
 
 
-def convert(text: str) -> Iterator[str]:
-    """The lines of a docstring as reStructuredText with Google sections."""
-    section, in_code = "", False
-    for block in _blocks(text):
-        if not block[0].startswith(" "):
-            section = block[0] if _SECTION.match(block[0]) else ""
-        was_in_code, in_code = in_code, block[0].startswith("    ") and not section
-        if section == "Attributes:":
-            yield from _attributes(block)
-        elif in_code:
-            yield from block if was_in_code else ("::", "", *block)
-        elif block[0].startswith("|"):
-            yield from _table(block)
-        else:
-            yield from _inline(block)
-        yield ""
-
-
-def _blocks(text: str) -> Iterator[list[str]]:
-    """Lines without an empty one between them."""
-    for filled, lines in itertools.groupby(text.splitlines(), key=lambda line: bool(line.strip())):
-        if filled:
-            yield list(lines)
-
-
-def _inline(block: list[str]) -> list[str]:
-    """Literals in the place of code spans, which may go over two lines."""
-    pieces = _CODE_SPAN.split("\n".join(block))
-    pieces[::2] = [_MARKUP.sub(r"\\\g<0>", text) for text in pieces[::2]]
-    pieces[1::2] = [_literal(" ".join(code.split())) for code in pieces[1::2]]
-    return "".join(pieces).split("\n")
-
-
-def _literal(code: str) -> str:
-    # A space that is not printed, since letters may follow: `Batch`es.
-    return f":py:obj:`{code}`\\ " if _LINKABLE.fullmatch(code) else f"``{code}``\\ "
-
-
-def _attributes(block: list[str]) -> Iterator[str]:
-    """One directive for each `name: text` or `name, name: text`."""
-    for line in block:
-        if line == "Attributes:":
-            continue
-        if field := _FIELD.fullmatch(line):
-            first, *others = field[1].split(", ")
-            yield from ("", f".. attribute:: {first}")
-            yield from (f"                {name}" for name in others)
-            yield ""
-            line = field[2]
-        yield from (f"   {text}" for text in _inline([line.strip()]))
-
-
-def _table(block: list[str]) -> Iterator[str]:
-    yield from (".. list-table::", "   :header-rows: 1", "")
-    for line in block:
-        if set(line) <= set("|-: "):
-            continue
-        for column, cell in enumerate(line.strip("|").split("|")):
-            yield f"   {' *'[not column]} - {''.join(_inline([cell.strip()]))}"
+def _index(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """By their last part, since Sphinx would look through all names for each reference."""
+    del app
+    _ENTRIES.clear()
+    for name in env.domains.python_domain.objects:
+        _ENTRIES[name.rpartition(".")[2]].append(name)
+    return []
 
 
 def _find(app: Sphinx, env: BuildEnvironment, node: Any, text: nodes.Element) -> Any:
     """Docstrings name classes without their module: `Batch`."""
     if node.get("refdomain") != "py" or node.get("reftype") != "obj":
         return None
-    objects = env.domains.python_domain.objects
-    found = [name for name in objects if name.endswith("." + node["reftarget"])]
+    target = node["reftarget"]
+    found = [name for name in _ENTRIES[target.rpartition(".")[2]] if name.endswith(f".{target}")]
     if len(found) != 1:
         return None
-    page, place = objects[found[0]].docname, objects[found[0]].node_id
-    return make_refnode(app.builder, node["refdoc"], page, place, text, found[0])
+    entry = env.domains.python_domain.objects[found[0]]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, found[0])
 
 
 def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -104,5 +42,6 @@ def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 def setup(app: Sphinx) -> dict[str, Any]:
     """Comes before napoleon, whose priority is the default, 500."""
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("env-updated", _index)
     app.connect("missing-reference", _find)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
