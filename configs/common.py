@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from refseg_jax.images.preprocess import MAX_PIXELS
+from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.models.rela_config import rela_config
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.sharding import MeshConfig

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pycocotools import mask as coco_mask
 
 from input_pipeline.schema import Record
-from refseg_jax.images.preprocess import ImageError, decode_image
+from refseg_jax.images.decoding import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError
 
 #: A target with fewer pixels gives a remark.

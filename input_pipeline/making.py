@@ -14,6 +14,7 @@ from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError
 from refseg_jax.images import preprocess
+from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.text.tokenizers import ExpressionError, Tokenizer, build_tokenizer
 
 
@@ -67,7 +68,7 @@ class PipelineConfig:
     prefetch: int = 4
     canvas: tuple[int, int] = (640, 640)
     shuffled_text: bool = False
-    max_pixels: int = preprocess.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclasses.dataclass(frozen=True)

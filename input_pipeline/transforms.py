@@ -8,6 +8,7 @@ import numpy as np
 
 from input_pipeline.schema import Expression, Record
 from refseg_jax.images import preprocess
+from refseg_jax.images.decoding import MAX_PIXELS, ImageError, decode_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Decode:
     another size than its record.
     """
 
-    max_pixels: int = preprocess.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """See `Transform`."""
@@ -140,9 +141,12 @@ class Decode:
     def _decode(self, frame: Frame) -> Frame:
         record = frame.record
         name = f"{record.source}: image {record.image_id} ({record.file_name})"
-        image = preprocess.decode_image(record.image, name=name, max_pixels=self.max_pixels)
-        if image.shape[:2] != (record.height, record.width):
-            raise preprocess.ImageError(
+        size = (record.height, record.width)
+        image = decode_image(
+            record.image, name=name, max_pixels=self.max_pixels, annotated=size
+        )
+        if image.shape[:2] != size:
+            raise ImageError(
                 f"{name}: the image is {image.shape[1]} x {image.shape[0]}, its masks are "
                 f"{record.width} x {record.height}; take the file that was annotated"
             )

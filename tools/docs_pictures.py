@@ -23,8 +23,8 @@ from input_pipeline.datasets.scenes.contact_sheet import choose, contact_sheet
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
 from refseg_jax.errors import UserError
+from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
-from refseg_jax.images.preprocess import decode_image
 from refseg_jax.images.sheets import captioned, grid
 from refseg_jax.prediction.predictor import Predictor
 

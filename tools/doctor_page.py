@@ -11,7 +11,7 @@ import numpy as np
 
 from input_pipeline.checks import Finding
 from input_pipeline.schema import Record
-from refseg_jax.images.preprocess import ImageError, decode_image
+from refseg_jax.images.decoding import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError
 from refseg_jax.images.sheets import fit, fit_regions
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from input_pipeline.schema import Expression, Record, Target, check_references
 from refseg_jax.errors import UserError
-from refseg_jax.images.preprocess import ImageError, decode_image
+from refseg_jax.images.decoding import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, SourceError
 from input_pipeline.formats.archives import tar_members
 from input_pipeline.schema import Record, Target
-from refseg_jax.images.preprocess import decode_image
+from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
 
 #: A note in the build report.

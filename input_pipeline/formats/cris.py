@@ -22,7 +22,7 @@ from input_pipeline.formats.mask_files import read_mask
 from input_pipeline.formats.refer.layout import IMAGE_FOLDERS, NO_WORD, image_folder
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target, encode_mask
-from refseg_jax.images.preprocess import ImageError
+from refseg_jax.images.decoding import ImageError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ from input_pipeline.formats.jsonl_files import ImageLines, find_splits, read_ima
 from input_pipeline.formats.jsonl_lines import BOX, Line
 from input_pipeline.formats.mask_files import read_mask
 from input_pipeline.schema import Expression, Record, Target, encode_mask
+from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.placement import check_inside
-from refseg_jax.images.preprocess import decode_image
 from refseg_jax.images.segmentation import SegmentationError, checked_rle, encode_segmentation
 
 #: Files of the folder, for messages.

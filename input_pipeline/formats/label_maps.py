@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from input_pipeline import prompts
 from input_pipeline.building.conversion import ItemError, Outcome, Plan, SourceError, read_image
 from input_pipeline.schema import Expression, Target
-from refseg_jax.images.preprocess import MAX_PIXELS
+from refseg_jax.images.decoding import MAX_PIXELS
 
 #: A note in the report of a build.
 NOTHING = "images without a labelled pixel, left out"

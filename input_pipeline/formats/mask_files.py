@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from refseg_jax.images.preprocess import MAX_PIXELS, ImageError
+from refseg_jax.images.decoding import MAX_PIXELS, ImageError
 
 #: Formats that store masks exactly, except for a TIFF that holds a JPEG.
 _MASKS = ("PNG", "BMP", "GIF", "TIFF")

@@ -31,8 +31,8 @@ from tqdm import tqdm
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
+from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
-from refseg_jax.images.preprocess import ImageError
 from refseg_jax.models.region_maps import RegionMap
 from refseg_jax.prediction.predictor import Prediction, Predictor, to_rgb
 from refseg_jax.reporting.pictures import assignment_map, region_panel

@@ -24,8 +24,8 @@ from refseg_jax.errors import UserError
 from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import Pair
 from refseg_jax.evaluation.protocols.regions import RleRegions
+from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.placement import misplaced
-from refseg_jax.images.preprocess import MAX_PIXELS
 from refseg_jax.images.segmentation import (
     EmptyRegion,
     SegmentationError,

@@ -4,15 +4,11 @@ The coordinate of a pixel is its index. An affine map `[2, 3]` takes native pixe
 network pixels. Network pixel `p` lies at `g = (p + 0.5) / stride - 0.5` in cells of the mask.
 """
 
-import contextlib
-import io
-from collections.abc import Iterator
 from typing import Literal, TypeAlias, get_args
 
 import cv2
 import numpy as np
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from refseg_jax.errors import UserError
 from refseg_jax.images.colours import CLIP_MEAN
@@ -23,71 +19,7 @@ Resize: TypeAlias = Literal["letterbox", "stretch"]
 #: What a mask cell holds of the warped mask, see `prepare_mask`.
 MaskCells: TypeAlias = Literal["mean", "nearest"]
 
-#: Bound on height times width: no dataset has larger images, and one such image takes 150 MB.
-MAX_PIXELS = 50_000_000
-
-#: Formats besides JPEG. Pillow reads more of them, and runs Ghostscript for one.
-_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
 _BORDER = tuple(round(255 * value) for value in CLIP_MEAN)
-
-
-class ImageError(UserError, ValueError):
-    """An image that cannot be used."""
-
-
-def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes the bytes of an image file.
-
-    The size is read from the header and checked before the pixels are decoded. Truncated files, PNGs
-    with a wrong checksum and JPEGs whose damage the decoder notices are refused; a flipped bit that
-    leaves the entropy code of a JPEG valid cannot be noticed. EXIF orientation is ignored, as in the
-    annotations of COCO. Grey, palette, alpha (dropped) and 16-bit (scaled) images become RGB.
-
-    Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
-        name: the file or record, for the message.
-        max_pixels: bound on height times width.
-
-    Returns:
-        u8 `[H, W, 3]`, RGB.
-
-    Raises:
-        ImageError: the image is damaged, too large or of another format; one line with the name, the
-            reason and the cure.
-    """
-    with _one_line(name):
-        if not data:
-            raise ValueError("the file is empty")
-        if data[:2] == b"\xff\xd8":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(int(height), int(width), name, max_pixels)
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-        # `open` reads only the header.
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _to_rgb(image, name, max_pixels)
-
-
-def pillow_to_rgb(
-    image: Image.Image, *, name: str = "Pillow image", max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """The pixels of an opened Pillow image, equal to `decode_image` of its (lossless) file.
-
-    Pillow reads lazily, so a damaged file may fail only here.
-
-    Args:
-        image: the opened image.
-        name: the file or record, for the message.
-        max_pixels: bound on height times width.
-
-    Returns:
-        u8 `[H, W, 3]`, RGB.
-
-    Raises:
-        ImageError: as in `decode_image`.
-    """
-    with _one_line(name):
-        return _to_rgb(image, name, max_pixels)
 
 
 def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
@@ -208,43 +140,3 @@ def prepare_mask(
 
 def _is_identity(affine: np.ndarray, shape: tuple[int, ...], size: int) -> bool:
     return tuple(shape) == (size, size) and bool(np.array_equal(affine, np.eye(2, 3)))
-
-
-def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise ImageError(
-            f"{name}: {width} x {height} pixels are more than the allowed {max_pixels}; "
-            "scale the image down"
-        )
-
-
-@contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turns any exception of a decoder into an `ImageError` of one line."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
-    except Exception as error:  # Decoders raise exceptions of any type on damaged bytes.
-        reason = " ".join(str(error).split())[:120]
-        if isinstance(error, UnidentifiedImageError):
-            reason = "no known format"
-        raise ImageError(
-            f"{name}: the image is damaged or no image ({reason}); replace the file"
-        ) from None
-
-
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-    _check_size(image.height, image.width, name, max_pixels)
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, np.float64)
-        # Mode "I;16" is of 16 bits. "I" and "F" do not tell: values above 255 do.
-        deep = image.mode.startswith("I;16") or grey.max(initial=0) > 255
-        scaled = np.nan_to_num(grey * (255.0 / 65535.0 if deep else 1.0)).round().clip(0, 255)
-        return np.repeat(scaled.astype(np.uint8)[:, :, None], 3, 2)
-    if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns if such an image is converted to RGB directly.
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))

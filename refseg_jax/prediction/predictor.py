@@ -16,7 +16,7 @@ from refseg_jax.evaluation.counts import map_of_logits, predicted_mask
 from refseg_jax.evaluation.evaluator import mask_score
 from refseg_jax.exports.folder import is_export
 from refseg_jax.images import preprocess
-from refseg_jax.images.preprocess import ImageError
+from refseg_jax.images.decoding import ImageError, decode_image, decode_pillow
 from refseg_jax.images.resize import Resample, check_resample, logits_on_canvas
 from refseg_jax.models.region_maps import RegionMap, highest_regions
 from refseg_jax.prediction.engines import Engine, ParameterEngine
@@ -302,13 +302,13 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
     """
     if isinstance(image, str | Path):
         try:
-            return preprocess.decode_image(Path(image).read_bytes(), name=str(image))
+            return decode_image(Path(image).read_bytes(), name=str(image))
         except OSError as error:
             raise ImageError(f"{image}: {error.strerror}; name an image file") from None
     if isinstance(image, bytes):
-        return preprocess.decode_image(image, name=f"image of {len(image)} bytes")
+        return decode_image(image, name=f"image of {len(image)} bytes")
     if isinstance(image, Image.Image):
-        return preprocess.pillow_to_rgb(image)
+        return decode_pillow(image).pixels
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ImageError(

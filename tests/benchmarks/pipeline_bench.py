@@ -19,7 +19,7 @@ from configs import refcoco_unires
 from input_pipeline import pipeline
 from input_pipeline.schema import Record
 from input_pipeline.sources import RecordSource
-from refseg_jax.images.preprocess import decode_image
+from refseg_jax.images.decoding import decode_image
 from refseg_jax.naming import construct
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset

@@ -19,7 +19,8 @@ from input_pipeline.transforms import (
     Transform,
     swap_sides,
 )
-from refseg_jax.images.preprocess import ImageError, Resize, prepare_mask
+from refseg_jax.images.decoding import ImageError
+from refseg_jax.images.preprocess import Resize, prepare_mask
 
 HEIGHT, WIDTH = 8, 16
 

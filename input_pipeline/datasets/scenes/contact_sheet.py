@@ -14,8 +14,8 @@ from input_pipeline.datasets.scenes.config import ScenesConfig
 from input_pipeline.datasets.scenes.graph import from_json
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
+from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.drawing import TARGET_COLOUR
-from refseg_jax.images.preprocess import decode_image
 from refseg_jax.images.sheets import captioned, fit_regions, grid
 
 #: Number of scenes of a split that are searched.

@@ -18,7 +18,7 @@ from input_pipeline.building.own import build_records
 from input_pipeline.datasets import jsonl
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from refseg_jax.errors import UserError
-from refseg_jax.images.preprocess import ImageError
+from refseg_jax.images.decoding import ImageError
 from tests.input_pipeline.datasets.refcoco_files import (
     HEIGHT,
     WIDTH,

@@ -20,7 +20,7 @@ from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.datasets.scenes.scenes import build
 from input_pipeline.schema import Expression, Record
 from input_pipeline.sources import RecordSource
-from refseg_jax.images.preprocess import decode_image
+from refseg_jax.images.decoding import decode_image
 from refseg_jax.text.tokenizers import build_tokenizer
 from tests.input_pipeline.datasets.scenes_interpreter import understand
 

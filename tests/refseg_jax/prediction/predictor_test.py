@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
-from refseg_jax.images.preprocess import ImageError, decode_image
+from refseg_jax.images.decoding import ImageError, decode_image
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.prediction.engines import ParameterEngine

@@ -1,0 +1,214 @@
+"""Decodes pictures: the bytes of a file to the pixels that a person sees.
+
+Formats besides JPEG are read by Pillow in strips. A picture takes 3 bytes a pixel. While it is decoded,
+it takes at most 8 besides its file, and in a few forms up to 16: WebP, a TIFF that a flag turns, dark
+colours of 16 bits (of which half as many pixels are allowed).
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from refseg_jax.errors import UserError
+from refseg_jax.images import orientation
+from refseg_jax.images.png import check_png
+from refseg_jax.images.samples import DepthError, to_levels
+
+#: Bound on height times width: no dataset has larger images. One such image takes 150 MB, and up to
+#: 400 MB (in a few forms 800 MB) while it is decoded.
+MAX_PIXELS = 50_000_000
+
+#: Formats besides JPEG. Pillow reads more of them, and runs Ghostscript for one.
+_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+#: Notes about an image.
+TURNED = "pictures that an EXIF flag turns, read as a person sees them"
+AS_STORED = (
+    "pictures with masks of their stored size alone, read as stored in spite of an EXIF flag"
+)
+
+
+class ImageError(UserError, ValueError):
+    """An image that cannot be used."""
+
+
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        pixels: u8 `[H, W, 3]`, RGB.
+        turned: whether an EXIF flag has turned it.
+        notes: what a report should say: a depth that was guessed, or a flag that is not followed.
+    """
+
+    pixels: np.ndarray
+    turned: bool
+    notes: tuple[str, ...]
+
+
+def decode_image(
+    data: bytes,
+    *,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    annotated: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Decodes the bytes of an image file, as a person sees it.
+
+    The size is read from the header and checked before the pixels are decoded. Truncated files, PNGs
+    with a wrong checksum and JPEGs whose damage the decoder notices are refused; a flipped bit that
+    leaves the entropy code of a JPEG valid cannot be noticed.
+
+    The orientation flag of EXIF is followed, in every format. Grey and palette images become RGB, alpha
+    is dropped, and samples of more than 8 bits are scaled by their depth
+    (`refseg_jax.images.samples`).
+
+    Args:
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
+        name: the file or record, for the message.
+        max_pixels: bound on height times width.
+        annotated: height and width of the image's masks. If only the stored pixels are of this size,
+            the flag is not followed (`orientation.is_followed`): masks and pixels belong together.
+
+    Returns:
+        u8 `[H, W, 3]`, RGB.
+
+    Raises:
+        ImageError: the image is damaged, too large or of another format; one line with the name, the
+            reason and the cure.
+    """
+    return decode(data, name=name, max_pixels=max_pixels, annotated=annotated).pixels
+
+
+def decode(
+    data: bytes,
+    *,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    annotated: tuple[int, int] | None = None,
+) -> Decoded:
+    """As `decode_image`, with notes about the image."""
+    with _one_line(name, data):
+        if not data:
+            raise ValueError("the file is empty")
+        if data[:2] == b"\xff\xd8":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(int(height), int(width), name, max_pixels)
+            pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+            return _seen(pixels, orientation.jpeg_orientation(data), "", annotated)
+        # `open` reads only the header.
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image.height, image.width, name, max_pixels)
+            check_png(data)
+            stored = _stored(image, data, max_pixels)
+        # Frees Pillow's copy of the pixels.
+        del image
+        return _seen(*stored, annotated)
+
+
+def decode_pillow(
+    image: Image.Image, *, name: str = "Pillow image", max_pixels: int = MAX_PIXELS
+) -> Decoded:
+    """The pixels of an opened Pillow image, equal to `decode` of its (lossless) file.
+
+    An EXIF flag that the image still has is followed, also after `convert` or `resize`.
+    `ImageOps.exif_transpose` turns an image and removes the flag. Pillow reads lazily, so a damaged file
+    may fail only here.
+
+    Args:
+        image: the opened image.
+        name: the file or record, for the message.
+        max_pixels: bound on height times width.
+
+    Raises:
+        ImageError: as in `decode_image`.
+    """
+    with _one_line(name):
+        _check_size(image.height, image.width, name, max_pixels)
+        return _seen(*_stored(image, b"", max_pixels), None)
+
+
+def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[str, ...]:
+    """What the report of a build should say about a sound image: its flag, and its guessed depth.
+
+    A JPEG, or a PNG of 8 bits without EXIF, is not decoded again.
+
+    Args:
+        data: the bytes of the image file.
+        annotated: height and width of its masks.
+        name: the file or record, for errors.
+    """
+    if data[:2] == b"\xff\xd8":
+        flag = orientation.jpeg_orientation(data)
+        if flag == 1:
+            return ()
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        stored = (int(height), int(width))
+        return (TURNED if orientation.is_followed(flag, stored, annotated) else AS_STORED,)
+    if data[:4] == b"\x89PNG" and data[24:25] != b"\x10" and b"eXIf" not in data:
+        return ()
+    found = decode(data, name=name, annotated=annotated)
+    return (*(TURNED for _ in range(found.turned)), *found.notes)
+
+
+def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are more than the allowed {max_pixels}; "
+            "scale the image down"
+        )
+
+
+@contextlib.contextmanager
+def _one_line(name: str, data: bytes = b"") -> Iterator[None]:
+    """Turns any exception of a decoder into an `ImageError` of one line."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except DepthError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name}: the image has too many pixels; scale it down") from None
+    except Exception as error:  # Decoders raise exceptions of any type on damaged bytes.
+        reason = " ".join(str(error).split())[:120]
+        if isinstance(error, UnidentifiedImageError):
+            if data[:4] in (b"II*\0", b"MM\0*"):
+                raise ImageError(
+                    f"{name}: a damaged TIFF, or one of a kind that is not read (colours of floats, "
+                    "for example); save it as PNG"
+                ) from None
+            reason = "no known format"
+        raise ImageError(
+            f"{name}: the image is damaged or no image ({reason}); replace the file"
+        ) from None
+
+
+def _stored(image: Image.Image, data: bytes, max_pixels: int) -> tuple[np.ndarray, int, str]:
+    """The stored pixels u8 `[H, W]` or `[H, W, 3]`, the EXIF flag, and the note about their depth."""
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    flag = int(tags.get(orientation.TAG, 1))
+    levels, note = to_levels(image, data, max_pixels)
+    if image.format != "TIFF":
+        return levels, orientation.exif_orientation(image.info.get("exif", b"")), note
+    if orientation.TAG not in tags:
+        # Pillow has turned the pixels and removed the tag.
+        levels = orientation.turn_back(levels, flag)
+    return levels, flag, note
+
+
+def _seen(stored: np.ndarray, flag: int, depth: str, annotated: tuple[int, int] | None) -> Decoded:
+    """Turns stored pixels by the flag, unless the masks are of the stored size alone."""
+    notes = (depth,) if depth else ()
+    if stored.ndim == 2:
+        stored = np.repeat(stored[:, :, None], 3, 2)
+    if flag == 1:
+        return Decoded(stored, False, notes)
+    if not orientation.is_followed(flag, stored.shape[:2], annotated):
+        return Decoded(stored, False, (AS_STORED, *notes))
+    return Decoded(orientation.turn(stored, flag), True, notes)
