@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +188,7 @@ class ProjectedMap(nnx.Module):
         return self.norm(self.linear(x))
 
 
-def caffe_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = DTYPE) -> jax.Array:
+def caffe_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = DTYPE) -> jax.Array:
     """The initialisation of detectron2's convolutions: U(-sqrt(3/F), sqrt(3/F)).
 
     F is the product of all axes of the kernel `[..., I, O]` but the last.
