@@ -28,12 +28,16 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest
 # A file's tests stay together: its fixtures are compiled once.
 TWO_WORKERS := -n 2 --dist=loadfile --no-loadscope-reorder
+TESTS ?= tests
+# What compiles no large model.
+LIGHT_TESTS := tests/layout_test.py tests/configs tests/input_pipeline $(addprefix tests/refseg_jax/, \
+	*_test.py evaluation images layers reporting text weights)
 
 # On Linux memory comes in pages of 2 MB: XLA takes and gives back gigabytes a step on a CPU, and
 # page faults of 4 KB were an eighth of its CPU time in a step of ReLA.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help python setup run test test-oldest lint docs parity bench bench-gpu soak ablation clean link
+.PHONY: help python setup run test test-light test-oldest lint docs parity bench bench-gpu soak ablation clean link
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +48,14 @@ run: $(VENV)/.library ## build the Scenes dataset, train UniRES on it, score it,
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
 	$(BIN)/python main.py --config=configs/scenes_unires.py --workdir=$(WORKDIR)
 
-test: $(VENV)/.test ## run the tests
-	$(BIN)/python $(PYTEST) $(TWO_WORKERS)
+test: $(VENV)/.test ## run the tests, or some: `make test TESTS=tests/refseg_jax/text`
+	$(BIN)/python $(PYTEST) $(TWO_WORKERS) $(TESTS)
+
+test-light: $(VENV)/.test ## run the tests that compile no large model
+	$(BIN)/python $(PYTEST) $(TWO_WORKERS) $(LIGHT_TESTS)
 
 test-oldest: $(OLDEST)/.test ## run the tests on Python 3.11 with the oldest versions that are allowed
-	$(OLDEST)/bin/python $(PYTEST) $(TWO_WORKERS)
+	$(OLDEST)/bin/python $(PYTEST) $(TWO_WORKERS) $(TESTS)
 
 lint: $(VENV)/.test ## check style and types
 	$(BIN)/ruff check .
