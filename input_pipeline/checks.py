@@ -23,6 +23,10 @@ TINY = 16
 #: A part with a smaller share of its pixels inside its object gives a remark.
 _INSIDE = 0.5
 
+#: Masks that were inverted or read by their stored numbers look like this.
+_EVERYTHING = "target that covers the whole image"
+_CORNERS = "target that covers all four corners of the image"
+
 #: Every check, in the order of the doctor's table, where those of conversions follow.
 CHECKS: Mapping[str, Literal["fault", "remark"]] = {
     "damaged record": "fault",
@@ -42,6 +46,8 @@ CHECKS: Mapping[str, Literal["fault", "remark"]] = {
     "expression said twice of the same thing": "remark",
     "expression said of different things in one image": "remark",
     f"target of fewer than {TINY} pixels": "remark",
+    _EVERYTHING: "remark",
+    _CORNERS: "remark",
     "part that lies outside of its object": "remark",
 }
 #: Check of a raw folder: an item that cannot be built, a fault. Notes of a conversion are remarks.
@@ -82,12 +88,14 @@ _Found = tuple[str, str, tuple[int, ...]]
 
 
 def _image_findings(record: Record) -> Iterator[_Found]:
+    size = (record.height, record.width)
     try:
-        height, width, _ = decode_image(record.image, name=record.file_name).shape
+        image = decode_image(record.image, name=record.file_name, annotated=size)
     except ImageError as error:
         yield "damaged image", str(error), ()
         return
-    if (height, width) != (record.height, record.width):
+    height, width, _ = image.shape
+    if (height, width) != size:
         stated = f"{record.width} x {record.height}"
         text = f"is {width} x {height}, its record says {stated}"
         yield "image of another size than its record", text, ()
@@ -108,6 +116,10 @@ def _mask_findings(record: Record) -> Iterator[_Found]:
         elif area < TINY:
             check = f"target of fewer than {TINY} pixels"
             yield check, f"{words} has {area}", (number,)
+        elif area == record.height * record.width:
+            yield _EVERYTHING, words, (number,)
+        elif target.granularity != "stuff" and _has_corners(record, number, masks[number]):
+            yield _CORNERS, f"{words}: if it is the background, invert the mask", (number,)
     for number, target in enumerate(record.targets):
         if number not in masks or target.parent not in masks:
             continue
@@ -117,6 +129,13 @@ def _mask_findings(record: Record) -> Iterator[_Found]:
         if inside < _INSIDE:
             text = f"{target.category} (target {number}): {inside:.0%} of it in its object"
             yield "part that lies outside of its object", text, (number, target.parent)
+
+
+def _has_corners(record: Record, number: int, rle: Any) -> bool:
+    """Whether a target covers the four corners of its image."""
+    if coco_mask.toBbox(rle).tolist() != [0, 0, record.width, record.height]:
+        return False
+    return bool(record.mask([number])[:: record.height - 1 or 1, :: record.width - 1 or 1].all())
 
 
 def _text_findings(record: Record) -> Iterator[_Found]:

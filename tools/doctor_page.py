@@ -56,7 +56,7 @@ def sample_of(record: Record, split: str, turn: int) -> Sample | None:
         The sample, or `None` if the image is damaged.
     """
     try:
-        image = decode_image(record.image, name=record.file_name)
+        image = _decoded(record)
     except ImageError:
         return None
     said = [e for e in record.expressions if e.targets] or record.expressions
@@ -77,7 +77,7 @@ def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, .
     There are no pictures if the image is damaged.
     """
     try:
-        image = decode_image(record.image, name=record.file_name) if findings else None
+        image = _decoded(record) if findings else None
     except ImageError:
         image = None
     drawn: set[str] = set()
@@ -91,6 +91,11 @@ def examples_of(record: Record, findings: Sequence[Finding]) -> tuple[Example, .
         drawn.add(finding.check)
         examples.append(Example(finding, picture))
     return tuple(examples)
+
+
+def _decoded(record: Record) -> np.ndarray:
+    size = (record.height, record.width)
+    return decode_image(record.image, name=record.file_name, annotated=size)
 
 
 def _masks(image: np.ndarray, record: Record, targets: Sequence[int]) -> list[np.ndarray]:

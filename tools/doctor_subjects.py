@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.building.conversion import Conversion, Outcome, SourceError, as_given, converted
+from input_pipeline.building.conversion import (
+    Conversion,
+    Outcome,
+    SourceError,
+    as_given,
+    converted,
+    notes_of,
+)
 from input_pipeline.checks import CANNOT_BE_BUILT, Finding
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.facts.published import facts_of
@@ -17,6 +24,7 @@ from input_pipeline.formats.archives import source_folder
 from input_pipeline.schema import Record
 from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
 from refseg_jax.errors import UserError
+from refseg_jax.images.decoding import ImageError
 from refseg_jax.naming import unknown
 
 #: Name that stands for a folder of your own.
@@ -96,9 +104,15 @@ def _built(dataset: str, data_dir: Path, wanted: Sequence[str]) -> Subject:
 def _read_built(sources: dict[str, RecordSource], item: tuple[str, int]) -> Reading:
     split, index = item
     try:
-        return Reading(sources[split][index])
+        record = sources[split][index]
     except DatasetError as error:
         return Reading(None, (Finding("damaged record", split, str(error)),))
+    try:
+        notes = notes_of(record)
+    except ImageError:  # The checks say so.
+        notes = {}
+    where = f"{record.file_name} (image {record.image_id})"
+    return Reading(record, tuple(_notes(notes, split, where)))
 
 
 def _raw(dataset: str, folder: Path, source: Path, wanted: Sequence[str]) -> Subject:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from input_pipeline.schema import Expression, Record, Target, check_references
 from refseg_jax.errors import UserError
-from refseg_jax.images.decoding import ImageError, decode_image
+from refseg_jax.images.decoding import ImageError, decode_image, image_notes
+from refseg_jax.images.files import read_file
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
 
 
@@ -88,14 +89,36 @@ class Conversion:
 def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) -> Outcome:
     """Returns `convert(item, source)`, with the error of an unusable item as a problem."""
     try:
-        return convert(item, source)
+        return _noted(convert(item, source))
     except (ItemError, ImageError, SegmentationError) as error:
         return Outcome(None, (str(error),))
 
 
-def made(make: Callable[[Any], Record], item: Any) -> Outcome:
+def made(make: Callable[[Any], Record | Outcome], item: Any) -> Outcome:
     """Returns `make(item)` as an outcome, for a dataset of your own; raises as `check_record` does."""
-    return Outcome(check_record(make(item)))
+    found = make(item)
+    outcome = found if isinstance(found, Outcome) else Outcome(found)
+    if outcome.record is not None:
+        check_record(outcome.record)
+    return _noted(outcome)
+
+
+def notes_of(record: Record) -> dict[str, int]:
+    """Notes about a sound image: an EXIF flag, or a depth that was guessed.
+
+    Raises:
+        ImageError: the image is damaged.
+    """
+    size = (record.height, record.width)
+    notes = image_notes(record.image, annotated=size, name=record.file_name)
+    return dict.fromkeys(notes, 1)
+
+
+def _noted(outcome: Outcome) -> Outcome:
+    """The outcome with the notes about its image."""
+    if outcome.record is None:
+        return outcome
+    return dataclasses.replace(outcome, notes={**outcome.notes, **notes_of(outcome.record)})
 
 
 def check_record(record: Record) -> Record:
@@ -107,7 +130,7 @@ def check_record(record: Record) -> Record:
         ImageError: the image is damaged.
     """
     size = (record.height, record.width)
-    found = decode_image(record.image, name=record.file_name).shape[:2]
+    found = decode_image(record.image, name=record.file_name, annotated=size).shape[:2]
     if found != size:
         raise BuildError(
             f"{record.file_name}: is {found[1]} x {found[0]}, its record says {record.width} x "
@@ -164,23 +187,34 @@ class ImageFile(NamedTuple):
         )
 
 
-def read_image(path: Path, *, size: tuple[int, int] | None = None, cure: str) -> ImageFile:
+def read_image(
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    cure: str,
+    masks: tuple[int, int] | None = None,
+) -> ImageFile:
     """Reads an image and decodes it once, to find out whether it is damaged.
+
+    The size is that of the image as a person sees it, turned by its EXIF flag, unless the annotations
+    are of the size of its stored pixels alone (`images.orientation.is_followed`). The build report
+    counts both.
 
     Args:
         path: the file.
         size: (height, width) that the annotations state, or `None`.
         cure: what to do about a missing or wrong file, e.g. `"copy it from COCO train2014"`.
+        masks: (height, width) of masks that are compared later, in place of `size`.
 
     Raises:
         ItemError: the file cannot be read, or the image has another size.
         ImageError: the image is damaged.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise ItemError(f"{path}: {error.strerror}; {cure}") from None
-    height, width, _ = decode_image(data, name=str(path)).shape
+    height, width, _ = decode_image(data, name=str(path), annotated=size or masks).shape
     if size is not None and (height, width) != size:
         raise ItemError(
             f"{path}: is {width} x {height}, its annotations are for {size[1]} x {size[0]}; {cure}"

@@ -23,6 +23,7 @@ from input_pipeline.building.conversion import Conversion, ItemError, Outcome, P
 from input_pipeline.formats.archives import tar_members
 from input_pipeline.schema import Record, Target
 from refseg_jax.images.decoding import decode_image
+from refseg_jax.images.files import check_regular
 from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
 
 #: A note in the build report.
@@ -54,6 +55,7 @@ class Span:
             ItemError: the file cannot be read.
         """
         try:
+            check_regular(self.path)
             with Path(self.path).open("rb") as file:
                 file.seek(self.offset)
                 return file.read(self.size)
@@ -127,8 +129,8 @@ def convert(item: SamImage, source: str) -> Outcome:
         ImageError: the image is damaged.
     """
     data = item.image.read()
-    height, width, _ = decode_image(data, name=item.where).shape
     stated, annotations = _stored(item)
+    height, width, _ = decode_image(data, name=item.where, annotated=stated[1:]).shape
     if stated != (item.number, height, width):
         raise ItemError(
             f"{item.where}: is image {item.number} of {width} x {height}, its JSON says image "

@@ -19,6 +19,9 @@ from input_pipeline import prompts
 from input_pipeline.building.conversion import ItemError, Outcome, Plan, SourceError, read_image
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.decoding import MAX_PIXELS
+from refseg_jax.images.files import read_file
+from refseg_jax.images.orientation import exif_orientation
+from refseg_jax.images.png import check_png
 
 #: A note in the report of a build.
 NOTHING = "images without a labelled pixel, left out"
@@ -331,13 +334,16 @@ def held_out(splits: Mapping[str, Sequence[MapItem]]) -> dict[str, tuple[str, ..
 def _read_png(path: Path, cure: str) -> tuple[Image.Image, int]:
     """The decoded image, and the bits of a sample (a stored number)."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ItemError(
                     f"{path}: {image.width} x {image.height} pixels are too many; {cure}"
                 )
+            check_png(data)
             image.load()
+            if exif_orientation(image.info.get("exif", b"")) != 1:
+                raise ItemError(f"{path}: an EXIF flag turns it, no map is turned; {cure}")
             # The PNG specification puts the bit depth into the file's 25th byte.
             return image, data[24]
     except ItemError:

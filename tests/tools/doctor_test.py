@@ -31,6 +31,10 @@ def square(top: int, left: int, side: int) -> bytes:
     return encode_mask(mask)
 
 
+FRAME = np.ones((HEIGHT, WIDTH), np.uint8)
+FRAME[10:20, 10:30] = 0
+
+
 def make(number: int) -> Record:
     return Record(
         image=jpeg(seed=number),
@@ -76,6 +80,14 @@ DEFECTS: dict[str, tuple[Callable[[Record], Record], str]] = {
     "damaged mask": (with_target(Target(encode_mask(np.ones((3, 3))), "x")), "do not fill"),
     "empty mask": (with_target(Target(square(0, 0, 0), "hole")), "target 3 (hole)"),
     "target of fewer than 16 pixels": (with_target(Target(square(0, 0, 3), "dot")), "(dot) has 9"),
+    "target that covers the whole image": (
+        with_target(Target(encode_mask(np.ones((HEIGHT, WIDTH))), "sky", granularity="stuff")),
+        "target 3 (sky)",
+    ),
+    "target that covers all four corners of the image": (
+        with_target(Target(encode_mask(FRAME), "frame")),
+        "target 3 (frame): if it is the background, invert the mask",
+    ),
     "part that lies outside of its object": (
         with_target(Target(square(30, 40, 8), "wheel", 0, "part")),
         "0% of it in its object",
@@ -98,6 +110,11 @@ def test_a_sound_record_has_no_findings():
     assert record_findings(make(1), "val") == []
     group = with_expression(Expression("g", "the cat", (), "group", 3, "cats"))(make(1))
     assert record_findings(group, "val") == []
+
+
+def test_stuff_may_cover_the_corners():
+    stuff = Target(encode_mask(FRAME), "wall", granularity="stuff")
+    assert record_findings(with_target(stuff)(make(1)), "val") == []
 
 
 @pytest.mark.parametrize("check", DEFECTS)
