@@ -54,7 +54,7 @@ _MISSING = {
     "name": "give the dataset a name (a-z, 0-9 and _)",
 }
 #: Flags that apply to some datasets only.
-_OPTIONAL = frozenset({"source_dir", "name", "splits", "skip_missing", "runner"})
+_OPTIONAL = frozenset({"source_dir", "name", "image_dir", "splits", "skip_missing", "runner"})
 
 
 def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
@@ -127,6 +127,9 @@ def _check(name: str, entry: Entry, request: Request) -> None:
     source = request.source_dir
     if source is not None and not (source.is_dir() or _in_archive(source)):
         raise UserError(f"{source}: no such folder or archive; check --source_dir")
+    for folder in request.image_dir:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; check --image_dir")
 
 
 def _in_archive(source: Path) -> bool:
@@ -203,6 +206,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source_dir", type=Path, help="the files that it is made of")
     parser.add_argument("--name", default="", help="of a dataset of your own (jsonl)")
     parser.add_argument(
+        "--image_dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
+    )
+    parser.add_argument(
         "--splits",
         type=lambda s: tuple(s.split(",")),
         default=(),
@@ -226,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
     beam_options = tuple(options.pop("beam_options"))
+    options["image_dir"] = tuple(options["image_dir"])
     options["runner"] = Runner(options["runner"], beam_options) if options["runner"] else None
     try:
         with unwound_by_sigterm():

@@ -93,6 +93,7 @@ def examine(
     data_dir: Path | None,
     source_dir: Path | None,
     page: Path,
+    image_dir: Sequence[Path] = (),
     splits: Sequence[str] = (),
     num_workers: int = 0,
 ) -> int:
@@ -104,6 +105,7 @@ def examine(
             given; evaluation sets of the others are compared with the training images.
         source_dir: downloaded files of the dataset, or `None` for a built dataset.
         page: the file to write.
+        image_dir: folders besides `source_dir` that may hold the images of your own lines.
         splits: splits to examine; empty examines all.
         num_workers: number of processes.
 
@@ -113,7 +115,10 @@ def examine(
     Raises:
         UserError: there is no such dataset or split, or the files cannot be read.
     """
-    with opened(dataset, data_dir=data_dir, source_dir=source_dir, splits=splits) as subject:
+    opening = opened(
+        dataset, data_dir=data_dir, source_dir=source_dir, image_dir=image_dir, splits=splits
+    )
+    with opening as subject:
         tallies, found = _look(subject, data_dir, num_workers)
         samples = _samples(subject)
     published = facts_of(dataset).published if dataset in CONVERSIONS else {}
@@ -218,6 +223,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", required=True, help="e.g. refcoco/unc, or one's own name")
     parser.add_argument("--data_dir", type=Path, help="where it, or others, are built")
     parser.add_argument("--source_dir", type=Path, help="the downloaded files")
+    parser.add_argument(
+        "--image_dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
+    )
     parser.add_argument("--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val")
     parser.add_argument("--page", type=Path, default=Path("doctor.html"), help="the file to write")
     parser.add_argument(

@@ -21,6 +21,7 @@ from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.facts.published import facts_of
 from input_pipeline.formats import jsonl_records
 from input_pipeline.formats.archives import source_folder
+from input_pipeline.formats.places import Places
 from input_pipeline.schema import Record
 from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
 from refseg_jax.errors import UserError
@@ -59,7 +60,12 @@ class Subject:
 
 @contextlib.contextmanager
 def opened(
-    dataset: str, *, data_dir: Path | None, source_dir: Path | None, splits: Sequence[str]
+    dataset: str,
+    *,
+    data_dir: Path | None,
+    source_dir: Path | None,
+    image_dir: Sequence[Path] = (),
+    splits: Sequence[str],
 ) -> Iterator[Subject]:
     """Opens a dataset while the `with` block runs; an archive is unpacked, and removed at the end.
 
@@ -67,6 +73,7 @@ def opened(
         dataset: name of the dataset.
         data_dir: folder of all built datasets; has the dataset, unless `source_dir` is given.
         source_dir: downloaded files (a folder or an archive), or `None` for a built dataset.
+        image_dir: folders besides `source_dir` that may hold the images of your own lines.
         splits: splits to examine; empty examines all.
 
     Raises:
@@ -76,7 +83,7 @@ def opened(
         assert data_dir is not None
         yield _built(dataset, data_dir, splits)
     elif source_dir.is_dir():
-        yield _raw(dataset, source_dir, source_dir, splits)
+        yield _raw(dataset, source_dir, source_dir, image_dir, splits)
     else:
         # The doctor builds nothing, so it does not create a missing `data_dir` either.
         beside = data_dir if data_dir is not None and data_dir.is_dir() else None
@@ -84,7 +91,7 @@ def opened(
             tempfile.TemporaryDirectory(prefix="doctor-", dir=beside) as room,
             source_folder(source_dir, Path(room)) as folder,
         ):
-            yield _raw(dataset, folder, source_dir, splits)
+            yield _raw(dataset, folder, source_dir, image_dir, splits)
 
 
 def _built(dataset: str, data_dir: Path, wanted: Sequence[str]) -> Subject:
@@ -115,8 +122,14 @@ def _read_built(sources: dict[str, RecordSource], item: tuple[str, int]) -> Read
     return Reading(record, tuple(_notes(notes, split, where)))
 
 
-def _raw(dataset: str, folder: Path, source: Path, wanted: Sequence[str]) -> Subject:
-    known = {**CONVERSIONS, _OWN: jsonl_records.conversion(folder)}
+def _raw(
+    dataset: str,
+    folder: Path,
+    source: Path,
+    image_dir: Sequence[Path],
+    wanted: Sequence[str],
+) -> Subject:
+    known = {**CONVERSIONS, _OWN: jsonl_records.conversion(Places(folder, tuple(image_dir)))}
     conversion = known.get(dataset)
     if conversion is None:
         raise UserError(unknown("dataset with a known format", dataset, known))

@@ -29,7 +29,10 @@ Optional fields:
   itself becomes the region only with `"segmentation": "box"`, because a rectangle teaches a model to
   draw rectangles. The record's metadata lists such targets (`{"boxes": [0, 2]}`).
 
-Names of files are relative to `DIR`. The stored pixels are used. An image with an EXIF rotation flag is
+Names of files are relative to `DIR`, or to a folder that `--image_dir` gives (the flag may be repeated).
+They may be absolute or climb up by `..` if they lead below one of these folders. Backslashes stand for
+slashes where no file has such a name. Coordinates are pixels: shares of the picture (0..1) and per cent
+are refused. Files of lines are UTF-8. The stored pixels are used. An image with an EXIF rotation flag is
 refused, because masks that were drawn on the rotated image would not fit.
 
 For more than a million lines, a split may consist of several files (`train-00000-of-00010.jsonl` and so
@@ -47,6 +50,7 @@ from input_pipeline.building.conversion import BuildError
 from input_pipeline.building.own import build_records
 from input_pipeline.formats.jsonl_files import find_splits, read_images
 from input_pipeline.formats.jsonl_records import make_record
+from input_pipeline.formats.places import Places
 from refseg_jax.naming import unknown
 
 
@@ -55,6 +59,7 @@ def build(
     source_dir: Path,
     *,
     data_dir: Path,
+    image_dir: Sequence[Path] = (),
     splits: Sequence[str] = (),
     num_workers: int = 0,
     runner: Runner | None = None,
@@ -65,6 +70,7 @@ def build(
         name: name of the dataset, the value of `config.data.dataset`.
         source_dir: the folder.
         data_dir: folder of all datasets.
+        image_dir: other folders that may hold the images and masks.
         splits: splits to build; empty builds all.
         num_workers: number of processes that make records.
         runner: Beam runner that writes the shards; `None` writes them on this machine.
@@ -83,8 +89,10 @@ def build(
     for split in splits:
         if split not in files:
             raise BuildError(f"{source_dir}: {unknown('split', split, files)}")
-    plan = {split: read_images(files[split]) for split in files if split in (splits or files)}
-    make = functools.partial(make_record, folder=source_dir, source=name)
+    places = Places(source_dir, tuple(image_dir))
+    chosen = [split for split in files if split in (splits or files)]
+    plan = {split: read_images(files[split], places) for split in chosen}
+    make = functools.partial(make_record, places=places, source=name)
     return build_records(
         name, plan, make, data_dir=data_dir, num_workers=num_workers, runner=runner
     )

@@ -43,6 +43,7 @@ class Request:
         data_dir: folder of all datasets.
         source_dir: folder of the source files; `None` for a dataset that needs none.
         name: name of a dataset of your own (`jsonl`), else `""`.
+        image_dir: folders besides `source_dir` that may hold the images of a dataset of your own.
         splits: splits to build; empty builds all.
         num_workers: number of processes that make records.
         skip_missing: leave out missing and damaged items instead of failing.
@@ -54,6 +55,7 @@ class Request:
     data_dir: Path
     source_dir: Path | None = None
     name: str = ""
+    image_dir: tuple[Path, ...] = ()
     splits: tuple[str, ...] = ()
     num_workers: int = 1
     skip_missing: bool = False
@@ -138,6 +140,7 @@ def _build_jsonl(request: Request) -> None:
         request.name,
         request.source_dir,
         data_dir=request.data_dir,
+        image_dir=request.image_dir,
         splits=request.splits,
         num_workers=request.num_workers,
         runner=request.runner,
@@ -149,7 +152,10 @@ def _entries() -> dict[str, Entry]:
     entries = {
         "scenes": Entry(none, none, _scenes_folder, _build_scenes),
         "jsonl": Entry(
-            source | {"name"}, frozenset({"splits", "runner"}), _jsonl_folder, _build_jsonl
+            source | {"name"},
+            frozenset({"image_dir", "splits", "runner"}),
+            _jsonl_folder,
+            _build_jsonl,
         ),
     }
     for name, conversion in CONVERSIONS.items():

@@ -5,7 +5,9 @@ digest of them. Making a record reads the lines again.
 """
 
 import dataclasses
+import functools
 import hashlib
+import io
 import itertools
 import operator
 import re
@@ -15,12 +17,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline.building.conversion import BuildError, SourceError
 from input_pipeline.formats.archives import Member, tar_members
 from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
+from input_pipeline.formats.places import Places, same_name
+from refseg_jax.images.units import Evidence
+from refseg_jax.text.encoding import EncodingError, check_start, is_blank
 
-_BOM = b"\xef\xbb\xbf"
 #: Endings of a sample's image in a tar.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
@@ -59,13 +64,9 @@ class FolderImage:
                     lines.append(_parse(opened.readline(), path, number))
         return lines
 
-    def read(self, name: str, folder: Path, where: str) -> bytes:
+    def read(self, name: str, places: Places, where: str) -> bytes:
         """Reads a file that a line names; raises a `BuildError` if that fails."""
-        path = folder / name
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise BuildError(f"{where}: {path}: {error.strerror}; correct the name") from None
+        return places.read(name, where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +94,19 @@ class TarImage:
 
     def lines(self) -> list[Line]:
         """Reads the expressions, in order."""
-        data = self.read(self.text.name, self.archive, str(self.archive))
-        return _parse_sample(data, self.archive, self.text)
+        return _parse_sample(self._bytes(self.text), self.archive, self.text)
 
-    def read(self, name: str, folder: Path, where: str) -> bytes:
+    def read(self, name: str, places: Places, where: str) -> bytes:
         """Reads a member of the sample; raises a `BuildError` if there is none of that name."""
-        del folder
-        member = next((member for member in self.members if member.name == name), None)
+        del places
+        key = same_name(name)
+        member = next((m for m in self.members if same_name(m.name) == key), None)
         if member is None:
             sample = ", ".join(member.name for member in self.members)
             raise BuildError(f"{where}: no {name!r:.80} in its sample; there are: {sample}")
+        return self._bytes(member)
+
+    def _bytes(self, member: Member) -> bytes:
         with self.archive.open("rb") as file:
             file.seek(member.offset)
             return file.read(member.size)
@@ -121,6 +125,8 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     numbered: dict[tuple[str, str, str], set[int]] = {}
     for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.tar")]):
+        if path.name.startswith("."):  # Companions of macOS (._train.jsonl), locks of editors.
+            continue
         parts = re.fullmatch(r"(.+?)(?:-(\d+)(?:-of-(\d+))?)?", path.stem, re.ASCII | re.DOTALL)
         assert parts is not None  # The first group matches any text.
         split, number, of = parts.groups()
@@ -143,16 +149,55 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def read_images(files: Sequence[Path]) -> list[ImageLines]:
+def read_images(files: Sequence[Path], places: Places) -> list[ImageLines]:
     """Reads the images of a split, in the order of their first lines, and checks every line.
 
+    Args:
+        files: files of lines and tars.
+        places: the folders that may hold the images.
+
     Raises:
-        BuildError: a line is malformed, or a file cannot be read.
+        BuildError: a line is malformed, a file cannot be read, or the coordinates of the split are no
+            pixels.
         ArchiveError: a tar is damaged or refused.
     """
     lines = [path for path in files if path.suffix == ".jsonl"]
     tars = [path for path in files if path.suffix == ".tar"]
-    return [*_folder_images(lines), *(image for tar in tars for image in _tar_images(tar))]
+    evidence = Evidence()
+    images: list[ImageLines] = [*_folder_images(lines, evidence)]
+    for tar in tars:
+        images += _tar_images(tar, evidence)
+    if unit := evidence.find(functools.partial(_size_of, places)):
+        raise BuildError(f"{evidence.first.where}: {unit}")
+    return images
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """An image that a line is about; for a tar, `member` is the image.
+
+    The place of the line does not count when two are compared.
+    """
+
+    name: str
+    where: str = dataclasses.field(compare=False)
+    archive: Path | None = None
+    member: Member | None = None
+
+
+def _size_of(places: Places, picture: _Picture) -> tuple[int, int]:
+    """(height, width) that the header of an image states; (0, 0) if it cannot be read."""
+    try:
+        if picture.archive is None or picture.member is None:
+            data = places.read(picture.name, picture.where)
+        else:
+            with picture.archive.open("rb") as file:
+                file.seek(picture.member.offset)
+                data = file.read(picture.member.size)
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Exception:  # Making its record says what is wrong with it.
+        return 0, 0
 
 
 class _Found:
@@ -169,11 +214,12 @@ class _Found:
         self.digest.update(line)
 
 
-def _folder_images(files: Sequence[Path]) -> Iterator[FolderImage]:
+def _folder_images(files: Sequence[Path], evidence: Evidence) -> Iterator[FolderImage]:
     images: dict[str, _Found] = {}
     for path in files:
         for number, offset, data in _raw_lines(path):
             line = _parse(data, path, number)
+            evidence.add(line.shape, _Picture(line.image, line.where))
             images.setdefault(line.image, _Found()).add(path, number, offset, data)
     for name, found in images.items():
         yield FolderImage(name, tuple(found.files), bytes(found.places), found.digest.digest())
@@ -186,20 +232,22 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
         with path.open("rb") as file:
             # Not `splitlines`, which also splits at characters that JSON allows within a text.
             for number, data in enumerate(file, 1):
-                if data.removeprefix(_BOM if number == 1 else b"").strip():
+                if number == 1:
+                    check_start(data)
+                if not is_blank(data):
                     yield number, offset, data
                 offset += len(data)
+    except EncodingError as error:
+        raise BuildError(f"{path}: {error}") from None
     except OSError as error:
         raise BuildError(f"{path}: {error.strerror}; it must be a file") from None
 
 
 def _parse(data: bytes, path: Path, number: int) -> Line:
-    # Some editors begin a file with a byte order mark.
-    text = data.removeprefix(_BOM) if number == 1 else data
-    return parse_line(text, f"{path}:{number}", f"{path.stem}-{number}")
+    return parse_line(data, f"{path}:{number}", f"{path.stem}-{number}")
 
 
-def _tar_images(archive: Path) -> Iterator[TarImage]:
+def _tar_images(archive: Path, evidence: Evidence) -> Iterator[TarImage]:
     with archive.open("rb") as file:
         for key, members in _samples(archive).items():
             text = members.get("json")
@@ -213,7 +261,9 @@ def _tar_images(archive: Path) -> Iterator[TarImage]:
             file.seek(text.offset)
             data = file.read(text.size)
             for line in _parse_sample(data, archive, text):
-                if line.image not in ("", images[0].name):
+                picture = _Picture(images[0].name, line.where, archive, images[0])
+                evidence.add(line.shape, picture)
+                if line.image and same_name(line.image) != same_name(images[0].name):
                     raise BuildError(
                         f"{line.where}: 'image' is {line.image!r:.80}, its sample's is "
                         f"{images[0].name!r:.80}; leave it out"

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from input_pipeline.building.conversion import BuildError
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
+from refseg_jax.text.encoding import EncodingError, decoded
 
 #: Value of `segmentation` that makes the rectangle of `box` the region.
 BOX = "box"
@@ -19,6 +20,8 @@ _FIELDS = frozenset(
     # Other fields of `predictions.jsonl`.
     | {"score", "present"}
 )
+#: No picture has so many pixels on a side.
+_FURTHEST = 1e9
 _TEXTS = frozenset({"image", "image_id", "expression", "granularity", "category", "parent", "id"})
 
 
@@ -53,12 +56,17 @@ class Line:
     category: str
     parent: str
 
+    @property
+    def shape(self) -> Any:
+        """The segmentation, with the corners of `box` where that is the region."""
+        return [_corners(self.box)] if self.segmentation == BOX else self.segmentation
+
 
 def parse_lines(data: bytes, where: str, default_id: str) -> list[Line]:
     """Parses the JSON of a sample of a tar: one object, or a list of them.
 
     Args:
-        data: UTF-8.
+        data: UTF-8, with or without a byte order mark.
         where: path of the JSON, for errors.
         default_id: beginning of the ids of expressions that give none.
 
@@ -76,7 +84,7 @@ def parse_line(data: bytes, where: str, default_id: str) -> Line:
     """Parses a line of a file.
 
     Args:
-        data: UTF-8.
+        data: UTF-8, with or without a byte order mark.
         where: place of the line, for errors.
         default_id: id of an expression that gives none.
 
@@ -92,9 +100,9 @@ def parse_line(data: bytes, where: str, default_id: str) -> Line:
 def _loads(data: bytes, where: str) -> Any:
     try:
         # Without the line end: a truncated JSON would otherwise seem to end on the next line.
-        return json.loads(data.decode("utf-8").rstrip())
-    except UnicodeDecodeError as error:
-        raise BuildError(f"{where}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+        return json.loads(decoded(data).rstrip())
+    except EncodingError as error:
+        raise BuildError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BuildError(f"{where}: no JSON ({error}); one object a line") from None
 
@@ -164,10 +172,16 @@ def _box(line: dict[str, Any], where: str) -> tuple[float, ...]:
             raise BuildError(f"{where}: 'segmentation' is 'box', and no 'box' is given")
         return ()
     sound = isinstance(box, list) and len(box) == 4
-    sound = sound and all(type(value) in (int, float) and math.isfinite(value) for value in box)
+    # Compared before they become floats, which integers beyond 1.8e308 cannot.
+    sound = sound and all(type(v) in (int, float) and abs(v) <= _FURTHEST for v in box)
     if not sound or box[2] <= 0 or box[3] <= 0:
         raise BuildError(f"{where}: 'box' is {box!r:.40}; write [x, y, width, height] in pixels")
     return tuple(float(value) for value in box)
+
+
+def _corners(box: Sequence[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
 def _is_text(value: Any) -> bool:

@@ -24,6 +24,7 @@ from input_pipeline.building.conversion import (
 from input_pipeline.formats.jsonl_files import ImageLines, find_splits, read_images
 from input_pipeline.formats.jsonl_lines import BOX, Line
 from input_pipeline.formats.mask_files import read_mask
+from input_pipeline.formats.places import Places
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.placement import check_inside
@@ -36,31 +37,34 @@ LAYOUT = "train.jsonl and the like"
 _ORIENTATION = 0x0112
 
 
-def conversion(folder: Path) -> Conversion:
+def conversion(places: Places) -> Conversion:
     """The conversion of a folder, in which an error that stops a build is a problem of one item.
 
     With it, the doctor examines the folder as it does a published dataset.
     """
-    return Conversion("jsonl", _read_plan, functools.partial(_convert, folder=folder))
+    read = functools.partial(_read_plan, others=places.others)
+    return Conversion("jsonl", read, functools.partial(_convert, places=places))
 
 
-def _read_plan(folder: Path) -> Plan:
-    return Plan({split: read_images(files) for split, files in find_splits(folder).items()})
+def _read_plan(folder: Path, *, others: tuple[Path, ...]) -> Plan:
+    places = Places(folder, others)
+    splits = find_splits(folder)
+    return Plan({split: read_images(files, places) for split, files in splits.items()})
 
 
-def _convert(item: ImageLines, source: str, *, folder: Path) -> Outcome:
+def _convert(item: ImageLines, source: str, *, places: Places) -> Outcome:
     try:
-        return made(functools.partial(make_record, folder=folder, source=source), item)
+        return made(functools.partial(make_record, places=places, source=source), item)
     except BuildError as error:
         raise ItemError(str(error)) from None
 
 
-def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
+def make_record(item: ImageLines, *, places: Places, source: str) -> Record:
     """Reads an image, its lines and its masks.
 
     Args:
         item: the image and its lines.
-        folder: the folder that names of files are relative to.
+        places: the folders that may hold the files.
         source: the record's `source`.
 
     Raises:
@@ -68,8 +72,8 @@ def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
         ImageError: an image or a mask file is damaged.
     """
     lines = item.lines()
-    path = folder / item.key
-    data = item.read(item.name, folder, lines[0].where)
+    path = places.folder / item.key
+    data = item.read(item.name, places, lines[0].where)
     height, width, _ = decode_image(data, name=str(path)).shape
     with Image.open(io.BytesIO(data)) as image:
         if image.getexif().get(_ORIENTATION, 1) != 1:
@@ -77,7 +81,7 @@ def make_record(item: ImageLines, *, folder: Path, source: str) -> Record:
     regions = _Regions()
     means: dict[str, tuple[int, ...]] = {}
     for line in lines:
-        means[line.id] = regions.add(line, _regions(line, item, folder, (height, width)))
+        means[line.id] = regions.add(line, _regions(line, item, places, (height, width)))
     for line in lines:
         if line.parent:
             regions.set_parent(line, means)
@@ -174,34 +178,27 @@ def _image_id(lines: Sequence[Line]) -> str:
     return next(iter(given), "")
 
 
-def _regions(line: Line, item: ImageLines, folder: Path, size: tuple[int, int]) -> list[bytes]:
+def _regions(line: Line, item: ImageLines, places: Places, size: tuple[int, int]) -> list[bytes]:
     """RLE counts of the regions that the line means."""
     counts = [
-        _file_counts(item.read(name, folder, line.where), name, size, line.where)
+        _file_counts(item.read(name, places, line.where), name, size, line.where)
         for name in line.masks
     ]
-    region = line.segmentation
+    region = line.shape
     try:
-        if region == BOX:
-            region = [_corners(line.box)]
         check_inside(region, *size)
         empty = isinstance(region, Mapping) and not coco_mask.area(
             cast(Any, checked_rle(region, *size))
         )
         if region is not None and not empty:
-            counts.append(encode_segmentation(region, *size).counts)
+            counts.append(encode_segmentation(region, *size, box=line.box).counts)
     except SegmentationError as error:
-        raise BuildError(f"{line.where}: {error}; correct the segmentation") from None
+        raise BuildError(f"{line.where}: {error.with_cure('correct the segmentation')}") from None
     if line.cleared:
         counts = []
     if line.box and line.segmentation != BOX:
         _check_box(line, counts, size)
     return counts
-
-
-def _corners(box: Sequence[float]) -> list[float]:
-    x, y, width, height = box
-    return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
 def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> None:

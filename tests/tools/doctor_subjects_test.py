@@ -16,6 +16,7 @@ from input_pipeline.building.conversion import Conversion, Plan
 from input_pipeline.building.own import build_records
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.formats import jsonl_records
+from input_pipeline.formats.places import Places
 from tests.input_pipeline.datasets import jsonl_folders, regrouped_test
 from tests.input_pipeline.datasets.refcoco_files import (
     HEIGHT,
@@ -41,7 +42,9 @@ def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     jsonl_folders.write(folder, jsonl_folders.line(id="v"), split="val")
     arguments = ["--dataset=jsonl", f"--source_dir={folder}", f"--page={page}"]
     assert doctor.main([*arguments, "--num_workers=0"]) == 1
-    assert pickle.dumps(jsonl_records.conversion(folder).convert), "so that processes can do it"
+    assert pickle.dumps(jsonl_records.conversion(Places(folder)).convert), (
+        "so that processes can do it"
+    )
     out = capsys.readouterr().out
     assert "train: 3 images, 3 refs, 3 expressions; nothing is published of it" in out
     assert "fault          2  cannot be built" in out

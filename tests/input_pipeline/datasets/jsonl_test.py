@@ -200,7 +200,7 @@ def test_a_bad_line_is_named_and_nothing_is_built(folder, tmp_path, bad, said):
 
 def test_a_file_that_is_not_utf8_is_named(folder, tmp_path):
     (folder / "train.jsonl").write_bytes('{"image": "ä"}'.encode("latin-1"))
-    with pytest.raises(BuildError, match=r"train\.jsonl:1: not UTF-8"):
+    with pytest.raises(BuildError, match=r"train\.jsonl:1: is not UTF-8"):
         jsonl.build("mine", folder, data_dir=tmp_path / "data")
 
 

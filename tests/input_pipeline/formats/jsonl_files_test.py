@@ -14,6 +14,7 @@ from input_pipeline.building.shards import plan_digest
 from input_pipeline.formats.archives import ArchiveError
 from input_pipeline.formats.jsonl_files import find_splits, read_images
 from input_pipeline.formats.jsonl_records import make_record
+from input_pipeline.formats.places import Places
 from input_pipeline.sources import RecordSource
 from tests.input_pipeline.datasets.jsonl_folders import (
     LEFT,
@@ -98,7 +99,7 @@ def test_tars_of_samples_are_a_split(folder, tmp_path):
     ("stored", "said"),
     [
         (b"{", "train.tar/0.json: no JSON"),
-        (b"\xff", "train.tar/0.json: not UTF-8"),
+        (b"\xff", "train.tar/0.json: is not UTF-8"),
         ([], "train.tar/0.json: an empty list"),
         ([{"expression": "x", "mask": None}, {}], "train.tar/0.json:2: 'expression' is missing"),
         (
@@ -139,14 +140,14 @@ def test_a_hostile_tar_is_refused(folder, tmp_path):
 def test_a_plan_travels_to_processes_and_knows_when_a_line_changes(folder):
     write(folder, line(), line(expression="again"))
     write_tar(folder, "val.tar", sample(folder, "0", {"expression": "x", "mask": None}))
-    splits = {s: read_images(files) for s, files in find_splits(folder).items()}
+    splits = {s: read_images(files, Places(folder)) for s, files in find_splits(folder).items()}
     for items in splits.values():
         (item,) = pickle.loads(pickle.dumps(items))
         assert item == items[0]
-        assert make_record(item, folder=folder, source="mine").image
+        assert make_record(item, places=Places(folder), source="mine").image
     write(folder, line(), line(expression="agaim"))
     write_tar(folder, "val.tar", sample(folder, "0", {"expression": "y", "mask": None}))
-    changed = {s: read_images(files) for s, files in find_splits(folder).items()}
+    changed = {s: read_images(files, Places(folder)) for s, files in find_splits(folder).items()}
     digests = {
         plan_digest("mine", plan)
         for plan in (splits, changed, {**splits, "val": changed["val"]}, {**splits})

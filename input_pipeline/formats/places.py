@@ -1,0 +1,82 @@
+"""Finds the files that the lines of a user's own data name, and only where they may lie."""
+
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from input_pipeline.building.conversion import BuildError
+from refseg_jax.images.files import read_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """The folders that may hold the images and masks of a dataset.
+
+    A name is relative to the first folder, and to each of the others if it is not there. A name that is
+    absolute, or climbs out of the first folder by `..`, must lead below one of these folders. Links in
+    them are followed to regular files, because the user has placed them; unpacked archives have none.
+
+    Attributes:
+        folder: the folder of the lines.
+        others: folders of images elsewhere.
+    """
+
+    folder: Path
+    others: tuple[Path, ...] = ()
+
+    def read(self, name: str, where: str) -> bytes:
+        """Reads a file that a line names.
+
+        Args:
+            name: the name. Backslashes may stand for slashes, as on Windows, and accents may be
+                composed or not (macOS decomposes them).
+            where: place of the line, for errors.
+
+        Raises:
+            BuildError: there is no such file, it is no regular file, or it lies elsewhere.
+        """
+        paths = dict.fromkeys(self._candidates(name))
+        inside = [path for path in paths if self._holds(path)]
+        if not inside:
+            raise BuildError(
+                f"{where}: {name!r:.200} lies outside of {self.folder}; give --image_dir=FOLDER, the "
+                "folder that holds it"
+            )
+        path = next(filter(os.path.exists, inside), inside[0])
+        try:
+            return read_file(path)
+        except OSError as error:
+            raise BuildError(f"{where}: {path}: {error.strerror}; correct the name") from None
+
+    def _candidates(self, name: str) -> Iterator[Path]:
+        for spelling in spellings(name):
+            # Not resolved by the file system: `..` behind a link would lead elsewhere.
+            within = Path(os.path.normpath(spelling))
+            climbs = within.is_absolute() or within.parts[:1] == ("..",)
+            for folder in (self.folder, *(() if climbs else self.others)):
+                yield Path(os.path.normpath(folder / within))
+
+    def _holds(self, path: Path) -> bool:
+        roots = [_absolute(folder) for folder in (self.folder, *self.others)]
+        if any(_absolute(path).is_relative_to(root) for root in roots):
+            return True
+        # An absolute name may be that of the folder behind a link.
+        return any(path.resolve().is_relative_to(root.resolve()) for root in roots)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))
+
+
+def spellings(name: str) -> list[str]:
+    """The name as given, and as other systems write it; each once."""
+    slashed = (name, name.replace("\\", "/"))
+    forms = [unicodedata.normalize(form, text) for text in slashed for form in ("NFC", "NFD")]
+    return list(dict.fromkeys((*slashed, *forms)))
+
+
+def same_name(name: str) -> str:
+    """A key that is equal for all spellings of a name."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
