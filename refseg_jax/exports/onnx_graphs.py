@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import refseg_jax
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import write_arrays
@@ -19,6 +18,7 @@ from refseg_jax.exports.onnx_environment import clean_variables, ensure_environm
 from refseg_jax.exports.source import Source
 
 _CONVERTER = Path(__file__).with_name("onnx_converter.py")
+_LIBRARY = Path(__file__).parents[1]
 
 
 def write_onnx(
@@ -50,7 +50,7 @@ def write_onnx(
         packages.mkdir()
         # A link alone in its folder, because beside this package there may be packages of this
         # process, which the converter must not import.
-        (packages / "refseg_jax").symlink_to(Path(refseg_jax.__file__).parent)
+        (packages / "refseg_jax").symlink_to(_LIBRARY)
         variables = {**clean_variables(), "PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
             # Without -P the script's folder, whose modules have common names, would be searched first.
