@@ -1,4 +1,4 @@
-"""Opens weight files: safetensors (one file or shards) and torch's archives."""
+"""Opens weight files: safetensors (one file or shards), torch's files and detectron2's pickles."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from refseg_jax.errors import UserError
 from refseg_jax.weights.loader import Weights
-from refseg_jax.weights.torch_files import TorchFile
+from refseg_jax.weights.torch_files import BarePickle, TorchFile
 
 _AGAIN = "download or copy the file again"
 
@@ -30,20 +30,21 @@ _DTYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
 }
 _INDEX = ".safetensors.index.json"
-_TORCH = (".pt", ".pth", ".bin")
+_TORCH, _PICKLE = (".pt", ".pth", ".bin"), ".pkl"
 #: File name endings of all supported weight files.
-ENDINGS = (*_TORCH, ".safetensors")
+ENDINGS = (*_TORCH, _PICKLE, ".safetensors")
 
 
 def open_weights(path: Path, *, sha256: str = "") -> Weights:
     """Opens a weight file without reading its arrays.
 
     Args:
-        path: `*.safetensors`, `*.safetensors.index.json` with its shards beside it, or an archive of
-            torch (`.pt`, `.pth`, `.bin`).
+        path: `*.safetensors`, `*.safetensors.index.json` with its shards beside it, a file of torch
+            (`.pt`, `.pth`, `.bin`), or a pickle of arrays or tensors, as detectron2 has them (`.pkl`).
         sha256: digest of the file in hexadecimal; for shards, that of their concatenation in the
             order of their names (`cat model-*.safetensors | sha256sum`). `""` skips the check: a
-            flipped bit in the numbers of a safetensors file then goes unnoticed.
+            flipped bit in the numbers of a safetensors file or of a pickle (also of torch before 1.6)
+            then goes unnoticed.
 
     Raises:
         UserError: the file is missing, damaged, malicious or of another kind, or its digest differs.
@@ -51,9 +52,13 @@ def open_weights(path: Path, *, sha256: str = "") -> Weights:
     shards = shards_of(path)
     if sha256:
         _check_digest(path, shards, sha256)
-    if path.name.endswith(_INDEX):
-        weights: Weights = SafetensorFiles(path, shards)
-    elif _is_torch(path):
+    start = b"" if path.name.endswith(_INDEX) else _start(path)
+    # A safetensors file starts with the length of its header, which may be the same bytes; its ninth
+    # byte is the brace of the header.
+    other = start[8:] != b"{"
+    if path.suffix == _PICKLE or (start[:1] == b"\x80" and other):
+        weights: Weights = BarePickle(path)
+    elif path.suffix in _TORCH or (start[:4] == b"PK\x03\x04" and other):
         weights = TorchFile(path)
     else:
         weights = SafetensorFiles(path, shards)
@@ -139,15 +144,13 @@ def _is_shard(name: str) -> bool:
     return Path(name).name == name and name.endswith(".safetensors") and name.isprintable()
 
 
-def _is_torch(path: Path) -> bool:
+def _start(path: Path) -> bytes:
+    """The first nine bytes of a file."""
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            return file.read(9)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from None
-    # A safetensors file starts with the length of its header, which may be the same four bytes; its
-    # ninth byte is the brace of the header.
-    return (start[:4] == b"PK\x03\x04" and start[8:] != b"{") or path.suffix in _TORCH
 
 
 def _check_digest(path: Path, files: Sequence[Path], wanted: str) -> None:

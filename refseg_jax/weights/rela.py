@@ -48,6 +48,13 @@ TOKENIZER = "bert-base-uncased"
 _SWIN, _BERT = "backbone.", "text_encoder."
 _PIXELS, _REGIONS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 
+#: Modules of the decoder of the branch `main`: those without which it is another one, and all.
+_ATTENTION = frozenset(("RIA_layers", "RLA_vision", "RLA_lang_att"))
+_DECODER = _ATTENTION | {
+    *("query_feat", "query_embed", "level_embed", "lang_proj", "lang_weight", "decoder_norm"),
+    *("transformer_ffn_layers", "minimap_embed", "mask_embed", "nt_embed"),
+}
+
 #: Why a closed gate is not read, see `LanguageSwinConfig.gate`.
 _DEAD = "a gate whose kernels are all zero: closed, and no gradient ever opens it"
 
@@ -116,6 +123,7 @@ def open_rela(source: str, *, sha256: str = "") -> OpenedReLA:
     weights = open_weights(file, sha256=sha256)
     if any(entry.startswith(f"{_SWIN}stem.") for entry in weights.shapes):
         raise UserError(f"{file}: a ReLA with a ResNet; take the one with a Swin")
+    _check_decoder(weights)
     try:
         config = sizes(weights.shapes)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -291,6 +299,25 @@ def _attention(source: str, target: str) -> tuple[Rule, ...]:
         *packed(source, three, "in_proj_weight", "in_proj_bias"),
         *linear(rf"{source}\.out_proj", f"{target}.out"),
     )
+
+
+def _check_decoder(weights: Weights) -> None:
+    """Checks that the decoder, if there is one, is that of the branch `main`.
+
+    Raises:
+        UserError: it has modules of another decoder, or lacks an attention.
+    """
+    below = (e.removeprefix(_REGIONS) for e in weights.shapes if e.startswith(_REGIONS))
+    found = {entry.split(".")[0] for entry in below}
+    other, missing = sorted(found - _DECODER), sorted(_ATTENTION - found)
+    if found and (other or missing):
+        what = f"has {', '.join(other[:4])}" if other else f"lacks {', '.join(missing)}"
+        raise UserError(
+            f"{weights.name}: another decoder than that of ReLA's branch main (it {what}). The branch "
+            "original (the paper's version) and systems built on ReLA have decoders of their own, "
+            "which are not imported: take the released gres_swin_base.pth, or train the paper's block "
+            "with --config.model.relationship=paper"
+        )
 
 
 def _check_pixels(weights: Weights) -> None:

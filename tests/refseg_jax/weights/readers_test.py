@@ -325,11 +325,6 @@ def test_modules_without_end_are_refused(tmp_path: Path):
     assert "no end" in refusal(torch_archive(tmp_path / "m.pt", {}, wrap=wrap))
 
 
-def test_a_file_of_old_torch_is_told_apart(tmp_path: Path):
-    (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": 1}, 2))
-    assert "torch before 1.6" in refusal(tmp_path / "old.pth")
-
-
 def test_another_zip_is_refused(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("a.txt", "b")

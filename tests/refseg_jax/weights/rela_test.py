@@ -24,7 +24,7 @@ from refseg_jax.models.rela_config import ReLAConfig
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
 from refseg_jax.weights import rela
 from refseg_jax.weights.loader import plan
-from tests.refseg_jax.weights import rela_sources
+from tests.refseg_jax.weights import bare_pickles, rela_sources
 from tests.refseg_jax.weights.rela_sources import BASE, PIXELS, REGIONS, SMALL, TINY
 
 Values = dict[str, np.ndarray]
@@ -196,8 +196,24 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         "not the weights of a released ReLA",
     ),
     "one entry more": (
+        shaped(f"{PIXELS}.class_embed.weight", 2, 32),
+        f"entries that no rule reads: {PIXELS}.class_embed.weight",
+    ),
+    "a module of another decoder": (
         shaped(f"{REGIONS}.class_embed.weight", 2, 32),
-        f"entries that no rule reads: {REGIONS}.class_embed.weight",
+        r"another decoder than that of ReLA's branch main \(it has class_embed\)\. The branch original",
+    ),
+    "another decoder": (
+        lambda values: [
+            values.update({name.replace("RIA_layers", "cross_attention"): values.pop(name)})
+            for name in list(values)
+            if "RIA_layers" in name
+        ],
+        r"another decoder .* \(it has cross_attention\).* are not imported: take the released gres_swin",
+    ),
+    "a decoder without regions that look at one another": (
+        lambda values: [values.pop(name) for name in list(values) if "RLA_vision" in name],
+        r"another decoder .* \(it lacks RLA_vision\)",
     ),
     "a layer more": (
         shaped(f"{REGIONS}.RIA_layers.2.norm.weight", 32),
@@ -263,6 +279,19 @@ def test_what_does_not_fit_is_one_line(fault: str, tmp_path: Path, values: Value
         found.plan(target_of(found.config))
     told = str(error.value)
     assert told.startswith(f"{path}: ") and "\n" not in told
+
+
+@pytest.mark.parametrize("write", [bare_pickles.detectron2, bare_pickles.pickled_tensors])
+def test_a_pickle_of_detectron2_is_read_as_the_archive_is(
+    write: Callable[[Values], bytes], tmp_path: Path, values: Values
+):
+    (tmp_path / "gres.pkl").write_bytes(write(values))
+    found = rela.open_rela(str(tmp_path / "gres.pkl"))
+    archive = rela.open_rela(str(rela_sources.checkpoint(tmp_path / "gres.pth", values)))
+    assert found.config == archive.config
+    assert found.plan(target_of(found.config)).reads.keys() <= values.keys()
+    for entry, value in values.items():
+        np.testing.assert_array_equal(found.weights.read(entry), value)
 
 
 def test_what_other_versions_store_is_named(tmp_path: Path, values: Values):

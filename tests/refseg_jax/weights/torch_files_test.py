@@ -80,9 +80,12 @@ def test_compressed_numbers_are_refused_where_the_structure_is_not(tmp_path: Pat
     assert "data of another size than it says" in refusal(path)
 
 
-def test_a_pickle_of_more_than_16_megabytes_is_refused(tmp_path: Path):
-    path = torch_archive(tmp_path / "m.pt", {}, wrap=lambda _: PROTOCOL + b"N0" * 2**23 + b"N.")
-    assert "larger than 16777216 bytes" in refusal(path)
+def test_a_pickle_of_more_structure_than_a_model_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("refseg_jax.weights.torch_pickles._MOST_STRUCTURE", 2**16)
+    path = torch_archive(tmp_path / "m.pt", {}, wrap=lambda _: PROTOCOL + b"N0" * 2**15 + b"N.")
+    assert "its structure takes more than 65536 bytes" in refusal(path)
 
 
 @pytest.mark.parametrize(
