@@ -1,1 +1,4 @@
-"""Commands that need only this library; the modules of `tools/` with the same names call them."""
+"""Commands that need only this library, for example `python -m refseg_jax.cli.predict`.
+
+In a checkout, the modules of `tools/` with the same names call them.
+"""

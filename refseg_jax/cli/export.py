@@ -55,3 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"{options.output}: {options.format}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

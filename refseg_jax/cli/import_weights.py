@@ -205,3 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = f" (a run starts from it by --config.init.{field}={output})"
     print(f"written: {output}{'' if request.format in towers.FORMATS else start}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from refseg_jax.cli.score_lines import LineError, read_pairs
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.protocols import PROTOCOLS, State, build_protocols, keyed_scores
-from refseg_jax.reporting import tables as report
+from refseg_jax.reporting import tables
 
 
 def score(
@@ -73,12 +73,12 @@ def run(options: argparse.Namespace) -> None:
     scores = keyed_scores(states)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        report.write_summary(options.json, scores)
+        tables.write_summary(options.json, scores)
     for number, state in enumerate(states):
         protocol, prefix = state.protocol, f"{state.protocol.name}/" if number else ""
-        print(report.table(scores, protocol.columns, prefix))
+        print(tables.table(scores, protocol.columns, prefix))
         print(f"{state.counts()['count']:.0f} pairs")
-        print(report.comparable(protocol, protocol.threshold))
+        print(tables.comparable(protocol, protocol.threshold))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,3 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

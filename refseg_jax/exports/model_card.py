@@ -14,7 +14,7 @@ _LOADING = """## Use it
 With refseg_jax, from this folder alone:
 
 ```python
-from refseg_jax.prediction.predictor import Predictor
+from refseg_jax import Predictor
 
 predictor = Predictor.from_checkpoint("FOLDER")
 for prediction in predictor.predict("picture.jpg", ["the red car", "the wheels of the red car"]):

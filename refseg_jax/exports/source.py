@@ -17,7 +17,7 @@ from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import Step
 from refseg_jax.models import difference
 from refseg_jax.models.graphs import check_params, forward_of
-from refseg_jax.reporting import tables as report
+from refseg_jax.reporting import tables
 from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer
 
 #: Last parts of the keys of `summary.json` that are scores; the others measure the speed of the run.
@@ -162,7 +162,7 @@ def _scores(path: Path, record: RunRecord) -> dict[str, float]:
 
 def _read_summary(path: Path) -> dict[str, float]:
     try:
-        summary = report.read_summary(path)
+        summary = tables.read_summary(path)
         if not isinstance(summary, dict):
             raise ValueError("it is no table")
         return summary
