@@ -4,9 +4,12 @@ The tool exists, its parser takes the flags, the config file makes a config that
 values are of their types; targets of `make` and extras of `pip install` exist. Nothing is run.
 """
 
+import re
+
 import pytest
 
 from tests.docs.commands import Command, all_commands, fault
+from tests.docs.pages import ROOT
 
 # ml_collections reads config files by a way that Python is going to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -31,6 +34,15 @@ def test_commands_of_the_notebook_are_found() -> None:
     lines = [command.line for command in COMMANDS if command.place.endswith(".ipynb")]
     assert any(line.startswith("python main.py") and "--config.steps=1" in line for line in lines)
     assert any(line.startswith("python -m tools.export") for line in lines)
+
+
+def test_what_ci_makes_has_a_rule() -> None:
+    text = (ROOT / ".ci/run").read_text()
+    lines = re.findall(
+        r"^ *(?:if |stage )?make (?:--silent )?(.*?)(?:; then)?$", text, re.MULTILINE
+    )
+    assert len(lines) > 5
+    assert not [why for line in lines if (why := fault(Command(".ci/run", f"make {line}")))]
 
 
 @pytest.mark.parametrize(
