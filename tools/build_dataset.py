@@ -54,7 +54,9 @@ _MISSING = {
     "name": "give the dataset a name (a-z, 0-9 and _)",
 }
 #: Flags that apply to some datasets only.
-_OPTIONAL = frozenset({"source_dir", "name", "image_dir", "splits", "skip_missing", "runner"})
+_OPTIONAL = frozenset(
+    {"source_dir", "name", "image_dir", "mask_threshold", "splits", "skip_missing", "runner"}
+)
 
 
 def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
@@ -211,6 +213,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
+    )
+    parser.add_argument(
+        "--mask_threshold",
+        type=int,
+        metavar="LEVEL",
+        help="jsonl: masks with greys belong to the region from this level on (1 to 255)",
     )
     parser.add_argument(
         "--splits",

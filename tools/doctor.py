@@ -94,6 +94,7 @@ def examine(
     source_dir: Path | None,
     page: Path,
     image_dir: Sequence[Path] = (),
+    mask_threshold: int | None = None,
     splits: Sequence[str] = (),
     num_workers: int = 0,
 ) -> int:
@@ -106,6 +107,7 @@ def examine(
         source_dir: downloaded files of the dataset, or `None` for a built dataset.
         page: the file to write.
         image_dir: folders besides `source_dir` that may hold the images of your own lines.
+        mask_threshold: level (1..255) at which the masks of your own lines are cut, or `None`.
         splits: splits to examine; empty examines all.
         num_workers: number of processes.
 
@@ -116,7 +118,12 @@ def examine(
         UserError: there is no such dataset or split, or the files cannot be read.
     """
     opening = opened(
-        dataset, data_dir=data_dir, source_dir=source_dir, image_dir=image_dir, splits=splits
+        dataset,
+        data_dir=data_dir,
+        source_dir=source_dir,
+        image_dir=image_dir,
+        mask_threshold=mask_threshold,
+        splits=splits,
     )
     with opening as subject:
         tallies, found = _look(subject, data_dir, num_workers)
@@ -229,6 +236,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
+    )
+    parser.add_argument(
+        "--mask_threshold",
+        type=int,
+        metavar="LEVEL",
+        help="jsonl: masks with greys belong to the region from this level on (1 to 255)",
     )
     parser.add_argument("--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val")
     parser.add_argument("--page", type=Path, default=Path("doctor.html"), help="the file to write")

@@ -65,6 +65,7 @@ def opened(
     data_dir: Path | None,
     source_dir: Path | None,
     image_dir: Sequence[Path] = (),
+    mask_threshold: int | None = None,
     splits: Sequence[str],
 ) -> Iterator[Subject]:
     """Opens a dataset while the `with` block runs; an archive is unpacked, and removed at the end.
@@ -74,16 +75,20 @@ def opened(
         data_dir: folder of all built datasets; has the dataset, unless `source_dir` is given.
         source_dir: downloaded files (a folder or an archive), or `None` for a built dataset.
         image_dir: folders besides `source_dir` that may hold the images of your own lines.
+        mask_threshold: level (1..255) at which the masks of your own lines are cut, or `None`.
         splits: splits to examine; empty examines all.
 
     Raises:
         UserError: there is no such dataset or split, or the files cannot be read.
     """
+    if mask_threshold is not None and (dataset != _OWN or source_dir is None):
+        raise UserError(f"{dataset}: --mask_threshold is for jsonl's files alone; leave it out")
     if source_dir is None:
         assert data_dir is not None
         yield _built(dataset, data_dir, splits)
     elif source_dir.is_dir():
-        yield _raw(dataset, source_dir, source_dir, image_dir, splits)
+        own = jsonl_records.conversion(Places(source_dir, tuple(image_dir)), mask_threshold)
+        yield _raw(dataset, source_dir, source_dir, own, splits)
     else:
         # The doctor builds nothing, so it does not create a missing `data_dir` either.
         beside = data_dir if data_dir is not None and data_dir.is_dir() else None
@@ -91,7 +96,8 @@ def opened(
             tempfile.TemporaryDirectory(prefix="doctor-", dir=beside) as room,
             source_folder(source_dir, Path(room)) as folder,
         ):
-            yield _raw(dataset, folder, source_dir, image_dir, splits)
+            own = jsonl_records.conversion(Places(folder, tuple(image_dir)), mask_threshold)
+            yield _raw(dataset, folder, source_dir, own, splits)
 
 
 def _built(dataset: str, data_dir: Path, wanted: Sequence[str]) -> Subject:
@@ -126,10 +132,10 @@ def _raw(
     dataset: str,
     folder: Path,
     source: Path,
-    image_dir: Sequence[Path],
+    own: Conversion,
     wanted: Sequence[str],
 ) -> Subject:
-    known = {**CONVERSIONS, _OWN: jsonl_records.conversion(Places(folder, tuple(image_dir)))}
+    known = {**CONVERSIONS, _OWN: own}
     conversion = known.get(dataset)
     if conversion is None:
         raise UserError(unknown("dataset with a known format", dataset, known))

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 from input_pipeline.building.beam import Runner
 from input_pipeline.building.builder import RecordBuilder
 from input_pipeline.building.conversion import BuildError, Outcome, Plan, made
+from input_pipeline.building.counts import REPORT
 from input_pipeline.building.shards import Summary
 from input_pipeline.schema import Record, features
 
@@ -20,7 +22,7 @@ A = TypeVar("A")
 def build_records(
     name: str,
     splits: Mapping[str, Sequence[A]],
-    make: Callable[[A], Record],
+    make: Callable[[A], Record | Outcome],
     *,
     data_dir: str | Path,
     num_workers: int = 0,
@@ -32,8 +34,8 @@ def build_records(
         name: name of the dataset, the value of `config.data.dataset`: `a-z`, `0-9` and `_`, beginning
             with a letter.
         splits: split -> items, e.g. paths, each of which becomes a record; picklable.
-        make: makes the record of an item. With worker processes it must be picklable: a function of a
-            module, or a `functools.partial` of one.
+        make: makes the record of an item, or an `Outcome` with notes about it. With worker processes it
+            must be picklable: a function of a module, or a `functools.partial` of one.
         data_dir: folder of all datasets.
         num_workers: number of processes that make records. For 0 or 1, or for fewer than 256 items,
             this process makes them.
@@ -79,7 +81,7 @@ class _OwnBuilder(RecordBuilder, skip_registration=True):
     def __init__(
         self,
         splits: Mapping[str, Sequence[Any]],
-        make: Callable[[Any], Record],
+        make: Callable[[Any], Record | Outcome],
         *,
         data_dir: str | Path,
         num_workers: int,
@@ -99,4 +101,8 @@ class _OwnBuilder(RecordBuilder, skip_registration=True):
         return functools.partial(made, self._make)
 
     def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
-        del folder, plan, built
+        del plan
+        notes = sum((summary.notes for summary in built.values()), Counter())
+        if notes:
+            lines = [f"{note}: {number}" for note, number in notes.items()]
+            (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")

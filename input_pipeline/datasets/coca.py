@@ -59,8 +59,8 @@ def convert(item: MapItem, source: str) -> Outcome:
         source: the record's `source`.
 
     Raises:
-        ItemError: a file is missing, the sizes differ, or the values of the map are not 0..255.
-        ImageError: the image is damaged.
+        ItemError: a file is missing, or the sizes differ.
+        ImageError: the image or the map is damaged, or the levels of the map are not 0..255.
     """
     (group,) = item.names
     mask, notes = read_mask(item.labels, cure=_CURE)

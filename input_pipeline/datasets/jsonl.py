@@ -5,8 +5,10 @@
 
 Each line is one expression about one image. Exactly one of two fields gives the region that it means:
 
-- `mask`: name of a mask file of the image's size (PNG, BMP, GIF or TIFF), in which pixels that are not
-  zero belong to the target; or a list of such names for several targets.
+- `mask`: name of a mask file of the image's size (PNG, BMP, GIF or TIFF); or a list of such names for
+  several targets. It is read as it looks (`input_pipeline.formats.mask_files`): white on black, whatever
+  numbers the file stores for them, or a cut-out whose background is transparent. A mask with greys is
+  an error, unless a `threshold` says which levels belong to the target.
 - `segmentation`: COCO polygons or RLE. A polygon may leave the image by 5 pixels or 2 % of the longer
   side, whichever is more, and is cut at the border. The lines of `predictions.jsonl`, which
   `tools.predict` writes, have this form.
@@ -18,6 +20,8 @@ Optional fields:
 
 - `granularity`: `none` if and only if nothing matches. Default: `none`, `part` with a `parent`, `multi`
   for several masks, else `object`.
+- `threshold`: level (1..255) from which on the `mask` of the line counts, as `--mask_threshold` says it
+  for all lines. With one above 1, a mask may be a JPEG.
 - `category`: name of the region's category. If several lines share a region, the first one counts.
 - `id`: id of the expression, unique in the dataset.
 - `parent`: for a part, the `id` of its object's expression, which must be about the same image and mean
@@ -32,8 +36,10 @@ Optional fields:
 Names of files are relative to `DIR`, or to a folder that `--image_dir` gives (the flag may be repeated).
 They may be absolute or climb up by `..` if they lead below one of these folders. Backslashes stand for
 slashes where no file has such a name. Coordinates are pixels: shares of the picture (0..1) and per cent
-are refused. Files of lines are UTF-8. The stored pixels are used. An image with an EXIF rotation flag is
-refused, because masks that were drawn on the rotated image would not fit.
+are refused. Files of lines are UTF-8.
+
+An image is what a person sees: an EXIF flag turns it, and its regions are those of the turned image. A
+mask that fits the stored pixels alone is an error. The build report counts such images.
 
 For more than a million lines, a split may consist of several files (`train-00000-of-00010.jsonl` and so
 on), or of plain tars in the layout of WebDataset (`train-00000.tar`). A sample of a tar is `KEY.jpg` (or
@@ -60,6 +66,7 @@ def build(
     *,
     data_dir: Path,
     image_dir: Sequence[Path] = (),
+    mask_threshold: int | None = None,
     splits: Sequence[str] = (),
     num_workers: int = 0,
     runner: Runner | None = None,
@@ -71,6 +78,8 @@ def build(
         source_dir: the folder.
         data_dir: folder of all datasets.
         image_dir: other folders that may hold the images and masks.
+        mask_threshold: level (1..255) from which on the masks count whose lines do not say it; `None`
+            reads them as they look.
         splits: splits to build; empty builds all.
         num_workers: number of processes that make records.
         runner: Beam runner that writes the shards; `None` writes them on this machine.
@@ -91,7 +100,7 @@ def build(
             raise BuildError(f"{source_dir}: {unknown('split', split, files)}")
     places = Places(source_dir, tuple(image_dir))
     chosen = [split for split in files if split in (splits or files)]
-    plan = {split: read_images(files[split], places) for split in chosen}
+    plan = {split: read_images(files[split], places, mask_threshold) for split in chosen}
     make = functools.partial(make_record, places=places, source=name)
     return build_records(
         name, plan, make, data_dir=data_dir, num_workers=num_workers, runner=runner

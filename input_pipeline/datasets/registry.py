@@ -44,6 +44,7 @@ class Request:
         source_dir: folder of the source files; `None` for a dataset that needs none.
         name: name of a dataset of your own (`jsonl`), else `""`.
         image_dir: folders besides `source_dir` that may hold the images of a dataset of your own.
+        mask_threshold: level (1..255) at which its masks are cut; `None` reads them as they look.
         splits: splits to build; empty builds all.
         num_workers: number of processes that make records.
         skip_missing: leave out missing and damaged items instead of failing.
@@ -56,6 +57,7 @@ class Request:
     source_dir: Path | None = None
     name: str = ""
     image_dir: tuple[Path, ...] = ()
+    mask_threshold: int | None = None
     splits: tuple[str, ...] = ()
     num_workers: int = 1
     skip_missing: bool = False
@@ -141,6 +143,7 @@ def _build_jsonl(request: Request) -> None:
         request.source_dir,
         data_dir=request.data_dir,
         image_dir=request.image_dir,
+        mask_threshold=request.mask_threshold,
         splits=request.splits,
         num_workers=request.num_workers,
         runner=request.runner,
@@ -153,7 +156,7 @@ def _entries() -> dict[str, Entry]:
         "scenes": Entry(none, none, _scenes_folder, _build_scenes),
         "jsonl": Entry(
             source | {"name"},
-            frozenset({"image_dir", "splits", "runner"}),
+            frozenset({"image_dir", "mask_threshold", "splits", "runner"}),
             _jsonl_folder,
             _build_jsonl,
         ),

@@ -3,6 +3,8 @@
 An item is an image (JPEG) and a map of saliency (a grey PNG of the same name, 0..255). Pixels with 128
 or more are salient. The expression is "the most salient object" (UniLSeg, Table 1).
 
+- What a map shows counts: its palette is applied. Of a cut-out, whose brightness says nothing, alpha
+  counts.
 - The maps of PASCAL-S are soft: a value is the share of people who chose the object, and 128 cuts at a
   half. Maps of other sets may have grey borders. The build report counts maps with values other than 0
   and 255. A record holds only the mask, so a scorer of soft maps must read the files.
@@ -23,8 +25,10 @@ import numpy as np
 from input_pipeline import prompts
 from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, read_image
 from input_pipeline.facts.published import facts_of
-from input_pipeline.formats.label_maps import MapItem, plan_pairs, read_levels
+from input_pipeline.formats import mask_files
+from input_pipeline.formats.label_maps import MapItem, plan_pairs
 from input_pipeline.schema import Expression, Target, encode_mask
+from refseg_jax.images.files import read_file
 
 #: Least value of a salient pixel.
 THRESHOLD = 128
@@ -47,8 +51,8 @@ def convert(item: MapItem, source: str) -> Outcome:
     """Makes the record of an image with its salient region.
 
     Raises:
-        ItemError: a file is missing, the sizes differ, or the values of the map are not 0..255.
-        ImageError: the image is damaged.
+        ItemError: a file is missing, or the sizes differ.
+        ImageError: the image or the map is damaged, or the levels of the map are not 0..255.
     """
     cure = "copy it from the release again"
     mask, notes = read_mask(item.labels, cure=cure)
@@ -78,15 +82,20 @@ def read_mask(path: Path, *, cure: str) -> tuple[np.ndarray, dict[str, int]]:
         The mask, bool `[H, W]`, and the notes of the build.
 
     Raises:
-        ItemError: the map cannot be read, or holds only 0 and 1 instead of 0..255.
+        ItemError: the file cannot be read.
+        ImageError: the map is damaged or in colour, or holds only 0 and 1 instead of 0..255.
     """
-    levels = read_levels(path, cure=cure)
-    if levels.max() == 1:
-        raise ItemError(f"{path}: holds 0 and 1 instead of 0..255; {cure}")
-    mask = levels >= THRESHOLD
-    soft = bool(((levels > 0) & (levels < 255)).any())
-    notes = {SOFT: 1} if soft else {}
-    return mask, notes if mask.any() else notes | {NONE: 1}
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise ItemError(f"{path}: {error.strerror}; {cure}") from None
+    mask = mask_files.read_mask(
+        data, name=str(path), threshold=THRESHOLD, brightness=True, cure=cure
+    )
+    notes = dict.fromkeys(mask.notes, 1)
+    if not {0, 255}.issuperset(mask.levels):
+        notes[SOFT] = 1
+    return mask.region, notes if mask.region.any() else notes | {NONE: 1}
 
 
 #: Dataset -> split -> folders of images and of maps; the first pair is that of the release.

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from input_pipeline.building.conversion import (
     ItemError,
@@ -23,6 +25,10 @@ from input_pipeline.formats.refer.layout import IMAGE_FOLDERS, NO_WORD, image_fo
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target, encode_mask
 from refseg_jax.images.decoding import ImageError
+from refseg_jax.images.files import read_file
+
+#: A note of a build.
+SOFT = "masks with greys, of which all that is not black is taken"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,18 +163,21 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         ItemError: the image is missing.
         ImageError: the image is damaged.
     """
-    image = read_image(plan.path, cure="copy it from COCO train2014")
+    masks = _masks(plan)
+    drawn = next((mask.size for mask in masks.values() if isinstance(mask, _Drawn)), None)
+    image = read_image(plan.path, cure="copy it from COCO train2014", masks=drawn)
     targets: list[Target] = []
     expressions: list[Expression] = []
     segment_ids: list[str] = []
     problems: list[str] = []
+    notes: Counter[str] = Counter()
     # A region may be listed once for each of its sentences.
     numbers: dict[str, int] = {}
     for segment, path in plan.segments:
         if segment.segment_id not in numbers:
             try:
-                counts = _counts(path, (image.height, image.width))
-            except (ItemError, ImageError) as error:
+                counts = _counts(masks[path], path, (image.height, image.width), notes)
+            except ItemError as error:
                 problems.append(str(error))
                 continue
             numbers[segment.segment_id] = len(targets)
@@ -180,7 +189,7 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
             for i, text in segment.sentences
         )
     if not expressions:
-        return Outcome(None, tuple(problems))
+        return Outcome(None, tuple(problems), notes)
     record = image.record(
         plan.image_id,
         source,
@@ -188,19 +197,50 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         expressions=tuple(expressions),
         metadata=json.dumps({"segment_ids": segment_ids}),
     )
-    return Outcome(record, tuple(problems))
+    return Outcome(record, tuple(problems), notes)
 
 
-def _counts(path: Path, size: tuple[int, int]) -> bytes:
-    try:
-        mask = read_mask(path.read_bytes(), name=str(path))
-    except OSError as error:
-        raise ItemError(f"{path}: {error.strerror}; unpack the masks again") from None
-    if mask.shape != size:
+class _Drawn(NamedTuple):
+    """A mask file: height and width, RLE counts, and notes of a build."""
+
+    size: tuple[int, int]
+    counts: bytes
+    notes: tuple[str, ...]
+
+
+def _masks(plan: ImagePlan) -> dict[Path, _Drawn | str]:
+    """The masks of an image by their files, or why one cannot be used."""
+    masks: dict[Path, _Drawn | str] = {}
+    for _, path in plan.segments:
+        if path in masks:
+            continue
+        try:
+            # What is not zero, as in CRIS's code.
+            mask = read_mask(read_file(path), name=str(path), threshold=1, brightness=True)
+        except OSError as error:
+            masks[path] = f"{path}: {error.strerror}; unpack the masks again"
+            continue
+        except ImageError as error:
+            masks[path] = str(error)
+            continue
+        if not mask.region.any():
+            masks[path] = f"{path}: has no pixel; use its authors' masks"
+            continue
+        height, width = mask.region.shape
+        # Where polygons overlap, CRIS's masks have 254. 1 is a mask of 0 and 1.
+        soft = () if {0, 1, 254, 255}.issuperset(mask.levels) else (SOFT,)
+        masks[path] = _Drawn((height, width), encode_mask(mask.region), (*soft, *mask.notes))
+    return masks
+
+
+def _counts(mask: _Drawn | str, path: Path, size: tuple[int, int], notes: Counter[str]) -> bytes:
+    """RLE counts of a mask; adds to the notes. Raises an `ItemError` if it cannot be used."""
+    if isinstance(mask, str):
+        raise ItemError(mask)
+    if mask.size != size:
         raise ItemError(
-            f"{path}: is {mask.shape[1]} x {mask.shape[0]}, its image {size[1]} x {size[0]}; use "
+            f"{path}: is {mask.size[1]} x {mask.size[0]}, its image {size[1]} x {size[0]}; use "
             "the masks and the images of the same distribution"
         )
-    if not mask.any():
-        raise ItemError(f"{path}: has no pixel; use its authors' masks")
-    return encode_mask(mask)
+    notes.update(mask.notes)
+    return mask.counts

@@ -7,7 +7,6 @@ digest of them. Making a record reads the lines again.
 import dataclasses
 import functools
 import hashlib
-import io
 import itertools
 import operator
 import re
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from input_pipeline.building.conversion import BuildError, SourceError
 from input_pipeline.formats.archives import Member, tar_members
 from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
 from input_pipeline.formats.places import Places, same_name
+from refseg_jax.images.decoding import seen_size
 from refseg_jax.images.units import Evidence
 from refseg_jax.text.encoding import EncodingError, check_start, is_blank
 
@@ -40,12 +39,14 @@ class FolderImage:
         places: i64 `[E, 3]` as bytes, for each expression: index in `files`, number of the line, and
             offset of the line in bytes.
         digest: BLAKE2b digest of the lines.
+        threshold: at which masks are cut whose lines do not say it, or `None`.
     """
 
     name: str
     files: tuple[Path, ...]
     places: bytes
     digest: bytes
+    threshold: int | None = None
 
     @property
     def key(self) -> str:
@@ -79,6 +80,7 @@ class TarImage:
         text: the member with the JSON.
         members: all members of the sample.
         digest: BLAKE2b digest of the JSON.
+        threshold: as that of `FolderImage`.
     """
 
     name: str
@@ -86,6 +88,7 @@ class TarImage:
     text: Member
     members: tuple[Member, ...]
     digest: bytes
+    threshold: int | None = None
 
     @property
     def key(self) -> str:
@@ -149,18 +152,23 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def read_images(files: Sequence[Path], places: Places) -> list[ImageLines]:
+def read_images(
+    files: Sequence[Path], places: Places, mask_threshold: int | None = None
+) -> list[ImageLines]:
     """Reads the images of a split, in the order of their first lines, and checks every line.
 
     Args:
         files: files of lines and tars.
         places: the folders that may hold the images.
+        mask_threshold: at which masks are cut whose lines do not say it, 1..255, or `None`.
 
     Raises:
-        BuildError: a line is malformed, a file cannot be read, or the coordinates of the split are no
-            pixels.
+        BuildError: a line is malformed, a file cannot be read, the coordinates of the split are no
+            pixels, or the threshold is no level.
         ArchiveError: a tar is damaged or refused.
     """
+    if mask_threshold is not None and not 1 <= mask_threshold <= 255:
+        raise BuildError(f"--mask_threshold={mask_threshold}: it is a level of 1 to 255")
     lines = [path for path in files if path.suffix == ".jsonl"]
     tars = [path for path in files if path.suffix == ".tar"]
     evidence = Evidence()
@@ -169,7 +177,7 @@ def read_images(files: Sequence[Path], places: Places) -> list[ImageLines]:
         images += _tar_images(tar, evidence)
     if unit := evidence.find(functools.partial(_size_of, places)):
         raise BuildError(f"{evidence.first.where}: {unit}")
-    return images
+    return [dataclasses.replace(image, threshold=mask_threshold) for image in images]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +202,7 @@ def _size_of(places: Places, picture: _Picture) -> tuple[int, int]:
             with picture.archive.open("rb") as file:
                 file.seek(picture.member.offset)
                 data = file.read(picture.member.size)
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+        return seen_size(data)
     except Exception:  # Making its record says what is wrong with it.
         return 0, 0
 

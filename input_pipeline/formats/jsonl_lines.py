@@ -16,7 +16,7 @@ BOX = "box"
 
 _FIELDS = frozenset(
     {"image", "image_id", "expression", "mask", "segmentation", "box", "granularity", "category"}
-    | {"parent", "id"}
+    | {"parent", "id", "threshold"}
     # Other fields of `predictions.jsonl`.
     | {"score", "present"}
 )
@@ -41,6 +41,7 @@ class Line:
         box: (x, y, width, height) in pixels, or empty.
         granularity, category: as given, or `""`; a line with a parent is a `part`.
         parent: id of the expression of the object that this part belongs to, or `""`.
+        threshold: at which the masks are cut, 1..255, or `None`.
     """
 
     where: str
@@ -55,6 +56,7 @@ class Line:
     granularity: str
     category: str
     parent: str
+    threshold: int | None
 
     @property
     def shape(self) -> Any:
@@ -144,7 +146,21 @@ def _line(line: Any, where: str, default_id: str) -> Line:
         granularity=_granularity(line, where),
         category=line.get("category", ""),
         parent=line.get("parent", ""),
+        threshold=_threshold(line, where),
     )
+
+
+def _threshold(line: dict[str, Any], where: str) -> int | None:
+    level = line.get("threshold")
+    if level is None:
+        return None
+    if type(level) is not int or not 1 <= level <= 255:
+        raise BuildError(
+            f"{where}: 'threshold' is {level!r:.40}; it is a level of 1 to 255, and 128 is half"
+        )
+    if not line.get("mask"):
+        raise BuildError(f"{where}: a 'threshold' without a 'mask'; leave it out")
+    return level
 
 
 def _granularity(line: dict[str, Any], where: str) -> str:

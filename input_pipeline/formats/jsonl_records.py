@@ -4,13 +4,13 @@ Runs in worker processes, so it does not import TFDS. `input_pipeline.datasets.j
 """
 
 import functools
-import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from input_pipeline.building.conversion import (
@@ -26,30 +26,36 @@ from input_pipeline.formats.jsonl_lines import BOX, Line
 from input_pipeline.formats.mask_files import read_mask
 from input_pipeline.formats.places import Places
 from input_pipeline.schema import Expression, Record, Target, encode_mask
-from refseg_jax.images.decoding import decode_image
+from refseg_jax.images.decoding import decode
 from refseg_jax.images.placement import check_inside
 from refseg_jax.images.segmentation import SegmentationError, checked_rle, encode_segmentation
 
 #: Files of the folder, for messages.
 LAYOUT = "train.jsonl and the like"
 
-#: The EXIF field of an image's orientation; 1 means as stored.
-_ORIENTATION = 0x0112
+#: What to add to an error about a region.
+_TURNED = "An EXIF flag turns the picture to {} x {}: draw on what is seen, or save it upright"
 
 
-def conversion(places: Places) -> Conversion:
+def conversion(places: Places, mask_threshold: int | None = None) -> Conversion:
     """The conversion of a folder, in which an error that stops a build is a problem of one item.
 
     With it, the doctor examines the folder as it does a published dataset.
+
+    Args:
+        places: the folders that may hold the files.
+        mask_threshold: as that of `read_images`.
     """
-    read = functools.partial(_read_plan, others=places.others)
+    read = functools.partial(_read_plan, others=places.others, mask_threshold=mask_threshold)
     return Conversion("jsonl", read, functools.partial(_convert, places=places))
 
 
-def _read_plan(folder: Path, *, others: tuple[Path, ...]) -> Plan:
+def _read_plan(folder: Path, *, others: tuple[Path, ...], mask_threshold: int | None) -> Plan:
     places = Places(folder, others)
     splits = find_splits(folder)
-    return Plan({split: read_images(files, places) for split, files in splits.items()})
+    return Plan(
+        {split: read_images(files, places, mask_threshold) for split, files in splits.items()}
+    )
 
 
 def _convert(item: ImageLines, source: str, *, places: Places) -> Outcome:
@@ -59,8 +65,10 @@ def _convert(item: ImageLines, source: str, *, places: Places) -> Outcome:
         raise ItemError(str(error)) from None
 
 
-def make_record(item: ImageLines, *, places: Places, source: str) -> Record:
-    """Reads an image, its lines and its masks.
+def make_record(item: ImageLines, *, places: Places, source: str) -> Outcome:
+    """Makes the record of an image from its lines and its masks, with notes about them.
+
+    The image is what a person sees: if an EXIF flag turns it, its regions are those of the turned image.
 
     Args:
         item: the image and its lines.
@@ -74,14 +82,18 @@ def make_record(item: ImageLines, *, places: Places, source: str) -> Record:
     lines = item.lines()
     path = places.folder / item.key
     data = item.read(item.name, places, lines[0].where)
-    height, width, _ = decode_image(data, name=str(path)).shape
-    with Image.open(io.BytesIO(data)) as image:
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            raise BuildError(f"{path}: an EXIF flag turns it; save it as it is to be seen")
+    image = decode(data, name=str(path))
+    height, width, _ = image.pixels.shape
     regions = _Regions()
     means: dict[str, tuple[int, ...]] = {}
+    notes: Counter[str] = Counter()
     for line in lines:
-        means[line.id] = regions.add(line, _regions(line, item, places, (height, width)))
+        try:
+            found = _regions(line, item, places, (height, width), notes)
+        except BuildError as error:
+            turned = f". {_TURNED.format(width, height)}" if image.turned else ""
+            raise BuildError(f"{error}{turned}") from None
+        means[line.id] = regions.add(line, found)
     for line in lines:
         if line.parent:
             regions.set_parent(line, means)
@@ -97,7 +109,7 @@ def make_record(item: ImageLines, *, places: Places, source: str) -> Record:
         )
         for line in lines
     )
-    return Record(
+    record = Record(
         image=data,
         image_id=_image_id(lines) or f"{source}/{item.key}",
         file_name=item.key,
@@ -108,6 +120,7 @@ def make_record(item: ImageLines, *, places: Places, source: str) -> Record:
         expressions=expressions,
         metadata=regions.metadata(),
     )
+    return Outcome(record, notes=notes)
 
 
 class _Regions:
@@ -178,12 +191,19 @@ def _image_id(lines: Sequence[Line]) -> str:
     return next(iter(given), "")
 
 
-def _regions(line: Line, item: ImageLines, places: Places, size: tuple[int, int]) -> list[bytes]:
-    """RLE counts of the regions that the line means."""
-    counts = [
-        _file_counts(item.read(name, places, line.where), name, size, line.where)
-        for name in line.masks
-    ]
+def _regions(
+    line: Line, item: ImageLines, places: Places, size: tuple[int, int], notes: Counter[str]
+) -> list[bytes]:
+    """RLE counts of the regions that the line means; adds to the notes of the build."""
+    counts = []
+    for name in line.masks:
+        mask = read_mask(
+            item.read(name, places, line.where),
+            name=f"{line.where}: {name}",
+            threshold=line.threshold or item.threshold,
+        )
+        notes.update(mask.notes)
+        counts.append(_file_counts(mask.region, name, size, line.where))
     region = line.shape
     try:
         check_inside(region, *size)
@@ -216,8 +236,7 @@ def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> No
         raise BuildError(f"{line.where}: a 'box', and nothing matches; leave one of them out")
 
 
-def _file_counts(data: bytes, name: str, size: tuple[int, int], where: str) -> bytes:
-    mask = read_mask(data, name=f"{where}: {name}")
+def _file_counts(mask: np.ndarray, name: str, size: tuple[int, int], where: str) -> bytes:
     if mask.shape != size:
         raise BuildError(
             f"{where}: {name} is {mask.shape[1]} x {mask.shape[0]}, its image "

@@ -1,7 +1,8 @@
-"""Reads datasets that annotate an image by a second image: a map of classes or of saliency.
+"""Reads datasets that annotate an image by a second image: a map of classes, or one of saliency.
 
 A map is a PNG of the image's size. Of a map of classes, only the stored numbers count: its palette is
-ignored, and the stretching of Pillow, which maps grey values of 2 or 4 bits to 0..255, is undone.
+ignored, and the stretching of Pillow, which maps grey values of 2 or 4 bits to 0..255, is undone. A map
+of saliency is a mask, of which counts what it shows (`input_pipeline.formats.mask_files`).
 """
 
 import dataclasses
@@ -158,23 +159,6 @@ def read_colours(path: Path, *, cure: str) -> np.ndarray:
     if image.mode != "RGB" or bits != 8:
         raise ItemError(f"{path}: is not in colour of 8 bits ({image.mode}, {bits} bits); {cure}")
     return np.asarray(image)
-
-
-def read_levels(path: Path, *, cure: str) -> np.ndarray:
-    """Reads the brightness of a PNG without colour, u8 `[H, W]`; ignores transparency.
-
-    Raises:
-        ItemError: the file is missing, damaged, in colour, or not a PNG.
-    """
-    image, _ = _read_png(path, cure)
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        return np.round(deep / 257).clip(0, 255).astype(np.uint8)
-    # Unlike that of a map of classes, the palette counts: it has the brightness of each index.
-    levels = np.asarray(image.convert("RGB"))
-    if (levels != levels[..., :1]).any():
-        raise ItemError(f"{path}: is in colour, such a map is grey; {cure}")
-    return levels[..., 0]
 
 
 def encode_labels(labels: np.ndarray, *, without: Collection[int] = ()) -> dict[int, bytes]:

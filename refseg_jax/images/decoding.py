@@ -133,6 +133,23 @@ def decode_pillow(
         return _seen(*_stored(image, b"", max_pixels), None)
 
 
+def seen_size(data: bytes) -> tuple[int, int]:
+    """Height and width of an image as a person sees it, from its header.
+
+    Raises:
+        Exception: a decoder cannot read the header; of any type.
+    """
+    if data[:2] == b"\xff\xd8":
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        flag = orientation.jpeg_orientation(data)
+        return orientation.turned_size(int(height), int(width), flag)
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        size = (image.height, image.width)
+        # Pillow states the turned size of a TIFF.
+        flag = orientation.exif_orientation(image.info.get("exif", b""))
+        return size if image.format == "TIFF" else orientation.turned_size(*size, flag)
+
+
 def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[str, ...]:
     """What the report of a build should say about a sound image: its flag, and its guessed depth.
 

@@ -157,13 +157,23 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         (line(mask=[]), "'mask' is []; name a file"),
         (line(granularity="none"), "granularity 'none' with 1 targets"),
         (line(mask=None, granularity="part"), "granularity 'part' with 0 targets"),
-        (line(image="turned.png"), "turned.png: an EXIF flag turns it; save it as it is"),
+        (
+            line(image="turned.png"),
+            "left.png is 20 x 12, its image 12 x 20; draw it at the image's size. An EXIF flag turns "
+            "the picture to 12 x 20: draw on what is seen, or save it upright",
+        ),
         (line(granularity="prat"), "unknown granularity 'prat': did you mean 'part'?"),
         (line(image="b.png"), "b.png: No such file or directory; correct the name"),
         (line(mask="none.png"), "none.png: No such file or directory; correct the name"),
         (line(mask="small.png"), "small.png is 5 x 6, its image 20 x 12"),
         (line(mask="empty.png"), "empty.png has no pixel; write null where nothing matches"),
-        (line(mask="lossy.jpg"), "lossy.jpg: damaged, or no PNG, BMP, GIF, TIFF"),
+        (line(mask="lossy.jpg"), "lossy.jpg: a JPEG keeps no exact mask; save it as PNG"),
+        (line(mask="soft.png"), "soft.png: shows 3 levels, a mask two; save it black and white, or"),
+        (line(mask="soft.png", threshold=0), "'threshold' is 0; it is a level of 1 to 255"),
+        (line(mask="soft.png", threshold=0.5), "'threshold' is 0.5; it is a level of 1 to 255"),
+        (line(mask="soft.png", threshold=True), "'threshold' is True; it is a level of 1"),
+        (line(mask=None, threshold=9), "a 'threshold' without a 'mask'; leave it out"),
+        (line(mask="soft.png", threshold=200), "soft.png has no pixel; write null where nothing"),
         (line(mask="lossy.webp"), "lossy.webp: damaged, or no PNG, BMP, GIF, TIFF"),
         (line(mask="lossy.tif"), "lossy.tif: a JPEG keeps no exact mask; save it as PNG"),
         (line(mask="train.jsonl"), "train.jsonl: damaged, or no PNG"),
@@ -187,6 +197,7 @@ def test_a_bad_line_is_named_and_nothing_is_built(folder, tmp_path, bad, said):
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(folder / "empty.png")
     for ending, options in (("jpg", {}), ("webp", {}), ("tif", {"compression": "jpeg"})):
         Image.fromarray(np.uint8(255 * LEFT)).save(folder / f"lossy.{ending}", **options)
+    Image.fromarray(np.uint8(90 * LEFT + 90 * RIGHT + LEFT)).save(folder / "soft.png")
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.open(folder / "a.png").save(folder / "turned.png", exif=turned)

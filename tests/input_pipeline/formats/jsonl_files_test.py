@@ -144,7 +144,7 @@ def test_a_plan_travels_to_processes_and_knows_when_a_line_changes(folder):
     for items in splits.values():
         (item,) = pickle.loads(pickle.dumps(items))
         assert item == items[0]
-        assert make_record(item, places=Places(folder), source="mine").image
+        assert make_record(item, places=Places(folder), source="mine").record
     write(folder, line(), line(expression="agaim"))
     write_tar(folder, "val.tar", sample(folder, "0", {"expression": "y", "mask": None}))
     changed = {s: read_images(files, Places(folder)) for s, files in find_splits(folder).items()}

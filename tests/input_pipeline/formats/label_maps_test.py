@@ -19,7 +19,6 @@ from input_pipeline.formats.label_maps import (
     pair_files,
     read_colours,
     read_labels,
-    read_levels,
 )
 from input_pipeline.schema import encode_mask
 from tests.input_pipeline.formats.map_files import write_image, write_map
@@ -82,25 +81,20 @@ def test_grey_of_few_bits_is_not_stretched(tmp_path: Path, bits: int):
     values = np.random.default_rng(0).integers(0, 2**bits, (8, 16))
     write_png(tmp_path / "a.png", values, bits)
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png", cure="c"), values)
-    levels = read_levels(tmp_path / "a.png", cure="c")
-    np.testing.assert_array_equal(levels, values * (255 // (2**bits - 1)))
 
 
 def test_sixteen_bits(tmp_path: Path):
     values = np.array([[0, 1, 300], [32768, 40000, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png", cure="c"), values)
-    levels = read_levels(tmp_path / "a.png", cure="c")
-    np.testing.assert_array_equal(levels, [[0, 0, 1], [128, 156, 255]])
 
 
-def test_a_soft_map_may_be_stored_as_equal_colours_with_alpha(tmp_path: Path):
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    Image.fromarray(np.dstack([grey] * 3 + [grey // 2]), "RGBA").save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_levels(tmp_path / "a.png", cure="c"), grey)
-    write_map(tmp_path / "b.png", np.dstack([grey, grey, grey + 1]))
-    with pytest.raises(ItemError, match=r"b\.png: is in colour, such a map is grey; cure"):
-        read_levels(tmp_path / "b.png", cure="cure")
+def test_a_map_that_a_flag_turns_is_refused(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    with pytest.raises(ItemError, match=r"a\.png: an EXIF flag turns it, no map is turned; cure"):
+        read_labels(tmp_path / "a.png", cure="cure")
 
 
 def test_a_map_of_the_wrong_kind(tmp_path: Path):
@@ -129,7 +123,7 @@ def test_damage_is_one_line_with_the_file_and_the_cure(tmp_path: Path):
     lfs = b"version https://git-lfs.github.com/spec/v1"
     for data in (whole[:-1500], bytes(flipped), whole[:20], b"", lfs):
         path.write_bytes(data)
-        for read in (read_labels, read_levels, read_colours):
+        for read in (read_labels, read_colours):
             with pytest.raises(ItemError) as error:
                 read(path, cure="get it")
             message = str(error.value)
