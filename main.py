@@ -30,7 +30,7 @@ from refseg_jax.checkpoints import workdir
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.cli import experiment_flags
 from refseg_jax.errors import UserError
-from refseg_jax.exports.source import load_start
+from refseg_jax.exports.source import load_start, recorded_licences
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.naming import construct
@@ -152,7 +152,10 @@ class Experiment:
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:
         config = self.config
-        terms = licences(rows.config.dataset for rows in mixture.rows)
+        begun = checkpoint_folder.steps(self.workdir / "checkpoints")
+        earlier = self.workdir if begun else config.init.checkpoint
+        terms = recorded_licences(earlier) if earlier else {}
+        terms |= licences(rows.config.dataset for rows in mixture.rows)
         checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
         with Preemption() as preemption:
             run = Run(

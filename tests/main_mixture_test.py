@@ -140,6 +140,15 @@ def test_a_checkpoint_records_the_licences_of_all_that_it_was_trained_on(
     experiment.train()
     _, stored = load_params(tmp_path / "run")
     assert stored["licences"] == {"lip": facts_of("lip").terms, "one": UNKNOWN_LICENCE}
+    # A run that starts from it was trained on these, too.
+    with experiment.config.unlocked():
+        experiment.config.mixture = {}
+    again = make(tmp_path / "again", **{"init.checkpoint": str(tmp_path / "run"), "steps": 1})
+    with again.config.unlocked():
+        again.config.mixture = {}
+        again.config.evals = {}
+    again.train()
+    assert load_params(tmp_path / "again")[1]["licences"] == stored["licences"]
 
 
 def test_a_single_dataset_keeps_its_published_splits(make: Make, tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
     """
     dataset = str(config.data.get("dataset") or "")
     recorded = config.data.get("licences", {})
-    licences = {name: recorded.get(name, _NOT_RECORDED) for name in dataset.split(", ")}
+    # The datasets of a run's start are recorded, too.
+    names = dict.fromkeys([*dataset.split(", "), *recorded])
+    licences = {name: recorded.get(name, _NOT_RECORDED) for name in names}
     licence = "; ".join(f"{name}: {text}" for name, text in licences.items())
     if len(licences) == 1:
         licence = licences[dataset]

@@ -1,5 +1,6 @@
 """Reads what an export needs: parameters, config, tokenizer and scores of a checkpoint."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.folder import RunRecord, another_version, locate
 from refseg_jax.checkpoints.params import OtherParametersError, lay_out, load_recorded
 from refseg_jax.errors import UserError
@@ -136,6 +138,30 @@ def load_start(
     except OtherParametersError as error:
         why = difference(error.model, model) if model else ""
         raise OtherParametersError(f"{error}: {why}" if why else str(error), error.model) from None
+
+
+def recorded_licences(path: str | Path) -> dict[str, str]:
+    """Licences of the data that a checkpoint was trained on, its start's included.
+
+    Args:
+        path: a run's workdir, one of its checkpoints, or an exported folder.
+
+    Returns:
+        Dataset -> licences in one line; empty where none are recorded, as in early runs.
+
+    Raises:
+        UserError: `path` holds no checkpoint.
+    """
+    path = Path(path)
+    if folder.is_export(path):
+        return dict(folder.read_config(path).data.get("licences", {}))
+    directory, step = checkpoint_folder.locate(path)
+    there = checkpoint_folder.steps(directory)
+    for number in [step] if step is not None else sorted(there, reverse=True):
+        with contextlib.suppress(checkpoint_folder.DamagedError):
+            record = checkpoint_folder.read_record(there[number])
+            return dict(record.config.get("licences", {}))
+    return {}
 
 
 def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray]]:

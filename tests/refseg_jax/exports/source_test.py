@@ -14,7 +14,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.exports.exporter import export
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.exports.model_card import model_card
-from refseg_jax.exports.source import Source, load_start, read_source
+from refseg_jax.exports.source import Source, load_start, read_source, recorded_licences
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.prediction.predictor import Predictor
@@ -119,6 +119,19 @@ def test_a_card_names_every_dataset_of_a_mixture_and_its_licence(tmp_path):
         stored = json.loads((tmp_path / folder / "config.json").read_text())
         assert stored["data"]["licences"] == config["licences"]
         assert "refcoco/unc: images: Flickr's; " in (tmp_path / folder / "README.md").read_text()
+
+
+def test_licences_are_those_of_the_start_too(tmp_path):
+    config = unires_run_config()
+    config["data"]["dataset"] = "mine"
+    config["licences"] = {"mine": "ours", "refcoco/unc": "theirs"}
+    save_unires(tmp_path / "run", tiny_params(), config=config)
+    export(tmp_path / "run", "safetensors", tmp_path / "out", command=["make"])
+    for path in ("run", "run/checkpoints", "out"):
+        assert recorded_licences(tmp_path / path) == config["licences"]
+    assert "mine: ours; refcoco/unc: theirs\n" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="no such folder"):
+        recorded_licences(tmp_path / "nothing")
 
 
 def test_licences_of_a_run_that_recorded_none_are_not_made_up(tmp_path):
