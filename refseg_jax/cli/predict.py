@@ -34,7 +34,7 @@ from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
 from refseg_jax.models.region_maps import RegionMap
-from refseg_jax.prediction.predictor import Prediction, Predictor, to_rgb
+from refseg_jax.prediction.predictor import Prediction, Predictor, read_picture
 from refseg_jax.reporting.pictures import assignment_map, region_panel
 
 #: At most this many matches of a text are printed; the file has all of them.
@@ -52,7 +52,8 @@ def find_images(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; name an image with --image")
+        what = "is no file" if path.exists() else "no such file or folder"
+        raise UserError(f"{path}: {what}; name an image with --image")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS and p.is_file())
     if not found:
         raise UserError(f"{path}: no images ({', '.join(_ENDINGS)}) in this folder")
@@ -183,16 +184,22 @@ def run(options: argparse.Namespace) -> int:
         )
     make_folder(options.output_dir)
     bad = 0
+    told: set[str] = set()
     matches: list[list[Match]] = [[] for _ in options.text]
     with jsonl_writer(options.output_dir / "predictions.jsonl") as write:
         for image in tqdm(images, unit="image", disable=len(images) == 1):
             try:
-                rgb = to_rgb(image)
+                picture = read_picture(image)
             except ImageError as error:
                 # `print` would write into the line of the progress bar.
                 tqdm.write(f"error: {error}", file=sys.stderr)
                 bad += 1
                 continue
+            rgb = picture.pixels
+            for note in picture.notes:
+                if note not in told:
+                    tqdm.write(f"warning: {note} (first: {image})", file=sys.stderr)
+                    told.add(note)
             # Before anything is written, because models without these maps raise an error.
             groups = predictor.group_assignment(rgb) if options.group_maps else None
             regions = predictor.region_maps(rgb, options.text) if options.region_maps else None

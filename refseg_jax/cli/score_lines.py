@@ -25,7 +25,9 @@ from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import Pair
 from refseg_jax.evaluation.protocols.regions import RleRegions
 from refseg_jax.images.decoding import MAX_PIXELS
+from refseg_jax.images.files import read_file
 from refseg_jax.images.placement import misplaced
+from refseg_jax.images.png import check_png
 from refseg_jax.images.segmentation import (
     EmptyRegion,
     SegmentationError,
@@ -316,7 +318,7 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
         raise line.error('"map" is no text: give base64 of a PNG, or the name of a PNG file')
     try:
         if soft_map.endswith(".png"):
-            data = (line.path.parent / soft_map).read_bytes()
+            data = read_file(line.path.parent / soft_map)
         else:
             data = base64.b64decode(soft_map, validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -326,6 +328,7 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
                     f"the map is a picture of {image.height} x {image.width} pixels in mode "
                     f"{image.mode}; it has to be grey (L) and {size[0]} x {size[1]}"
                 )
+            check_png(data)
             return np.asarray(image)
     except _UNREADABLE as error:
         raise line.error(f"the map cannot be read: {error}") from None

@@ -37,6 +37,10 @@ class ImageError(UserError, ValueError):
     """An image that cannot be used."""
 
 
+class ImageWarning(UserWarning):
+    """An image whose pixels had to be guessed, in a way that the message names."""
+
+
 class Decoded(NamedTuple):
     """A decoded image.
 

@@ -1,6 +1,7 @@
 """Predicts masks for images and expressions, with nothing but a checkpoint or an export."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from refseg_jax.evaluation.counts import map_of_logits, predicted_mask
 from refseg_jax.evaluation.evaluator import mask_score
 from refseg_jax.exports.folder import is_export
 from refseg_jax.images import preprocess
-from refseg_jax.images.decoding import ImageError, decode_image, decode_pillow
+from refseg_jax.images.decoding import Decoded, ImageError, ImageWarning, decode, decode_pillow
+from refseg_jax.images.files import read_file
 from refseg_jax.images.resize import Resample, check_resample, logits_on_canvas
 from refseg_jax.models.region_maps import RegionMap, highest_regions
 from refseg_jax.prediction.engines import Engine, ParameterEngine
@@ -294,7 +296,19 @@ class Predictor:
 
 
 def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
-    """Converts any image that `Predictor.predict` takes to u8 RGB `[H, W, 3]`.
+    """The u8 RGB pixels `[H, W, 3]` of `read_picture`, with an `ImageWarning` for each of its notes."""
+    picture = read_picture(image)
+    for note in picture.notes:
+        # Python shows equal warnings of a line once.
+        warnings.warn(note, ImageWarning, stacklevel=3)
+    return picture.pixels
+
+
+def read_picture(image: str | Path | bytes | np.ndarray | Image.Image) -> Decoded:
+    """Reads any image that `Predictor.predict` takes, as a person sees it.
+
+    The orientation flag of EXIF is followed (for an array, which has none, nothing is turned), and
+    samples of more than 8 bits are read by their depth; a note tells where that was guessed.
 
     Raises:
         ImageError: the file cannot be read or is not an image, or the array has another dtype or
@@ -302,19 +316,19 @@ def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
     """
     if isinstance(image, str | Path):
         try:
-            return decode_image(Path(image).read_bytes(), name=str(image))
+            return decode(read_file(image), name=str(image))
         except OSError as error:
             raise ImageError(f"{image}: {error.strerror}; name an image file") from None
     if isinstance(image, bytes):
-        return decode_image(image, name=f"image of {len(image)} bytes")
+        return decode(image, name=f"image of {len(image)} bytes")
     if isinstance(image, Image.Image):
-        return decode_pillow(image).pixels
+        return decode_pillow(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ImageError(
                 f"array of {image.dtype} {list(image.shape)}: an image is uint8 [H, W, 3], RGB"
             )
-        return image
+        return Decoded(image, False, ())
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
 
 

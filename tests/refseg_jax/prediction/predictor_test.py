@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
-from refseg_jax.images.decoding import ImageError, decode_image
+from refseg_jax.images.decoding import ImageError, ImageWarning, decode_image
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.prediction.engines import ParameterEngine
@@ -331,6 +332,33 @@ def test_pillow_images_are_what_their_files_are() -> None:
         pixels = to_rgb(buffer.getvalue())
         assert pixels.std() > 5
         np.testing.assert_array_equal(to_rgb(Image.open(buffer)), pixels, image.mode)
+
+
+def test_a_depth_that_is_guessed_is_told() -> None:
+    """12 bits in 16, once as a file and once as its opened image."""
+    deep = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    buffer = io.BytesIO()
+    Image.fromarray(deep).save(buffer, "PNG")
+    for image in (buffer.getvalue(), Image.open(buffer)):
+        with pytest.warns(ImageWarning, match="read as of 12 bits by their largest sample"):
+            pixels = to_rgb(image)
+        np.testing.assert_array_equal(pixels[..., 0], np.round(deep * (255 / 4095)))
+
+
+def test_a_flag_turns_files_bytes_and_opened_images(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path, exif=exif)
+    for image in (path, str(path), path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(to_rgb(image), np.rot90(noise, -1))
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: is a pipe, no file; name an image file"):
+        to_rgb(tmp_path / "a.png")
 
 
 def test_a_pillow_image_whose_file_is_cut_is_one_line() -> None:
