@@ -34,6 +34,10 @@ PLAIN = """
     GLOBAL STACK_GLOBAL REDUCE
 """
 
+#: Most parts of a tuple that is the key of a dict, and most others of the same hash. By chance there are
+#: none, except that -1 and -2 have the same hash.
+_LONGEST_KEY, _ALIKE = 16, 64
+
 _SCALARS = (str, bytes, int, float, bool, type(None))
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
@@ -56,40 +60,21 @@ class _Opcodes(dict[int, Callable[..., None]]):
         raise RefusedError(f"opcode {known} makes more than plain data")
 
 
-def check_key(key: Any) -> Any:
-    """Returns a key of a dict if hashing it cannot take forever.
-
-    Deeply nested tuples, which a pickle describes in a few bytes, take exponential time to hash.
-    Integers beyond the modulus of Python's hash can be chosen to collide, so that a dict compares
-    each with all others.
-
-    Raises:
-        RefusedError: the key is a tuple of anything but scalars, or has an integer beyond the modulus
-            (`sys.hash_info.modulus`).
-    """
-    if type(key) is tuple and not all(type(part) in _SCALARS for part in key):
-        raise RefusedError("it has a tuple of no scalars as the key of a dict")
-    parts = key if type(key) is tuple else (key,)
-    if any(type(part) is int and abs(part) >= sys.hash_info.modulus for part in parts):
-        raise RefusedError("it has a number of more than 60 bits as the key of a dict")
-    return key
-
-
 def _load_setitem(reader: Any) -> None:
     value, key = reader.stack.pop(), reader.stack.pop()
-    reader.stack[-1][check_key(key)] = value
+    reader.stack[-1][reader.check_key(key)] = value
 
 
 def _load_setitems(reader: Any) -> None:
     items = reader.pop_mark()
     for key, value in zip(items[::2], items[1::2], strict=True):
-        reader.stack[-1][check_key(key)] = value
+        reader.stack[-1][reader.check_key(key)] = value
 
 
 def _load_dict(reader: Any) -> None:
     items = reader.pop_mark()
     pairs = zip(items[::2], items[1::2], strict=True)
-    reader.append({check_key(key): value for key, value in pairs})
+    reader.append({reader.check_key(key): value for key, value in pairs})
 
 
 _CHECKED = {
@@ -116,9 +101,71 @@ class StrictUnpickler(pickle._Unpickler):
 
     dispatch: dict[int, Callable[..., None]] = opcodes(PLAIN)
 
-    def __init__(self, source: bytes | BinaryIO, *, errors: str = "strict") -> None:
+    def __init__(
+        self, source: bytes | BinaryIO, *, size: int | None = None, errors: str = "strict"
+    ) -> None:
+        """Prepares a reader.
+
+        Args:
+            source: the pickle, or a stream of it.
+            size: number of bytes of a stream.
+            errors: what to do about texts that are no UTF-8, a name of `codecs`.
+        """
         stream = io.BytesIO(source) if isinstance(source, bytes) else source
         super().__init__(stream, encoding="utf-8", errors=errors)
+        known = len(source) if isinstance(source, bytes) else size or 0
+        # An array may be copied twice: from text to bytes, and from bytes to numbers.
+        self._left = 2 * known
+        # Hash -> the tuples of this hash that are keys of dicts.
+        self._tuples: dict[int, list[tuple[Any, ...]]] = {}
+
+    def check_key(self, key: Any) -> Any:
+        """Returns a key of a dict if the dict cannot take forever.
+
+        A dict compares a key with all others of the same hash. Integers beyond the modulus of Python's
+        hash can be chosen to collide, and so can tuples of any integers. Nested tuples, which a pickle
+        describes in a few bytes, take exponential time to hash, and a long one takes its time at every
+        use, because tuples do not keep their hash. The hashes of texts and bytes are random.
+
+        Raises:
+            RefusedError: the key is such an integer, or a tuple that is long, has anything but scalars,
+                or has the hash of more than `_ALIKE` other keys of the pickle.
+        """
+        parts = key if type(key) is tuple else (key,)
+        if type(key) is tuple and not all(type(part) in _SCALARS for part in parts):
+            raise RefusedError("it has a tuple of no scalars as the key of a dict")
+        if len(parts) > _LONGEST_KEY:
+            raise RefusedError(f"it has a tuple of {len(parts)} parts as the key of a dict")
+        if any(type(part) is int and abs(part) >= sys.hash_info.modulus for part in parts):
+            raise RefusedError("it has a number of more than 60 bits as the key of a dict")
+        if type(key) is tuple:
+            alike = self._tuples.setdefault(hash(key), [])
+            if key not in alike:
+                if len(alike) > _ALIKE:
+                    raise RefusedError("it has many tuples of the same hash as keys of dicts")
+                alike.append(key)
+        return key
+
+    def spend(self, number: int) -> None:
+        """Counts copied bytes; there may not be more of them than twice those of the pickle.
+
+        Raises:
+            RefusedError: there are more, because many objects share a few bytes.
+        """
+        self._left -= number
+        if self._left < 0:
+            raise RefusedError("its arrays or bytes share their memory")
+
+    def latin1_bytes(self, text: Any, encoding: Any) -> bytes:
+        """Stands for `_codecs.encode`, by which protocols 0 to 2 write bytes.
+
+        Raises:
+            RefusedError: it is called with something else than Latin-1 text.
+        """
+        if type(text) is not str or encoding not in ("latin1", "latin-1"):
+            raise RefusedError("it asks for '_codecs.encode' of something else than Latin-1 text")
+        self.spend(len(text))
+        return text.encode("latin-1")
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuses every name.
@@ -192,17 +239,10 @@ class _PlainUnpickler(StrictUnpickler):
     def find_class(self, module: str, name: str) -> Callable[..., bytes]:
         # In protocols 0 to 2, Python 3 writes bytes as a call of one of these functions.
         if (module, name) == ("_codecs", "encode"):
-            return latin1_bytes
+            return self.latin1_bytes
         if (module, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
             return _empty_bytes
         return super().find_class(module, name)
-
-
-def latin1_bytes(text: str, encoding: str) -> bytes:
-    """Stands for `_codecs.encode`, by which protocols 0 to 2 write bytes; anything else is refused."""
-    if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise RefusedError("it asks for '_codecs.encode' of something else than Latin-1 text")
-    return text.encode("latin-1")
 
 
 def _empty_bytes() -> bytes:
@@ -267,10 +307,6 @@ def scalar(kind: Any, data: Any) -> Any:
 class _ArrayUnpickler(_PlainUnpickler):
     """Also accepts the names that a pickled array asks for, without calling the functions of numpy."""
 
-    def __init__(self, data: bytes, *, errors: str = "strict") -> None:
-        super().__init__(data, errors=errors)
-        self._left = len(data)
-
     def find_class(self, module: str, name: str) -> Any:
         known = {
             ("numpy", "ndarray"): _NDARRAY,
@@ -289,11 +325,7 @@ class _ArrayUnpickler(_PlainUnpickler):
             raise RefusedError("opcode BUILD makes more than plain data")
         made.fill(state)
         if type(made) is _Array:
-            # Many arrays that share a few bytes would fill the memory: all arrays together may not
-            # have more bytes than the file.
-            reader._left -= len(state[-1])
-            if reader._left < 0:
-                raise RefusedError("its arrays share their bytes")
+            reader.spend(len(state[-1]))
 
     dispatch = opcodes(f"{PLAIN} INST OBJ")
     dispatch[pickle.BUILD[0]] = _load_build

@@ -21,7 +21,6 @@ from refseg_jax.unpickling import (
     Kind,
     RefusedError,
     StrictUnpickler,
-    latin1_bytes,
     numbers_of,
     opcodes,
     scalar,
@@ -108,12 +107,11 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch.jit._pickle.build_boollist": _first,
     "torch.jit._pickle.build_tensorlist": _first,
     "torch.jit._pickle.restore_type_tag": _first,
-    # Arrays of numpy, and bytes as protocols 0 to 2 write them.
+    # Arrays of numpy, and empty bytes as protocols 0 to 2 write them.
     "numpy.core.multiarray._reconstruct": _array,
     "numpy.core.multiarray.scalar": scalar,
     "numpy.core.numeric._frombuffer": _whole_array,
     "numpy.dtype": Kind,
-    "_codecs.encode": latin1_bytes,
     "__builtin__.bytes": _empty,
     "builtins.bytes": _empty,
 }
@@ -163,7 +161,7 @@ class TorchUnpickler(StrictUnpickler):
 
     def __init__(self, stream: Metered, *, inner: bool = False) -> None:
         """Reads one pickle of a stream; `inner`: one that lies within another."""
-        super().__init__(stream)  # pyright: ignore[reportArgumentType]
+        super().__init__(stream, size=stream.size)  # pyright: ignore[reportArgumentType]
         self._stream, self._inner = stream, inner
         self.storages: dict[str, Storage] = {}
 
@@ -179,6 +177,8 @@ class TorchUnpickler(StrictUnpickler):
             return _Global(full, _CALLS[full])
         if full == "torch.storage._load_from_bytes" and not self._inner:
             return _Global(full, self._storage_within)
+        if full == "_codecs.encode":
+            return _Global(full, self.latin1_bytes)
         if full == _NDARRAY:
             return _Global(full)
         if module in ("torch", "torch.cuda") and name in _STORAGES:

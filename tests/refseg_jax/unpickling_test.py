@@ -1,13 +1,16 @@
+import io
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from refseg_jax.unpickling import PickleError, load_pickle, loads_pickle
+from refseg_jax.unpickling import PickleError, StrictUnpickler, load_pickle, loads_pickle, run
+from refseg_jax.weights.torch_pickles import Metered, TorchUnpickler
 
 PLAIN = [
     {"id": 7, "text": "façade ☂", "tokens": ["a", ""], 5: (1, 2, 3, 4)},
@@ -128,6 +131,91 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused():
     assert loads_pickle(b"(N\x85Nd.", name="x.p") == {(None,): None}
 
 
+def colliding_pairs(number: int) -> list[tuple[int, int]]:
+    """Pairs of integers of the same hash: CPython's function of a pair, solved for the second."""
+    one, two, five = 11400714785074694791, 14029467366897019727, 2870177450012600261
+    bits = (1 << 64) - 1
+    target, undo_one, undo_two = 12345, pow(one, -1, 1 << 64), pow(two, -1, 1 << 64)
+    turned = target * undo_one & bits
+    after = (turned >> 31 | turned << 33) & bits
+    pairs, first = [], 0
+    while len(pairs) < number:
+        first += 1
+        begun = (five + first * two) & bits
+        begun = (begun << 31 | begun >> 33) * one & bits
+        second = (after - begun) * undo_two & bits
+        second -= second >> 63 << 64
+        if abs(second) < sys.hash_info.modulus and second >= 0:
+            pairs.append((first, second))
+    return pairs
+
+
+@pytest.mark.skipif(sys.hash_info.width != 64, reason="the hashes are those of 64 bits")
+@pytest.mark.parametrize("write", [b"}%bs", b"}(%bu", b"(%bd"])
+def test_tuples_of_the_same_hash_are_refused_before_they_are_compared_with_all_others(write: bytes):
+    pairs = colliding_pairs(2000)
+    assert len({hash(pair) for pair in pairs}) == 1
+    opcode = write[-1:]
+    between = opcode if opcode == b"s" else b""
+    keys = [b"L%dL\nL%dL\n\x86N" % pair for pair in pairs]
+    few, many = (write % between.join(keys[:count]) + b"." for count in (60, len(keys)))
+    assert len(loads_pickle(few, name="x.p")) == 60
+    reader = Counting(many)
+    with pytest.raises(PickleError, match="refused, it has many tuples of the same hash"):
+        run(reader, name="x.p", cure="write it again")
+    assert reader.keys < 70
+
+
+class Counting(StrictUnpickler):
+    """Counts the keys of dicts, each of which costs at most as many comparisons as there are before."""
+
+    keys = 0
+
+    def check_key(self, key: object) -> object:
+        self.keys += 1
+        return super().check_key(key)
+
+
+def test_many_tuples_of_other_hashes_are_read():
+    stored = {(number, number * number): number for number in range(20_000)}
+    assert loads_pickle(pickle.dumps(stored), name="x.p") == stored
+    # -1 and -2 have the same hash.
+    signs: dict[tuple[int, ...], int] = {
+        (a, b, c): 0 for a in (-1, -2) for b in (-1, -2) for c in (-1, -2)
+    }
+    many = [{**signs} for _ in range(100)]
+    assert loads_pickle(pickle.dumps(many), name="x.p") == many
+
+
+def test_a_long_tuple_as_a_key_is_not_hashed_again_and_again():
+    data = b"(" + 100_000 * b"K\x01" + b"tq\x00}(" + 1000 * b"h\x00N" + b"u."
+    reader = Counting(data)
+    with pytest.raises(PickleError, match="refused, it has a tuple of 100000 parts as the key"):
+        run(reader, name="x.p", cure="write it again")
+    assert reader.keys == 1
+
+
+def test_bytes_that_share_a_text_do_not_fill_the_memory():
+    text = b"X" + (1_000_000).to_bytes(4, "little") + 1_000_000 * b"x"
+    encode = b"c_codecs\nencode\nq\x01" + text + b"q\x00X\x06\0\0\0latin1q\x02\x86R"
+    again = b"h\x01h\x00h\x02\x86R"
+    assert len(loads_pickle(b"(" + encode + b"l.", name="x.p")[0]) == 1_000_000
+    for reader in (StrictBytes, TorchUnpickler):
+        bomb = Metered(io.BytesIO(b"(" + encode + 1000 * again + b"l."))
+        with pytest.raises(PickleError, match="refused, its arrays or bytes share their memory"):
+            run(reader(bomb), name="x.p", cure="write it again")
+
+
+class StrictBytes(StrictUnpickler):
+    """Reads bytes of old protocols."""
+
+    def __init__(self, stream: Metered) -> None:
+        super().__init__(stream.stream, size=stream.size)
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self.latin1_bytes
+
+
 def test_truncated_anywhere():
     data = pickle.dumps(PLAIN, 2)
     for length in range(len(data)):
@@ -202,7 +290,7 @@ def test_arrays_that_share_their_bytes_do_not_fill_the_memory():
     assert len(loads_pickle(pickle.dumps([Copy()], 3), name="x.pkl", arrays=True)[0]) == 100_000
     bomb = pickle.dumps([Copy() for _ in range(1000)], 3)
     assert len(bomb) < 200_000
-    with pytest.raises(PickleError, match="refused, its arrays share their bytes"):
+    with pytest.raises(PickleError, match="refused, its arrays or bytes share their memory"):
         loads_pickle(bomb, name="x.pkl", arrays=True)
 
 
