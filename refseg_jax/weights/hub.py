@@ -62,7 +62,8 @@ def _is_name(source: str) -> bool:
         validate_repo_id(source)
     except HFValidationError:
         return False
-    return source.count("/") == 1
+    # huggingface_hub before 1.33 accepts a line feed at the end.
+    return source.count("/") == 1 and source.isprintable()
 
 
 def _cached(name: str, weights: Sequence[str]) -> Path | None:
