@@ -6,7 +6,8 @@
 
 `jsonl` is a folder of your own images with `train.jsonl` and the like (docs/own_data.md). For RefCOCO,
 `DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
-COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`).
+COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`; those
+of COCO 2017 may lie at `images/train2017` and `images/val2017`, or at `train2017` and `val2017`).
 `refcoco_plus/unc`, `refcocog/umd`, `refcocog/google` and `refcoco/google` are built in the same way; a
 name with `_raw` at its end keeps the sentences as typed. docs/datasets.md has all other datasets.
 

@@ -26,10 +26,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
-from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.json_stream import elements, integer
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
+from refseg_jax.images.units import Evidence
 from refseg_jax.unpickling import load_pickle
 
 #: A note in the build report.
@@ -96,7 +97,7 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         try:
             counts = encode_segmentation(segmentation, *size).counts
         except SegmentationError as error:
-            problems.append(f"{plan.path}: annotation {ann_id}: {error}; {_CURE}")
+            problems.append(f"{plan.path}: annotation {ann_id}: {error.with_cure(_CURE)}")
             continue
         targets[ann_id] = len(encoded)
         encoded.append(Target(counts, ""))
@@ -172,6 +173,8 @@ class _Pickles:
                 continue
             asked |= dict.fromkeys(sentences)
             items.append(self._item(image_id, image, path, sentences, regions))
+        if unit := _other_unit(items):
+            raise SourceError(f"{self.files['annotations']}: {unit}")
         held_out = {"test": tuple(f"d3/{image_id}" for image_id in sorted(self.images))}
         left = [item for item in items if item.descriptions]
         notes = {NOT_SATISFIED: len(items) - len(left)} if len(left) < len(items) else {}
@@ -201,8 +204,8 @@ class _Pickles:
         return ImagePlan(
             image_id,
             path,
-            int(image["height"]),
-            int(image["width"]),
+            integer(image["height"]),
+            integer(image["width"]),
             said,
             tuple((i, region) for i, region in regions.items() if i in used),
         )
@@ -233,19 +236,22 @@ def _read_json(source: Path, *, kind: _Kind) -> Plan:
     try:
         for key, entry in elements(file):
             if key == "images":
-                size = int(entry["height"]), int(entry["width"])
-                images[entry["id"]] = (entry["file_name"], *size)
+                size = integer(entry["height"]), integer(entry["width"])
+                images[integer(entry["id"])] = (entry["file_name"], *size)
             elif key == "categories":
-                texts[entry["id"]] = stored_text(entry["name"])
+                texts[integer(entry["id"])] = stored_text(entry["name"])
             elif key == "annotations":
-                of_image = drawn.setdefault(entry["image_id"], {})
-                of_image[entry["id"]] = entry["category_id"], entry["segmentation"]
+                of_image = drawn.setdefault(integer(entry["image_id"]), {})
+                category = integer(entry["category_id"])
+                of_image[integer(entry["id"])] = category, entry["segmentation"]
         items, problems = _satisfied(images, texts, drawn, folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(
             f"{file}: {key} {entry!r:.60} is not as D3 has it ({type(error).__name__}: {error}); "
             f"{_CURE}"
         ) from None
+    if unit := _other_unit(items):
+        raise SourceError(f"{file}: {unit}")
     without = len(images) - len(items) - len(problems)
     return Plan(
         {"test": tuple(items)},
@@ -277,6 +283,15 @@ def _satisfied(
         shapes = tuple((i, region) for i, (_, region) in regions.items())
         items.append(ImagePlan(image_id, path, height, width, descriptions, shapes))
     return items, problems
+
+
+def _other_unit(items: Sequence[ImagePlan]) -> str:
+    """The reason and the cure if the coordinates of the regions are no pixels, or `""`."""
+    evidence = Evidence()
+    for item in items:
+        for _, segmentation in item.regions:
+            evidence.add(segmentation, item.id, (item.height, item.width))
+    return evidence.find()
 
 
 def inside(folder: Path, file_name: str) -> Path | None:

@@ -13,16 +13,20 @@ The images are those of COCO, and their ids the same as RefCOCO's: RefCOCO's tes
 training images. Source: docs/PACO_DATASET.md of github.com/facebookresearch/paco.
 """
 
-import functools
 import re
 from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Plan, SourceError
 from input_pipeline.formats import coco_json
+from input_pipeline.formats.image_files import ImageFiles
 
 SPLITS = ("train", "val", "test")
 #: Folders of the source folder that may hold COCO's images.
-IMAGE_FOLDERS = ("train2017", "val2017", "images/train2017", "images/val2017", "images")
+IMAGE_FOLDERS = (
+    *("train2017", "val2017", "images/train2017", "images/val2017", "images"),
+    # COCO 2014 holds the same images under other names.
+    *("train2014", "val2014", "images/train2014", "images/val2014"),
+)
 
 #: Misspelt name of a part -> its correction.
 _CORRECTED = {"colied tube": "coiled tube"}
@@ -44,15 +48,12 @@ def read_plan(source: Path) -> Plan:
     Raises:
         SourceError: there is no split or no folder of images, or a file is damaged or of another format.
     """
-    folders = [source / name for name in IMAGE_FOLDERS if (source / name).is_dir()]
-    if not folders:
-        raise SourceError(
-            f"{source}: no folder of images; put (or link) COCO's train2017 and val2017 there"
-        )
+    images = ImageFiles(source, IMAGE_FOLDERS, "COCO's train2017 and val2017")
     return coco_json.read_plan(
         _annotation_files(source),
         spoken,
-        locate=functools.partial(_locate, folders),
+        # PACO has the splits of LVIS, whose images lie in either folder of COCO.
+        locate=lambda _, name: images.find(name) or images.expected(name),
         image_id=_coco_id,
         cure="copy it from COCO train2017 or val2017",
     )
@@ -67,13 +68,6 @@ def _annotation_files(source: Path) -> dict[str, Path]:
     raise SourceError(
         f"{source}: no annotations/{names['train']} (nor of another split); unpack PACO's "
         "paco_lvis_v1.zip there"
-    )
-
-
-def _locate(folders: list[Path], split: str, name: str) -> Path:
-    del split  # PACO has the splits of LVIS, whose images lie in either folder of COCO.
-    return next(
-        (folder / name for folder in folders if (folder / name).is_file()), folders[0] / name
     )
 
 

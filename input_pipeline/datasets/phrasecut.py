@@ -15,15 +15,16 @@ Source: README.md of github.com/ChenyunWu/PhraseCutDataset.
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
-from input_pipeline.formats.json_stream import elements, packed, words
+from input_pipeline.formats.image_files import ImageFiles
+from input_pipeline.formats.json_stream import elements, integer, packed, words
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+from refseg_jax.images.units import Evidence
 
 SPLITS = ("train", "val", "miniv", "test")
 IMAGE_FOLDERS = ("images", "VG_100K", "VG_100K_2")
@@ -91,7 +92,7 @@ def read_plan(source: Path) -> Plan:
         SourceError: a file is missing, damaged or of another format.
     """
     images = _listed(source)
-    there = _image_files(source)
+    there = ImageFiles(source, IMAGE_FOLDERS, "PhraseCut's images, or Visual Genome's VG_100K,")
     problems: dict[str, None] = {}
     notes: dict[str, int] = {}
     splits: dict[str, tuple[PhraseImage, ...]] = {}
@@ -130,7 +131,8 @@ def convert(item: PhraseImage, source: str) -> Outcome:
         try:
             found = _instances(phrase, item, notes)
         except SegmentationError as error:
-            problems.append(f"{item.path}: phrase {phrase.id}: {error}; use PhraseCut's own file")
+            reason = error.with_cure("use PhraseCut's own file")
+            problems.append(f"{item.path}: phrase {phrase.id}: {reason}")
             continue
         if not found:
             notes[NO_REGION] += 1
@@ -186,60 +188,52 @@ def _listed(source: Path) -> dict[int, _Listed]:
     images = {}
     for _, entry in elements(file):
         try:
-            coco_id, vg_id = entry["coco_id"], int(entry["image_id"])
-            name = f"vg/{vg_id}" if coco_id is None else str(int(coco_id))
-            size = (int(entry["height"]), int(entry["width"]))
+            coco_id, vg_id = entry["coco_id"], integer(entry["image_id"])
+            name = f"vg/{vg_id}" if coco_id is None else str(integer(coco_id))
+            size = (integer(entry["height"]), integer(entry["width"]))
             images[vg_id] = _Listed(name, words(entry["split"]), *size)
         except (KeyError, TypeError, ValueError) as error:
             raise _other_layout(file, len(images), error) from None
     return images
 
 
-def _image_files(source: Path) -> Mapping[str, Path]:
-    files = {}
-    for folder in (source / name for name in IMAGE_FOLDERS):
-        if folder.is_dir():
-            files |= {entry.name: Path(entry.path) for entry in os.scandir(folder)}
-    if not files:
-        raise SourceError(
-            f"{source}: no folder of images; put (or link) PhraseCut's at {source / 'images'}, or "
-            f"Visual Genome's at {source / IMAGE_FOLDERS[1]} and {source / IMAGE_FOLDERS[2]}"
-        )
-    return files
-
-
 def _split(
     file: Path,
     images: Mapping[int, _Listed],
-    there: Mapping[str, Path],
+    there: ImageFiles,
     problems: dict[str, None],
     notes: dict[str, int],
 ) -> Iterator[PhraseImage]:
     of_image: dict[int, list[Phrase]] = {}
+    evidence = Evidence()
     for number, (_, task) in enumerate(elements(file)):
         try:
             phrase = _phrase(task)
-            vg_id = int(task["image_id"])
+            vg_id = integer(task["image_id"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _other_layout(file, number, error) from None
+        size = (images[vg_id].height, images[vg_id].width) if vg_id in images else None
+        for instance in task["Polygons"]:
+            evidence.add(instance, vg_id, size)
         if phrase.text:
             of_image.setdefault(vg_id, []).append(phrase)
         else:
             notes[NO_WORD] = notes.get(NO_WORD, 0) + 1
+    if unit := evidence.find():
+        raise SourceError(f"{file}: {unit}")
     for vg_id, phrases in of_image.items():
         name = f"{vg_id}.jpg"
         if vg_id not in images:
             problems[f"{file}: image {vg_id} is not in {IMAGE_LISTS[0]}; download both again"] = (
                 None
             )
-        elif name not in there:
-            missing = file.parent / IMAGE_FOLDERS[0] / name
+            continue
+        path, listed = there.find(name), images[vg_id]
+        if path is None:
+            missing = there.expected(name)
             problems[f"{missing}: not there; copy it from Visual Genome 1.2"] = None
-        else:
-            listed = images[vg_id]
-            yield PhraseImage(
-                vg_id, listed.image_id, there[name], listed.height, listed.width, tuple(phrases)
-            )
+            continue
+        yield PhraseImage(vg_id, listed.image_id, path, listed.height, listed.width, tuple(phrases))
 
 
 def _phrase(task: Any) -> Phrase:

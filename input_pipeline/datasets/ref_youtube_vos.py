@@ -1,13 +1,16 @@
 """Refer-YouTube-VOS: expressions for objects in videos; each annotated frame (every fifth) is a record.
 
     SOURCE/meta_expressions/{train,valid,test}/meta_expressions.json
-    SOURCE/train/meta.json                                    categories of the objects
+    SOURCE/train/meta.json                                    categories of the objects, if it is there
     SOURCE/train/JPEGImages/<video>/<frame>.jpg
     SOURCE/train/Annotations/<video>/<frame>.png              indexed; a value is an object's number
 
 Every frame of a video has all expressions of the video. In frames that do not show the object, an
 expression has no target and the granularity `none`. Its group is `<video>/<number>`, by which an
 evaluation finds its frames; frames keep the order of the video.
+
+The file of categories belongs to YouTube-VOS, and today's downloads lack it. Without it, targets have no
+category, and the build report says so.
 
 Only `train` can be built. The masks of `valid` and `test` are not public (a server scores predictions),
 and a record without masks would say that nothing matches. Their frames are held out from other training
@@ -25,15 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
-from input_pipeline.formats.json_stream import elements, words
+from input_pipeline.formats.json_stream import elements, integer, words
 from input_pipeline.formats.label_maps import encode_labels, read_labels
 from input_pipeline.schema import Expression, Target
 
 SPLITS = ("train", "valid", "test")
 _CURE = "unpack the dataset again"
 
-#: A note and a figure in the build report.
+#: Notes and a figure in the build report.
 NO_WORD = "expressions without a word, left out"
+NO_KINDS = "videos whose objects have no category, for want of train/meta.json"
 UNBUILT = "{0}: {1} without published masks, held out and not built"
 
 
@@ -114,11 +118,15 @@ def read_plan(source: Path) -> Plan:
         SourceError: a file is missing, damaged or of another format.
     """
     base = source / "train"
-    kinds = _kinds(base / "meta.json")
+    known = base / "meta.json"
+    kinds = _kinds(known) if known.is_file() else {}
     problems: dict[str, None] = {}
     notes: dict[str, int] = {}
     frames: list[Frame] = []
-    for video in videos(source, "train"):
+    of_train = videos(source, "train")
+    if not known.is_file():
+        notes[NO_KINDS] = len(of_train)
+    for video in of_train:
         said = tuple(question for question in video.questions if question.text)
         if len(said) < len(video.questions):
             notes[NO_WORD] = notes.get(NO_WORD, 0) + len(video.questions) - len(said)
@@ -208,7 +216,7 @@ def _videos_of(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _question(number: str, entry: Mapping[str, Any], split: str) -> Question:
-    published = int(entry["obj_id"]) if split == "train" else 0
+    published = integer(entry["obj_id"]) if split == "train" else 0
     if split == "train" and not 0 < published < 256:
         raise ValueError(f"obj_id {published}")
     return Question(_name(number), words(entry["exp"]), published)
@@ -217,7 +225,7 @@ def _question(number: str, entry: Mapping[str, Any], split: str) -> Question:
 def _kinds(file: Path) -> dict[str, tuple[tuple[int, str], ...]]:
     try:
         return {
-            name: tuple((int(k), words(o["category"])) for k, o in video["objects"].items())
+            name: tuple((integer(k), words(o["category"])) for k, o in video["objects"].items())
             for name, video in _videos_of(file)
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -27,6 +27,7 @@ from input_pipeline.building.conversion import (
     SourceError,
     read_image,
 )
+from input_pipeline.formats.image_files import ImageFiles
 from input_pipeline.formats.json_stream import elements
 from input_pipeline.formats.matfile import MatError, load_mat
 from input_pipeline.formats.refer.layout import NO_WORD
@@ -86,32 +87,37 @@ def read_plan(source: Path) -> Plan:
         )
     sizes = _sizes(data / "referit_imsize.json")
     images, masks = archive / "images", archive / "mask"
-    names = {folder: _names(folder) for folder in (images, masks)}
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise SourceError(f"{folder}: not there; unpack referitdata.tar.gz in {archive}")
+    pictures = ImageFiles(archive, ("images",), "ReferIt's images")
+    drawn = {entry.name for entry in os.scandir(masks)}
     problems: dict[str, None] = {}
     splits: dict[str, tuple[ImagePlan, ...]] = {}
     held_out: dict[str, tuple[str, ...]] = {}
     empty = 0
     for split, file in files.items():
-        found: dict[str, list[Region]] = {}
+        found: dict[tuple[str, Path], list[Region]] = {}
         ids: dict[str, None] = {}
         for region, without in _regions(file):
             empty += without
             image = f"{region.key.split('_')[0]}.jpg"
             ids[_image_id(image)] = None
             line = ""
-            if image not in names[images]:
+            path = pictures.find(image)
+            if path is None:
                 line = f"{images / image}: not there; {_ARCHIVE}"
             elif image not in sizes:
                 line = f"{data / 'referit_imsize.json'}: no {image}; use the file of text_objseg"
-            elif f"{region.key}.mat" not in names[masks]:
+            elif f"{region.key}.mat" not in drawn:
                 line = f"{masks / region.key}.mat: not there; {_ARCHIVE}"
-            if line:
+            if line or path is None:
                 problems[line] = None
             elif region.queries:
-                found.setdefault(image, []).append(region)
+                found.setdefault((image, path), []).append(region)
         splits[split] = tuple(
-            ImagePlan(_image_id(image), images / image, masks, sizes[image], tuple(regions))
-            for image, regions in found.items()
+            ImagePlan(_image_id(image), path, masks, sizes[image], tuple(regions))
+            for (image, path), regions in found.items()
         )
         if split != "train":
             held_out[split] = tuple(ids)
@@ -203,12 +209,6 @@ def _sizes(file: Path) -> dict[str, tuple[int, int]]:
             )
         sizes[name] = (size[1], size[0])
     return sizes
-
-
-def _names(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        raise SourceError(f"{folder}: not there; unpack referitdata.tar.gz in {folder.parent}")
-    return {entry.name for entry in os.scandir(folder)}
 
 
 def _image_id(name: str) -> str:

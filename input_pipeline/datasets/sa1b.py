@@ -21,10 +21,12 @@ from typing import Any
 
 from input_pipeline.building.conversion import Conversion, ItemError, Outcome, Plan, SourceError
 from input_pipeline.formats.archives import tar_members
+from input_pipeline.formats.json_stream import integer
 from input_pipeline.schema import Record, Target
 from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.files import check_regular
 from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+from refseg_jax.text.encoding import decoded
 
 #: A note in the build report.
 EMPTY = "masks without a pixel, left out"
@@ -145,7 +147,7 @@ def convert(item: SamImage, source: str) -> Outcome:
         except EmptyRegion:
             empty += 1
         except SegmentationError as error:
-            problems.append(f"{item.where}: mask {facts[0]}: {error}; {_CURE}")
+            problems.append(f"{item.where}: mask {facts[0]}: {error.with_cure(_CURE)}")
         else:
             targets.append(Target(region.counts, ""))
             kept.append(facts)
@@ -173,14 +175,17 @@ def _stored(item: SamImage) -> tuple[tuple[int, int, int], list[tuple[Any, _Fact
     A mask is (segmentation, (id, predicted IoU, stability score)).
     """
     try:
-        stored = json.loads(item.masks.read().decode("utf-8"))
+        stored = json.loads(decoded(item.masks.read()))
         image = stored["image"]
-        size = (int(image["image_id"]), int(image["height"]), int(image["width"]))
+        size = (integer(image["image_id"]), integer(image["height"]), integer(image["width"]))
         annotations = [
-            (a["segmentation"], (int(a["id"]), _finite(a, "predicted_iou"), _finite(a, _STABLE)))
+            (
+                a["segmentation"],
+                (integer(a["id"]), _finite(a, "predicted_iou"), _finite(a, _STABLE)),
+            )
             for a in stored["annotations"]
         ]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise ItemError(
             f"{item.where}: its JSON is damaged or not SA-1B's ({reason}); {_CURE}"

@@ -8,15 +8,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from input_pipeline.building.conversion import Outcome, Plan, SourceError, read_image
-from input_pipeline.formats.json_stream import elements, packed, words
+from input_pipeline.formats.json_stream import elements, integer, packed, words
 from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.schema import Record
 from refseg_jax.images.placement import misplaced, stated_box
 from refseg_jax.images.segmentation import (
     EmptyRegion,
     SegmentationError,
+    check_form,
     encode_segmentation,
 )
+from refseg_jax.images.units import Evidence
 
 #: Notes in the report of a build.
 TINY = "polygons of fewer than three points, left out of masks"
@@ -142,16 +144,20 @@ def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
     incomplete: dict[int, tuple[int, ...]] = {}
     annotations: dict[int, list[_Entry]] = {}
     names: dict[int, tuple[str, str]] = {}
+    evidence = Evidence()
     for key, entry in elements(file):
         try:
             if key == "images":
-                images[int(entry["id"])] = _image(entry)
+                number = integer(entry["id"])
+                images[number] = _image(entry)
                 lacking = entry.get("not_exhaustive_category_ids") or ()
-                incomplete[int(entry["id"])] = tuple(map(int, lacking))
+                incomplete[number] = tuple(map(integer, lacking))
             elif key == "categories":
-                names[int(entry["id"])] = spoken(words(entry["name"]))
+                names[integer(entry["id"])] = spoken(words(entry["name"]))
             elif key == "annotations":
-                annotations.setdefault(int(entry["image_id"]), []).append(_entry(entry))
+                number = integer(entry["image_id"])
+                annotations.setdefault(number, []).append(_entry(entry))
+                evidence.add(entry["segmentation"], number)
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise SourceError(
@@ -162,6 +168,8 @@ def _read(file: Path, spoken: Spoken) -> list[CocoImage]:
     if lost or not images:
         what = f"image or category {lost[0]} of an annotation" if lost else "images"
         raise SourceError(f"{file}: it does not list {what}; download it again")
+    if unit := evidence.find(lambda number: (images[number].height, images[number].width)):
+        raise SourceError(f"{file}: {unit}")
     return [
         dataclasses.replace(
             image,
@@ -181,14 +189,15 @@ def _image(entry: Mapping[str, Any]) -> CocoImage:
     name = PurePosixPath(words(entry["file_name"]).replace("\\", "/")).name
     if name in ("", "..") or "\0" in name:
         raise ValueError(f"file_name {entry['file_name']!r:.40}")
-    return CocoImage(name, int(entry["height"]), int(entry["width"]), (), ())
+    return CocoImage(name, integer(entry["height"]), integer(entry["width"]), (), ())
 
 
 def _entry(entry: Mapping[str, Any]) -> _Entry:
-    number, whole = int(entry["id"]), int(entry.get("obj_ann_id", entry["id"]))
+    number = integer(entry["id"])
+    whole = integer(entry.get("obj_ann_id", number))
     parent = -1 if whole == number else whole
     region, box = packed(entry["segmentation"]), stated_box(entry.get("bbox"))
-    return _Entry(number, int(entry["category_id"]), parent, region, box)
+    return _Entry(number, integer(entry["category_id"]), parent, region, box)
 
 
 def convert(item: PlannedImage, source: str) -> Outcome:
@@ -214,7 +223,8 @@ def convert(item: PlannedImage, source: str) -> Outcome:
         try:
             counts = _counts(annotation, image, notes)
         except SegmentationError as error:
-            problems.append(f"{item.path}: annotation {annotation.id}: {error}; download its file")
+            reason = error.with_cure("download its file")
+            problems.append(f"{item.path}: annotation {annotation.id}: {reason}")
             incomplete.add((annotation.whole, annotation.part))
             continue
         if counts is not None:
@@ -246,6 +256,7 @@ def convert(item: PlannedImage, source: str) -> Outcome:
 def _counts(annotation: Annotation, image: CocoImage, notes: Counter[str]) -> bytes | None:
     """RLE counts of the region, or `None` (with a note) if it covers no pixel."""
     segmentation, size = json.loads(annotation.segmentation), (image.height, image.width)
+    check_form(segmentation)
     if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
         whole = [polygon for polygon in segmentation if len(polygon) >= 6]
         if len(whole) < len(segmentation):
@@ -253,7 +264,7 @@ def _counts(annotation: Annotation, image: CocoImage, notes: Counter[str]) -> by
         segmentation = whole
     try:
         if segmentation:
-            counts = encode_segmentation(segmentation, *size).counts
+            counts = encode_segmentation(segmentation, *size, box=annotation.box).counts
             notes.update(misplaced(segmentation, counts, annotation.box, *size))
             return counts
     except EmptyRegion:

@@ -19,9 +19,10 @@ from input_pipeline.building.conversion import (
     SourceError,
     read_image,
 )
-from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.image_files import ImageFiles
+from input_pipeline.formats.json_stream import elements, integer
 from input_pipeline.formats.mask_files import read_mask
-from input_pipeline.formats.refer.layout import IMAGE_FOLDERS, NO_WORD, image_folder
+from input_pipeline.formats.refer.layout import IMAGE_FOLDERS, NO_WORD
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target, encode_mask
 from refseg_jax.images.decoding import ImageError
@@ -81,7 +82,9 @@ def read_segments(file: Path, *, prefix: str | None = None) -> tuple[list[Segmen
             for sentence in entry["sentences"]:
                 place = seen[segment_id] = seen.get(segment_id, -1) + 1
                 named = f"{prefix}-{segment_id}-{place}" if prefix is not None else None
-                said.append((named or str(int(sentence["sent_id"])), stored_text(sentence["sent"])))
+                said.append(
+                    (named or str(integer(sentence["sent_id"])), stored_text(sentence["sent"]))
+                )
             words = tuple((i, text) for i, text in said if text)
             name = str(entry["img_name"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -111,35 +114,33 @@ def plan_of(source: Path, splits: Mapping[str, Sequence[Segment]], masks: Path, 
     """
     if not masks.is_dir():
         raise SourceError(f"{masks}: no folder of masks; unpack it there")
-    images = image_folder(source, IMAGE_FOLDERS, "COCO's train2014")
-    there = {entry.name for entry in os.scandir(images)}
+    images = ImageFiles(source, IMAGE_FOLDERS, "COCO's train2014")
     drawn = {entry.name for entry in os.scandir(masks)}
     problems: dict[str, None] = {}
     plans: dict[str, tuple[ImagePlan, ...]] = {}
     held_out: dict[str, tuple[str, ...]] = {}
     for split, segments in splits.items():
-        found: dict[str, list[tuple[Segment, Path]]] = {}
+        found: dict[tuple[str, Path], list[tuple[Segment, Path]]] = {}
         ids: dict[str, None] = {}
         for segment in segments:
             mask = f"{segment.segment_id}.png"
             image_id = coco_id(segment.img_name)
             if image_id is None:
-                problems[f"{images}: {segment.img_name!r:.60} is no name of COCO's; correct it"] = (
-                    None
-                )
+                what = f"{segment.img_name!r:.60} is no name of COCO's"
+                problems[f"{images.expected('')}: {what}; correct it"] = None
                 continue
             ids[image_id] = None
-            if segment.img_name not in there:
-                line = f"{images / segment.img_name}: not there; copy it from COCO train2014"
-                problems[line] = None
+            path = images.find(segment.img_name)
+            if path is None:
+                missing = images.expected(segment.img_name)
+                problems[f"{missing}: not there; copy it from COCO train2014"] = None
             elif mask not in drawn:
                 line = f"{masks}: no {mask!r:.60} there (of {segment.img_name}); unpack all of them"
                 problems[line] = None
             else:
-                found.setdefault(segment.img_name, []).append((segment, masks / mask))
+                found.setdefault((image_id, path), []).append((segment, masks / mask))
         plans[split] = tuple(
-            ImagePlan(coco_id(name) or "", images / name, tuple(those))
-            for name, those in found.items()
+            ImagePlan(image_id, path, tuple(those)) for (image_id, path), those in found.items()
         )
         if split != "train":
             held_out[split] = tuple(ids)
@@ -147,8 +148,8 @@ def plan_of(source: Path, splits: Mapping[str, Sequence[Segment]], masks: Path, 
 
 
 def coco_id(name: str) -> str | None:
-    """`"COCO_train2014_000000000154.jpg"` -> `"154"`; `None` for other names."""
-    number = re.fullmatch(r"COCO_\w+2014_(\d{12})\.jpg", name, re.ASCII)
+    """`"COCO_train2014_000000000154.jpg"`, or its name of 2017 -> `"154"`; `None` for other names."""
+    number = re.fullmatch(r"(?:COCO_\w+2014_)?(\d{12})\.jpg", name, re.ASCII)
     return str(int(number[1])) if number else None
 
 

@@ -1,11 +1,13 @@
 """Reads JSON files that are too large for memory, element by element."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from input_pipeline.building.conversion import SourceError
+from refseg_jax.text.encoding import EncodingError, check_start
 
 #: Characters that are read at a time.
 _CHUNK = 1 << 20
@@ -35,8 +37,12 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
         SourceError: the file is missing or damaged, or is neither a list nor an object.
     """
     try:
+        with path.open("rb") as start:
+            check_start(start.read(16))
         with path.open(encoding="utf-8-sig") as file:
             yield from _Reader(file).elements()
+    except EncodingError as error:
+        raise SourceError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise SourceError(f"{path}: not there; download it and put it there") from None
     except OSError as error:
@@ -55,6 +61,21 @@ def words(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{text!r:.40} is no text")
     return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def integer(value: Any) -> int:
+    """A whole number. Some programs write ids as texts (`"17"`), and sizes as `480.0`.
+
+    Raises:
+        ValueError: `value` is no whole number.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip(), re.ASCII):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise ValueError(f"{value!r:.40} is no whole number")
 
 
 def packed(value: Any) -> bytes:

@@ -149,7 +149,7 @@ def checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
 
 def _shown(value: Any) -> str:
     try:
-        return f"{value!r:.40}"
+        return f"{value:g}" if isinstance(value, float) else f"{value!r:.40}"
     except ValueError:  # Python does not print integers of more than 4,300 digits.
         return "of thousands of digits"
 

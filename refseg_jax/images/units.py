@@ -16,8 +16,8 @@ from typing import Any
 #: Left, top, right and bottom.
 Bounds = tuple[float, float, float, float]
 
-#: Intersection over union from which on two boxes are considered the same.
-_SAME = 0.5
+#: Intersections over union: below the first a region is away from its box, from the second on it fits.
+_AWAY, _FITS = 0.5, 0.8
 
 #: A region may leave its picture by the larger of these pixels and this share of the longer side.
 _SLACK, _SLACK_SHARE = 5, 0.02
@@ -204,12 +204,12 @@ def _is_scaled(bounds: Bounds, box: Sequence[float], height: int, width: int, un
         return False
     x, y, wide, high = box
     stated = (x, y, x + wide, y + high)
-    if _overlap(bounds, stated) >= _SAME:
+    if _overlap(bounds, stated) >= _AWAY:
         return False
     across, down = width / unit.whole, height / unit.whole
     left, top, right, bottom = bounds
     scaled = (left * across, top * down, right * across, bottom * down)
-    return _overlap(scaled, stated) >= _SAME
+    return _overlap(scaled, stated) >= _FITS
 
 
 def _overlap(one: Bounds, other: Bounds) -> float:

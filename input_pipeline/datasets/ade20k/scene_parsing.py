@@ -17,6 +17,7 @@ from pathlib import Path
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError
 from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import Classes, MapItem, convert_categories, plan_pairs
+from refseg_jax.text.encoding import EncodingError, decoded
 
 #: Classes that the development kit calls stuff.
 # fmt: off
@@ -67,11 +68,13 @@ def read_names(path: Path) -> tuple[str, ...]:
         SourceError: the file is missing, or does not name 150 classes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
         lines = [line.split("\t") for line in text.splitlines()[1:] if line.strip()]
         names = {int(fields[0]): fields[4].split(",")[0].strip() for fields in lines}
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; {_CURE}") from None
+    except EncodingError as error:
+        raise SourceError(f"{path}: {error}") from None
     except (ValueError, IndexError):
         names = {}
     if list(names) != list(range(1, _NUMBER + 1)) or not all(names.values()):

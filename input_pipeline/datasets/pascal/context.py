@@ -26,6 +26,7 @@ from input_pipeline.formats.label_maps import (
     first_folders,
     list_files,
 )
+from refseg_jax.text.encoding import EncodingError, decoded
 
 _NAMES = (
     "aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, "
@@ -80,10 +81,10 @@ def _read_list(folder: Path, split: str) -> list[str]:
         if not path.is_file():
             continue
         try:
-            names = dict.fromkeys(path.read_text(encoding="ascii").split())
-        except UnicodeDecodeError:
-            raise SourceError(f"{path}: is no list of images; use VOC2010's") from None
-        hostile = [name for name in names if Path(name).name != name]
+            names = dict.fromkeys(decoded(path.read_bytes()).split())
+        except EncodingError as error:
+            raise SourceError(f"{path}: is no list of images: it {error}") from None
+        hostile = [name for name in names if Path(name).name != name or not name.isascii()]
         if hostile:
             raise SourceError(f"{path}: {hostile[0]!r:.60} is no name of an image; use VOC2010's")
         return list(names)

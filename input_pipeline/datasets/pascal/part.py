@@ -32,6 +32,7 @@ from input_pipeline.building.conversion import (
 from input_pipeline.formats.matfile import MatError, load_mat
 from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.schema import encode_mask
+from refseg_jax.text.encoding import EncodingError, decoded
 
 SPLITS = ("train", "val")
 #: Folders of the source folder that may hold VOC 2010.
@@ -120,9 +121,12 @@ def read_plan(source: Path) -> Plan:
 
 def _names(file: Path) -> list[str]:
     try:
-        names = [line.split()[0] for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
+        lines = decoded(file.read_bytes()).splitlines()
+    except EncodingError as error:
+        raise SourceError(f"{file}: is no list of images: it {error}") from None
+    except OSError:
         raise SourceError(f"{file}: not there; unpack VOCtrainval_03-May-2010.tar") from None
+    names = [line.split()[0] for line in lines if line.strip()]
     for name in names:
         if not name.replace("_", "").isalnum():
             raise SourceError(f"{file}: {name!r:.40} is no image of VOC; unpack VOC 2010 again")

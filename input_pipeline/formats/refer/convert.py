@@ -89,10 +89,10 @@ class _Regions:
         plan = self._plan
         try:
             stored = json.loads(annotation.segmentation)
-            region = encode_segmentation(stored, plan.height, plan.width)
+            region = encode_segmentation(stored, plan.height, plan.width, annotation.box)
         except SegmentationError as error:
-            line = f"{plan.path}: annotation {annotation.id}: {error}; use its authors' annotations"
-            self.problems[line] = None
+            reason = error.with_cure("use its authors' annotations")
+            self.problems[f"{plan.path}: annotation {annotation.id}: {reason}"] = None
             return False
         self.notes.update(misplaced(stored, region.counts, annotation.box, plan.height, plan.width))
         if region.tiny:

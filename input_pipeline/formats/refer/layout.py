@@ -9,17 +9,22 @@ Source: the reader and README of github.com/lichengunc/refer.
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from input_pipeline.building.conversion import Plan, SourceError
-from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.image_files import ImageFiles, base_name
+from input_pipeline.formats.json_stream import elements, integer
 from input_pipeline.formats.refer.refs import Ref, read_refs
 from refseg_jax.images.placement import stated_box
+from refseg_jax.images.units import Evidence
 
-#: Folders where refer, and copies with shorter paths, keep the images of COCO train2014.
-IMAGE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014", "images")
+#: Folders where refer, and copies with shorter paths, keep the images of COCO train2014. The folders of
+#: COCO 2017 hold the same images under other names, most of them in train2017.
+IMAGE_FOLDERS = (
+    *("images/mscoco/images/train2014", "images/train2014", "train2014", "images"),
+    *("images/train2017", "images/val2017", "train2017", "val2017"),
+)
 
 #: Notes in the report of a build.
 NO_WORD = "expressions without a word, left out"
@@ -36,7 +41,7 @@ class Layout:
         by: who made the splits: `unc`, `google`, `umd` or `berkeley`.
         text: which text of a sentence to use, `sent` or `raw`.
         refs: name of the refs file, with `{by}` in place of `by`.
-        image_folders: possible folders of the images; the first one that has some is used.
+        image_folders: possible folders of the images, which are searched in this order.
         images: name of the image collection, for messages.
         pool: prefix of the file's name in `Record.image_id`; empty for COCO's images, whose id is used.
         skip_crowds: whether to leave crowd annotations out of masks, as gRefCOCO's reader does.
@@ -143,8 +148,9 @@ def read_plan(source: Path, *, layout: Layout) -> Plan:
             )
     refs = read_refs(refs_file, layout.text)
     instances = _Instances.read(instances_file, refs)
-    folder = _image_folder(source, layout)
-    return _join(refs, _Files(layout, refs_file, instances_file, folder, instances))
+    called = layout.images if layout.pool else "COCO's train2014"
+    images = ImageFiles(source, layout.image_folders, called)
+    return _join(refs, _Files(layout, refs_file, instances_file, images, instances))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,19 +167,24 @@ class _Instances:
         found: dict[int, tuple[int, int, bytes, tuple[float, ...]]] = {}
         names: dict[int, str] = {}
         crowds: set[int] = set()
+        evidence = Evidence()
         try:
             for key, entry in elements(file):
+                if key not in ("categories", "images", "annotations"):
+                    continue
+                number = integer(entry["id"])
                 if key == "categories":
-                    names[entry["id"]] = str(entry["name"])
-                elif key == "images" and entry["id"] in wanted_images:
-                    size = int(entry["height"]), int(entry["width"])
-                    images[entry["id"]] = (str(entry["file_name"]), *size)
-                elif key == "annotations" and entry["id"] in wanted:
+                    names[number] = str(entry["name"])
+                elif key == "images" and number in wanted_images:
+                    size = integer(entry["height"]), integer(entry["width"])
+                    images[number] = (str(entry["file_name"]), *size)
+                elif key == "annotations" and number in wanted:
+                    image_id, category = integer(entry["image_id"]), integer(entry["category_id"])
                     region = json.dumps(entry["segmentation"]).encode()
-                    box = stated_box(entry.get("bbox"))
-                    found[entry["id"]] = entry["image_id"], entry["category_id"], region, box
+                    evidence.add(entry["segmentation"], image_id)
+                    found[number] = image_id, category, region, stated_box(entry.get("bbox"))
                     if entry.get("iscrowd"):
-                        crowds.add(entry["id"])
+                        crowds.add(number)
             if not names:
                 raise KeyError("categories")
             annotations = {
@@ -185,6 +196,8 @@ class _Instances:
             raise SourceError(
                 f"{file}: damaged or not COCO's ({reason}); download it again"
             ) from None
+        if unit := evidence.find(lambda image_id: images.get(image_id, ("", 0, 0))[1:]):
+            raise SourceError(f"{file}: {unit}")
         return cls(images, annotations, frozenset(crowds))
 
 
@@ -195,10 +208,10 @@ class _Files:
     layout: Layout
     refs_file: Path
     instances_file: Path
-    folder: Path
+    images: ImageFiles
     instances: _Instances
 
-    def problem(self, ref: Ref, there: set[str]) -> str:
+    def problem(self, ref: Ref) -> str:
         """One line on why a ref cannot be built, or `""`."""
         file, pair = (
             self.instances_file,
@@ -215,22 +228,27 @@ class _Files:
                 )
         if ref.ann_ids and not self.regions(ref):
             return f"{file}: ref {ref.ref_id} has crowd annotations alone; {pair}"
-        path = self.path(ref.image_id)
-        return "" if path.name in there else f"{path}: not there; copy it from {self.layout.images}"
+        name = self.name(ref.image_id)
+        if self.images.find(name) is None:
+            missing = self.images.expected(name)
+            return f"{missing}: not there; copy it from {self.layout.images}"
+        return ""
 
     def regions(self, ref: Ref) -> tuple[Annotation, ...]:
         """The annotations that a ref means."""
         skipped = self.instances.crowds if self.layout.skip_crowds else frozenset()
         return tuple(self.instances.annotations[i][1] for i in ref.ann_ids if i not in skipped)
 
-    def path(self, image_id: int) -> Path:
-        """Path of an image."""
-        return self.folder / base_name(self.instances.images[image_id][0])
+    def name(self, image_id: int) -> str:
+        """File name of an image, as the annotations have it."""
+        return base_name(self.instances.images[image_id][0])
 
     def image_plan(self, image_id: int, referents: Sequence[Referent]) -> ImagePlan:
         """The plan of an image."""
         _, height, width = self.instances.images[image_id]
-        path, images = self.path(image_id), self.layout.images
+        path = self.images.find(self.name(image_id))
+        assert path is not None  # Else the ref has a problem.
+        images = self.layout.images
         return ImagePlan(self.key(image_id), path, height, width, tuple(referents), images)
 
     def key(self, image_id: int) -> str:
@@ -238,11 +256,11 @@ class _Files:
         if not self.layout.pool:
             return str(image_id)
         known = image_id in self.instances.images
-        return f"{self.layout.pool}/{self.path(image_id).stem if known else image_id}"
+        name = PurePosixPath(self.name(image_id)).stem if known else image_id
+        return f"{self.layout.pool}/{name}"
 
 
 def _join(refs: Sequence[Ref], files: _Files) -> Plan:
-    there = {entry.name for entry in os.scandir(files.folder)}
     problems: dict[str, None] = {}
     notes = {NO_WORD: 0, CROWDS: 0, LACKED: 0}
     splits: dict[str, dict[int, list[Referent]]] = {}
@@ -252,7 +270,7 @@ def _join(refs: Sequence[Ref], files: _Files) -> Plan:
         for split in ref.splits:
             if split != "train":
                 held_out.setdefault(split, {})[files.key(ref.image_id)] = None
-        line = files.problem(ref, there)
+        line = files.problem(ref)
         if line and ref.image_id in files.layout.lacked:
             notes[LACKED] += 1
         elif line:
@@ -279,34 +297,3 @@ def _of_splits(ref: Ref) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
     for split in ref.splits:
         mark = f"{split}-" if len(ref.splits) > 1 else ""
         yield split, tuple((f"{mark}{i}", text) for i, text in ref.sentences)
-
-
-def image_folder(source: Path, folders: Iterable[str], images: str) -> Path:
-    """The first folder that holds JPEG images.
-
-    Args:
-        source: the source folder.
-        folders: candidates below it.
-        images: name of the image collection, for the message.
-
-    Raises:
-        SourceError: no folder does.
-    """
-    places = tuple(folders)
-    for folder in places:
-        if (source / folder).is_dir() and any((source / folder).glob("*.jpg")):
-            return source / folder
-    raise SourceError(
-        f"{source}: no folder of images; put (or link) {images} at "
-        f"{source / places[min(1, len(places) - 1)]}"
-    )
-
-
-def _image_folder(source: Path, layout: Layout) -> Path:
-    images = "COCO's train2014" if not layout.pool else layout.images
-    return image_folder(source, layout.image_folders, images)
-
-
-def base_name(file_name: str) -> str:
-    """The last part of a file name. Some copies add folders, which must not lead out of the source."""
-    return PurePosixPath(file_name.replace("\\", "/")).name

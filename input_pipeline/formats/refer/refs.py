@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.building.conversion import SourceError
-from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.json_stream import elements, integer
 from refseg_jax.unpickling import load_pickle
 
 _CURE = "use the file that its authors distribute"
@@ -55,7 +55,8 @@ def read_refs(file: Path, text: str) -> list[Ref]:
 def _entries(file: Path) -> Iterable[Any]:
     if file.suffix == ".json":
         return (entry for key, entry in elements(file) if not key)
-    entries = load_pickle(file)
+    # People who make refs of their own often keep ids as numbers of numpy.
+    entries = load_pickle(file, arrays=True)
     return entries if isinstance(entries, list) else ()
 
 
@@ -77,9 +78,9 @@ def stored_text(text: Any) -> str:
 
 def _ref(entry: Any, text: str, number: int, file: Path) -> Ref:
     try:
-        said = [(int(s["sent_id"]), stored_text(s[text])) for s in entry["sentences"]]
+        said = [(integer(s["sent_id"]), stored_text(s[text])) for s in entry["sentences"]]
         words = tuple((str(i), t) for i, t in said if t)
-        ref_id, image_id = int(entry["ref_id"]), int(entry["image_id"])
+        ref_id, image_id = integer(entry["ref_id"]), integer(entry["image_id"])
         ann_ids, splits = _ann_ids(entry["ann_id"]), _splits(str(entry["split"]))
         return Ref(ref_id, image_id, ann_ids, splits, words, len(said) - len(words))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -91,8 +92,8 @@ def _ref(entry: Any, text: str, number: int, file: Path) -> Ref:
 def _ann_ids(value: Any) -> tuple[int, ...]:
     """Ids of the annotations. `[-1]` means no target, as in gRefCOCO's reader (not `no_target`)."""
     if not isinstance(value, list | tuple):
-        return (int(value),)
-    ids = tuple(dict.fromkeys(int(i) for i in value))
+        return (integer(value),)
+    ids = tuple(dict.fromkeys(integer(i) for i in value))
     return () if ids == (-1,) else ids
 
 

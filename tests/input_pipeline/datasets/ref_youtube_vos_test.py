@@ -105,6 +105,14 @@ def test_a_frame_is_a_record_and_an_expression_a_group(source, tmp_path):
     assert "train: 4 groups; published: 12,913" in (folder / REPORT).read_text()
 
 
+def test_the_file_of_categories_may_be_missing(source, tmp_path):
+    (source / "train/meta.json").unlink()
+    folder = build(source, tmp_path / "data")
+    records = read_records(folder, "train")
+    assert {target.category for record in records for target in record.targets} == {""}
+    assert f"{ref_youtube_vos.NO_KINDS}: 2" in (folder / REPORT).read_text()
+
+
 def test_a_video_is_a_row_of_its_expression(source, tmp_path):
     build(source, tmp_path / "data")
     table = ExpressionTable.of(RecordSource(str(tmp_path / "data"), "ref_youtube_vos", "train"))

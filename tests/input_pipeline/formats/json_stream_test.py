@@ -5,7 +5,7 @@ import pytest
 
 from input_pipeline.building.conversion import SourceError
 from input_pipeline.formats import json_stream
-from input_pipeline.formats.json_stream import elements
+from input_pipeline.formats.json_stream import elements, integer
 
 COCO = {
     "info": {"year": 2017, "lists": [1, 2]},
@@ -100,3 +100,37 @@ def test_a_part_of_the_file_is_held_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(json_stream, "_LONGEST", 3000)
     stored = {"info": {}, "text": "x", "number": 5, "images": [{"id": n} for n in range(5000)]}
     assert len(list(elements(write(tmp_path, json.dumps(stored))))) == 5003
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_told_with_the_cure(tmp_path, encoding):
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps(COCO, ensure_ascii=False).encode(encoding))
+    with pytest.raises(SourceError, match=r"a\.json: is UTF-\d\d.*; save it as UTF-8"):
+        list(elements(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(COCO), encoding="utf-8-sig")
+    assert list(elements(path)) == flat(COCO)
+
+
+@pytest.mark.parametrize("value", [7, "7", " 7\n", "007", 7.0])
+def test_whole_numbers_as_people_write_them(value):
+    assert integer(value) == 7
+    assert type(integer(value)) is int
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "7a", "7.0", "٧", 7.5, float("inf"), float("nan"), True, None, [7], 5001 * "7", b"7"],
+)
+def test_what_is_no_whole_number(value):
+    with pytest.raises(ValueError, match=r"is no whole number|Exceeds the limit"):
+        integer(value)
+
+
+def test_negative_and_large_whole_numbers():
+    assert integer("-1") == -1
+    assert integer(10**400) == 10**400

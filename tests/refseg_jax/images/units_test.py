@@ -48,6 +48,8 @@ def test_bounds():
         ([IN_PER_CENT], (), None),
         ([IN_PER_CENT], (20, 20, 30, 30), None),
         ([IN_PER_CENT], (400, 300, 30, 30), None),
+        # A box that was rounded, of another size than its region.
+        ([rectangle(0, 0, 1.5, 1.5)], (0, 0, 1, 1), None),
         ([IN_SHARES, rectangle(*PIXELS)], (), None),
         ([rectangle(*PIXELS)], (0.2, 0.2, 0.3, 0.3), None),
         ([rectangle(*PIXELS)], BOX, None),
@@ -78,6 +80,10 @@ def test_per_cent_that_leaves_a_small_picture():
     assert find_other_unit([rectangle(20, 21, 62, 78)], 64, 96) is None
     assert find_other_unit([rectangle(20.5, 21.5, 62.5, 68.5)], 64, 96) is None
     assert find_other_unit(out, 96, 64) is None
+
+
+def test_a_rounded_box_in_a_picture_of_about_100_pixels():
+    assert find_other_unit([rectangle(0, 0, 1.5, 1.5)], 48, 64, (0, 0, 1, 1)) is None
 
 
 def test_a_picture_of_one_pixel_has_no_other_unit():
