@@ -20,8 +20,9 @@ import numpy as np
 from input_pipeline.building.conversion import BuildError, SourceError
 from input_pipeline.formats.archives import Member, tar_members
 from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
-from input_pipeline.formats.places import Places, same_name
+from input_pipeline.formats.places import Places
 from refseg_jax.images.decoding import seen_size
+from refseg_jax.images.files import same_name
 from refseg_jax.images.units import Evidence
 from refseg_jax.text.encoding import EncodingError, check_start, is_blank
 

@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.building.conversion import BuildError
-from refseg_jax.images.files import read_file
+from refseg_jax.images.files import read_file, spellings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +67,3 @@ class Places:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
-
-
-def spellings(name: str) -> list[str]:
-    """The name as given, and as other systems write it; each once."""
-    slashed = (name, name.replace("\\", "/"))
-    forms = [unicodedata.normalize(form, text) for text in slashed for form in ("NFC", "NFD")]
-    return list(dict.fromkeys((*slashed, *forms)))
-
-
-def same_name(name: str) -> str:
-    """A key that is equal for all spellings of a name."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))

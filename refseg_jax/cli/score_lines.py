@@ -25,7 +25,7 @@ from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import Pair
 from refseg_jax.evaluation.protocols.regions import RleRegions
 from refseg_jax.images.decoding import MAX_PIXELS
-from refseg_jax.images.files import read_file
+from refseg_jax.images.files import read_file, spellings
 from refseg_jax.images.placement import misplaced
 from refseg_jax.images.png import check_png
 from refseg_jax.images.segmentation import (
@@ -33,9 +33,10 @@ from refseg_jax.images.segmentation import (
     SegmentationError,
     are_plain,
     checked_rle,
-    decode_counts,
     encode_segmentation,
 )
+from refseg_jax.images.units import Evidence
+from refseg_jax.text.encoding import EncodingError, decoded, is_blank
 
 #: Number of pairs whose RLE is checked at once.
 _AT_ONCE = 64
@@ -117,7 +118,7 @@ class _File:
             text = self._file.readline()
             if not text:
                 break
-            if text.strip():
+            if not is_blank(text):
                 self.last = self._parse(text, number)
                 yield _Place(side, number, offset)
             offset += len(text)
@@ -133,7 +134,9 @@ class _File:
 
     def _parse(self, text: bytes, number: int) -> Line:
         try:
-            fields = json.loads(str(text, "utf-8"))
+            fields = json.loads(decoded(text))
+        except EncodingError as error:
+            raise UserError(f"{self._path}:{number}: {error}") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self._path}:{number}: is no JSON ({error})") from None
         line = Line(self._path, number, fields)
@@ -186,11 +189,18 @@ def read_pairs(predictions: Path, references: Path) -> Iterator[ReadPair]:
             and line.
     """
     lines = joined(predictions, references)
+    evidence = Evidence()
     while drafts := [_draft(*both) for both in itertools.islice(lines, _AT_ONCE)]:
+        for draft in drafts:
+            line = draft.reference
+            evidence.add(line.fields["segmentation"], line.number, draft.size)
         counts = [text for draft in drafts for text in (draft.predicted, draft.target)]
         pixels = [draft.size[0] * draft.size[1] for draft in drafts for _ in range(2)]
         plain = are_plain(counts, pixels)
         yield from (_pair(draft if plain else _mended(draft)) for draft in drafts)
+    # Only all references together tell the unit of their coordinates.
+    if unit := evidence.find():
+        raise LineError(f"{references}:{evidence.first}: {unit}")
 
 
 def _draft(prediction: Line, reference: Line) -> _Draft:
@@ -206,9 +216,10 @@ def _draft(prediction: Line, reference: Line) -> _Draft:
     segmentation = reference.fields["segmentation"]
     rle = segmentation if isinstance(segmentation, dict) else {}
     if rle and (found := _size(reference, rle)) != size:
+        turned = '; one of them has its "size" as [width, height]' if found[::-1] == size else ""
         raise reference.error(
             f"the reference has {found[0]} x {found[1]} pixels (height x width), the prediction "
-            f"{size[0]} x {size[1]} ({prediction.path}:{prediction.number})"
+            f"{size[0]} x {size[1]} ({prediction.path}:{prediction.number}){turned}"
         )
     target = rle.get("counts")
     if not isinstance(target, str):
@@ -267,13 +278,10 @@ def _mended(draft: _Draft) -> _Draft:
 
 def _checked(line: Line, counts: bytes, size: tuple[int, int]) -> bytes:
     try:
-        checked_rle({"size": list(size), "counts": counts}, *size)
+        # As text, so that texts that other programs make of counts are told.
+        return checked_rle({"size": list(size), "counts": counts.decode("ascii")}, *size)["counts"]
     except SegmentationError as error:
         raise line.error(error) from None
-    if are_plain([counts], [size[0] * size[1]]):
-        return counts
-    # Encoded again without empty runs, which pycocotools cannot handle.
-    return encode(decode_counts(counts, *size))["counts"].encode()
 
 
 def _pair(draft: _Draft) -> ReadPair:
@@ -318,7 +326,7 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
         raise line.error('"map" is no text: give base64 of a PNG, or the name of a PNG file')
     try:
         if soft_map.endswith(".png"):
-            data = read_file(line.path.parent / soft_map)
+            data = read_file(_beside(line, soft_map))
         else:
             data = base64.b64decode(soft_map, validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -332,3 +340,16 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
             return np.asarray(image)
     except _UNREADABLE as error:
         raise line.error(f"the map cannot be read: {error}") from None
+
+
+def _beside(line: Line, name: str) -> Path:
+    """Path of a file in the folder of the predictions, in whichever spelling it is there."""
+    inside = [path for text in spellings(name) if not _leads_out(path := Path(text))]
+    if not inside:
+        raise line.error(f"the map {name!r:.80} lies elsewhere; put it beside the predictions")
+    paths = [line.path.parent / path for path in inside]
+    return next(filter(os.path.exists, paths), paths[0])
+
+
+def _leads_out(path: Path) -> bool:
+    return path.is_absolute() or ".." in path.parts

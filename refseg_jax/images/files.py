@@ -1,7 +1,8 @@
-"""Reads the files that hold images and masks."""
+"""Finds and reads the files that hold images and masks."""
 
 import errno
 import stat
+import unicodedata
 from pathlib import Path
 
 #: What a path may name besides a regular file and a folder.
@@ -37,3 +38,18 @@ def check_regular(path: str | Path) -> None:
             raise OSError(errno.EINVAL, f"is {words}, no file", str(path))
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+
+
+def spellings(name: str) -> list[str]:
+    """The name of a file as given, and as other systems write it; each once.
+
+    Windows has backslashes for slashes, and macOS decomposes letters with accents.
+    """
+    slashed = (name, name.replace("\\", "/"))
+    forms = [unicodedata.normalize(form, text) for text in slashed for form in ("NFC", "NFD")]
+    return list(dict.fromkeys((*slashed, *forms)))
+
+
+def same_name(name: str) -> str:
+    """A key that is equal for all spellings of a name."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))

@@ -8,8 +8,9 @@ import pytest
 
 from input_pipeline.building.conversion import BuildError
 from input_pipeline.datasets import jsonl
-from input_pipeline.formats.places import Places, same_name, spellings
+from input_pipeline.formats.places import Places
 from input_pipeline.sources import RecordSource
+from refseg_jax.images.files import same_name, spellings
 from tests.input_pipeline.datasets.jsonl_folders import line, write, write_pictures
 from tests.input_pipeline.formats.jsonl_files_test import sample, write_tar
 from tools import build_dataset, doctor

@@ -347,7 +347,7 @@ def test_files_that_are_none_are_one_line(
     for pair, flag in (((nowhere, files[1]), "predictions"), ((files[0], nowhere), "references")):
         assert f"{nowhere}: is no file; check --{flag}" in _error(capsys, _command(pair))
     files[0].write_bytes(files[0].read_bytes().splitlines(True)[0] + b'{"id": "\xff"}\n')
-    assert f"{files[0]}:2: is no JSON" in _error(capsys, _command(files))
+    assert f"{files[0]}:2: is not UTF-8" in _error(capsys, _command(files))
     files[0].write_text("\n" + "[" * 100_000 + "\n")
     assert f"{files[0]}:2: is no JSON" in _error(capsys, _command(files))
     files[0].write_text("\n \n")
