@@ -1,0 +1,154 @@
+"""Odd pictures through prediction: what it writes is of the picture as a person sees it."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_jax.cli import predict, score
+from refseg_jax.models import build_model
+from refseg_jax.models.forward import Forward
+from refseg_jax.prediction.predictor import Predictor, read_picture, to_rgb
+from tests.odd_files.made import MADE, PICTURE
+from tests.odd_files.ways import jsonl
+from tests.refseg_jax.training.tiny_run import UNIRES, random_params, save_unires
+
+TEXT = "the red box"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
+    save_unires(folder, random_params(forward), threshold=0.5)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation() -> Iterator[None]:
+    """Every call of the tool would compile anew; here they share what they load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "from_checkpoint", functools.cache(Predictor.from_checkpoint))
+        yield
+
+
+def _predict(run: Path, image: Path, out: Path) -> tuple[int, list[str]]:
+    """The exit code, and the errors and warnings that were printed."""
+    said = io.StringIO()
+    flags = [f"--checkpoint={run}", f"--image={image}", f"--output_dir={out}", f"--text={TEXT}"]
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = predict.main(flags)
+    # Progress bars end their lines by carriage returns.
+    lines = said.getvalue().replace("\r", "\n").splitlines()
+    return code, [line for line in lines if line.startswith(("error: ", "warning: "))]
+
+
+def _mask(out: Path, name: str) -> np.ndarray:
+    with Image.open(out / f"{name}-0-mask.png") as image:
+        return np.asarray(image) > 0
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / max((one | other).sum(), 1))
+
+
+def test_phone_photos_are_predicted_as_they_are_seen(
+    run: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """The same pictures upright, and stored with a flag that turns them."""
+    folders = {
+        name: shared_data / "odd_files/exif_predict" / name for name in ("turned", "upright")
+    }
+    for name, folder in folders.items():
+        assert _predict(run, folder, tmp_path / name) == (0, [])
+    for image in folders["turned"].glob("*.jpg"):
+        upright = _mask(tmp_path / "upright", image.name)
+        assert upright.any()
+        assert _iou(_mask(tmp_path / "turned", image.name), upright) > 0.97
+        assert _predict(run, image, tmp_path / "alone") == (0, [])
+        assert _iou(_mask(tmp_path / "alone", image.name), upright) > 0.97
+
+
+def test_pictures_of_any_depth_are_predicted_alike(
+    run: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """Eight bits, the same in 16 and as floats; what had to be guessed is told once a kind."""
+    folder = shared_data / "odd_files/predict_pictures"
+    code, said = _predict(run, folder, tmp_path / "out")
+    assert code == 0
+    assert said == [
+        "warning: pictures of more than 8 bits a sample, read as of 12 bits by their largest sample "
+        f"(first: {folder / 'grey_12in16.png'})",
+        "warning: pictures of floats, read as 0 to 1 by their largest sample "
+        f"(first: {folder / 'grey_float01.tif'})",
+    ]
+    grey = _mask(tmp_path / "out", "grey8.png")
+    assert grey.any()
+    for name in ("grey_12in16.png", "grey_16.png", "grey_float01.tif"):
+        assert _iou(_mask(tmp_path / "out", name), grey) > 0.97
+
+
+def test_masks_have_the_size_of_the_picture_as_it_is_seen(run: Path, tmp_path: Path) -> None:
+    MADE["made_turned"](tmp_path / "odd")
+    predictor = Predictor.from_checkpoint(run)
+    answers = {}
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        path = tmp_path / "odd" / f"{kind}.{kind.lower()}"
+        with Image.open(path) as image:
+            for given in (path, str(path), path.read_bytes(), image):
+                assert np.abs(to_rgb(given).astype(int) - PICTURE).max() < 20
+                (answers[kind],) = predictor.predict(given, [TEXT])
+                assert answers[kind].mask.shape == PICTURE.shape[:2]
+        assert _predict(run, path, tmp_path / "out") == (0, [])
+        np.testing.assert_array_equal(_mask(tmp_path / "out", path.name), answers[kind].mask)
+    assert _iou(answers["JPEG"].mask, answers["PNG"].mask) > 0.95
+
+
+def test_what_prediction_writes_is_read_exactly(run: Path, tmp_path: Path) -> None:
+    """Its masks and its lines, by a build; its lines, by `tools.score`."""
+    MADE["made_turned"](tmp_path / "odd")
+    image, out = tmp_path / "odd" / "JPEG.jpeg", tmp_path / "out"
+    assert _predict(run, image, out) == (0, [])
+    mask = _mask(out, image.name)
+    assert mask.any() and not mask.all()
+    own = tmp_path / "own"
+    own.mkdir()
+    for path in (image, out / f"{image.name}-0-mask.png"):
+        (own / path.name).write_bytes(path.read_bytes())
+    (written,) = (out / "predictions.jsonl").read_text().splitlines()
+    line = {"image": image.name, "expression": "a mask", "mask": f"{image.name}-0-mask.png"}
+    (own / "train.jsonl").write_text(f"{written}\n{json.dumps(line)}\n")
+    (tmp_path / "room").mkdir()
+    seen = jsonl(own, tmp_path / "room")
+    assert seen.code == 0, seen.said
+    for _, picture, region in seen.pairs:
+        np.testing.assert_array_equal(region, mask)
+        np.testing.assert_array_equal(picture, read_picture(image).pixels)
+    lines = out / "predictions.jsonl"
+    scores = tmp_path / "scores.json"
+    flags = ["--protocol=lavt", f"--predictions={lines}", f"--references={lines}"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert score.main([*flags, f"--json={scores}"]) == 0
+    assert json.loads(scores.read_text())["oIoU"] == 1
+
+
+def test_what_is_no_file_is_not_opened(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(PICTURE).save(folder / "a.png")
+    os.mkfifo(folder / "b.png")
+    (folder / "c.png").symlink_to("/dev/zero")
+    code, said = _predict(run, folder / "b.png", tmp_path / "out")
+    assert code == 1
+    assert said == [f"error: {folder / 'b.png'}: is no file; name an image with --image"]
+    assert _predict(run, folder / "c.png", tmp_path / "out")[0] == 1
+    _predict(run, folder, tmp_path / "out")
+    assert _mask(tmp_path / "out", "a.png").shape == PICTURE.shape[:2]
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1
