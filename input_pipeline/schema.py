@@ -73,7 +73,8 @@ class Record:
         image_id: unique in its image pool (for COCO images the COCO id); `input_pipeline.leakage` finds
             images that several datasets share by it.
         file_name: the name in the dataset.
-        height, width: native size in pixels.
+        height, width: native size in pixels, of the image as a person sees it. If its masks are of the
+            size of the stored pixels alone, that size (`images.orientation.is_followed`).
         source: `"<dataset>/<config>"`.
         targets: the regions that expressions can mean, see `Target`.
         expressions: the texts, see `Expression`.
