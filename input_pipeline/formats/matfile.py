@@ -1,7 +1,9 @@
 """Reads MAT-files (MATLAB 5 to 7) of plain data: numbers, texts, structs and cells.
 
 It replaces scipy's reader, which allocates the sizes that a file states before it has read as many
-bytes. Here no array can be larger than its data, and decompressed bytes and arrays are bounded.
+bytes. Here no array can be larger than its data. What a file becomes is counted while it is read, and
+bounded: its decompressed bytes, numbers that take more room than they are stored in, texts, and the
+objects themselves.
 
 Source: MATLAB's "MAT-File Format" (Level 5).
 """
@@ -16,10 +18,15 @@ import numpy as np
 
 from refseg_jax.errors import UserError
 
-#: Most bytes of all decompressed variables of a file together, and of one array.
+#: Most bytes of memory that a file may take; the masks of one image of PASCAL-Part take up to 150 MB.
 _LARGEST = 1 << 29
-#: Deepest nesting of structs and cells.
-_DEEPEST = 32
+#: Bytes of memory of an array, a struct or a cell besides its content, and of a field of a struct.
+_OBJECT, _FIELD = 256, 128
+#: Deepest nesting of structs and cells, and most axes of an array.
+_DEEPEST, _AXES = 32, 8
+
+#: Bytes that are decompressed at a time. zlib makes at most 1032 times as many of them.
+_PIECE = 1 << 10
 
 _COMPRESSED, _MATRIX = 15, 14
 #: Types of stored numbers.
@@ -77,7 +84,7 @@ def load_mat(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise MatError(f"{path}: {error.strerror}; check the path") from None
     try:
-        return _variables(data)
+        return _variables(data, _Room(_LARGEST))
     except (_DamageError, struct.error, zlib.error, ValueError, IndexError, OverflowError) as error:
         raise MatError(f"{path}: no MAT-file of plain data ({error}); download it again") from None
 
@@ -86,42 +93,56 @@ class _DamageError(Exception):
     """The reason why a file cannot be read."""
 
 
-def _variables(data: bytes) -> dict[str, Any]:
+class _Room:
+    """Counts the memory that a file takes."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, size: int) -> None:
+        """Takes bytes of memory, before they are used; raises a `_DamageError` if there are no more."""
+        self.left -= size
+        if self.left < 0:
+            raise _DamageError(f"its content takes more than {_LARGEST:,} bytes")
+
+
+def _variables(data: bytes, room: _Room) -> dict[str, Any]:
     if data[:4] == b"\x89HDF" or (data[126:128] == b"IM" and data[125:126] == b"\2"):
         raise _DamageError("version 7.3")
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         raise _DamageError("it does not begin like one")
     variables: dict[str, Any] = {}
-    room = _LARGEST
-    reader = _Reader(memoryview(data)[128:], order)
+    reader = _Reader(memoryview(data)[128:], order, room)
     while not reader.ended():
         kind, body = reader.element()
         if kind == _COMPRESSED:
-            whole = _decompressed(body, room)
-            room -= len(whole)
-            kind, body = _Reader(memoryview(whole), order).element()
+            whole = memoryview(_decompressed(body, room))
+            kind, body = _Reader(whole, order, room).element()
         if kind != _MATRIX:
             raise _DamageError(f"a variable of the type {kind}")
-        name, value = _matrix(body, order, 0)
+        name, value = _matrix(body, order, room, 0)
         variables[name] = value
     return variables
 
 
-def _decompressed(body: memoryview, room: int) -> bytes:
-    machine = zlib.decompressobj()
-    # A maximal length of 0 would mean no limit.
-    data = machine.decompress(body, max(room, 1))
-    if not machine.eof:
-        raise _DamageError("a compressed variable is truncated, or too large")
-    return data
+def _decompressed(body: memoryview, room: _Room) -> bytearray:
+    machine, whole = zlib.decompressobj(), bytearray()
+    for start in range(0, len(body), _PIECE):
+        piece = machine.decompress(body[start : start + _PIECE])
+        room.take(len(piece))
+        whole += piece
+        # The checksum stands at the end of the stream, and was right then.
+        if machine.eof:
+            return whole
+    raise _DamageError("a compressed variable is truncated")
 
 
 class _Reader:
     """Reads elements, each a tag and bytes, in order."""
 
-    def __init__(self, data: memoryview, order: str) -> None:
-        self._data, self._order = data, order
+    def __init__(self, data: memoryview, order: str, room: _Room) -> None:
+        self._data, self._order, self.room = data, order, room
 
     def ended(self) -> bool:
         return not self._data
@@ -153,6 +174,8 @@ class _Reader:
 
     def text(self) -> str:
         kind, body = self.element()
+        # Python takes up to 4 bytes a character.
+        self.room.take(4 * len(body))
         if kind in _ENCODED:
             return bytes(body).decode(_ENCODED[kind] + self._suffix(kind))
         if kind in (1, 2):
@@ -165,30 +188,34 @@ class _Reader:
         return "" if kind == 16 else {"<": "-le", ">": "-be"}[self._order]
 
 
-def _matrix(body: memoryview, order: str, depth: int) -> tuple[str, Any]:
+def _matrix(body: memoryview, order: str, room: _Room, depth: int) -> tuple[str, Any]:
     """Name and value of an array."""
+    room.take(_OBJECT)
     if not body:
         return "", np.zeros((0, 0))
     if depth > _DEEPEST:
         raise _DamageError("structs within structs without end")
-    reader = _Reader(body, order)
+    reader = _Reader(body, order, room)
     flags = int(reader.numbers()[0])
     kind, complex_ = flags & 0xFF, flags & 0x800
-    shape = tuple(int(size) for size in reader.numbers())
+    sizes = reader.numbers()
+    if len(sizes) > _AXES or min(sizes, default=0) < 0:
+        raise _DamageError(f"an array of the shape {sizes[:_AXES].tolist()}")
+    shape = tuple(int(size) for size in sizes)
     name = reader.text()
     count = math.prod(shape)
-    if min(shape, default=0) < 0 or len(shape) > 8:
-        raise _DamageError(f"an array of the shape {shape[:8]}")
     if kind == _CHAR:
         return name, reader.text() if count else ""
     if kind in _NUMERIC and not complex_:
         values = reader.numbers()
         if len(values) != count:
             raise _DamageError(f"{len(values)} numbers for the shape {shape}")
-        if count * np.dtype(_NUMERIC[kind]).itemsize > _LARGEST:
-            raise _DamageError(f"an array of the shape {shape} is too large")
+        wanted = np.dtype(_NUMERIC[kind])
         # Files store numbers in the smallest type that holds them.
-        return name, values.astype(_NUMERIC[kind], copy=False).reshape(shape, order="F")
+        if values.dtype != wanted:
+            room.take(count * wanted.itemsize)
+            values = values.astype(wanted)
+        return name, values.reshape(shape, order="F")
     if kind == _CELL:
         return name, [_member(reader, order, depth) for _ in range(_checked(count, reader))]
     if kind == _STRUCT:
@@ -202,11 +229,13 @@ def _struct(reader: _Reader, order: str, depth: int, count: int) -> list[dict[st
     step = int(length)
     if step < 1:
         raise _DamageError("a struct without names")
+    number = -(-len(packed) // step)
+    reader.room.take(number * (_FIELD + step))
     names = [
         bytes(packed[i : i + step]).split(b"\0")[0].decode("latin-1")
         for i in range(0, len(packed), step)
     ]
-    _checked(count * max(len(names), 1), reader)
+    reader.room.take(_checked(count * max(number, 1), reader) * _FIELD)
     return [{name: _member(reader, order, depth) for name in names} for _ in range(count)]
 
 
@@ -221,4 +250,4 @@ def _member(reader: _Reader, order: str, depth: int) -> Any:
     kind, body = reader.element()
     if kind != _MATRIX:
         raise _DamageError(f"a member of the type {kind}")
-    return _matrix(body, order, depth + 1)[1]
+    return _matrix(body, order, reader.room, depth + 1)[1]

@@ -14,7 +14,7 @@ import zlib
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 #: Bytes that are decompressed at a time. zlib makes at most 1032 times as many of them.
-_PIECE = 1 << 14
+_PIECE = 1 << 12
 #: Bytes that may follow the pixels in their stream. Decoders ignore them.
 _EXCESS = 1 << 20
 
