@@ -41,6 +41,11 @@ NO_KINDS = "videos whose objects have no category, for want of train/meta.json"
 UNBUILT = "{0}: {1} without published masks, held out and not built"
 
 
+#: A note about maps that are black and white, or have the ignored border of VOC and DAVIS.
+NO_OBJECT = "maps with 255, which is no object of an expression, left out"
+_WHITE = 255
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """An expression of a video.
@@ -163,6 +168,7 @@ def convert(item: Frame, source: str) -> Outcome:
     regions = encode_labels(labels, without={0})
     seen = [number for number in asked if number in regions]
     kinds = dict(item.kinds)
+    white = _WHITE in regions and _WHITE not in (*asked, *kinds)
     expressions = tuple(
         Expression(
             id=f"{item.video}/{question.number}/{item.name}",
@@ -181,7 +187,7 @@ def convert(item: Frame, source: str) -> Outcome:
         targets=tuple(Target(regions[number], kinds.get(number, "")) for number in seen),
         expressions=expressions,
     )
-    return Outcome(record)
+    return Outcome(record, notes={NO_OBJECT: 1} if white else {})
 
 
 def _expressions(source: Path, split: str) -> Path:

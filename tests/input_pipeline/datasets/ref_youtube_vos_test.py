@@ -113,6 +113,15 @@ def test_the_file_of_categories_may_be_missing(source, tmp_path):
     assert f"{ref_youtube_vos.NO_KINDS}: 2" in (folder / REPORT).read_text()
 
 
+def test_a_map_of_black_and_white_is_noted(source, tmp_path):
+    """Its objects have the numbers 0 and 255, of which nobody asks."""
+    path = source / "train/Annotations/-Bx_1/00000.png"
+    Image.fromarray(np.where(labels(0) == 1, 255, 0).astype(np.uint8)).save(path)
+    folder = build(source, tmp_path / "data")
+    assert read_records(folder, "train")[3].expressions[0].granularity == "none"
+    assert f"{ref_youtube_vos.NO_OBJECT}: 1" in (folder / REPORT).read_text()
+
+
 def test_a_video_is_a_row_of_its_expression(source, tmp_path):
     build(source, tmp_path / "data")
     table = ExpressionTable.of(RecordSource(str(tmp_path / "data"), "ref_youtube_vos", "train"))
