@@ -185,7 +185,11 @@ def _codes(values: np.ndarray) -> np.ndarray:
     """Levels or colours as one number a pixel, `[H, W]`."""
     if values.ndim == 2:
         return values
-    return values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    codes = values[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= values[..., channel]
+    return codes
 
 
 def _cut(values: np.ndarray, threshold: int, name: str, cure: str) -> Mask:

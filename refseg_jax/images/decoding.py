@@ -28,6 +28,7 @@ _FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 #: Notes about an image.
 TURNED = "pictures that an EXIF flag turns, read as a person sees them"
+FIRST = "pictures of several frames or pages, of which the first is read"
 AS_STORED = (
     "pictures with masks of their stored size alone, read as stored in spite of an EXIF flag"
 )
@@ -47,7 +48,8 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: u8 `[H, W, 3]`, RGB.
         turned: whether an EXIF flag has turned it.
-        notes: what a report should say: a depth that was guessed, or a flag that is not followed.
+        notes: what a report should say: a depth that was guessed, a flag that is not followed, frames
+            that are not read.
     """
 
     pixels: np.ndarray
@@ -104,7 +106,7 @@ def decode(
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(int(height), int(width), name, max_pixels)
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-            return _seen(pixels, orientation.jpeg_orientation(data), "", annotated)
+            return _seen(pixels, orientation.jpeg_orientation(data), (), annotated)
         # `open` reads only the header.
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.height, image.width, name, max_pixels)
@@ -157,7 +159,7 @@ def seen_size(data: bytes) -> tuple[int, int]:
 def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[str, ...]:
     """What the report of a build should say about a sound image: its flag, and its guessed depth.
 
-    A JPEG, or a PNG of 8 bits without EXIF, is not decoded again.
+    A JPEG, or a PNG of 8 bits without EXIF and with one frame, is not decoded again.
 
     Args:
         data: the bytes of the image file.
@@ -171,7 +173,8 @@ def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         stored = (int(height), int(width))
         return (TURNED if orientation.is_followed(flag, stored, annotated) else AS_STORED,)
-    if data[:4] == b"\x89PNG" and data[24:25] != b"\x10" and b"eXIf" not in data:
+    shallow = data[:4] == b"\x89PNG" and data[24:25] != b"\x10"
+    if shallow and b"eXIf" not in data and b"acTL" not in data:
         return ()
     found = decode(data, name=name, annotated=annotated)
     return (*(TURNED for _ in range(found.turned)), *found.notes)
@@ -210,22 +213,27 @@ def _one_line(name: str, data: bytes = b"") -> Iterator[None]:
         ) from None
 
 
-def _stored(image: Image.Image, data: bytes, max_pixels: int) -> tuple[np.ndarray, int, str]:
-    """The stored pixels u8 `[H, W]` or `[H, W, 3]`, the EXIF flag, and the note about their depth."""
+def _stored(
+    image: Image.Image, data: bytes, max_pixels: int
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """The stored pixels u8 `[H, W]` or `[H, W, 3]`, the EXIF flag, and notes about the pixels."""
+    several = getattr(image, "is_animated", False) and image.tell() == 0
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     flag = int(tags.get(orientation.TAG, 1))
     levels, note = to_levels(image, data, max_pixels)
+    notes = (*(FIRST,) * several, *(note,) * bool(note))
     if image.format != "TIFF":
-        return levels, orientation.exif_orientation(image.info.get("exif", b"")), note
+        return levels, orientation.exif_orientation(image.info.get("exif", b"")), notes
     if orientation.TAG not in tags:
         # Pillow has turned the pixels and removed the tag.
         levels = orientation.turn_back(levels, flag)
-    return levels, flag, note
+    return levels, flag, notes
 
 
-def _seen(stored: np.ndarray, flag: int, depth: str, annotated: tuple[int, int] | None) -> Decoded:
+def _seen(
+    stored: np.ndarray, flag: int, notes: tuple[str, ...], annotated: tuple[int, int] | None
+) -> Decoded:
     """Turns stored pixels by the flag, unless the masks are of the stored size alone."""
-    notes = (depth,) if depth else ()
     if stored.ndim == 2:
         stored = np.repeat(stored[:, :, None], 3, 2)
     if flag == 1:

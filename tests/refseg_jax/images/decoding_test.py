@@ -13,6 +13,7 @@ from input_pipeline.schema import Record
 from input_pipeline.transforms import Decode, Example, Frame
 from refseg_jax.images.decoding import (
     AS_STORED,
+    FIRST,
     TURNED,
     ImageError,
     decode,
@@ -269,3 +270,15 @@ def test_the_training_decodes_an_image_in_the_place_of_its_masks() -> None:
         example = Decode()(Example("0", (Frame(record, ()),), ()), np.random.default_rng(0))
         image = example.frames[0].image
         assert image is not None and image.shape[:2] == size
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_of_several_frames_the_first_is_read_and_that_is_told(kind: str) -> None:
+    frames = [Image.fromarray(NOISE // 128 * 255), Image.fromarray(255 - NOISE // 128 * 255)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = _encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    found = decode(data, name="x")
+    np.testing.assert_array_equal(found.pixels, NOISE // 128 * 255)
+    assert found.notes == image_notes(data, annotated=(40, 60), name="x") == (FIRST,)
+    alone = _encode(frames[0], kind, **options)
+    assert decode(alone, name="x").notes == image_notes(alone, annotated=(40, 60), name="x") == ()
