@@ -191,7 +191,7 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_tests_mirror_the_packages() -> None:
-    own = {"golden", "parity", "benchmarks", "docs", "fuzz"}
+    own = {"golden", "parity", "benchmarks", "docs", "fuzz", "odd_files"}
     folders = {p.parent.relative_to(ROOT / "tests") for p in (ROOT / "tests").rglob("*_test.py")}
     assert {
         str(folder)
