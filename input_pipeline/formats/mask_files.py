@@ -22,6 +22,7 @@ from refseg_jax.images import orientation
 from refseg_jax.images.decoding import MAX_PIXELS, ImageError
 from refseg_jax.images.png import check_png
 from refseg_jax.images.samples import DepthError, is_deep, is_inverted, to_levels
+from refseg_jax.images.tiff import check_tiff
 
 #: A note of a build.
 EVERYTHING = "masks that cover the whole image"
@@ -88,6 +89,7 @@ def read_mask(
         with Image.open(io.BytesIO(data), formats=(*_MASKS, *("JPEG",) * lossy)) as image:
             _check(image, name, cure, lossy)
             check_png(data)
+            check_tiff(image, data)
             shown, alpha = _channels(image, data, name, cure, exact=threshold is None)
             flag = orientation.exif_orientation(image.info.get("exif", b""))
     except ImageError:

@@ -18,6 +18,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.images import orientation
 from refseg_jax.images.png import check_png
 from refseg_jax.images.samples import DepthError, to_levels
+from refseg_jax.images.tiff import check_tiff
 
 #: Bound on height times width: no dataset has larger images. One such image takes 150 MB, and up to
 #: 400 MB (in a few forms 800 MB) while it is decoded.
@@ -67,8 +68,8 @@ def decode_image(
     """Decodes the bytes of an image file, as a person sees it.
 
     The size is read from the header and checked before the pixels are decoded. Truncated files, PNGs
-    with a wrong checksum and JPEGs whose damage the decoder notices are refused; a flipped bit that
-    leaves the entropy code of a JPEG valid cannot be noticed.
+    and TIFFs with a wrong checksum, and JPEGs whose damage the decoder notices are refused; a flipped
+    bit that leaves the entropy code of a JPEG valid cannot be noticed.
 
     The orientation flag of EXIF is followed, in every format. Grey and palette images become RGB, alpha
     is dropped, and samples of more than 8 bits are scaled by their depth
@@ -111,6 +112,7 @@ def decode(
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.height, image.width, name, max_pixels)
             check_png(data)
+            check_tiff(image, data)
             stored = _stored(image, data, max_pixels)
         # Frees Pillow's copy of the pixels.
         del image
@@ -136,7 +138,21 @@ def decode_pillow(
     """
     with _one_line(name):
         _check_size(image.height, image.width, name, max_pixels)
+        _check_unread(image)
         return _seen(*_stored(image, b"", max_pixels), None)
+
+
+def _check_unread(image: Image.Image) -> None:
+    """Compares the checksums of an opened image whose pixels Pillow has not read yet."""
+    file: Any = getattr(image, "fp", None)
+    if image.format in ("PNG", "TIFF") and file is not None and file.seekable():
+        at = file.tell()
+        file.seek(0)
+        data = file.read()
+        # Pillow goes on from where it was.
+        file.seek(at)
+        check_png(data)
+        check_tiff(image, data)
 
 
 def seen_size(data: bytes) -> tuple[int, int]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from input_pipeline.formats.mask_files import read_mask
+from refseg_jax.images.decoding import ImageError, decode_image, decode_pillow
 from refseg_jax.images.png import PngError, check_png
 
 RNG = np.random.default_rng(0)
@@ -167,3 +169,37 @@ def test_every_sound_png_of_the_samples_passes(shared_data: Path):
     assert len(files) > 50
     for path in files:
         check_png(path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_flipped_pixels_are_found_by_all_readers(kind: str):
+    options = {"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {}
+    buffer = io.BytesIO()
+    Image.fromarray(np.uint8(255 * DISC)).save(buffer, kind, **options)
+    sound = buffer.getvalue()
+    start, draw, silent = sound.index(b"\x78\x9c"), random.Random(0), 0
+    for _ in range(60):
+        data = bytearray(sound)
+        data[start + 2 + draw.randrange(80)] ^= 1 << draw.randrange(8)
+        try:
+            silent += bool((np.asarray(Image.open(io.BytesIO(data))) != 255 * DISC).any())
+        except Exception:  # Pillow refuses some of them.
+            continue
+        with pytest.raises(ImageError, match=r"a\.x: the image is damaged"):
+            decode_image(bytes(data), name="a.x")
+        with pytest.raises(ImageError, match=r"a\.x: the image is damaged"):
+            decode_pillow(Image.open(io.BytesIO(data)), name="a.x")
+        with pytest.raises(ImageError, match=r"a\.x: the mask is damaged"):
+            read_mask(bytes(data), name="a.x")
+    assert silent > 2
+
+
+def test_an_opened_image_is_read_from_where_pillow_is(tmp_path: Path):
+    for kind in ("PNG", "TIFF", "GIF"):
+        path = tmp_path / f"a.{kind.lower()}"
+        Image.fromarray(np.uint8(255 * DISC)).save(path)
+        with Image.open(path) as image:
+            first = decode_pillow(image).pixels
+            again = decode_pillow(image).pixels
+        np.testing.assert_array_equal(first, np.repeat(np.uint8(255 * DISC)[..., None], 3, 2))
+        np.testing.assert_array_equal(again, first)
