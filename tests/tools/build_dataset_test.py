@@ -1,5 +1,4 @@
 import contextlib
-import os
 import platform
 import shutil
 import signal
@@ -145,15 +144,38 @@ def test_a_killed_overwrite_is_put_right_by_the_next_command(
     assert state(folder) == before
 
 
+_HELD = """
+import sys, time
+from pathlib import Path
+from input_pipeline.building import conversion
+from tools.build_dataset import main
+
+image, held = sys.argv[1:3]
+read_file = conversion.read_file
+
+def wait_and_read(path):
+    while str(path) == image and Path(held).exists():
+        time.sleep(0.02)
+    return read_file(path)
+
+conversion.read_file = wait_and_read
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def held(source: Path) -> Path:
+    return source.with_name("held")
+
+
 @contextlib.contextmanager
 def build_in_its_middle(
     arguments: list[str], source: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A build in a process of its own, held in its second file by an image that never ends."""
-    image_path(source, 2).unlink()
-    os.mkfifo(image_path(source, 2))
+    """A build in a process of its own, held in its second file as long as `held` is there."""
+    held(source).touch()
+    image = str(image_path(source, 2))
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.build_dataset", *arguments, "--num_workers=0"],
+        [sys.executable, "-c", _HELD, image, str(held(source)), *arguments, "--num_workers=0"],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -179,7 +201,6 @@ def test_a_second_command_disturbs_no_build(
     arguments: list[str], source: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert build_dataset.main(arguments) == 0
-    image = image_path(source, 2).read_bytes()
     with build_in_its_middle([*arguments, "--overwrite"], source, folder) as first:
         capsys.readouterr()
         for more in ([], ["--overwrite"]):
@@ -187,7 +208,7 @@ def test_a_second_command_disturbs_no_build(
             error = capsys.readouterr().err
             who = f"process {first.pid} on {platform.node()}"
             assert error == f"error: {folder}: {who} is building it; wait for it\n"
-        image_path(source, 2).write_bytes(image)  # What the first one waits for.
+        held(source).unlink()
         assert first.wait(60) == 0
     assert len(read_records(folder, "val")) == 2
     assert list(folder.parent.iterdir()) == [folder]
@@ -340,13 +361,10 @@ def test_stopped_and_started_again_it_ends_with_the_same_bytes(
     how: signal.Signals, arguments: list[str], source: Path, folder: Path, tmp_path: Path
 ):
     whole = refcoco_files.build("refcoco/unc", source, tmp_path / "whole")
-    image = image_path(source, 2).read_bytes()
     with build_in_its_middle(arguments, source, folder) as process:
         process.send_signal(how)
         assert process.wait(60) == (128 + how if how == signal.SIGTERM else -how)
     assert not folder.exists()
-    image_path(source, 2).unlink()
-    image_path(source, 2).write_bytes(image)
     assert build_dataset.main(arguments) == 0
     assert list(folder.parent.iterdir()) == [folder]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
