@@ -15,7 +15,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,8 @@ def convert(item: SamImage, source: str) -> Outcome:
     problems, empty = [], 0
     for segmentation, facts in annotations:
         try:
+            if not isinstance(segmentation, Mapping):
+                raise SegmentationError("it is no RLE, as all of SA-1B are")
             region = encode_segmentation(segmentation, height, width)
         except EmptyRegion:
             empty += 1

@@ -216,7 +216,7 @@ def _draft(prediction: Line, reference: Line) -> _Draft:
     segmentation = reference.fields["segmentation"]
     rle = segmentation if isinstance(segmentation, dict) else {}
     if rle and (found := _size(reference, rle)) != size:
-        turned = '; one of them has its "size" as [width, height]' if found[::-1] == size else ""
+        turned = ': one of them has its "size" as [width, height]' if found[::-1] == size else ""
         raise reference.error(
             f"the reference has {found[0]} x {found[1]} pixels (height x width), the prediction "
             f"{size[0]} x {size[1]} ({prediction.path}:{prediction.number}){turned}"

@@ -78,7 +78,7 @@ def _png(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _run(main: Callable[[list[str]], int], *flags: str) -> tuple[int, str]:
+def run(main: Callable[[list[str]], int], *flags: str) -> tuple[int, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(list(flags))
@@ -91,9 +91,9 @@ def _records(data: Path, name: str, split: str) -> Iterator[Record]:
     yield from (source[index] for index in range(len(source)))
 
 
-def _build(name: str, room: Path, *flags: str, dataset: str = "", split: str = "train") -> Seen:
+def build(name: str, room: Path, *flags: str, dataset: str = "", split: str = "train") -> Seen:
     data = room / "data"
-    code, said = _run(
+    code, said = run(
         build_dataset.main, f"--dataset={dataset or name}", f"--data_dir={data}", *flags
     )
     if code:
@@ -117,7 +117,7 @@ def _build(name: str, room: Path, *flags: str, dataset: str = "", split: str = "
 def jsonl(folder: Path, room: Path, *flags: str) -> Seen:
     """Builds the folder as it is."""
     own = ("--name=odd", f"--source_dir={folder}", *flags)
-    return _build("odd", room, *own, dataset="jsonl")
+    return build("odd", room, *own, dataset="jsonl")
 
 
 def shards(folder: Path, room: Path, *flags: str) -> Seen:
@@ -159,14 +159,14 @@ def tar(folder: Path, room: Path, *flags: str) -> Seen:
 def examined(folder: Path, room: Path, *flags: str) -> Seen:
     """The doctor, of the folder."""
     page = f"--page={room / 'page.html'}"
-    return Seen(*_run(doctor.main, "--dataset=jsonl", f"--source_dir={folder}", page, *flags))
+    return Seen(*run(doctor.main, "--dataset=jsonl", f"--source_dir={folder}", page, *flags))
 
 
 def examined_built(folder: Path, room: Path, *flags: str) -> Seen:
     """The doctor, of what the build made of the folder."""
     assert not jsonl(folder, room, *flags).code
     page = f"--page={room / 'page.html'}"
-    return Seen(*_run(doctor.main, "--dataset=odd", f"--data_dir={room / 'data'}", page))
+    return Seen(*run(doctor.main, "--dataset=odd", f"--data_dir={room / 'data'}", page))
 
 
 def own(folder: Path, room: Path) -> Seen:
@@ -236,7 +236,7 @@ def _coco_name(number: int) -> str:
     return f"COCO_train2014_{number:012d}.jpg"
 
 
-def _files(source: Path, files: dict[str, bytes | str]) -> str:
+def write_files(source: Path, files: dict[str, bytes | str]) -> str:
     for name, data in files.items():
         path = source / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def cris(folder: Path, room: Path) -> Seen:
         files |= {f"images/train2014/{name}": pair.image}
         files |= {f"masks/refcoco/{number}.png": pair.mask}
     files["anns/refcoco/train.json"] = json.dumps(entries)
-    return _build("refcoco/unc_cris", room, _files(room / "source", files))
+    return build("refcoco/unc_cris", room, write_files(room / "source", files))
 
 
 def refer(folder: Path, room: Path) -> Seen:
@@ -284,7 +284,7 @@ def refer(folder: Path, room: Path) -> Seen:
     }
     files["refcoco/instances.json"] = json.dumps(stored)
     files["refcoco/refs(unc).p"] = pickle.dumps(refs, protocol=2)
-    return _build("refcoco/unc", room, _files(room / "source", files))
+    return build("refcoco/unc", room, write_files(room / "source", files))
 
 
 def _of_maps(
@@ -293,7 +293,7 @@ def _of_maps(
     files: dict[str, bytes | str] = {}
     for number, pair in enumerate(pairs_of(folder), 1):
         files |= {f"{images}/{number}.jpg": pair.image, f"{maps}/{number}.png": pair.mask}
-    return _build(name, room, _files(room / "source", files), split=split)
+    return build(name, room, write_files(room / "source", files), split=split)
 
 
 def ecssd(folder: Path, room: Path) -> Seen:
@@ -313,7 +313,7 @@ def lip(folder: Path, room: Path) -> Seen:
         files[f"TrainVal_images/train_images/{number}_1.jpg"] = pair.image
         maps = "TrainVal_parsing_annotations/train_segmentations"
         files[f"{maps}/{number}_1.png"] = _png(pair.region)
-    return _build("lip", room, _files(room / "source", files))
+    return build("lip", room, write_files(room / "source", files))
 
 
 def sa1b(folder: Path, room: Path) -> Seen:
@@ -329,7 +329,7 @@ def sa1b(folder: Path, room: Path) -> Seen:
             ],
         }
         files |= {f"sa_{number}.jpg": pair.image, f"sa_{number}.json": json.dumps(stored)}
-    return _build("sa1b", room, _files(room / "source", files))
+    return build("sa1b", room, write_files(room / "source", files))
 
 
 #: Name of a way -> the way.
