@@ -96,7 +96,8 @@ python: ## print the Python that the environment is made of
 	@echo $(INTERPRETER)
 
 clean: ## remove the environments
-	rm -rf .venv .venv-* build *.egg-info
+	@[ ! -L .venv ] || rm .venv
+	rm -rf .venv-* build *.egg-info
 
 $(BIN)/python:
 	@$(check_python)
