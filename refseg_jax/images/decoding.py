@@ -138,21 +138,25 @@ def decode_pillow(
     """
     with _one_line(name):
         _check_size(image.height, image.width, name, max_pixels)
-        _check_unread(image)
-        return _seen(*_stored(image, b"", max_pixels), None)
+        return _seen(*_stored(image, _unread(image), max_pixels), None)
 
 
-def _check_unread(image: Image.Image) -> None:
-    """Compares the checksums of an opened image whose pixels Pillow has not read yet."""
+def _unread(image: Image.Image) -> bytes:
+    """The file of an opened image whose pixels Pillow has not read yet, with sound checksums.
+
+    `b""` if there is none, or if another frame than the first is chosen.
+    """
     file: Any = getattr(image, "fp", None)
-    if image.format in ("PNG", "TIFF") and file is not None and file.seekable():
-        at = file.tell()
-        file.seek(0)
-        data = file.read()
-        # Pillow goes on from where it was.
-        file.seek(at)
-        check_png(data)
-        check_tiff(image, data)
+    if image.format not in ("PNG", "TIFF", "PPM") or file is None or not file.seekable():
+        return b""
+    at = file.tell()
+    file.seek(0)
+    data = file.read()
+    # Pillow goes on from where it was.
+    file.seek(at)
+    check_png(data)
+    check_tiff(image, data)
+    return b"" if image.tell() else data
 
 
 def seen_size(data: bytes) -> tuple[int, int]:

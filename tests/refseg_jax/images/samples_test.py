@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from refseg_jax.images.decoding import ImageError, decode, decode_pillow
-from refseg_jax.images.samples import BY_UNIT, UPPER_HALF
+from refseg_jax.images.samples import BY_UNIT, UPPER_HALF, to_levels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30))
@@ -141,10 +141,17 @@ def test_dark_colours_of_16_bits_count_twice() -> None:
         decode(data, name="x", max_pixels=1199)
 
 
-def test_an_opened_image_of_colours_has_lost_the_lower_bits() -> None:
+def test_an_opened_image_is_read_as_its_file() -> None:
+    for data in (_png(_of_bits(COLOUR, 12)), _ppm(_of_bits(COLOUR // 9, 12), 4095)):
+        with Image.open(io.BytesIO(data)) as image:
+            found, expected = decode_pillow(image), decode(data, name="x")
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert found.notes == expected.notes
+
+
+def test_without_the_file_colours_have_lost_the_lower_bits() -> None:
     with Image.open(io.BytesIO(_png(_of_bits(COLOUR, 12)))) as image:
-        found = decode_pillow(image)
-    assert found.notes == (UPPER_HALF,)
+        assert to_levels(image, b"", 1000).note == UPPER_HALF
 
 
 def test_a_kind_of_tiff_that_is_not_read_is_said() -> None:
