@@ -22,7 +22,7 @@ from input_pipeline.formats.archives import Member, tar_members
 from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
 from input_pipeline.formats.places import Places
 from refseg_jax.images.decoding import seen_size
-from refseg_jax.images.files import same_name
+from refseg_jax.images.files import check_regular, same_name
 from refseg_jax.images.units import Evidence
 from refseg_jax.text.encoding import EncodingError, check_start, is_blank
 
@@ -170,6 +170,11 @@ def read_images(
     """
     if mask_threshold is not None and not 1 <= mask_threshold <= 255:
         raise BuildError(f"--mask_threshold={mask_threshold}: it is a level of 1 to 255")
+    for path in files:
+        try:
+            check_regular(path)
+        except OSError as error:
+            raise BuildError(f"{path}: {error.strerror}; it must be a file") from None
     lines = [path for path in files if path.suffix == ".jsonl"]
     tars = [path for path in files if path.suffix == ".tar"]
     evidence = Evidence()

@@ -160,6 +160,12 @@ def device_as_image(folder: Path) -> None:
     (folder / "zero.png").symlink_to("/dev/zero")
 
 
+def pipe_as_lines(folder: Path) -> None:
+    """A pipe in the place of the lines."""
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "train.jsonl")
+
+
 def links(folder: Path) -> None:
     """Links that the user has placed, to regular files."""
     away = folder.with_name("away")
@@ -174,6 +180,6 @@ MADE: dict[str, Callable[[Path], None]] = {
     f"made_{draw.__name__}": draw
     for draw in (
         looks, soft, turned, turned_stored, turned_stored_runs, deep,
-        pipe_as_image, pipe_as_mask, device_as_image, links,
+        pipe_as_image, pipe_as_mask, pipe_as_lines, device_as_image, links,
     )
 }  # fmt: skip

@@ -121,6 +121,7 @@ TABLE: list[Row] = [
         ["jsonl", "shards", "doctor"],
         Said("is a device, no file; correct the name"),
     ),
+    *rows(["made_pipe_as_lines"], ["jsonl"], Said("is a pipe, no file; it must be a file")),
     *rows(["made_links"], ["jsonl", "doctor"], Right()),
     # What was right before.
     *rows(
