@@ -29,7 +29,7 @@ _ZIP_END = 22 + 0xFFFF + 76
 _XZ_MEMORY = 256 << 20
 
 
-class RefusedError(Exception):
+class RefusedArchiveError(Exception):
     """The reason why an archive is refused."""
 
 
@@ -61,11 +61,13 @@ def _zip_content(file: IO[bytes], size: int) -> Iterator[tuple[str, IO[bytes] | 
             kind = stat.S_IFMT(info.external_attr >> 16)
             name = info.orig_filename
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise RefusedError(f"{name!r:.80} is a link or a device")
+                raise RefusedArchiveError(f"{name!r:.80} is a link or a device")
             if info.flag_bits & 1:
-                raise RefusedError(f"{name!r:.80} is encrypted")
+                raise RefusedArchiveError(f"{name!r:.80} is encrypted")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise RefusedError(f"{name!r:.80} is compressed by method {info.compress_type}")
+                raise RefusedArchiveError(
+                    f"{name!r:.80} is compressed by method {info.compress_type}"
+                )
             if name.endswith("/"):
                 yield name, None
             else:
@@ -102,7 +104,7 @@ class _Budget:
     def spend(self, number: int) -> None:
         self._spent += number
         if self._spent > self._bound:
-            raise RefusedError(f"its content is more than {_RATIO} times as large as it")
+            raise RefusedArchiveError(f"its content is more than {_RATIO} times as large as it")
 
 
 class _Counted:
@@ -138,7 +140,7 @@ class Forward:
     def read(self, number: int) -> bytes:
         """Reads at most so many bytes; refuses more than a piece."""
         if not 0 <= number <= _PIECE:
-            raise RefusedError(f"a header of {number:,} bytes")
+            raise RefusedArchiveError(f"a header of {number:,} bytes")
         self.last = self._stream.read(number)
         self._at += len(self.last)
         self._budget.spend(len(self.last))
@@ -157,7 +159,7 @@ class Forward:
     def seek(self, position: int) -> int:
         """Skips bytes up to a position that lies ahead."""
         if position < self._at:
-            raise RefusedError("a member before the end of another")
+            raise RefusedArchiveError("a member before the end of another")
         if self._skip is not None:
             self._at = self._skip(position)
         while self._at < position:
@@ -174,13 +176,13 @@ def _members_with_data(
 
 
 def headers(stream: Forward) -> Iterator[tarfile.TarInfo]:
-    """Yields the files and folders of a tar; raises a `RefusedError` for any other member."""
+    """Yields the files and folders of a tar; raises a `RefusedArchiveError` for any other member."""
     with tarfile.open(fileobj=stream, mode="r:") as stored:  # pyright: ignore
         while (member := stored.next()) is not None:
             if not member.isdir() and (
                 member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse()
             ):
-                raise RefusedError(f"{member.name!r:.80} is a link, a device or sparse")
+                raise RefusedArchiveError(f"{member.name!r:.80} is a link, a device or sparse")
             yield member
             # `tarfile` would keep a list of all members.
             stored.members = []  # pyright: ignore[reportAttributeAccessIssue]

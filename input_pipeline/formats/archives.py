@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.building.conversion import SourceError, as_given
-from input_pipeline.formats.archive_streams import Forward, RefusedError, contents, headers
+from input_pipeline.formats.archive_streams import Forward, RefusedArchiveError, contents, headers
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 
@@ -149,7 +149,7 @@ def tar_members(archive: Path) -> Iterator[Member]:
             name = seen.add(member.name, folder=member.isdir())
             if not member.isdir() and not is_companion(name):
                 if member.offset_data + member.size > size:
-                    raise RefusedError(f"{member.name!r:.80} is truncated")
+                    raise RefusedArchiveError(f"{member.name!r:.80} is truncated")
                 yield Member(name, member.offset_data, member.size)
 
 
@@ -167,7 +167,7 @@ def _one_line(archive: Path) -> Iterator[None]:
     )
     try:
         yield
-    except RefusedError as error:
+    except RefusedArchiveError as error:
         raise ArchiveError(
             f"{archive}: {error}; if you trust it, unpack it yourself and give the folder"
         ) from None
@@ -195,24 +195,24 @@ class _Names:
         self._folders: set[str] = {""}
 
     def add(self, name: str, *, folder: bool) -> str:
-        """The name as a path below the target; raises a `RefusedError` if it is not allowed."""
+        """The name as a path below the target; raises a `RefusedArchiveError` if it is not allowed."""
         text = name.replace("\\", "/")
         parts = [part for part in text.split("/") if part not in ("", ".")]
         if text.startswith("/") or re.match("[A-Za-z]:", text) or ".." in parts:
-            raise RefusedError(f"the name {name!r:.80} leads out of the archive")
+            raise RefusedArchiveError(f"the name {name!r:.80} leads out of the archive")
         if any(ord(letter) < 32 for letter in text) or not (parts or folder):
-            raise RefusedError(f"{name!r:.80} is no name of a file")
+            raise RefusedArchiveError(f"{name!r:.80} is no name of a file")
         path = "/".join(parts)
         if len(self._files) + len(self._folders) > _MEMBERS:
-            raise RefusedError(f"more than {_MEMBERS:,} members")
+            raise RefusedArchiveError(f"more than {_MEMBERS:,} members")
         above = path if folder else path.rpartition("/")[0]
         while above not in self._folders:
             if above in self._files:
-                raise RefusedError(f"{above!r:.80} is a file and a folder")
+                raise RefusedArchiveError(f"{above!r:.80} is a file and a folder")
             self._folders.add(above)
             above = above.rpartition("/")[0]
         if not folder:
             if path in self._files or path in self._folders:
-                raise RefusedError(f"the name {name!r:.80} occurs twice")
+                raise RefusedArchiveError(f"the name {name!r:.80} occurs twice")
             self._files.add(path)
         return path

@@ -165,7 +165,7 @@ class TorchUnpickler(StrictUnpickler):
         self._stream, self._inner = stream, inner
         self.storages: dict[str, Storage] = {}
 
-    def find_class(self, module: str, name: str) -> _Global:
+    def find_class(self, module: str, name: str) -> Any:
         """The mark of a name.
 
         Raises:
