@@ -142,9 +142,7 @@ class Decode:
         record = frame.record
         name = f"{record.source}: image {record.image_id} ({record.file_name})"
         size = (record.height, record.width)
-        image = decode_image(
-            record.image, name=name, max_pixels=self.max_pixels, annotated=size
-        )
+        image = decode_image(record.image, name=name, max_pixels=self.max_pixels, annotated=size)
         if image.shape[:2] != size:
             raise ImageError(
                 f"{name}: the image is {image.shape[1]} x {image.shape[0]}, its masks are "
