@@ -90,7 +90,7 @@ def read_mask(
             _check(image, name, cure, lossy)
             check_png(data)
             check_tiff(image, data)
-            shown, alpha = _channels(image, data, name, cure, exact=threshold is None)
+            shown, alpha, depth = _channels(image, data, name, cure, exact=threshold is None)
             flag = orientation.exif_orientation(image.info.get("exif", b""))
     except ImageError:
         raise
@@ -110,7 +110,7 @@ def read_mask(
         mask = Mask(_brighter(values, name, cure))
     else:
         mask = _cut(values, threshold, name, cure)
-    notes = (EVERYTHING,) if mask.region.all() else ()
+    notes = (*(EVERYTHING,) * bool(mask.region.all()), *(depth,) * bool(depth))
     return Mask(orientation.turn(mask.region, flag), mask.levels, notes)
 
 
@@ -128,8 +128,8 @@ def _check(image: Image.Image, name: str, cure: str, lossy: bool) -> None:
 
 def _channels(
     image: Image.Image, data: bytes, name: str, cure: str, *, exact: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What a file shows, `[H, W]` or u8 `[H, W, 3]`, and its alpha `[H, W]` or `None`.
+) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """What a file shows, `[H, W]` or u8 `[H, W, 3]`, its alpha `[H, W]` or `None`, and a note.
 
     Args:
         exact: whether deep samples stay as they are, instead of becoming 8 bits.
@@ -139,26 +139,30 @@ def _channels(
         samples = np.asarray(image) if exact or clear is not None else None
         alpha = None if clear is None or samples is None else samples != clear
         if not exact or samples is None:
-            return to_levels(image, data, MAX_PIXELS).pixels, alpha
+            levels, note = to_levels(image, data, MAX_PIXELS)
+            return levels, alpha, note
         if not np.isfinite(samples).all() or samples.min() < 0:
             raise ImageError(
                 f"{name}: has values below zero or none at all (NaN); "
                 f"{cure or 'save it black and white, with 8 bits'}"
             )
-        # Only the order of the values counts here.
-        return samples.max() - samples if is_inverted(image) else samples, alpha
+        # Only the order of the values counts here. All white is 0 where white is zero.
+        shown = (samples.max() or 1) - samples if is_inverted(image) else samples
+        return shown, alpha, ""
     if image.mode in ("1", "L") and clear is None:
-        return np.asarray(image.convert("L")), None
-    pixels = to_levels(image, data, MAX_PIXELS).pixels
+        return np.asarray(image.convert("L")), None, ""
+    pixels, note = to_levels(image, data, MAX_PIXELS)
+    # Where two levels are wanted, their scale does not count.
+    note = "" if exact else note
     if image.mode == "P" and clear is None and (pixels == pixels[0, 0]).all():
         # A palette of one colour shows nothing, and leaves the stored numbers.
         stored = np.asarray(image)
-        return (stored if stored.any() and not stored.all() else pixels.max(-1)), None
+        return (stored if stored.any() and not stored.all() else pixels.max(-1)), None, ""
     has_alpha = clear is not None or image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
     alpha = np.asarray(image.convert("RGBA").getchannel("A")) if has_alpha else None
     if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
-        return pixels[..., 0], alpha
-    return pixels, alpha
+        return pixels[..., 0], alpha, note
+    return pixels, alpha, note
 
 
 def _deciding(

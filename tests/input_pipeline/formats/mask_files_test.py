@@ -216,6 +216,20 @@ def test_a_mask_of_one_level_is_empty_at_zero_else_everything(level: int, kind: 
     assert mask.notes == ((EVERYTHING,) if level else ())
 
 
+def test_of_one_level_white_is_zero_where_the_file_says_so():
+    for level, everything in ((0, True), (65535, False)):
+        data = _file(np.full(SIZE, level, np.uint16), "TIFF", tiffinfo={262: 0})
+        assert read_mask(data, name="m.tif").region.all() == everything
+
+
+def test_a_depth_that_is_guessed_for_a_threshold_is_told():
+    twelve = np.round(_soft() * (4095 / 255)).astype(np.uint16)
+    mask = read_mask(_file(twelve), name="m", threshold=90)
+    np.testing.assert_array_equal(mask.region, BOX)
+    (note,) = mask.notes
+    assert "read as of 12 bits by their largest sample" in note
+
+
 def test_what_is_all_transparent_shows_nothing():
     data = _file(_cut_out(_levels(), np.zeros(SIZE)))
     assert not read_mask(data, name="m.png").region.any()
