@@ -168,7 +168,10 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         (line(mask="small.png"), "small.png is 5 x 6, its image 20 x 12"),
         (line(mask="empty.png"), "empty.png has no pixel; write null where nothing matches"),
         (line(mask="lossy.jpg"), "lossy.jpg: a JPEG keeps no exact mask; save it as PNG"),
-        (line(mask="soft.png"), "soft.png: shows 3 levels, a mask two; save it black and white, or"),
+        (
+            line(mask="soft.png"),
+            "soft.png: shows 3 levels, a mask two; save it black and white, or",
+        ),
         (line(mask="soft.png", threshold=0), "'threshold' is 0; it is a level of 1 to 255"),
         (line(mask="soft.png", threshold=0.5), "'threshold' is 0.5; it is a level of 1 to 255"),
         (line(mask="soft.png", threshold=True), "'threshold' is True; it is a level of 1"),
