@@ -4,12 +4,13 @@
         --text="the red car" --text="the wheels of the red car" --output_dir=out
 
 For each pair of an image and a text, it writes a mask (PNG, 0 or 255, of the image's size as a person
-sees it), an overlay, and one line of `predictions.jsonl`. The mask is empty if the text matches nothing.
-For a folder of images, `matches.jsonl` lists for each text the images that contain what it means, by
-score (the mean probability inside the mask). A text with more tokens than the model reads is cut, with
-a warning. An image that cannot be used is left out, with an error; the exit code is then 1. The
-checkpoint may also be a folder that `tools.export` wrote. `--group_maps` also draws the maps of the group tokens (UniRES's
-Figure 5), `--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
+sees it), an overlay, and one line of `predictions.jsonl`. The mask is empty if the text matches
+nothing. For a folder of images, `matches.jsonl` lists for each text the images that contain what it
+means, by score (the mean probability inside the mask). A text with more tokens than the model reads
+is cut, with a warning. An image that cannot be used is left out, with an error; the exit code is then
+1. The checkpoint may also be a folder that `tools.export` wrote. `--group_maps` also draws the maps
+of the group tokens (UniRES's Figure 5), `--region_maps` the minimap and the highest regions of each
+pair (ReLA's Figure 7).
 
 A line of `predictions.jsonl` is the same as an evaluation dumps. If a presence head says that nothing is
 there, the line has `"present": false` and the mask before it was cleared, which ReLA's evaluator scores.
