@@ -24,8 +24,9 @@ from refseg_jax.images.png import check_png
 from refseg_jax.images.samples import DepthError, is_deep, is_inverted, to_levels
 from refseg_jax.images.tiff import check_tiff
 
-#: A note of a build.
+#: Notes of a build.
 EVERYTHING = "masks that cover the whole image"
+CORNERS = "masks that cover all four corners of the image, as inverted ones do"
 
 #: Formats that store masks exactly, except for a TIFF that holds a JPEG.
 _MASKS = ("PNG", "BMP", "GIF", "TIFF")
@@ -110,8 +111,15 @@ def read_mask(
         mask = Mask(_brighter(values, name, cure))
     else:
         mask = _cut(values, threshold, name, cure)
-    notes = (*(EVERYTHING,) * bool(mask.region.all()), *(depth,) * bool(depth))
+    notes = (*_extent(mask.region), *(depth,) * bool(depth))
     return Mask(orientation.turn(mask.region, flag), mask.levels, notes)
+
+
+def _extent(region: np.ndarray) -> tuple[str, ...]:
+    """A note about a region that covers everything, or all corners."""
+    if not region[:: max(len(region) - 1, 1), :: max(region.shape[1] - 1, 1)].all():
+        return ()
+    return (EVERYTHING,) if region.all() else (CORNERS,)
 
 
 def _check(image: Image.Image, name: str, cure: str, lossy: bool) -> None:

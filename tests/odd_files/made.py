@@ -94,6 +94,11 @@ def soft(folder: Path) -> None:
     _masks(folder, {"soft.png": _bytes(level, "PNG")})
 
 
+def inverted(folder: Path) -> None:
+    """A mask of the wall, which leaves out the box."""
+    _masks(folder, {"wall.png": _bytes(np.where(BOX, 0, 255).astype(np.uint8), "PNG")})
+
+
 def turned(folder: Path) -> None:
     """Pictures that an EXIF flag turns, with regions of what is seen."""
     files = {f"{kind}.{kind.lower()}": _turned(kind) for kind in ("JPEG", "PNG", "TIFF", "WEBP")}
@@ -179,7 +184,7 @@ def links(folder: Path) -> None:
 MADE: dict[str, Callable[[Path], None]] = {
     f"made_{draw.__name__}": draw
     for draw in (
-        looks, soft, turned, turned_stored, turned_stored_runs, deep,
+        looks, soft, inverted, turned, turned_stored, turned_stored_runs, deep,
         pipe_as_image, pipe_as_mask, pipe_as_lines, device_as_image, links,
     )
 }  # fmt: skip

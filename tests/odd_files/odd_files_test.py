@@ -89,6 +89,17 @@ TABLE: list[Row] = [
     *rows(["made_soft"], [*LINES, "doctor"], Right(), "--mask_threshold=128"),
     *rows(["made_soft"], ["ecssd", "coca"], Right("maps with other values than 0 and 255")),
     *rows(["made_soft"], ["cris"], Right(CRIS_SOFT, pixels=1528, inside=())),
+    # Black and white the wrong way round is nobody's error, but told.
+    *rows(
+        ["made_inverted"],
+        [*LINES, "cris", "ecssd", "coca"],
+        Right("cover all four corners of the image", pixels=4704, inside=()),
+    ),
+    *rows(
+        ["made_inverted"],
+        ["doctor", "doctor of the build"],
+        Right("target that covers all four corners of the image"),
+    ),
     # Pictures that an EXIF flag turns.
     *rows(["made_turned"], [*LINES, "build_records", *LAYOUTS], Right(TURNED)),
     *rows(["made_turned"], ["doctor", "doctor of the build"], Right(TURNED)),

@@ -156,17 +156,23 @@ def tar(folder: Path, room: Path, *flags: str) -> Seen:
     return jsonl(source, room, *flags)
 
 
+#: Processes take longer to start than a few pictures take.
+_ALONE = "--num_workers=1"
+
+
 def examined(folder: Path, room: Path, *flags: str) -> Seen:
     """The doctor, of the folder."""
     page = f"--page={room / 'page.html'}"
-    return Seen(*run(doctor.main, "--dataset=jsonl", f"--source_dir={folder}", page, *flags))
+    own = ("--dataset=jsonl", f"--source_dir={folder}", _ALONE)
+    return Seen(*run(doctor.main, *own, page, *flags))
 
 
 def examined_built(folder: Path, room: Path, *flags: str) -> Seen:
     """The doctor, of what the build made of the folder."""
     assert not jsonl(folder, room, *flags).code
     page = f"--page={room / 'page.html'}"
-    return Seen(*run(doctor.main, "--dataset=odd", f"--data_dir={room / 'data'}", page))
+    built = ("--dataset=odd", f"--data_dir={room / 'data'}", _ALONE)
+    return Seen(*run(doctor.main, *built, page))
 
 
 def own(folder: Path, room: Path) -> Seen:

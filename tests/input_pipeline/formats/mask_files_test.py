@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.formats.mask_files import EVERYTHING, read_mask
+from input_pipeline.formats.mask_files import CORNERS, EVERYTHING, read_mask
 from refseg_jax.images.decoding import ImageError
 
 SIZE = (64, 96)
@@ -49,6 +49,10 @@ def _cut_out(shown: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def _photo() -> np.ndarray:
     return np.random.default_rng(0).integers(1, 256, (*SIZE, 3), np.uint8)
+
+
+def _photo_hole() -> np.ndarray:
+    return _cut_out(_photo(), _levels(0, 255))
 
 
 def _deep_colours(values: np.ndarray) -> bytes:
@@ -214,6 +218,12 @@ def test_a_mask_of_one_level_is_empty_at_zero_else_everything(level: int, kind: 
     mask = read_mask(data, name="m.tif")
     assert mask.region.all() == bool(level) == mask.region.any()
     assert mask.notes == ((EVERYTHING,) if level else ())
+
+
+def test_what_covers_all_corners_is_told():
+    for mask in (read_mask(_file(_levels(0, 255)), name="m"), read_mask(_file(_photo_hole()), name="m")):
+        assert mask.region[0, 0] and not mask.region.all()
+        assert mask.notes == (CORNERS,)
 
 
 def test_of_one_level_white_is_zero_where_the_file_says_so():
