@@ -221,7 +221,10 @@ def test_a_mask_of_one_level_is_empty_at_zero_else_everything(level: int, kind: 
 
 
 def test_what_covers_all_corners_is_told():
-    for mask in (read_mask(_file(_levels(0, 255)), name="m"), read_mask(_file(_photo_hole()), name="m")):
+    for mask in (
+        read_mask(_file(_levels(0, 255)), name="m"),
+        read_mask(_file(_photo_hole()), name="m"),
+    ):
         assert mask.region[0, 0] and not mask.region.all()
         assert mask.notes == (CORNERS,)
 
