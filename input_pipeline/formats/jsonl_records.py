@@ -26,6 +26,7 @@ from input_pipeline.formats.jsonl_lines import BOX, Line
 from input_pipeline.formats.mask_files import read_mask
 from input_pipeline.formats.places import Places
 from input_pipeline.schema import Expression, Record, Target, encode_mask
+from refseg_jax.errors import shown
 from refseg_jax.images.decoding import decode
 from refseg_jax.images.placement import check_inside
 from refseg_jax.images.segmentation import SegmentationError, checked_rle, encode_segmentation
@@ -82,7 +83,7 @@ def make_record(item: ImageLines, *, places: Places, source: str) -> Outcome:
     lines = item.lines()
     path = places.folder / item.key
     data = item.read(item.name, places, lines[0].where)
-    image = decode(data, name=str(path))
+    image = decode(data, name=shown(path))
     height, width, _ = image.pixels.shape
     regions = _Regions()
     means: dict[str, tuple[int, ...]] = {}
@@ -199,7 +200,7 @@ def _regions(
     for name in line.masks:
         mask = read_mask(
             item.read(name, places, line.where),
-            name=f"{line.where}: {name}",
+            name=f"{line.where}: {shown(name)}",
             threshold=line.threshold or item.threshold,
         )
         notes.update(mask.notes)
@@ -239,9 +240,9 @@ def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> No
 def _file_counts(mask: np.ndarray, name: str, size: tuple[int, int], where: str) -> bytes:
     if mask.shape != size:
         raise BuildError(
-            f"{where}: {name} is {mask.shape[1]} x {mask.shape[0]}, its image "
+            f"{where}: {shown(name)} is {mask.shape[1]} x {mask.shape[0]}, its image "
             f"{size[1]} x {size[0]}; draw it at the image's size"
         )
     if not mask.any():
-        raise BuildError(f"{where}: {name} has no pixel; write null where nothing matches")
+        raise BuildError(f"{where}: {shown(name)} has no pixel; write null where nothing matches")
     return encode_mask(mask)

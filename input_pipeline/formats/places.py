@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.building.conversion import BuildError
+from refseg_jax.errors import shown
 from refseg_jax.images.files import read_file, spellings
 
 
@@ -40,14 +41,16 @@ class Places:
         inside = [path for path in paths if self._holds(path)]
         if not inside:
             raise BuildError(
-                f"{where}: {name!r:.200} lies outside of {self.folder}; give --image_dir=FOLDER, the "
+                f"{where}: {shown(name)} lies outside of {self.folder}; give --image_dir=FOLDER, the "
                 "folder that holds it"
             )
         path = next(filter(os.path.exists, inside), inside[0])
         try:
             return read_file(path)
         except OSError as error:
-            raise BuildError(f"{where}: {path}: {error.strerror}; correct the name") from None
+            raise BuildError(
+                f"{where}: {shown(path)}: {error.strerror}; correct the name"
+            ) from None
 
     def _candidates(self, name: str) -> Iterator[Path]:
         for spelling in spellings(name):

@@ -50,7 +50,7 @@ def test_a_name_leads_out_of_the_folder_only_into_another_that_is_given(rooms: P
         with pytest.raises(BuildError) as caught:
             read(rooms, name, *others)
         assert re.fullmatch(
-            rf"train\.jsonl:1: '{re.escape(name)}' lies outside of {rooms}/own; give "
+            rf"train\.jsonl:1: {re.escape(name)} lies outside of {rooms}/own; give "
             r"--image_dir=FOLDER, the folder that holds it",
             str(caught.value),
         )
@@ -109,6 +109,13 @@ def test_each_spelling_is_tried_once():
     assert spellings("a/b.png") == ["a/b.png"]
     assert spellings("a\\b.png") == ["a\\b.png", "a/b.png"]
     assert len(spellings(f"a\\{NAME}")) == 4
+
+
+def test_a_name_with_line_ends_is_one_line(rooms: Path):
+    for name in ("a\nb", "../\x1b[2Ja"):
+        with pytest.raises(BuildError) as caught:
+            read(rooms, name)
+        assert str(caught.value).isprintable()
 
 
 def test_a_name_that_no_file_can_have(rooms: Path):
