@@ -78,7 +78,9 @@ def convert(item: MapItem, source: str) -> Outcome:
 
 def _folders(folder: Path) -> set[str]:
     with os.scandir(folder) as entries:
-        return {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
+        names = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
+    # What macOS adds to archives is no group.
+    return names - {"__MACOSX"}
 
 
 CONVERSIONS = (Conversion("coca", read_plan, convert),)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from input_pipeline.building.conversion import SourceError, as_given
 from input_pipeline.formats.archive_streams import Forward, RefusedArchiveError, contents, headers
 from refseg_jax.errors import UserError
+from refseg_jax.images.files import check_regular
 from refseg_jax.locks import exclusive
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
@@ -143,6 +144,8 @@ def tar_members(archive: Path) -> Iterator[Member]:
         ArchiveError: the tar is compressed or damaged, or has a member that `extract` refuses.
     """
     seen = _Names()
+    with _one_line(archive):
+        check_regular(archive)
     with _one_line(archive), archive.open("rb") as file:
         size = archive.stat().st_size
         for member in headers(Forward(file, size, file.seek)):

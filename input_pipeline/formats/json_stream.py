@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from input_pipeline.building.conversion import SourceError
+from refseg_jax.images.files import check_regular
 from refseg_jax.text.encoding import EncodingError, check_start
 
 #: Characters that are read at a time.
@@ -37,6 +38,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
         SourceError: the file is missing or damaged, or is neither a list nor an object.
     """
     try:
+        check_regular(path)
         with path.open("rb") as start:
             check_start(start.read(16))
         with path.open(encoding="utf-8-sig") as file:

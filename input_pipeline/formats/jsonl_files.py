@@ -290,6 +290,8 @@ def _samples(archive: Path) -> Mapping[str, Mapping[str, Member]]:
     samples: dict[str, dict[str, Member]] = {}
     for member in tar_members(archive):
         folder, slash, name = member.name.rpartition("/")
+        if name.startswith("."):  # .DS_Store
+            continue
         key, _, ending = name.partition(".")
         samples.setdefault(f"{folder}{slash}{key}", {})[ending.lower()] = member
     return samples

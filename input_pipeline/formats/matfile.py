@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from refseg_jax.errors import UserError
+from refseg_jax.images.files import read_file
 
 #: Most bytes of memory that a file may take; the masks of one image of PASCAL-Part take up to 150 MB.
 _LARGEST = 1 << 29
@@ -80,7 +81,7 @@ def load_mat(path: Path) -> dict[str, Any]:
         MatError: one line with the file, the reason and the cure.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise MatError(f"{path}: {error.strerror}; check the path") from None
     try:

@@ -55,7 +55,9 @@ def find_images(path: Path) -> list[Path]:
     if not path.is_dir():
         what = "is no file" if path.exists() else "no such file or folder"
         raise UserError(f"{path}: {what}; name an image with --image")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS and p.is_file())
+    # Hidden files are companions that macOS writes (._NAME).
+    shown = (p for p in path.iterdir() if p.name[0] != ".")
+    found = sorted(p for p in shown if p.suffix.lower() in _ENDINGS and p.is_file())
     if not found:
         raise UserError(f"{path}: no images ({', '.join(_ENDINGS)}) in this folder")
     return found

@@ -18,7 +18,8 @@ def weight_file(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(p for p in folder.iterdir() if p.suffix in ENDINGS)
+    # Hidden files are companions that macOS writes (._NAME).
+    others = sorted(p for p in folder.iterdir() if p.suffix in ENDINGS and p.name[0] != ".")
     if len(others) == 1:
         return others[0]
     what = f"{len(others)} weight files" if others else "no weight file"

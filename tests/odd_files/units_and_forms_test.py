@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from input_pipeline.datasets import coca
 from refseg_jax.cli import score
+from refseg_jax.cli.predict import find_images
+from refseg_jax.weights.folder import weight_file
 from tests.odd_files.layouts import LAYOUTS
 from tests.odd_files.made import BOX
 from tests.odd_files.ways import WAYS, Seen, build, run
@@ -267,3 +270,19 @@ def test_lines_of_the_table_are_lines_of_json(odd_files: Path) -> None:
     """A folder that is not one line would be judged by its first alone."""
     for folder in (*UNITS, *(f"polygon_forms/{name}" for name in (*FORMS, *RUNS))):
         assert json.loads((odd_files / folder / "train.jsonl").read_text())
+
+
+def test_companions_of_macos_are_no_groups_weights_or_pictures(tmp_path: Path) -> None:
+    for name in ("image/Box/a.jpg", "binary/Box/a.png"):
+        for path in (tmp_path / name, tmp_path / name.replace("Box/", "__MACOSX/._")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (tmp_path / "binary" / "__MACOSX" / "._a.png").unlink()
+    (tmp_path / "binary" / "__MACOSX").rmdir()
+    plan = coca.read_plan(tmp_path)
+    assert [item.names for item in plan.splits["test"]] == [("Box",)]
+    assert not plan.problems
+    for name in ("model.safetensors", "._model.safetensors", "b.png", "._b.png"):
+        (tmp_path / name).touch()
+    assert weight_file(tmp_path, ()).name == "model.safetensors"
+    assert [path.name for path in find_images(tmp_path)] == ["b.png"]

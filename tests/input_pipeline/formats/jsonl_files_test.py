@@ -1,6 +1,7 @@
 """Where lines of one's own images may stand: many files of a split, and tars."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from input_pipeline.formats.jsonl_files import find_splits, read_images
 from input_pipeline.formats.jsonl_records import make_record
 from input_pipeline.formats.places import Places
 from input_pipeline.sources import RecordSource
+from refseg_jax.errors import UserError
 from tests.input_pipeline.datasets.jsonl_folders import (
     LEFT,
     RIGHT,
@@ -153,3 +155,17 @@ def test_a_plan_travels_to_processes_and_knows_when_a_line_changes(folder):
         for plan in (splits, changed, {**splits, "val": changed["val"]}, {**splits})
     }
     assert len(digests) == 3
+
+
+def test_hidden_members_of_a_tar_are_no_samples(folder, tmp_path):
+    members = sample(folder, "0", {"expression": "x", "mask": None})
+    hidden = {".DS_Store": b"", "._0.png": b"\0\5\x16\7", "sub/.index.json": b"{"}
+    write_tar(folder, "train.tar", {**hidden, **members})
+    assert record_of(folder, tmp_path).file_name == "train.tar/0.png"
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.tar"])
+def test_a_pipe_in_the_place_of_a_file_is_told(folder, tmp_path, name):
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=r"train\.\w+: .*is a pipe, no file"):
+        record_of(folder, tmp_path)
