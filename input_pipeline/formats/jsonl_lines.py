@@ -1,7 +1,6 @@
 """Parses and checks the lines of a user's own files; `input_pipeline.datasets.jsonl` has the format."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from input_pipeline.building.conversion import BuildError
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
-from refseg_jax.text.encoding import EncodingError, decoded
+from refseg_jax.text.encoding import EncodingError, json_of
 
 #: Value of `segmentation` that makes the rectangle of `box` the region.
 BOX = "box"
@@ -101,8 +100,7 @@ def parse_line(data: bytes, where: str, default_id: str) -> Line:
 
 def _loads(data: bytes, where: str) -> Any:
     try:
-        # Without the line end: a truncated JSON would otherwise seem to end on the next line.
-        return json.loads(decoded(data).rstrip())
+        return json_of(data)
     except EncodingError as error:
         raise BuildError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,6 @@ import binascii
 import functools
 import io
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +35,7 @@ from refseg_jax.images.segmentation import (
     encode_segmentation,
 )
 from refseg_jax.images.units import Evidence
-from refseg_jax.text.encoding import EncodingError, decoded, is_blank
+from refseg_jax.text.encoding import EncodingError, is_blank, json_of
 
 #: Number of pairs whose RLE is checked at once.
 _AT_ONCE = 64
@@ -134,7 +133,7 @@ class _File:
 
     def _parse(self, text: bytes, number: int) -> Line:
         try:
-            fields = json.loads(decoded(text))
+            fields = json_of(text)
         except EncodingError as error:
             raise UserError(f"{self._path}:{number}: {error}") from None
         except (ValueError, RecursionError) as error:

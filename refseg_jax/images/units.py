@@ -29,6 +29,9 @@ _REGIONS, _PICTURES, _LARGE = 8, 4, 200
 #: A region from exactly 0 to exactly 100 is in per cent if the sides have at least so many pixels.
 _MEDIUM = 106
 
+#: Decimals that people and annotation tools write of pixels; shares that were multiplied have more.
+_DECIMALS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
@@ -113,8 +116,10 @@ class Evidence:
         # A few of these suffice: a file may have millions.
         self._bounds: set[Bounds] = set()
         self._pictures: dict[Any, tuple[int, int] | None] = {}
-        # The largest left edge and the largest upper edge.
-        self._furthest = (0.0, 0.0)
+        # The largest left edge and the largest upper edge; the largest right or lower edge.
+        self._furthest, self._reach = (0.0, 0.0), 0.0
+        # Whether each region has a coordinate of many decimals.
+        self._computed = True
 
     def add(
         self, segmentation: Any, picture: Hashable, size: tuple[int, int] | None = None
@@ -138,6 +143,8 @@ class Evidence:
         self._shares += _SHARES.holds(bounds)
         left, top, right, bottom = bounds
         self._furthest = max(self._furthest[0], left), max(self._furthest[1], top)
+        self._reach = max(self._reach, right, bottom)
+        self._computed = self._computed and not _has_few_decimals(segmentation)
         ends = ((left, right), (top, bottom))
         for along, across in (ends, ends[::-1]):
             self._spans |= along == (0, 100) and (across[0] == 0 or across[1] == 100)
@@ -151,7 +158,8 @@ class Evidence:
 
         - They are shares if those of more than half of the regions lie within 0..1.
         - They are per cent if all lie within 0..100, the pictures are larger, and either a region spans
-          this range exactly from border to border, or there are many regions in several pictures.
+          this range exactly from border to border, or there are many regions in several pictures, or
+          each region has more decimals than people write of pixels.
 
         Args:
             size_of: returns (height, width) of a picture that was added without a size.
@@ -168,8 +176,9 @@ class Evidence:
             return ""
         many = len(self._bounds) >= _REGIONS and len(self._pictures) >= _PICTURES
         many = many and min(self._furthest) > _PER_CENT.whole / 2
+        computed = self._computed and self._reach > _PER_CENT.whole / 2
         least = _MEDIUM if self._spans else _LARGE
-        if (many or self._spans) and self._smallest_side(size_of) >= least:
+        if (many or computed or self._spans) and self._smallest_side(size_of) >= least:
             return (
                 f"{_PER_CENT.reason}; multiply x by the width of the picture / 100 and y by its "
                 "height / 100 (if they are pixels, give RLE)"
@@ -196,6 +205,10 @@ def _coordinates(segmentation: Any) -> list[Any]:
 
 def _are_multiples(segmentation: Any, step: float) -> bool:
     return all(value % step == 0 for value in _coordinates(segmentation))
+
+
+def _has_few_decimals(segmentation: Any) -> bool:
+    return all(round(value, _DECIMALS) == value for value in _coordinates(segmentation))
 
 
 def _is_scaled(bounds: Bounds, box: Sequence[float], height: int, width: int, unit: _Unit) -> bool:

@@ -1,5 +1,8 @@
 """Decodes the text files of users: UTF-8, with or without a byte order mark."""
 
+import json
+from typing import Any
+
 #: Bytes at the beginning of a file -> the encoding that they are the mark of, longer marks first.
 _MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -29,6 +32,27 @@ def decoded(data: bytes) -> str:
         return data.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         raise EncodingError(f"is not UTF-8 ({error.reason}); {_CURE}") from None
+
+
+def json_of(line: bytes) -> Any:
+    """The JSON of a line.
+
+    Raises:
+        EncodingError: the line is not UTF-8.
+        ValueError: it is no JSON, or states a field twice, of which Python would take the last.
+        RecursionError: it is nested too deeply.
+    """
+    # Without the line end: a truncated JSON would otherwise seem to end on the next line.
+    return json.loads(decoded(line).rstrip(), object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for name, value in pairs:
+            if made[name] != value:
+                raise ValueError(f"the field {name!r:.40} stands there twice")
+    return made
 
 
 def is_blank(line: bytes) -> bool:

@@ -127,10 +127,16 @@ def test_files_of_per_cent(known: bool):
     assert "per cent" in judged([(50, 0, 100, 100)], known=known)
     assert "per cent" in judged([(0, 0, 100, 40), (20, 20, 30, 40)], known=known)
     assert "per cent" in judged([*MANY, (0, 0, 1, 1)], known=known)
+    # Computed from pixels: 125 / 640 and the like.
+    assert "per cent" in judged([(19.53125, 20.41667, 62.5, 78.125)], known=known)
 
 
 def test_files_of_small_regions_in_pixels():
     assert judged([(20, 14, 60, 50)]) == ""
+    assert judged([(20.25, 14.125, 60.5, 50.75)]) == ""
+    assert judged([(2.03125, 3.0001, 40.5, 30)]) == ""
+    assert judged([(19.53125, 20.41667, 62.5, 78.125), (1, 2, 3, 4)]) == ""
+    assert judged([(19.53125, 20.41667, 62.5, 78.125)], size=(150, 640)) == ""
     assert judged([*MANY, PIXELS]) == ""
     assert judged(MANY[:7]) == ""
     assert judged(MANY, pictures=2) == ""

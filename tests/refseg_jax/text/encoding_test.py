@@ -2,7 +2,7 @@ import codecs
 
 import pytest
 
-from refseg_jax.text.encoding import EncodingError, check_start, decoded, is_blank
+from refseg_jax.text.encoding import EncodingError, check_start, decoded, is_blank, json_of
 
 TEXT = '{"expression": "die größere Tür 門"}'
 
@@ -31,6 +31,14 @@ def test_other_encodings_are_told_with_the_cure(encoding: str, reason: str):
     if "utf" in encoding:
         with pytest.raises(EncodingError, match=reason):
             check_start(data[:4])
+
+
+def test_a_field_that_is_stated_twice_is_no_json():
+    assert json_of(b'{"a": [{"b": 1}], "c": null}\r\n') == {"a": [{"b": 1}], "c": None}
+    assert json_of(b'{"a": 1, "a": 1}') == {"a": 1}
+    for line in (b'{"a": 1, "a": 2}', b'{"x": [{"a": [1], "a": [2], "a": [1]}]}'):
+        with pytest.raises(ValueError, match="the field 'a' stands there twice"):
+            json_of(line)
 
 
 def test_blank_lines():
