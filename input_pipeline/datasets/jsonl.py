@@ -29,7 +29,8 @@ Optional fields:
 - `image_id`: id of the image in all datasets that have it. It keeps evaluation images of one dataset
   out of training on another. For images of COCO it is COCO's id, else a name that begins with its pool
   (`sa1b/223750`).
-- `box`: `[x, y, width, height]` in pixels. A mask that shares no pixel with it is an error. The box
+- `box`: `[x, y, width, height]` in pixels. A mask that shares no pixel with it is an error; one that is
+  mostly elsewhere is counted in the build report. The box
   itself becomes the region only with `"segmentation": "box"`, because a rectangle teaches a model to
   draw rectangles. The record's metadata lists such targets (`{"boxes": [0, 2]}`).
 

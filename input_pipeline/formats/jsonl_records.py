@@ -28,7 +28,7 @@ from input_pipeline.formats.places import Places
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from refseg_jax.errors import shown
 from refseg_jax.images.decoding import decode
-from refseg_jax.images.placement import check_inside
+from refseg_jax.images.placement import check_inside, misplaced
 from refseg_jax.images.segmentation import SegmentationError, checked_rle, encode_segmentation
 
 #: Files of the folder, for messages.
@@ -214,11 +214,17 @@ def _regions(
         if region is not None and not empty:
             counts.append(encode_segmentation(region, *size, box=line.box).counts)
     except SegmentationError as error:
-        raise BuildError(f"{line.where}: {error.with_cure('correct the segmentation')}") from None
+        cure = "correct the segmentation"
+        if line.segmentation == BOX:
+            cure = "correct 'box', which is [x, y, width, height] in pixels"
+        raise BuildError(f"{line.where}: {error.with_cure(cure)}") from None
     if line.cleared:
         counts = []
     if line.box and line.segmentation != BOX:
         _check_box(line, counts, size)
+        if len(counts) == 1:
+            away = misplaced({}, counts[0], line.box, *size)
+            notes.update(away)
     return counts
 
 

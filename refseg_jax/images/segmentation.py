@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg_jax.images.units import find_other_unit
+from refseg_jax.images.units import Bounds, find_other_unit, fits_only
 
 #: The forms that are read, for messages.
 _POLYGONS = "write a list of polygons in pixels, [[x0, y0, x1, y1, ...], ...]"
@@ -88,7 +88,22 @@ def encode_segmentation(
     merged: Any = coco_mask.merge(rles)
     if not coco_mask.area(merged):
         raise EmptyRegion("the region covers no pixel")
+    if box and isinstance(segmentation[0], Mapping) and _runs_along_rows(merged, box):
+        raise SegmentationError("the RLE's runs go along the rows of the image", _RLE)
     return Encoded(merged["counts"], tiny)
+
+
+def _runs_along_rows(rle: Any, box: Sequence[float]) -> bool:
+    """Whether a region is away from its box, and fits it if its runs are taken along the rows."""
+    height, width = rle["size"]
+
+    def bounds(counts: bytes, size: tuple[int, int]) -> Bounds:
+        x, y, wide, high = coco_mask.toBbox(cast(Any, {"size": list(size), "counts": counts}))
+        return x, y, x + wide, y + high
+
+    # Columns of the turned image are the rows.
+    left, top, right, bottom = bounds(rle["counts"], (width, height))
+    return fits_only((top, left, bottom, right), bounds(rle["counts"], (height, width)), box)
 
 
 def check_form(segmentation: Any) -> None:

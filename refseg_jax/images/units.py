@@ -72,12 +72,13 @@ def leaves(bounds: Bounds, height: int, width: int) -> bool:
 def find_other_unit(
     segmentation: Any, height: int, width: int, box: Sequence[float] = ()
 ) -> tuple[str, str] | None:
-    """Finds coordinates of a region that are evidently no pixels.
+    """Finds coordinates of a region that are evidently no pixels, or stand in another order.
 
     - Coordinates within 0..1 are shares, unless all of them are whole or half. Nobody draws a region of
       less than a pixel, and programs that trace one pixel write halves.
     - They are shares or per cent if the region fits the stated box only after it is scaled.
     - Coordinates within 0..100 that are not all whole and leave the picture are per cent.
+    - x and y are swapped if the region fits the stated box only after they are swapped back.
 
     Args:
         segmentation: polygons; an RLE tells nothing.
@@ -97,9 +98,20 @@ def find_other_unit(
         unit = _SHARES
     elif per_cent or _is_scaled(bounds, box, height, width, _PER_CENT):
         unit = _PER_CENT
+    elif fits_only((bounds[1], bounds[0], bounds[3], bounds[2]), bounds, box):
+        return "its x and y are swapped", "write x before y"
     else:
         return None
     return unit.reason, f"multiply x by {width / unit.whole:g} and y by {height / unit.whole:g}"
+
+
+def fits_only(other: Bounds, bounds: Bounds, box: Sequence[float]) -> bool:
+    """Whether other bounds fit a stated box (x, y, width, height), from which the bounds are away."""
+    if not box:
+        return False
+    x, y, width, height = box
+    stated = (x, y, x + width, y + height)
+    return _overlap(bounds, stated) < _AWAY and _overlap(other, stated) >= _FITS
 
 
 class Evidence:
@@ -213,16 +225,10 @@ def _has_few_decimals(segmentation: Any) -> bool:
 
 def _is_scaled(bounds: Bounds, box: Sequence[float], height: int, width: int, unit: _Unit) -> bool:
     """Whether a region fits its box in pixels after it is scaled, and not before."""
-    if not box or not unit.holds(bounds):
-        return False
-    x, y, wide, high = box
-    stated = (x, y, x + wide, y + high)
-    if _overlap(bounds, stated) >= _AWAY:
-        return False
     across, down = width / unit.whole, height / unit.whole
     left, top, right, bottom = bounds
     scaled = (left * across, top * down, right * across, bottom * down)
-    return _overlap(scaled, stated) >= _FITS
+    return unit.holds(bounds) and fits_only(scaled, bounds, box)
 
 
 def _overlap(one: Bounds, other: Bounds) -> float:

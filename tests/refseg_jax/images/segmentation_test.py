@@ -146,6 +146,24 @@ def test_forms_of_other_tools_are_told_with_the_form_that_is_wanted(
     assert caught.value.with_cure("another cure") == str(caught.value)
 
 
+def test_runs_along_the_rows_are_told_by_the_box():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[3:9, 2:12] = 1
+    box = (2, 3, 10, 6)
+    size = [HEIGHT, WIDTH]
+    along = coco_mask.encode(np.asfortranarray(mask))
+    rows = coco_mask.encode(np.asfortranarray(mask.ravel().reshape(HEIGHT, WIDTH, order="F")))
+    assert encode_segmentation(along, HEIGHT, WIDTH, box).counts == along["counts"]
+    for rle in (
+        {"size": size, "counts": rows["counts"]},
+        [{"size": size, "counts": rows["counts"]}],
+    ):
+        with pytest.raises(SegmentationError, match="runs go along the rows of the image; write"):
+            encode_segmentation(rle, HEIGHT, WIDTH, box)
+        assert encode_segmentation(rle, HEIGHT, WIDTH)
+        assert encode_segmentation(rle, HEIGHT, WIDTH, (20, 12, 4, 4))
+
+
 def test_an_error_without_a_cure_of_its_own_takes_another():
     assert SegmentationError("it is wrong").with_cure("mend it") == "it is wrong; mend it"
 

@@ -86,6 +86,21 @@ def test_a_rounded_box_in_a_picture_of_about_100_pixels():
     assert find_other_unit([rectangle(0, 0, 1.5, 1.5)], 48, 64, (0, 0, 1, 1)) is None
 
 
+def test_x_and_y_that_are_swapped():
+    swapped = [rectangle(96, 128, 240, 320)]
+    assert find_other_unit(swapped, HEIGHT, WIDTH, BOX) == (
+        "its x and y are swapped",
+        "write x before y",
+    )
+    for box in ((), (96, 128, 144, 192), (300, 300, 20, 20)):
+        assert find_other_unit(swapped, HEIGHT, WIDTH, box) is None
+    # Fits either way.
+    assert (
+        find_other_unit([rectangle(100, 100, 200, 200)], HEIGHT, WIDTH, (100, 100, 100, 100))
+        is None
+    )
+
+
 def test_a_picture_of_one_pixel_has_no_other_unit():
     assert find_other_unit([rectangle(0, 0, 0.9, 0.9)], 1, 1) is None
 
