@@ -43,7 +43,7 @@ from refseg_jax.training.objectives import build_objective
 from refseg_jax.training.optim import OptimConfig
 from refseg_jax.training.preemption import Preemption
 from refseg_jax.training.state import Trainer, TrainState
-from refseg_jax.weights.start import published_towers
+from refseg_jax.weights.start import check_start, published_towers
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
@@ -84,6 +84,7 @@ class Experiment:
                 f"config.steps={config.steps} and config.epochs={config.epochs:g}: set one and leave "
                 "the other at 0, e.g. --config.steps=1000 --config.epochs=0.0"
             )
+        check_start(config.init, self.forward.model)
         self.evaluations.check()
         trainer = Trainer(
             forward=self.forward,

@@ -14,6 +14,36 @@ from refseg_jax.weights.towers import load_tower
 SINGLE = ("swin", "bert")
 
 
+def check_start(init: Any, model: Any) -> list[str]:
+    """Checks `config.init` without reading a file.
+
+    Args:
+        init: `config.init`, as in `published_towers`.
+        model: the model, with `TOWERS`.
+
+    Returns:
+        The fields of `init` that name a tower.
+
+    Raises:
+        UserError: the fields contradict each other, or the model has no such tower.
+    """
+    asked = [name for name in ("clip", *SINGLE) if init[name]]
+    if init.checkpoint and asked:
+        raise UserError(
+            f"config.init.checkpoint and config.init.{asked[0]} are both set: the checkpoint has "
+            "towers of its own; leave one of the two empty"
+        )
+    if init.clip_sha256 and not init.clip:
+        raise UserError("config.init.clip_sha256 is set and config.init.clip is not: set both")
+    for name in asked:
+        if name not in model.TOWERS:
+            known = " or ".join(f"config.init.{tower}" for tower in model.TOWERS)
+            raise UserError(
+                f"config.init.{name} is set, but the model has no such tower; set {known}"
+            )
+    return asked
+
+
 def published_towers(
     init: Any, model: Any, target: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array] | None:
@@ -32,20 +62,7 @@ def published_towers(
         UserError: the fields contradict each other, the model has no such tower, or the weights do
             not fit the model.
     """
-    asked = [name for name in ("clip", *SINGLE) if init[name]]
-    if init.checkpoint and asked:
-        raise UserError(
-            f"config.init.checkpoint and config.init.{asked[0]} are both set: the checkpoint has "
-            "towers of its own; leave one of the two empty"
-        )
-    if init.clip_sha256 and not init.clip:
-        raise UserError("config.init.clip_sha256 is set and config.init.clip is not: set both")
-    for name in asked:
-        if name not in model.TOWERS:
-            known = " or ".join(f"config.init.{tower}" for tower in model.TOWERS)
-            raise UserError(
-                f"config.init.{name} is set, but the model has no such tower; set {known}"
-            )
+    asked = check_start(init, model)
     params: dict[str, jax.Array] = {}
     for name in asked:
         if name == "clip":
