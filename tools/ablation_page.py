@@ -133,7 +133,7 @@ def _caution(study: Study, seeds: int) -> str:
     paired, apart = (len(study.metrics) * told.count(kind) for kind in (True, False))
     of_pairs, of_others = by_chance(seeds - 1), by_chance(2 * seeds - 2)
     parts = [
-        f"p = {chance:.2f} for each of the {number} between {kind}"
+        f"{chance:.2f} for each of the {number} between {kind}"
         for number, chance, kind in (
             (apart, of_others, "different trainings"),
             (paired, of_pairs, "rows of the same trainings"),
@@ -142,6 +142,6 @@ def _caution(study: Study, seeds: int) -> str:
     ]
     expected = paired * of_pairs + apart * of_others
     return (
-        f"If nothing differed, about {expected:.0f} of the page's {paired + apart} differences would "
-        f"pass by chance ({', '.join(parts)}; Student's t)."
+        f"Chance alone would print about {expected:.0f} of the page's {paired + apart} differences as "
+        f"numbers (Student's t: {', '.join(parts)})."
     )
