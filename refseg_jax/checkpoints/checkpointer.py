@@ -227,7 +227,7 @@ class Checkpointer:
         if _from_primary(len(order)):
             raise UserError(
                 f"{self._directory}: all {len(order)} checkpoints are damaged; put back a sound "
-                "copy, or move this folder away to train from the beginning"
+                f"copy, or move this folder away to train from the beginning{manifest.UNPROVEN}"
             )
         return None
 
@@ -289,6 +289,7 @@ class Checkpointer:
 
 def _restore(folder: Path, abstract_state: Any) -> Restored:
     record = checkpoint_folder.read_record(folder)
+    checkpoint_folder.check_name(folder, record)
     names = named(abstract_state)
     check_arrays(folder, record, names)
     arrays = read_arrays(folder, record, {name: leaf.sharding for name, leaf in names.items()})

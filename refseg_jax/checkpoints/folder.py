@@ -8,13 +8,17 @@ Its layout:
             run/run.json        step, config, scores, shape and dtype of every array
             data/process_0_of_2.json   state of each process's data iterator
             state/              the arrays
-        1300.<anything>         unfinished or being deleted; never read
+        1300.orbax-checkpoint-tmp...   unfinished; never read, and deleted by the next save
+        1300.outdated           being deleted
+
+Other names, such as `1200.backup`, are the user's: they are neither read nor deleted.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +32,9 @@ from refseg_jax.errors import UserError
 
 #: The file of a step folder that holds its `RunRecord`.
 RECORD = "run/run.json"
+
+#: Remains of an interrupted save (Orbax's name for it) or deletion.
+_REMAINS = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|outdated)", re.ASCII)
 
 
 class DamagedError(Exception):
@@ -94,6 +101,19 @@ def read_record(folder: Path) -> RunRecord:
     return record
 
 
+def check_name(folder: Path, record: RunRecord) -> None:
+    """Checks that a step folder has the name of its step, so that no checkpoint passes for another.
+
+    Raises:
+        UserError: the folder was renamed, or copied under another name.
+    """
+    if folder.name != str(record.step):
+        raise UserError(
+            f"{folder}: it holds checkpoint {record.step} under another name (its {RECORD} says "
+            f"so); rename the folder to {record.step}, or move it out of the run"
+        )
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file of a checkpoint.
 
@@ -109,13 +129,13 @@ def read_json(path: Path) -> Any:
 
 
 def steps(directory: Path) -> dict[int, Path]:
-    """Step -> folder, in ascending order; empty and unfinished folders are left out."""
+    """Step -> folder, in ascending order; empty, unfinished and other folders are left out."""
     if not directory.is_dir():
         return {}
     found = {
         int(path.name): path
         for path in directory.iterdir()
-        if path.name.isdecimal() and path.is_dir() and any(path.iterdir())
+        if _is_step(path.name) and path.is_dir() and any(path.iterdir())
     }
     return dict(sorted(found.items()))
 
@@ -127,11 +147,14 @@ def locate(path: Path) -> tuple[Path, int | None]:
         path: a run's workdir, its checkpoints folder, or one step folder.
 
     Raises:
-        UserError: `path` holds no checkpoint.
+        UserError: `path` holds no checkpoint, or is a step folder under another name.
     """
     path = path.absolute()
-    if path.name.isdecimal() and (path / "run").is_dir():
+    if _is_step(path.name) and (path / "run").is_dir():
         return path.parent, int(path.name)
+    if (path / RECORD).is_file():
+        with contextlib.suppress(DamagedError):
+            check_name(path, read_record(path))
     for directory in (path / "checkpoints", path):
         if steps(directory):
             return directory, None
@@ -142,6 +165,11 @@ def locate(path: Path) -> tuple[Path, int | None]:
     )
 
 
+def _is_step(name: str) -> bool:
+    """Whether a folder of this name is a step's: digits without leading zeros."""
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
 def step_choice(text: str) -> int | Literal["latest", "best"]:
     """Parses the value of a command line's `--step`.
 
@@ -150,9 +178,9 @@ def step_choice(text: str) -> int | Literal["latest", "best"]:
     """
     if text == "latest" or text == "best":
         return text
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 20:
         return int(text)
-    raise UserError(f"--step={text}: give latest, best or the number of a checkpoint")
+    raise UserError(f"--step={text[:40]}: give latest, best or the number of a checkpoint")
 
 
 def usable(order: list[Path]) -> Iterator[Path]:
@@ -161,6 +189,8 @@ def usable(order: list[Path]) -> Iterator[Path]:
     for folder in order:
         soundness, reason = manifest.check(folder)
         if soundness is Soundness.SOUND:
+            for name in manifest.added(folder, manifest.read(folder)):
+                logging.warning("checkpoint %s: %s is no part of it, not used", folder.name, name)
             yield folder
         elif soundness is Soundness.UNVERIFIED:
             logging.warning("checkpoint %s is unverified, used last: %s", folder.name, reason)
@@ -222,7 +252,7 @@ def set_aside(folder: Path) -> Path:
 def sweep(directory: Path) -> None:
     """Deletes the remains of interrupted saves and deletions. No save may be in progress."""
     for path in directory.iterdir() if directory.is_dir() else ():
-        if path.name.partition(".")[0].isdecimal() and "." in path.name and path.is_dir():
+        if _REMAINS.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,30 +1,45 @@
 """Digests of a folder's files, so that a flipped bit is found before the files are used.
 
 `manifest.json` holds the size and the SHA-256 of every file below the folder, and a SHA-256 of
-that table itself, which distinguishes a damaged manifest from damaged files.
+that table itself, which distinguishes a damaged manifest from damaged files. Checkpoints and exports
+have one.
 """
 
 import contextlib
 import enum
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 NAME = "manifest.json"
 
-#: Errors of reading a manifest that is missing or malformed.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+#: Second cure of a damaged manifest, for errors about checkpoints.
+UNPROVEN = (
+    " (a checkpoint without manifest.json is read unproven: delete one that is damaged itself)"
+)
+
+#: Errors of reading the JSON of a manifest that is malformed.
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 #: Hashing releases the interpreter's lock; more threads would only wait for the disk.
 _THREADS = 4
 
 
+#: Size in bytes and SHA-256 of a file.
+Entry = tuple[int, str]
+
+
+class ManifestError(ValueError):
+    """A manifest that is damaged itself, so that nothing proves the files; one line with the file."""
+
+
 class Soundness(enum.Enum):
-    """Result of comparing a folder with its manifest."""
+    """Result of comparing a folder with its manifest; a folder without one is unverified."""
 
     SOUND = "sound"
     UNVERIFIED = "unverified"
@@ -44,7 +59,7 @@ def write(folder: Path) -> None:
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = list(pool.map(_digest, paths))
     files = {
@@ -73,8 +88,8 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     path = folder / name
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     try:
-        known = _read(folder / NAME)
-    except _UNREADABLE:
+        known = read(folder)
+    except (FileNotFoundError, ManifestError):
         with _partial(path, content) as partial:
             partial.replace(path)
         return
@@ -97,28 +112,64 @@ def present(folder: Path) -> bool:
 def check(folder: Path) -> Verdict:
     """Compares every file that the manifest names with its entry; ignores other files.
 
-    A folder without a readable manifest is unverified: its files may be intact, but nothing proves
-    it.
+    A folder without a manifest is unverified: its files may be intact, but nothing proves it. That is
+    what a process leaves that was killed before it wrote the manifest. A damaged manifest counts as
+    damage, since what damaged it may have damaged the files.
     """
-    path = folder / NAME
-    if not path.is_file():
-        return Verdict(Soundness.UNVERIFIED, f"{path}: missing")
     try:
-        files = _read(path)
-    except _UNREADABLE as error:
-        return Verdict(Soundness.UNVERIFIED, f"{path}: unreadable ({type(error).__name__})")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        reasons = pool.map(lambda item: _compare(folder / item[0], *item[1]), files.items())
-        reason = next(filter(None, reasons), "")
+        reason = next(differences(folder, read(folder)), "")
+    except FileNotFoundError:
+        return Verdict(Soundness.UNVERIFIED, f"{folder / NAME}: missing")
+    except ManifestError as error:
+        reason = str(error)
     return Verdict(Soundness.DAMAGED if reason else Soundness.SOUND, reason)
 
 
-def _read(path: Path) -> dict[str, tuple[int, str]]:
-    """File -> (size in bytes, SHA-256); raises one of `_UNREADABLE` if that fails."""
-    content = json.loads(path.read_bytes())
+def read(folder: Path) -> dict[str, Entry]:
+    """The manifest's entries: path of a file, relative to the folder -> its entry.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ManifestError: the manifest is damaged, or is no manifest.
+    """
+    path = folder / NAME
+    if not present(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        return _table(json.loads(path.read_bytes()))
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+    except _OtherDigest:
+        why = "damaged: it does not match its own digest"
+    except _UNREADABLE as error:
+        why = f"damaged or no manifest ({type(error).__name__})"
+    raise ManifestError(f"{path}: {why}; nothing proves the files beside it")
+
+
+def differences(folder: Path, entries: Mapping[str, Entry]) -> Iterator[str]:
+    """One line for each file that is missing or is not what its entry says, in order."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from filter(
+            None, pool.map(lambda item: _compare(folder / item[0], *item[1]), entries.items())
+        )
+
+
+def added(folder: Path, entries: Mapping[str, Entry]) -> list[str]:
+    """Sorted paths of files that have no entry; hidden files do not count."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = (path for path in paths if not any(part.startswith(".") for part in path.parts))
+    return sorted({path.as_posix() for path in shown} - entries.keys() - {NAME})
+
+
+class _OtherDigest(ValueError):
+    """The table of a manifest does not match its digest."""
+
+
+def _table(content: Any) -> dict[str, Entry]:
+    """The entries of a manifest's JSON; raises one of `_UNREADABLE` if it is malformed."""
     files: dict[str, dict[str, Any]] = content["files"]
     if content["sha256"] != _table_digest(files):
-        raise ValueError("it does not match its own digest")
+        raise _OtherDigest
     table = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in table):
         raise ValueError("it names files outside the folder")

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from refseg_jax.checkpoints import folder as checkpoint_folder
+from refseg_jax.checkpoints import manifest
 from refseg_jax.checkpoints.arrays import read_arrays
 from refseg_jax.checkpoints.folder import DamagedError, RunRecord
 from refseg_jax.errors import UserError
@@ -89,6 +90,7 @@ def load_recorded(
     raise UserError(
         f"{order[0] if len(order) == 1 else directory}: no sound checkpoint; the warnings above "
         "name the damaged files: put back a sound copy or choose another checkpoint"
+        f"{manifest.UNPROVEN}"
     )
 
 
@@ -123,6 +125,7 @@ def _restore_params(
     folder: Path, expected: Mapping[str, jax.ShapeDtypeStruct] | None
 ) -> tuple[dict[str, Any], RunRecord]:
     record = checkpoint_folder.read_record(folder)
+    checkpoint_folder.check_name(folder, record)
     averaged = any(name.startswith("ema/") for name in record.arrays)
     prefix = "ema/" if averaged else "params/"
     names = {n.removeprefix(prefix): n for n in record.arrays if n.startswith(prefix)}

@@ -1,8 +1,8 @@
 """Damaged, unverified and hostile checkpoints, and a disk that is full before the manifest."""
 
 import errno
-import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from tests.refseg_jax.checkpoints.saved_states import (
+    CONFIG,
+    absl_warnings,
     abstract,
     assert_same,
     checkpoints_folder,
@@ -26,13 +28,7 @@ from tests.refseg_jax.checkpoints.saved_states import (
 
 directory = pytest.fixture(checkpoints_folder)
 saver = pytest.fixture(open_saver)
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    logging.getLogger("absl").propagate = True
-    caplog.set_level(logging.WARNING)
-    return caplog
+warnings = pytest.fixture(absl_warnings)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -87,6 +83,85 @@ def test_unverified_is_used_last(
     assert restored is not None
     assert restored.step == 3
     assert "unverified" in warnings.text
+
+
+def test_a_damaged_manifest_beside_a_damaged_checkpoint_is_no_proof(
+    saver: Checkpointer, directory: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    """Nothing would tell the flipped bit of the arrays, so that the checkpoint is not used."""
+    save(saver, 1)
+    save(saver, 2)
+    saver.wait()
+    flip(next((directory / "2" / "state" / "d").iterdir()))
+    flip(directory / "2" / manifest.NAME)
+    restored = saver.restore_latest(abstract(state_of()))
+    assert restored is not None
+    assert restored.step == 1
+    assert f"{directory / '2' / manifest.NAME}: damaged" in warnings.text
+    flip(directory / "1" / manifest.NAME)
+    for read in (
+        lambda: saver.restore_latest(abstract(state_of())),
+        lambda: load_params(directory),
+    ):
+        with pytest.raises(UserError, match="delete one that is damaged itself") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    # The cure.
+    (directory / "1" / manifest.NAME).unlink()
+    restored = saver.restore_latest(abstract(state_of()))
+    assert restored is not None
+    assert restored.step == 1
+
+
+def test_a_renamed_checkpoint_is_refused_with_the_cure(
+    saver: Checkpointer, directory: Path
+) -> None:
+    """It would pass for another step, although an older one is sound."""
+    save(saver, 10)
+    save(saver, 20)
+    saver.wait()
+    (directory / "20").rename(directory / "30")
+    reads: list[Callable[[], object]] = [
+        lambda: saver.restore_latest(abstract(state_of())),
+        lambda: load_params(directory.parent),
+        lambda: load_params(directory / "30"),
+        lambda: load_params(directory.parent, step=30),
+    ]
+    for read in reads:
+        with pytest.raises(UserError, match="rename the folder to 20") as caught:
+            read()
+        assert str(caught.value).startswith(f"{directory / '30'}: it holds checkpoint 20")
+        assert "\n" not in str(caught.value)
+    # Without its manifest it is told as well.
+    (directory / "30" / manifest.NAME).unlink()
+    with pytest.raises(UserError, match="rename the folder to 20"):
+        load_params(directory / "30")
+    for name in ("best", "0020", "step_20"):
+        shutil.copytree(directory / "30", directory.parent / name)
+        with pytest.raises(UserError, match="rename the folder to 20"):
+            load_params(directory.parent / name)
+    (directory / "30").rename(directory / "20")
+    restored = saver.restore_latest(abstract(state_of()))
+    assert restored is not None
+    assert restored.step == 10, "20 has no manifest"
+
+
+def test_backups_beside_the_checkpoints_are_left_alone(
+    saver: Checkpointer, directory: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    save(saver, 10)
+    saver.wait()
+    names = ["10.backup", "10.2", "010", "best"]
+    for name in names:
+        shutil.copytree(directory / "10", directory / name)
+    (directory / "9.orbax-checkpoint-tmp-3").mkdir()
+    (directory / "8.outdated").mkdir()
+    (directory / "10" / "notes.txt").write_text("mine")
+    save(saver, 20)
+    saver.wait()
+    assert {path.name for path in directory.iterdir()} == {"10", "20", *names}
+    assert load_params(directory, step=10)[1] == CONFIG
+    assert "notes.txt is no part of it, not used" in warnings.text
 
 
 def test_damaged_and_unverified_do_not_push_out_sound_ones(directory: Path) -> None:

@@ -1,6 +1,5 @@
 """Round trips, asynchrony, retention, and what cannot be saved."""
 
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from tests.refseg_jax.checkpoints.saved_states import (
     CONFIG,
+    absl_warnings,
     abstract,
     assert_same,
     checkpoints_folder,
@@ -28,13 +28,7 @@ from tests.refseg_jax.checkpoints.saved_states import (
 
 directory = pytest.fixture(checkpoints_folder)
 saver = pytest.fixture(open_saver)
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    logging.getLogger("absl").propagate = True
-    caplog.set_level(logging.WARNING)
-    return caplog
+warnings = pytest.fixture(absl_warnings)
 
 
 @pytest.mark.parametrize("ema", [False, True])

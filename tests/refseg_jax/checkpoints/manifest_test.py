@@ -70,15 +70,30 @@ def test_files_of_others_are_ignored(folder: Path) -> None:
     assert manifest.check(folder).soundness is Soundness.SOUND
 
 
-def test_damaged_manifest_does_not_condemn_the_files(folder: Path) -> None:
-    """Whichever bit of the manifest flips, its files are unverified at worst, never damaged."""
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a damaged file"])
+def test_a_damaged_manifest_is_told_from_damaged_files(folder: Path, beside: bool) -> None:
+    """Whichever bit flips: the reason is the manifest, unless the bit is white space of its JSON."""
     path = folder / manifest.NAME
     content = path.read_bytes()
-    for place in range(0, len(content), 7):
+    if beside:
+        (folder / "a" / "small").write_bytes(b"y")
+    told = 0
+    for place in range(0, len(content), 5):
         changed = bytearray(content)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
-        assert manifest.check(folder).soundness is not Soundness.DAMAGED, (place, bytes(changed))
+        verdict = manifest.check(folder)
+        if verdict.soundness is Soundness.SOUND:
+            assert not beside
+            assert json.loads(changed) == json.loads(content)
+        elif str(path) in verdict.reason:
+            assert verdict.soundness is Soundness.DAMAGED
+            assert "nothing proves the files beside it" in verdict.reason
+            told += 1
+        else:
+            assert beside and str(folder / "a" / "small") in verdict.reason
+        assert "\n" not in verdict.reason
+    assert told > len(content) // 10
 
 
 @pytest.mark.parametrize(
@@ -92,12 +107,14 @@ def test_damaged_manifest_does_not_condemn_the_files(folder: Path) -> None:
         b'{"files": 3}',
         b'{"files": {}, "sha256": 1}',
         b"[" * 10**5,
+        b"9" * 10**4,
     ],
 )
 def test_hostile_manifest(folder: Path, content: bytes) -> None:
     (folder / manifest.NAME).write_bytes(content)
     verdict = manifest.check(folder)
-    assert verdict.soundness is Soundness.UNVERIFIED
+    assert verdict.soundness is Soundness.DAMAGED
+    assert "damaged" in verdict.reason
     assert "\n" not in verdict.reason
 
 
@@ -107,11 +124,33 @@ def test_manifest_with_its_own_digest_but_not_ours(folder: Path) -> None:
         {"a/small": 3},
         {"a/small": {}},
         {"/etc/hostname": {"bytes": 0, "sha256": ""}},
+        {"../x": {"bytes": 0, "sha256": ""}},
         [],
     ):
         forged = {"files": files, "sha256": manifest._table_digest(files)}
         (folder / manifest.NAME).write_text(json.dumps(forged))
-        assert manifest.check(folder).soundness is Soundness.UNVERIFIED, files
+        verdict = manifest.check(folder)
+        assert verdict.soundness is Soundness.DAMAGED, files
+        assert "no manifest" in verdict.reason
+
+
+def test_added_files_are_named_and_hidden_ones_are_not(folder: Path) -> None:
+    for name in ("notes.txt", "a/more", "a/manifest.json", ".DS_Store", ".cache/x", "a/._small"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    assert manifest.added(folder, manifest.read(folder)) == [
+        "a/manifest.json",
+        "a/more",
+        "notes.txt",
+    ]
+    assert manifest.check(folder) == (Soundness.SOUND, "")
+
+
+def test_a_file_of_the_manifests_name_further_down_is_covered(folder: Path) -> None:
+    (folder / "a" / manifest.NAME).write_text("{}")
+    manifest.write(folder)
+    (folder / "a" / manifest.NAME).write_text("[]")
+    assert str(folder / "a" / manifest.NAME) in manifest.check(folder).reason
 
 
 def test_missing_manifest(folder: Path) -> None:
@@ -134,7 +173,7 @@ def test_a_file_is_rewritten_with_its_entry_and_nothing_else(folder: Path) -> No
     (folder / manifest.NAME).write_bytes(b"{")
     manifest.rewrite(folder, "a/small", b"fourth")
     assert (folder / "a" / "small").read_bytes() == b"fourth"
-    assert manifest.check(folder).soundness is Soundness.UNVERIFIED
+    assert manifest.check(folder).soundness is Soundness.DAMAGED
 
 
 def test_a_rewriting_that_is_cut_short_damages_nothing(

@@ -1,5 +1,6 @@
 """Small training states and checkpointers, for the tests of checkpoints."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 
@@ -72,3 +74,10 @@ def open_saver(directory: Path) -> Iterator[Checkpointer]:
     saver = Checkpointer(directory, keep_latest=3, best_metric="mIoU")
     yield saver
     saver.close()
+
+
+def absl_warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Fixture: what is logged from warnings on, by absl too."""
+    logging.getLogger("absl").propagate = True
+    caplog.set_level(logging.WARNING)
+    return caplog
