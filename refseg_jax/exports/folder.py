@@ -1,29 +1,33 @@
 """The folder of an exported model: its layout, its `config.json`, and checks of its files.
 
     <folder>/
-        config.json             an `ExportConfig`; written last
+        config.json             an `ExportConfig`
         model.safetensors       parameters by dotted path, with this project's axis order; not in onnx
         tokenizer.json          for other readers, with tokenizer_config.json, vocab.json, merges.txt
         README.md               the model card
         clip/                   towers for transformers.CLIPModel if they are CLIP's; safetensors only
         encode_image.stablehlo  a graph, with encode_text and decode; stablehlo only
         encode_image.onnx       a graph with its weights inside, likewise; onnx only
+        manifest.json           size and SHA-256 of every other file, and its own; written last
 
-The predictor and the exporter compare the SHA-256 of a file with `config.json` before they use it.
+Every reader compares the files with the manifest (`read_config`, `check_files`), as readers of
+checkpoints do (`refseg_jax.checkpoints.manifest`).
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from refseg_jax.errors import UserError
+from absl import logging
+
+from refseg_jax.checkpoints import manifest
+from refseg_jax.errors import UserError, shown
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 
@@ -31,6 +35,8 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenize
 _MARKS = (WEIGHTS, "*.stablehlo", "*.onnx")
 
 _VERSION = 1
+
+_AGAIN = "copy the whole exported folder again, or export again"
 
 #: Which checkpoint of a run: its number, the newest, or the one with the best score.
 Step = int | Literal["latest", "best"]
@@ -51,7 +57,6 @@ class ExportConfig:
         metrics: scores at that step, `{}` without an evaluation.
         graphs: name -> description of the graph (its file, inputs and outputs), `{}` without graphs.
         library: name and version of the code that wrote the folder.
-        sha256: file -> digest of every file except `config.json` and the model card.
         version: version of this layout.
     """
 
@@ -63,7 +68,6 @@ class ExportConfig:
     metrics: dict[str, float]
     graphs: dict[str, Any] = dataclasses.field(default_factory=dict)
     library: str = f"refseg_jax {metadata.version('refseg_jax')}"
-    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
     version: int = _VERSION
 
     def sections(self) -> dict[str, dict[str, Any]]:
@@ -78,7 +82,8 @@ def is_export(path: Path) -> bool:
     """
     if not path.is_dir() or (path / "checkpoints").is_dir():
         return False
-    return any(any(path.glob(mark)) for mark in _MARKS)
+    described = (path / CONFIG).is_file() and manifest.present(path)
+    return described or any(any(path.glob(mark)) for mark in _MARKS)
 
 
 @contextlib.contextmanager
@@ -107,42 +112,37 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def write_config(folder: Path, config: ExportConfig) -> None:
-    """Writes `config.json`, with the digests of all files that are in the folder now."""
-    outside = (folder / CONFIG, folder / CARD)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path not in outside)
-    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
-    content = dataclasses.asdict(dataclasses.replace(config, sha256=digests))
+    """Writes `config.json`, and then the manifest of all files that are in the folder now."""
     # Hugging Face's tools read a model's type from this field.
-    content = {"model_type": config.model["name"], **content}
+    content = {"model_type": config.model["name"], **dataclasses.asdict(config)}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    manifest.write(folder)
 
 
 def read_config(folder: Path) -> ExportConfig:
-    """Reads `config.json` of an export.
+    """Reads `config.json` of an export, after a comparison with its digest.
 
     Raises:
-        UserError: the file is missing or damaged, or another program or a newer version wrote it.
+        UserError: the file is missing or damaged, or another program or another version wrote it.
     """
     path = folder / CONFIG
+    _check_author(path)
+    entries = _entries(folder, (CONFIG,))
+    _raise_first(folder, {CONFIG: entries[CONFIG]})
     try:
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and not content.keys() & {"version", "format", "sha256"}:
-            raise UserError(
-                f"{folder}: its {CONFIG} is another program's, this is neither a run nor an exported "
-                "folder; weights of CLIP alone are for --config.init.clip"
-            )
-        if content["version"] > _VERSION:
+        if content["version"] != _VERSION:
             raise UserError(
                 f"{path}: layout {content['version']}, this code knows {_VERSION}; use the version "
                 f"that wrote it ({content.get('library')})"
             )
         fields = {field.name: content[field.name] for field in dataclasses.fields(ExportConfig)}
-        for name in ("model", "data", "eval", "metrics", "graphs", "sha256"):
+        for name in ("model", "data", "eval", "metrics", "graphs"):
             if not isinstance(fields[name], dict):
                 raise TypeError(f"{name!r} is no table")
         return ExportConfig(**fields)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; copy the whole exported folder") from None
+        raise UserError(f"{path}: {error.strerror}; {_AGAIN}") from None
     except KeyError as error:
         raise UserError(f"{path}: it has no {error}; export the checkpoint again") from None
     except (ValueError, TypeError, RecursionError) as error:
@@ -150,6 +150,68 @@ def read_config(folder: Path) -> ExportConfig:
         raise UserError(
             f"{path}: not the config of an export ({reason}); export the checkpoint again"
         ) from None
+
+
+def check_files(folder: Path, needed: Iterable[str]) -> None:
+    """Compares every file of an export with its digest.
+
+    The model card is for people, who may edit it: a change of it is a warning, and so is a file that was
+    added. Hidden files do not count.
+
+    Args:
+        folder: the export.
+        needed: files that the caller reads, which must be part of the export.
+
+    Raises:
+        UserError: a file is missing, or has changed since it was exported; the line names the first.
+    """
+    entries = _entries(folder, needed)
+    card = entries.pop(CARD, None)
+    _raise_first(folder, entries)
+    for line in manifest.differences(folder, {CARD: card} if card else {}):
+        logging.warning("%s; the model is whole without it", line)
+    for name in manifest.added(folder, {**entries, CARD: (0, "")}):
+        logging.warning("%s: not part of the export, not read", folder / name)
+
+
+def _check_author(path: Path) -> None:
+    """Checks that `config.json` is that of an export, damaged or not.
+
+    Raises:
+        UserError: another program's is in its place.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and not content.keys() & {"version", "format", "graphs"}:
+        raise UserError(
+            f"{path.parent}: its {CONFIG} is another program's, this is neither a run nor an exported "
+            "folder; weights of CLIP alone are for --config.init.clip"
+        )
+
+
+def _entries(folder: Path, needed: Iterable[str]) -> dict[str, manifest.Entry]:
+    """The manifest's entries, with those of the `needed` files."""
+    path = folder / manifest.NAME
+    try:
+        entries = manifest.read(folder)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: missing, and with it the digests of all files (exports of early versions have "
+            f"none); {_AGAIN}"
+        ) from None
+    except manifest.ManifestError as error:
+        raise UserError(f"{error}; {_AGAIN}") from None
+    if lacking := next((name for name in needed if name not in entries), None):
+        raise UserError(f"{path}: it has no digest of {shown(lacking)}; {_AGAIN}")
+    return entries
+
+
+def _raise_first(folder: Path, entries: Mapping[str, manifest.Entry]) -> None:
+    line = next(manifest.differences(folder, entries), None)
+    if line is not None:
+        raise UserError(f"{line}; {_AGAIN}")
 
 
 def check_step(folder: Path, config: ExportConfig, step: Step) -> None:
@@ -162,31 +224,3 @@ def check_step(folder: Path, config: ExportConfig, step: Step) -> None:
         raise UserError(
             f"{folder}: it holds step {config.step} alone, not {step}; leave --step out"
         )
-
-
-def verified(folder: Path, config: ExportConfig, name: str) -> Path:
-    """Path of a file of the folder, after a comparison with its digest.
-
-    Raises:
-        UserError: the file is missing, has changed since it was written, or was never part of the
-            export.
-    """
-    path = folder / name
-    expected = config.sha256.get(name)
-    if expected is None:
-        raise UserError(f"{folder / CONFIG}: it has no digest of {name}; export again")
-    try:
-        found = _digest(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; copy the whole exported folder") from None
-    if found != expected:
-        raise UserError(
-            f"{path}: truncated or changed since it was exported (its SHA-256 is not that of "
-            f"{CONFIG}); copy it again, or export again"
-        )
-    return path
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -62,7 +62,7 @@ def read_source(path: Path, step: Step = "latest") -> Source:
         folder.check_step(path, stored, step)
         config: Mapping[str, Any] = stored.sections()
         licences = stored.data.get("licences", {})
-        vocabulary = folder.verified(path, stored, folder.TOKENIZER)
+        vocabulary = path / folder.TOKENIZER
         tokenizer, tokenizer_json = str(vocabulary), vocabulary.read_text()
         step, metrics = stored.step, stored.metrics
     else:
@@ -172,7 +172,8 @@ def _read_weights(path: Path) -> tuple[folder.ExportConfig, dict[str, np.ndarray
             f"{path}: it has its weights inside its graphs; take the run, or a folder of another "
             "format"
         )
-    return config, read_arrays(folder.verified(path, config, folder.WEIGHTS))
+    folder.check_files(path, (folder.WEIGHTS, folder.TOKENIZER))
+    return config, read_arrays(path / folder.WEIGHTS)
 
 
 def _scores(path: Path, record: RunRecord) -> dict[str, float]:

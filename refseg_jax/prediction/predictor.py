@@ -104,6 +104,7 @@ class Predictor:
         *,
         step: int | Literal["latest", "best"] = "latest",
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
+        threshold: float | None = None,
     ) -> "Predictor":
         """Makes a predictor from a run, a checkpoint or an export.
 
@@ -112,6 +113,8 @@ class Predictor:
             step: which checkpoint of a workdir, see `refseg_jax.checkpoints.params.load_params`; an
                 exported folder has only one.
             expressions_at_once: as in `Predictor`.
+            threshold: a pixel is in the mask where its probability is larger; by default that of the
+                run (`config.eval.threshold`).
 
         Raises:
             UserError: no usable checkpoint was found at `path`, a file is damaged, or another version
@@ -122,6 +125,8 @@ class Predictor:
                 model, config = read_engine(Path(path), step)
             else:
                 model, config = load_params(path, step=step)
+            if threshold is not None:
+                config = {**config, "eval": {**config["eval"], "threshold": threshold}}
             return cls(model, config, expressions_at_once=expressions_at_once)
 
     def predict(

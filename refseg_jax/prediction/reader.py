@@ -9,17 +9,18 @@ from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.arrays_file import read_arrays
 from refseg_jax.exports.folder import ExportConfig, Step
+from refseg_jax.exports.graphs_of_config import read_description
 from refseg_jax.prediction.engines import Engine, ParameterEngine
 from refseg_jax.prediction.onnx import OnnxEngine
 from refseg_jax.prediction.stablehlo import StablehloEngine
 
 
 def _parameters(path: Path, config: ExportConfig) -> Engine:
-    params = read_arrays(folder.verified(path, config, folder.WEIGHTS))
-    return ParameterEngine(params, config.model)
+    return ParameterEngine(read_arrays(path / folder.WEIGHTS), config.model)
 
 
-#: Format -> opens the folder of such an export; may raise errors that `another_version` explains.
+#: Format -> opens the folder of such an export, whose files have been checked; may raise errors that
+#: `another_version` explains.
 ENGINES: Mapping[str, Callable[[Path, ExportConfig], Engine]] = {
     "safetensors": _parameters,
     "stablehlo": StablehloEngine,
@@ -45,7 +46,9 @@ def read_engine(path: Path, step: Step = "latest") -> tuple[Engine, dict[str, An
     if config.format not in ENGINES:
         raise UserError(f"{path}: {naming.unknown('format', config.format, ENGINES)}")
     folder.check_step(path, config, step)
-    tokenizer = folder.verified(path, config, folder.TOKENIZER)
-    data = {**config.data, "tokenizer": str(tokenizer)}
+    weights = () if config.format == "onnx" else (folder.WEIGHTS,)
+    graphs = read_description(path, config).files.values() if config.graphs else ()
+    folder.check_files(path, (folder.TOKENIZER, *weights, *graphs))
+    data = {**config.data, "tokenizer": str(path / folder.TOKENIZER)}
     sections = {"model": config.model, "data": data, "eval": config.eval}
     return ENGINES[config.format](path, config), sections

@@ -22,15 +22,15 @@ class StablehloEngine:
         """Reads graphs and weights. The code of the model is not used.
 
         Args:
-            path: the exported folder.
+            path: the exported folder, whose files have been checked.
             config: its config.
 
         Raises:
-            UserError: a file is missing or damaged, or this JAX cannot read the graphs.
+            UserError: the weights lack a parameter, or this JAX cannot read the graphs.
         """
         graphs = read_description(path, config)
         self._names = graphs.params
-        weights = read_arrays(folder.verified(path, config, folder.WEIGHTS))
+        weights = read_arrays(path / folder.WEIGHTS)
         used = {name for names in self._names.values() for name in names}
         if missing := sorted(used - weights.keys()):
             raise UserError(f"{path / folder.WEIGHTS}: it has no {missing[0]!r}; export again")
@@ -39,8 +39,7 @@ class StablehloEngine:
         self.config = graphs.model
         # Jitted, so that each shape is compiled only once.
         self._graphs = {
-            name: jax.jit(read_graph(folder.verified(path, config, file)).call)
-            for name, file in graphs.files.items()
+            name: jax.jit(read_graph(path / file).call) for name, file in graphs.files.items()
         }
 
     def encode_image(self, image: Array) -> Features:

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from refseg_jax.checkpoints import manifest
 from refseg_jax.errors import UserError
 from refseg_jax.exports import folder
 from refseg_jax.exports.exporter import export
@@ -32,6 +33,7 @@ from tests.refseg_jax.exports.folders import (
     engine_logits,
     engine_outputs,
     flip,
+    forged,
     graph_inputs,
     one_line,
     picture,
@@ -185,19 +187,19 @@ def test_a_damaged_graph_is_one_line(
     bad = damaged(exported / "onnx", tmp_path / "bad", "decode.onnx", change)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
-    one_line(caught, str(bad / "decode.onnx"), "truncated or changed")
+    one_line(caught, str(bad / "decode.onnx"), "copy the whole exported folder again")
 
 
 def test_graphs_that_cannot_be_read_are_one_line(exported: Path, tmp_path: Path) -> None:
     """With digests of their own."""
-    bad = damaged(exported / "onnx", tmp_path / "bad", "decode.onnx", lambda content: b"onnx" * 9)
-    folder.write_config(bad, folder.read_config(bad))
+    bad = forged(exported / "onnx", tmp_path / "bad", "decode.onnx", lambda content: b"onnx" * 9)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
     one_line(caught, str(bad / "decode.onnx"), "onnxruntime", "export again")
     content = json.loads((bad / "config.json").read_text())
     del content["graphs"]["decode"]
     (bad / "config.json").write_text(json.dumps(content))
+    manifest.write(bad)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
     one_line(caught, str(bad / "config.json"), "'decode'")
@@ -247,5 +249,5 @@ except ValueError as error:
     data = out / "encode_text.onnx.data"
     data.write_bytes(flip(data.read_bytes()))
     with pytest.raises(UserError) as caught:
-        OnnxEngine(out, config)
-    one_line(caught, str(data), "truncated or changed")
+        folder.check_files(out, ())
+    one_line(caught, str(data), "changed since it was written", "export again")

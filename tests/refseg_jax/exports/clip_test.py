@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from refseg_jax import sharding
+from refseg_jax.checkpoints import manifest
 from refseg_jax.exports.clip import backwards, towers
 from refseg_jax.exports.exporter import export
 from refseg_jax.models.graphs import forward_of
@@ -75,7 +76,7 @@ def test_a_model_that_is_no_clip_says_so(tmp_path: Path) -> None:
 def test_the_digests_cover_the_towers(tmp_path: Path) -> None:
     save_unires(tmp_path / "run", tiny_params())
     export(tmp_path / "run", "safetensors", tmp_path / "out", command=["x"])
-    digests = json.loads((tmp_path / "out" / "config.json").read_text())["sha256"]
+    digests = manifest.read(tmp_path / "out")
     files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     assert {"model.safetensors", *(f"clip/{name}" for name in files)} <= digests.keys()
 

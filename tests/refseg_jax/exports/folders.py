@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from refseg_jax.checkpoints import manifest
 from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
@@ -79,6 +80,12 @@ def damaged(source: Path, target: Path, name: str, change: Callable[[bytes], byt
     """Copies a folder, and changes the bytes of one file of the copy."""
     shutil.copytree(source, target)
     (target / name).write_bytes(change((target / name).read_bytes()))
+    return target
+
+
+def forged(source: Path, target: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
+    """As `damaged`, with the digest of the changed file: as another hand would write it."""
+    manifest.write(damaged(source, target, name, change))
     return target
 
 

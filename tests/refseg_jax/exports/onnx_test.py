@@ -13,7 +13,7 @@ from refseg_jax.exports import onnx_environment, onnx_graphs
 from refseg_jax.exports.exporter import FORMATS, export
 from refseg_jax.exports.source import load_start, read_source
 from refseg_jax.prediction.predictor import Predictor
-from tests.refseg_jax.exports.folders import damaged, one_line, write_all
+from tests.refseg_jax.exports.folders import forged, one_line, write_all
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_without_a_traceback_the_reason_is_the_last_line(stderr: str, said: str)
 def test_what_needs_weights_says_that_they_are_inside_the_graphs(
     exported: Path, tmp_path: Path, read: Any
 ) -> None:
-    bad = damaged(exported / "safetensors", tmp_path / "bad", "config.json", _to_onnx)
+    bad = forged(exported / "safetensors", tmp_path / "bad", "config.json", _to_onnx)
     with pytest.raises(UserError) as caught:
         read(bad)
     one_line(caught, str(bad), "inside its graphs", "take the run")
@@ -143,7 +143,7 @@ def test_an_environment_is_for_onnx_alone(exported: Path, tmp_path: Path, name: 
 def test_without_onnxruntime_a_folder_is_one_line(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = damaged(exported / "safetensors", tmp_path / "bad", "config.json", _to_onnx)
+    bad = forged(exported / "safetensors", tmp_path / "bad", "config.json", _to_onnx)
     # What `import` finds where the package is not installed.
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError) as caught:

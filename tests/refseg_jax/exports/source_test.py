@@ -141,11 +141,6 @@ def test_licences_of_a_run_that_recorded_none_are_not_made_up(tmp_path):
     save_unires(tmp_path / "run", tiny_params(), config=config)
     assert "- licence of the data: not recorded\n" in card_of(read_source(tmp_path / "run"))
     export(tmp_path / "run", "safetensors", tmp_path / "early", command=["make"])
-    file = tmp_path / "early" / "config.json"
-    stored = json.loads(file.read_text())
-    # As folders of before have it.
-    del stored["data"]["licences"]
-    file.write_text(json.dumps(stored))
     assert "- licence of the data: not recorded\n" in card_of(read_source(tmp_path / "early"))
     config["mixture"] = {"a": {}, "b": {"dataset": "mine"}}
     config["licences"] = {"mine": "ours"}

@@ -16,6 +16,7 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 
+from refseg_jax.checkpoints import manifest
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.counts import predicted_mask
 from refseg_jax.exports import folder
@@ -35,6 +36,7 @@ from tests.refseg_jax.exports.folders import (
     engine_logits,
     engine_outputs,
     flip,
+    forged,
     graph_inputs,
     one_line,
     picture,
@@ -254,9 +256,9 @@ def test_a_graph_that_jax_cannot_read_is_one_line(
     bad = damaged(exported / "stablehlo", tmp_path / "bad", "decode.stablehlo", change)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
-    one_line(caught, str(bad / "decode.stablehlo"), "truncated or changed")
+    one_line(caught, str(bad / "decode.stablehlo"), "export again")
     # With a digest of its own it comes further.
-    folder.write_config(bad, folder.read_config(bad))
+    manifest.write(bad)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
     one_line(caught, str(bad / "decode.stablehlo"), words, "export again")
@@ -283,7 +285,7 @@ def test_a_context_length_that_the_graphs_do_not_take_is_one_line(
         config["data"]["context_length"] = 12
         return json.dumps(config).encode()
 
-    bad = damaged(exported / "stablehlo", tmp_path / "bad", "config.json", longer)
+    bad = forged(exported / "stablehlo", tmp_path / "bad", "config.json", longer)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
     one_line(caught, str(bad / "config.json"), "context_length=12", "texts of 10 tokens")
@@ -297,7 +299,7 @@ def test_every_damaged_file_is_one_line(
     bad = damaged(exported / "stablehlo", tmp_path / "bad", name, change)
     with pytest.raises(UserError) as caught:
         Predictor.from_checkpoint(bad)
-    one_line(caught, str(bad / name), "truncated or changed")
+    one_line(caught, f"{bad / name}: ", "copy the whole exported folder again")
 
 
 @pytest.mark.parametrize("name", GRAPHS)
