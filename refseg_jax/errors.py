@@ -1,11 +1,26 @@
-"""The base class of errors that the user can fix, and how they show names."""
+"""The base class of errors that the user can fix, and how names are made printable."""
 
 
 class UserError(Exception):
     """An error of one line: the file (or field), the reason, the cure.
 
-    Commands print the line and exit with status 1.
+    Commands print the line and exit with status 1. Line ends and control characters in it, which come
+    from names, are shown as escapes. Further arguments are further lines, for an error that lists
+    others.
     """
+
+    def __str__(self) -> str:
+        return "\n".join(escaped(str(line)) for line in self.args)
+
+
+def escaped(text: str) -> str:
+    r"""A text on one line: characters that do not print become their escapes (`\n`, `\x1b`, `\udcff`).
+
+    Letters of all languages print; bytes of a name that are no UTF-8 do not.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(name: object) -> str:

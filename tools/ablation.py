@@ -14,9 +14,8 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from refseg_jax.cli.command_line import unwound_by_sigterm
+from refseg_jax.cli.command_line import command_parser, ended, expanded, path
 from refseg_jax.errors import UserError
 from tools.ablation_page import Scores, markdown
 from tools.studies import STUDIES, Row, Study
@@ -100,19 +99,22 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(options, name)}: at least 1")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line; `None` takes that of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.ablation", description=(__doc__ or "").splitlines()[0]
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.ablation", __doc__)
     parser.add_argument("--study", choices=STUDIES, required=True)
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--page", type=Path, help="Markdown file to write (default: print only)")
+    parser.add_argument("--data_dir", type=expanded, default="data")
+    parser.add_argument("--output_dir", type=path, required=True)
+    parser.add_argument("--page", type=path, help="Markdown file to write (default: print only)")
     parser.add_argument("--steps", type=int, help="of a run (default: the study's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; `None` takes that of the process."""
+    options = make_parser().parse_args(arguments)
     if options.steps is None:
         options.steps = STUDIES[options.study].steps
     return options
@@ -121,18 +123,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = parse(arguments)
-    try:
-        with unwound_by_sigterm():
-            text = run_all(options)
-            print(text)
-            if options.page:
-                options.page.write_text(text)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    def work() -> None:
+        text = run_all(options)
+        print(text)
+        if options.page:
+            options.page.write_text(text)
+
+    return ended(work)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ from input_pipeline.building.counts import REPORT
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from input_pipeline.formats.archives import source_folder
 from input_pipeline.sources import split_names
-from input_pipeline.workers import usable_cores
-from refseg_jax.cli.command_line import unwound_by_sigterm
+from refseg_jax.cli.command_line import command_parser, ended
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
+from tools.dataset_flags import add_dataset_flags
 
 #: Flag that a dataset needs -> what to do if it is missing.
 _MISSING = {
@@ -195,44 +195,14 @@ def _dataset(name: str) -> str:
     return plain
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.build_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.build_dataset", __doc__)
     parser.add_argument(
         "--dataset", type=_dataset, required=True, help="one of: " + ", ".join(sorted(DATASETS))
     )
-    parser.add_argument("--data_dir", type=Path, required=True, help="where datasets lie")
-    parser.add_argument("--source_dir", type=Path, help="the files that it is made of")
     parser.add_argument("--name", default="", help="of a dataset of your own (jsonl)")
-    parser.add_argument(
-        "--image_dir",
-        type=Path,
-        action="append",
-        default=[],
-        help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
-    )
-    parser.add_argument(
-        "--mask_threshold",
-        type=int,
-        metavar="LEVEL",
-        help="jsonl: masks with greys belong to the region from this level on (1 to 255)",
-    )
-    parser.add_argument(
-        "--splits",
-        type=lambda s: tuple(s.split(",")),
-        default=(),
-        help="e.g. val,testA; default: all",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        default=usable_cores(),
-        help="processes; default: one a core",
-    )
+    add_dataset_flags(parser, data_dir_required=True)
     parser.add_argument("--skip_missing", action="store_true", help="build what there is")
     parser.add_argument("--runner", default="", help="of Apache Beam, e.g. DirectRunner")
     parser.add_argument("--beam_options", type=shlex.split, default=(), help="of the runner")
@@ -242,20 +212,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(make_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
     beam_options = tuple(options.pop("beam_options"))
     options["image_dir"] = tuple(options["image_dir"])
     options["runner"] = Runner(options["runner"], beam_options) if options["runner"] else None
-    try:
-        with unwound_by_sigterm():
-            run(name, DATASETS[name], Request(**options), overwrite=overwrite)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return ended(lambda: run(name, DATASETS[name], Request(**options), overwrite=overwrite))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from input_pipeline.facts.published import KINDS, DatasetFacts, all_facts
+from refseg_jax.cli.command_line import command_parser, ended
 from refseg_jax.errors import UserError
 from refseg_jax.weights.published import PublishedWeights, all_weights
 
@@ -184,23 +185,25 @@ def _links(addresses: Iterable[str]) -> str:
     return f" ({', '.join(links)})" if links else ""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.dataset_page", __doc__)
     parser.add_argument("--write", action="store_true", help="write the pages")
-    write = parser.parse_args(arguments).write
-    try:
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    write = make_parser().parse_args(arguments).write
+
+    def work() -> None:
         texts = {page: filled(page, (ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
         for page, text in texts.items():
             if write:
                 (ROOT / page).write_text(text, encoding="utf-8")
             print(f"written: {ROOT / page}" if write else text)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return ended(work)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from input_pipeline.datasets.scenes.config import ScenesConfig
 from input_pipeline.datasets.scenes.contact_sheet import choose, contact_sheet
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
+from refseg_jax.cli.command_line import command_parser, ended, path
 from refseg_jax.errors import UserError
 from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
@@ -126,22 +127,18 @@ def draw(run: Path | None, folder: Path) -> None:
     row.save(folder / "readme.jpg", quality=88, optimize=True)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.docs_pictures", __doc__)
+    parser.add_argument("--run", type=path, help="the workdir of configs/scenes_unires.py")
+    parser.add_argument("--output_dir", type=path, required=True)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--run", type=Path, help="the workdir of configs/scenes_unires.py")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    try:
-        draw(options.run, options.output_dir)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = make_parser().parse_args(arguments)
+    return ended(lambda: draw(options.run, options.output_dir))
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ from input_pipeline.checks import (
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.facts.published import facts_of
 from input_pipeline.leakage import evaluation_images
-from input_pipeline.workers import usable_cores
-from refseg_jax.cli.command_line import unwound_by_sigterm
-from refseg_jax.errors import UserError
+from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.errors import UserError, escaped
+from tools.dataset_flags import add_dataset_flags
 from tools.doctor_page import Example, Sample, examples_of, sample_of, write_page
 from tools.doctor_subjects import Reading, Subject, opened
 
@@ -217,55 +217,26 @@ def _print(
     for check, number in table.items():
         first = examples[check][0].finding
         print(f"{'fault' if first.is_fault else 'remark':<7}{number:>9,}  {check}")
-        print(f"{'':<18}e.g. {first.split}: {first.text}")
+        print(f"{'':<18}e.g. {first.split}: {escaped(first.text)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.doctor", __doc__)
     parser.add_argument("--dataset", required=True, help="e.g. refcoco/unc, or one's own name")
-    parser.add_argument("--data_dir", type=Path, help="where it, or others, are built")
-    parser.add_argument("--source_dir", type=Path, help="the downloaded files")
-    parser.add_argument(
-        "--image_dir",
-        type=Path,
-        action="append",
-        default=[],
-        help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
-    )
-    parser.add_argument(
-        "--mask_threshold",
-        type=int,
-        metavar="LEVEL",
-        help="jsonl: masks with greys belong to the region from this level on (1 to 255)",
-    )
-    parser.add_argument("--splits", type=lambda s: tuple(s.split(",")), default=(), help="e.g. val")
-    parser.add_argument("--page", type=Path, default=Path("doctor.html"), help="the file to write")
-    parser.add_argument(
-        "--num_workers", type=int, default=usable_cores(), help="default: one a core"
-    )
+    add_dataset_flags(parser, data_dir_required=False)
+    parser.add_argument("--page", type=path, default=Path("doctor.html"), help="the file to write")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = _parser()
+    parser = make_parser()
     options = vars(parser.parse_args(arguments))
     if options["data_dir"] is None and options["source_dir"] is None:
         parser.error("give --data_dir or --source_dir")
     dataset = options.pop("dataset").replace("+", "_plus")
-    try:
-        with unwound_by_sigterm():
-            return int(examine(dataset, **options) > 0)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return ended(lambda: int(examine(dataset, **options) > 0), failed=2)
 
 
 if __name__ == "__main__":

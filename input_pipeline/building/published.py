@@ -23,6 +23,7 @@ from input_pipeline.building.counts import REPORT, compare, not_there
 from input_pipeline.building.shards import Summary
 from input_pipeline.facts.published import facts_of
 from input_pipeline.schema import features
+from refseg_jax.errors import escaped
 from refseg_jax.naming import unknown
 
 #: Number of problems that an error lists.
@@ -148,17 +149,18 @@ class _Builder(RecordBuilder, skip_registration=True):
         if problems:
             lines.append(f"left out: {_number(problems)}")
             lines += [as_given(line, self._source_dir, self._given) for line in problems]
-        (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = "\n".join(map(escaped, lines)) + "\n"
+        (folder / REPORT).write_text(text, encoding="utf-8")
 
     def _raise(self, problems: Sequence[str]) -> None:
         if not problems or self._skip:
             return
-        listed = "\n".join(problems[:_LISTED])
         more = len(problems) - _LISTED
         raise BuildError(
             f"{self.source}: nothing was built, {_number(problems)}; cure what is listed, "
-            f"or build the rest by --skip_missing\n{listed}"
-            + (f"\n... {more} more" if more > 0 else "")
+            "or build the rest by --skip_missing",
+            *problems[:_LISTED],
+            *(f"... {more} more",) * (more > 0),
         )
 
 

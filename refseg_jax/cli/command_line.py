@@ -1,18 +1,102 @@
-"""Shared by the command lines: how SIGTERM ends them."""
+"""Shared by the command lines: their flags for paths, and how errors and signals end them."""
 
+import argparse
 import contextlib
+import io
+import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+from refseg_jax.errors import UserError, escaped
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended the command."""
+
+
+def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser that takes no abbreviated flags, so that a new flag never changes what a command means.
+
+    Args:
+        name: of the module, e.g. `"tools.predict"`.
+        doc: its docstring, which `--help` shows.
+    """
+    return _Parser(
+        prog=f"python -m {name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message))
+
+
+def expanded(text: str) -> str:
+    """A path, or the name of something on the hub, with `~` and `~user` at its beginning replaced.
+
+    A shell replaces them in `--data_dir ~/data`, but not in `--data_dir=~/data`. The home of an unknown
+    user stays as it is, as in a shell.
+    """
+    return os.path.expanduser(text)  # noqa: PTH111 (Path.expanduser refuses unknown users.)
+
+
+def path(text: str) -> Path:
+    """The type of every flag that names a file or folder."""
+    return Path(expanded(text))
+
+
+def ended(work: Callable[[], int | None], *, failed: int = 1) -> int:
+    """Runs the work of a command; errors and signals become one line on stderr and an exit code.
+
+    Args:
+        work: returns the exit code; `None` is 0.
+        failed: the exit code after a `UserError` or an `OSError`.
+
+    Returns:
+        The exit code: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    # Names and texts may have characters that the terminal's encoding lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        with unwound_by_sigterm():
+            return work() or 0
+    except (UserError, OSError) as error:
+        print(error_line(error), file=sys.stderr)
+        return failed
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except Terminated:
+        print("stopped by SIGTERM", file=sys.stderr)
+        return 143
+
+
+def error_line(error: Exception) -> str:
+    """The line that a command prints of an error."""
+    # Other libraries wrap their messages.
+    text = str(error) if isinstance(error, UserError) else escaped(" ".join(str(error).split()))
+    return f"error: {text}"
 
 
 @contextlib.contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
     """Makes SIGTERM raise `SystemExit` in the block, so that it cleans up as after Ctrl-C.
 
-    The exit code is 143, as the shell reports it for SIGTERM.
+    The exit code is 143, as the shell reports it for SIGTERM. Only the main thread hears signals: in
+    another one, nothing changes.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
@@ -22,4 +106,4 @@ def unwound_by_sigterm() -> Iterator[None]:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
-    sys.exit(128 + number)
+    raise Terminated(128 + number)

@@ -5,6 +5,10 @@ import sys
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
+
+from refseg_jax.cli.command_line import expanded
+from refseg_jax.errors import escaped
 
 FLAGS = flags.FLAGS
 
@@ -15,6 +19,8 @@ def parse(arguments: list[str]) -> list[str]:
     Mistakes are an unknown flag, config field, preset or config file. If the environment variable
     `REFSEG_TRACEBACK` is set, the exception is raised instead.
 
+    A `~` at the beginning of any flag's value, and of any text of the config, becomes the home folder.
+
     Args:
         arguments: as in `sys.argv`.
 
@@ -22,15 +28,30 @@ def parse(arguments: list[str]) -> list[str]:
         The arguments that are not flags.
     """
     try:
-        rest = FLAGS(arguments)
+        rest = FLAGS([_with_home(argument) for argument in arguments])
         # Reading a field raises the error of a config file that cannot be loaded.
         getattr(FLAGS.config, "steps", None)
+        _expand_paths(FLAGS.config)
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         if os.environ.get("REFSEG_TRACEBACK"):
             raise
-        print(f"error: {_line(error, arguments)}", file=sys.stderr)
+        print(f"error: {escaped(_line(error, arguments))}", file=sys.stderr)
         sys.exit(1)
     return rest
+
+
+def _with_home(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return flag + equals + expanded(value) if flag.startswith("-") else expanded(argument)
+
+
+def _expand_paths(fields: Any) -> None:
+    """Expands the texts of a config. None of them begins with `~`, unless it is a path."""
+    for name, value in fields.items():
+        if isinstance(value, ConfigDict):
+            _expand_paths(value)
+        elif isinstance(value, str) and value.startswith("~"):
+            fields[name] = expanded(value)
 
 
 def _line(error: Exception, arguments: list[str]) -> str:

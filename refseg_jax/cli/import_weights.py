@@ -28,7 +28,8 @@ import jax
 
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.checkpointer import Checkpointer
-from refseg_jax.errors import UserError
+from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.errors import UserError, escaped
 from refseg_jax.models.forward import Forward
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
@@ -106,7 +107,7 @@ def _import_rela(request: Request) -> Imported:
     found = rela.open_rela(request.source, sha256=request.sha256)
     tokenizer = request.tokenizer or rela.TOKENIZER
     if request.tokenizer:
-        here = Path(tokenizer).expanduser()
+        here = Path(tokenizer)
         # Absolute, because the checkpoint may be used from another working directory.
         tokenizer = str(here.resolve()) if here.exists() else tokenizer
         check_tokenizer(tokenizer, rela.CONTEXT_LENGTH, found.config)
@@ -174,37 +175,44 @@ def summary(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.import_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.import_weights", __doc__)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS))
-    parser.add_argument("--source", required=True, help="a file, its folder, or a hub name")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--source", type=expanded, required=True, help="a file, its folder, or a hub name"
+    )
+    parser.add_argument("--output", type=path, required=True, help="the folder to write")
     parser.add_argument("--sha256", default="", help="of the weight file; checked where given")
     parser.add_argument("--preset", default="", choices=["", *PRESETS], help="sizes to insist on")
-    parser.add_argument("--tokenizer", default="", help="of rela: BERT's tokenizer.json, or a name")
-    options = vars(parser.parse_args(arguments))
+    parser.add_argument(
+        "--tokenizer", type=expanded, default="", help="of rela: BERT's tokenizer.json, or a name"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = vars(make_parser().parse_args(arguments))
     output = options.pop("output")
-    request = Request(**options)
+    return ended(lambda: _work(Request(**options), output))
+
+
+def _work(request: Request, output: Path) -> None:
     try:
         print(summary(run(request, output).plan))
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    except (UserError, OSError):
+        raise
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
     except (RuntimeError, TypeError, MemoryError) as error:
         # Python, numpy and JAX raise these for files with unexpected content.
         line = " ".join(f"{type(error).__name__} {error}".split())[:300]
-        print(f"error: {request.source}: cannot be imported ({line}); try another", file=sys.stderr)
-        return 1
+        raise UserError(f"{request.source}: cannot be imported ({line}); try another") from None
     field = "checkpoint" if request.format == "rela" else "clip"
-    start = f" (a run starts from it by --config.init.{field}={output})"
-    print(f"written: {output}{'' if request.format in towers.FORMATS else start}")
-    return 0
+    there = escaped(str(output))
+    start = f" (a run starts from it by --config.init.{field}={there})"
+    print(f"written: {there}{'' if request.format in towers.FORMATS else start}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,17 @@
 For each pair of an image and a text, it writes a mask (PNG, 0 or 255, of the image's size as a person
 sees it), an overlay, and one line of `predictions.jsonl`. The mask is empty if the text matches
 nothing. For a folder of images, `matches.jsonl` lists for each text the images that contain what it
-means, by score (the mean probability inside the mask). A text with more tokens than the model reads
-is cut, with a warning. An image that cannot be used is left out, with an error; the exit code is then
-1. The checkpoint may also be a folder that `tools.export` wrote. `--group_maps` also draws the maps
-of the group tokens (UniRES's Figure 5), `--region_maps` the minimap and the highest regions of each
-pair (ReLA's Figure 7).
+means, by score (the mean probability inside the mask). The checkpoint may also be a folder that
+`tools.export` wrote. `--group_maps` also draws the maps of the group tokens (UniRES's Figure 5),
+`--region_maps` the minimap and the highest regions of each pair (ReLA's Figure 7).
+
+Of a folder, all files are taken that are images by their content; `--recursive` also enters its
+sub-folders. Whatever else is there is named once. An image that cannot be used is left out, with an
+error, and all others are done; the exit code is then 1. `predictions.jsonl` grows image by image.
+
+`--texts=FILE` has a text on each line (UTF-8, or UTF-16 and UTF-32 with a byte order mark). They come
+after those of `--text`. Lines without a word are skipped, with a warning. A text with more tokens than
+the model reads is cut, with a warning.
 
 A line of `predictions.jsonl` is the same as an evaluation dumps. If a presence head says that nothing is
 there, the line has `"present": false` and the mask before it was cleared, which ReLA's evaluator scores.
@@ -20,60 +26,41 @@ empty mask. With `--maps` it also has a `"map"`: the probabilities as a grey PNG
 """
 
 import argparse
+import errno
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from refseg_jax.checkpoints.folder import step_choice
-from refseg_jax.errors import UserError
+from refseg_jax.cli.command_line import command_parser, ended, error_line, expanded, path
+from refseg_jax.cli.pictures import Picture, check_results, find_pictures, lines_of
+from refseg_jax.cli.results import PictureResults, Results
+from refseg_jax.errors import UserError, escaped
 from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
+from refseg_jax.images.files import read_file
 from refseg_jax.models.region_maps import RegionMap
-from refseg_jax.prediction.predictor import Prediction, Predictor, read_picture
+from refseg_jax.prediction.predictor import (
+    EXPRESSIONS_AT_ONCE,
+    Prediction,
+    Predictor,
+    read_picture,
+)
 from refseg_jax.reporting.pictures import assignment_map, region_panel
+from refseg_jax.text.encoding import EncodingError, lines_of_any
+from refseg_jax.text.tokenizers import ExpressionError, clean
 
 #: At most this many matches of a text are printed; the file has all of them.
 _PRINTED = 10
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-def find_images(path: Path) -> list[Path]:
-    """The file itself, or the images of a folder in order of their names.
-
-    Raises:
-        UserError: the path does not exist, or the folder has no images.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        what = "is no file" if path.exists() else "no such file or folder"
-        raise UserError(f"{path}: {what}; name an image with --image")
-    # Hidden files are companions that macOS writes (._NAME).
-    shown = (p for p in path.iterdir() if p.name[0] != ".")
-    found = sorted(p for p in shown if p.suffix.lower() in _ENDINGS and p.is_file())
-    if not found:
-        raise UserError(f"{path}: no images ({', '.join(_ENDINGS)}) in this folder")
-    return found
-
-
-def make_folder(path: Path) -> None:
-    """Makes the output folder; removes the `matches.jsonl` of an earlier call, which would be stale.
-
-    Raises:
-        UserError: the path is a file, or lies below one.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path}: not a folder; name another --output_dir") from None
-    (path / "matches.jsonl").unlink(missing_ok=True)
+#: Errors of writing that are of one picture's name, not of the folder.
+_OF_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 class Match(NamedTuple):
@@ -88,6 +75,36 @@ class Match(NamedTuple):
     image: str
     score: float
     pixels: int
+
+
+def read_texts(file: Path) -> list[str]:
+    """The texts of a file, one a line; a warning names the first line without a word.
+
+    Raises:
+        UserError: the file cannot be read, or no line has a word.
+    """
+    try:
+        lines = lines_of_any(read_file(file))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check --texts") from None
+    except EncodingError as error:
+        raise UserError(f"{file}: {error}") from None
+    blank = [number for number, line in enumerate(lines, 1) if not _has_word(line)]
+    skipped = set(blank)
+    texts = [line.strip() for number, line in enumerate(lines, 1) if number not in skipped]
+    if not texts:
+        raise UserError(f"{file}: no line has a word; write one text a line")
+    if blank:
+        more = f" and {len(blank) - 1} more" if len(blank) > 1 else ""
+        print(f"warning: {escaped(str(file))}:{blank[0]}{more}: no word, skipped", file=sys.stderr)
+    return texts
+
+
+def _has_word(text: str) -> bool:
+    try:
+        return bool(clean(text))
+    except ExpressionError:
+        return False
 
 
 def _told(one: Prediction) -> str:
@@ -115,58 +132,108 @@ def write_matches(
         for text, unsorted in zip(texts, matches, strict=True):
             found = sorted(unsorted, key=lambda match: (-match.score, match.image))
             write({"expression": text, "matches": [match._asdict() for match in found]})
-            print(f"{text}: {f'in {len(found)} of {images} images' if found else 'no match'}")
+            many = f"in {len(found)} of {images} images"
+            print(f"{escaped(text)}: {many if found else 'no match'}")
             for match in found[:_PRINTED]:
-                print(f"  {match.score:.2f}  {match.image}")
+                print(f"  {match.score:.2f}  {escaped(match.image)}")
             if len(found) > _PRINTED:
-                print(f"  and {len(found) - _PRINTED} more, see {path}")
+                print(f"  and {len(found) - _PRINTED} more, see {escaped(str(path))}")
 
 
-def write_pictures(
-    folder: Path, image: Path, rgb: np.ndarray, predictions: Sequence[Prediction]
-) -> None:
-    """Writes `<image name>-<k>-mask.png` and `<image name>-<k>-overlay.png` for each prediction.
+class _Run:
+    """Predicts the pairs of a command and writes their results."""
 
-    The overlay outlines the mask and dims the rest; if nothing matches, it dims the whole image.
-    """
-    for k, prediction in enumerate(predictions):
-        drawn = draw_regions(rgb, [prediction.mask], [PREDICTED_COLOUR])
-        mask = prediction.mask.astype(np.uint8) * 255
-        for kind, pixels in (("mask", mask), ("overlay", drawn)):
-            _save(folder / f"{image.name}-{k}-{kind}.png", pixels)
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        predictor: Predictor,
+        texts: Sequence[str],
+        results: Results,
+    ) -> None:
+        self.matches: list[list[Match]] = [[] for _ in texts]
+        self._options, self._predictor, self._texts = options, predictor, texts
+        self._results = results
+        self._noted: set[str] = set()
 
+    def add(self, picture: Picture) -> list[str]:
+        """Predicts all pairs of a picture and writes their results, all or none.
 
-def write_group_maps(
-    folder: Path, image: Path, network: np.ndarray, levels: Mapping[str, np.ndarray]
-) -> None:
-    """Writes `<image name>-groups-<level>.png`: each patch in the colour of its group token.
+        Returns:
+            What is to be printed of each pair.
 
-    Args:
-        folder: where to write.
-        image: path of the image, for the name.
-        network, levels: from `Predictor.group_assignment`.
-    """
-    for level, similarity in levels.items():
-        _save(folder / f"{image.name}-groups-{level}.png", assignment_map(network, similarity))
+        Raises:
+            UserError: this picture cannot be used (`ImageError`), or none can.
+            OSError: nothing can be written.
+        """
+        try:
+            with self._results.of(picture.name) as results:
+                matches, told = self._write(picture, results)
+        except UserError:
+            raise
+        except OSError as error:
+            if error.errno not in _OF_NAME:
+                raise
+            raise ImageError(
+                f"{picture.path}: its results cannot be written ({error.strerror}); rename it"
+            ) from None
+        # Decoders, warps and the model may raise anything; other pictures may be well.
+        except Exception as error:
+            if os.environ.get("REFSEG_TRACEBACK"):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise ImageError(
+                f"{picture.path}: cannot be predicted ({reason}); scale it down or replace it"
+            ) from None
+        for of_text, match in zip(self.matches, matches, strict=True):
+            of_text += match
+        return told
 
+    def _write(
+        self, picture: Picture, results: PictureResults
+    ) -> tuple[list[list[Match]], list[str]]:
+        options, predictor, name = self._options, self._predictor, picture.name
+        image = read_picture(picture.path)
+        rgb = image.pixels
+        self._note(image.notes, picture.path)
+        # Before anything is written, because models without these maps raise an error.
+        if options.group_maps:
+            network, levels = predictor.group_assignment(rgb)
+            for level, similarity in levels.items():
+                # Each patch in the colour of its group token.
+                results.save(f"groups-{level}", assignment_map(network, similarity))
+        regions = self._regions(rgb)
+        matches, told = [], []
+        pairs = zip(
+            self._texts, predictor.predict_each(rgb, self._texts, maps=options.maps), strict=True
+        )
+        for k, (text, one) in enumerate(pairs):
+            if options.region_maps:
+                panel = region_panel(rgb, one.mask, next(regions), text)
+                results.save(f"{k}-regions", panel)
+            results.save(f"{k}-mask", one.mask.astype(np.uint8) * 255)
+            # Outlines the mask and dims the rest; if nothing matches, the whole image.
+            drawn = draw_regions(rgb, [one.mask], [PREDICTED_COLOUR])
+            results.save(f"{k}-overlay", drawn)
+            results.lines.append(_line(f"{name}#{k}", name, text, one))
+            # A presence head may say yes although the mask has no pixel.
+            pixels = int(one.mask.sum())
+            matches.append([Match(name, one.score, pixels)] if pixels else [])
+            told.append(f"{escaped(text)}: {_told(one)}")
+        return matches, told
 
-def write_region_maps(
-    folder: Path,
-    image: Path,
-    rgb: np.ndarray,
-    texts: Sequence[str],
-    predictions: Sequence[Prediction],
-    regions: Sequence[RegionMap],
-) -> None:
-    """Writes `<image name>-<k>-regions.png`: mask, minimap, region masks, presence of each pair."""
-    for k, (text, one, found) in enumerate(zip(texts, predictions, regions, strict=True)):
-        _save(folder / f"{image.name}-{k}-regions.png", region_panel(rgb, one.mask, found, text))
+    def _regions(self, rgb: np.ndarray) -> Iterator[RegionMap]:
+        """The maps of `--region_maps`, for a few texts at a time, since they are large."""
+        for start in range(0, len(self._texts), EXPRESSIONS_AT_ONCE):
+            part = self._texts[start : start + EXPRESSIONS_AT_ONCE]
+            yield from self._predictor.region_maps(rgb, part)
 
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    partial = path.with_suffix(".partial")
-    Image.fromarray(pixels).save(partial, "PNG")
-    partial.replace(path)
+    def _note(self, notes: Sequence[str], path: Path) -> None:
+        """Prints each note once."""
+        for note in notes:
+            if note not in self._noted:
+                line = f"warning: {note} (first: {escaped(str(path))})"
+                tqdm.write(line, file=sys.stderr)
+                self._noted.add(note)
 
 
 def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
@@ -177,69 +244,75 @@ def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Predicts all pairs; returns the number of images that could not be used."""
-    images, folder = find_images(options.image), options.image.is_dir()
+    given, out = options.image, options.output_dir
+    texts = [*options.text, *(text for file in options.texts for text in read_texts(file))]
+    found = find_pictures(given, recursive=options.recursive, without=out)
+    for line in lines_of(found):
+        print(line, file=sys.stderr)
+    if not found.pictures:
+        if found.errors:
+            return found.unusable
+        raise UserError(f"{given}: no images in this folder; name another with --image")
+    check_results(found.pictures, out)
+    folder = given.is_dir()
     predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
-    for text in predictor.cut_short(options.text):
-        print(
-            f"warning: --text={text[:60]!r} ... is longer than what the model reads "
-            "(config.data.context_length); its end is left out",
-            file=sys.stderr,
-        )
-    make_folder(options.output_dir)
-    bad = 0
-    told: set[str] = set()
-    matches: list[list[Match]] = [[] for _ in options.text]
-    with jsonl_writer(options.output_dir / "predictions.jsonl") as write:
-        for image in tqdm(images, unit="image", disable=len(images) == 1):
+    _warn_of_cut(predictor.cut_short(texts))
+    bad = found.unusable
+    with Results(out) as results:
+        work = _Run(options, predictor, texts, results)
+        for picture in tqdm(found.pictures, unit="image", disable=len(found.pictures) == 1):
             try:
-                picture = read_picture(image)
+                told = work.add(picture)
             except ImageError as error:
                 # `print` would write into the line of the progress bar.
-                tqdm.write(f"error: {error}", file=sys.stderr)
+                tqdm.write(error_line(error), file=sys.stderr)
                 bad += 1
-                continue
-            rgb = picture.pixels
-            for note in picture.notes:
-                if note not in told:
-                    tqdm.write(f"warning: {note} (first: {image})", file=sys.stderr)
-                    told.add(note)
-            # Before anything is written, because models without these maps raise an error.
-            groups = predictor.group_assignment(rgb) if options.group_maps else None
-            regions = predictor.region_maps(rgb, options.text) if options.region_maps else None
-            predictions = predictor.predict(rgb, options.text, maps=options.maps)
-            write_pictures(options.output_dir, image, rgb, predictions)
-            if groups is not None:
-                write_group_maps(options.output_dir, image, *groups)
-            if regions is not None:
-                write_region_maps(
-                    options.output_dir, image, rgb, options.text, predictions, regions
-                )
-            for k, (text, one) in enumerate(zip(options.text, predictions, strict=True)):
-                write(_line(f"{image.name}#{k}", image.name, text, one))
-                # A presence head may say yes although the mask has no pixel.
-                if one.mask.any():
-                    matches[k].append(Match(image.name, one.score, int(one.mask.sum())))
+            else:
                 if not folder:
-                    print(f"{text}: {_told(one)}")
+                    print(*told, sep="\n")
+    used = len(found.pictures) + found.unusable - bad
     if folder:
-        write_matches(options.output_dir, len(images) - bad, options.text, matches)
+        write_matches(out, used, texts, work.matches)
     skipped = f"; {bad} could not be used" if bad else ""
-    print(f"{options.output_dir}: images: {len(images) - bad}, texts: {len(options.text)}{skipped}")
+    print(f"{escaped(str(out))}: images: {used}, texts: {len(texts)}{skipped}")
     return bad
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.predict", description=(__doc__ or "").splitlines()[0]
-    )
+def _warn_of_cut(texts: Sequence[str]) -> None:
+    if texts:
+        more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+        are = "are longer than what the model reads" if more else "is longer than what it reads"
+        print(
+            f"warning: --text={texts[0][:60]!r} ...{more} {are} (config.data.context_length); the end "
+            "is left out",
+            file=sys.stderr,
+        )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.predict", __doc__)
     parser.add_argument(
-        "--checkpoint", required=True, help="a run's workdir, one checkpoint, or an export"
+        "--checkpoint",
+        type=expanded,
+        required=True,
+        help="a run's workdir, one checkpoint, or an export",
     )
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
-    parser.add_argument("--image", type=Path, required=True, help="an image or a folder of images")
-    parser.add_argument("--text", action="append", required=True, help="may be given several times")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--image", type=path, required=True, help="an image or a folder of images")
+    parser.add_argument(
+        "--recursive", action="store_true", help="enter the sub-folders of --image, too"
+    )
+    parser.add_argument("--text", action="append", default=[], help="may be given several times")
+    parser.add_argument(
+        "--texts",
+        type=path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file of texts, one a line; may be given several times",
+    )
+    parser.add_argument("--output_dir", type=path, required=True)
     parser.add_argument("--group_maps", action="store_true", help="draw the group tokens too")
     parser.add_argument(
         "--region_maps", action="store_true", help="draw minimap and region masks too (ReLA)"
@@ -247,12 +320,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--maps", action="store_true", help="a line has its soft map too, for tools.score's sod"
     )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
-    try:
-        return 1 if run(options) else 0
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not options.text and not options.texts:
+        parser.error("give --text, or --texts with a file of them")
+    return ended(lambda: min(run(options), 1))
 
 
 if __name__ == "__main__":

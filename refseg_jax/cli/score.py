@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from refseg_jax.cli.command_line import command_parser, ended, path
 from refseg_jax.cli.score_lines import LineError, read_pairs
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.protocols import PROTOCOLS, State, build_protocols, keyed_scores
@@ -64,9 +65,9 @@ def run(options: argparse.Namespace) -> None:
     if options.json is not None and options.json.is_dir():
         raise UserError(f"--json={options.json}: is a folder; name a file")
     for flag in ("predictions", "references"):
-        path = getattr(options, flag)
-        if not path.is_file():
-            raise UserError(f"{path}: is no file; check --{flag}")
+        file = getattr(options, flag)
+        if not file.is_file():
+            raise UserError(f"{file}: is no file; check --{flag}")
     states = score(
         options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
     )
@@ -81,30 +82,28 @@ def run(options: argparse.Namespace) -> None:
         print(tables.comparable(protocol, protocol.threshold))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.score", description=(__doc__ or "").splitlines()[0]
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = command_parser("tools.score", __doc__)
     parser.add_argument(
         "--protocol", required=True, help=f"one, or several with commas: {', '.join(PROTOCOLS)}"
     )
-    parser.add_argument("--predictions", type=Path, required=True, help="a file of JSON lines")
-    parser.add_argument("--references", type=Path, required=True, help="a file of JSON lines")
-    parser.add_argument("--json", type=Path, help="where the scores go, as one flat object")
+    parser.add_argument("--predictions", type=path, required=True, help="a file of JSON lines")
+    parser.add_argument("--references", type=path, required=True, help="a file of JSON lines")
+    parser.add_argument("--json", type=path, help="where the scores go, as one flat object")
     parser.add_argument(
         "--min_pixels",
         type=int,
         default=0,
         help="gres: a mask of fewer pixels of 480 x 480 says that nothing is there (50 in the paper)",
     )
-    options = parser.parse_args(arguments)
-    try:
-        run(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    return ended(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Decodes pictures: the bytes of a file to the pixels that a person sees.
 
 Formats besides JPEG are read by Pillow in strips. A picture takes 3 bytes a pixel. While it is decoded,
-it takes at most 8 besides its file, and in a few forms up to 16: WebP, a TIFF that a flag turns, dark
-colours of 16 bits (of which half as many pixels are allowed).
+it takes at most 8 besides its file, and in a few forms up to 16: WebP, AVIF, HEIC, a TIFF that a flag
+turns, dark colours of 16 bits (of which half as many pixels are allowed).
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_jax.errors import UserError
 from refseg_jax.images import orientation
+from refseg_jax.images.kinds import kind_of
 from refseg_jax.images.png import check_png
 from refseg_jax.images.samples import DepthError, to_levels
 from refseg_jax.images.tiff import check_tiff
@@ -24,8 +25,13 @@ from refseg_jax.images.tiff import check_tiff
 #: 400 MB (in a few forms 800 MB) while it is decoded.
 MAX_PIXELS = 50_000_000
 
-#: Formats besides JPEG. Pillow reads more of them, and runs Ghostscript for one.
+#: Formats besides JPEG, and those that only some environments read. Pillow reads more of them, and runs
+#: Ghostscript for one.
 _FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_OPTIONAL = ("AVIF", "HEIF")
+
+#: Tag of TIFF: bit 0 says that the page is a reduced copy (TIFF 6.0, section 8, `NewSubfileType`).
+_SUBFILE = 254
 
 #: Notes about an image.
 TURNED = "pictures that an EXIF flag turns, read as a person sees them"
@@ -41,6 +47,10 @@ class ImageError(UserError, ValueError):
 
 class ImageWarning(UserWarning):
     """An image whose pixels had to be guessed, in a way that the message names."""
+
+
+class UnreadError(ImageError):
+    """An image of a known format that is not read here; it need not be damaged."""
 
 
 class Decoded(NamedTuple):
@@ -76,7 +86,8 @@ def decode_image(
     (`refseg_jax.images.samples`).
 
     Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file.
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file; of an AVIF or HEIC if this
+            environment reads them (`refseg_jax.images.kinds`).
         name: the file or record, for the message.
         max_pixels: bound on height times width.
         annotated: height and width of the image's masks. If only the stored pixels are of this size,
@@ -86,8 +97,8 @@ def decode_image(
         u8 `[H, W, 3]`, RGB.
 
     Raises:
-        ImageError: the image is damaged, too large or of another format; one line with the name, the
-            reason and the cure.
+        ImageError: the image is damaged, too large or of another format (`UnreadError`, where that is
+            known); one line with the name, the reason and the cure.
     """
     return decode(data, name=name, max_pixels=max_pixels, annotated=annotated).pixels
 
@@ -109,8 +120,9 @@ def decode(
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
             return _seen(pixels, orientation.jpeg_orientation(data), (), annotated)
         # `open` reads only the header.
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data, name)) as image:
             _check_size(image.height, image.width, name, max_pixels)
+            _check_preview(image, name)
             check_png(data)
             check_tiff(image, data)
             stored = _stored(image, data, max_pixels)
@@ -169,10 +181,10 @@ def seen_size(data: bytes) -> tuple[int, int]:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         flag = orientation.jpeg_orientation(data)
         return orientation.turned_size(int(height), int(width), flag)
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=_formats(data, "image")) as image:
         size = (image.height, image.width)
         # Pillow states the turned size of a TIFF.
-        flag = orientation.exif_orientation(image.info.get("exif", b""))
+        flag = orientation.exif_orientation(image.info.get("exif") or b"")
         return size if image.format == "TIFF" else orientation.turned_size(*size, flag)
 
 
@@ -200,11 +212,31 @@ def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[
     return (*(TURNED for _ in range(found.turned)), *found.notes)
 
 
+def _formats(data: bytes, name: str) -> tuple[str, ...]:
+    """The formats as which Pillow may open an image; raises an `UnreadError` if none is read here."""
+    kind = kind_of(data)
+    if kind is None or kind.reader not in ("", *_OPTIONAL):
+        return _FORMATS
+    if not kind.reader:
+        raise UnreadError(f"{name}: {kind.unread}")
+    return (kind.reader,)
+
+
 def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise ImageError(
             f"{name}: {width} x {height} pixels are more than the allowed {max_pixels}; "
             "scale the image down"
+        )
+
+
+def _check_preview(image: Image.Image, name: str) -> None:
+    """Refuses a TIFF whose first page is a reduced copy of another one, as in raw files of cameras."""
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if int(tags.get(_SUBFILE, 0)) & 1:
+        raise UnreadError(
+            f"{name}: a raw file or a TIFF that begins with a preview of {image.width} x "
+            f"{image.height} is not read here; save it as PNG or JPEG"
         )
 
 
@@ -222,10 +254,12 @@ def _one_line(name: str, data: bytes = b"") -> Iterator[None]:
     except Exception as error:  # Decoders raise exceptions of any type on damaged bytes.
         reason = " ".join(str(error).split())[:120]
         if isinstance(error, UnidentifiedImageError):
-            if data[:4] in (b"II*\0", b"MM\0*"):
+            kind = kind_of(data)
+            if kind is not None and kind.reader in ("TIFF", *_OPTIONAL):
+                example = " (colours of floats, for example)" * (kind.reader == "TIFF")
                 raise ImageError(
-                    f"{name}: a damaged TIFF, or one of a kind that is not read (colours of floats, "
-                    "for example); save it as PNG"
+                    f"{name}: a damaged {kind.name}, or one of a kind that is not read{example}; "
+                    "save it as PNG or JPEG"
                 ) from None
             reason = "no known format"
         raise ImageError(
@@ -243,7 +277,7 @@ def _stored(
     levels, note = to_levels(image, data, max_pixels)
     notes = (*(FIRST,) * several, *(note,) * bool(note))
     if image.format != "TIFF":
-        return levels, orientation.exif_orientation(image.info.get("exif", b"")), notes
+        return levels, orientation.exif_orientation(image.info.get("exif") or b""), notes
     if orientation.TAG not in tags:
         # Pillow has turned the pixels and removed the tag.
         levels = orientation.turn_back(levels, flag)

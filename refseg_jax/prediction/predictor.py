@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,16 +151,28 @@ class Predictor:
             ExpressionError: there is no expression, or one is empty or not text.
         """
         ids, valid = self._words(expressions)
-        rgb = to_rgb(image)
+        return list(self._each(to_rgb(image), ids, valid, maps))
+
+    def predict_each(
+        self,
+        image: str | Path | bytes | np.ndarray | Image.Image,
+        expressions: Sequence[str],
+        *,
+        maps: bool = False,
+    ) -> Iterator[Prediction]:
+        """As `predict`, one prediction after the other: of many, only a few are in memory at a time."""
+        ids, valid = self._words(expressions)
+        return self._each(to_rgb(image), ids, valid, maps)
+
+    def _each(
+        self, rgb: np.ndarray, ids: np.ndarray, valid: np.ndarray, maps: bool
+    ) -> Iterator[Prediction]:
+        """Predictions of expressions, i32 and bool `[K, L]`, in an image u8 `[H, W, 3]`."""
         network, affine = preprocess.prepare_image(rgb, self._engine.image_size, self._resize)
         features = self._engine.encode_image(network[None])
-        predictions = []
         for start in range(0, len(ids), self._at_once):
             part = slice(start, start + self._at_once)
-            predictions += self._predict(
-                features, ids[part], valid[part], affine, rgb.shape[:2], maps
-            )
-        return predictions
+            yield from self._predict(features, ids[part], valid[part], affine, rgb.shape[:2], maps)
 
     def group_assignment(
         self, image: str | Path | bytes | np.ndarray | Image.Image

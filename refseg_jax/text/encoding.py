@@ -1,6 +1,7 @@
-"""Decodes the text files of users: UTF-8, with or without a byte order mark."""
+"""Decodes the text files of users: UTF-8, with or without a byte order mark, and lists of texts."""
 
 import json
+import re
 from typing import Any
 
 #: Bytes at the beginning of a file -> the encoding that they are the mark of, longer marks first.
@@ -32,6 +33,29 @@ def decoded(data: bytes) -> str:
         return data.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         raise EncodingError(f"is not UTF-8 ({error.reason}); {_CURE}") from None
+
+
+def lines_of_any(data: bytes) -> list[str]:
+    """The lines of a text in any encoding of Unicode; UTF-16 and UTF-32 begin with a byte order mark.
+
+    Lines end as on Unix, Windows or old Macs. (`str.splitlines` splits at more characters, which a text
+    may have.)
+
+    Raises:
+        EncodingError: the bytes are of no such encoding.
+    """
+    for mark, name in _MARKS.items():
+        if data.startswith(mark):
+            try:
+                text = data.decode(name)
+            except UnicodeDecodeError as error:
+                raise EncodingError(f"is damaged {name} ({error.reason}); {_CURE}") from None
+            break
+    else:
+        text = decoded(data)
+    lines = [line.removeprefix("\ufeff") for line in re.split("\r\n|\r|\n", text)]
+    # What follows the last line end is no line.
+    return lines if lines[-1] else lines[:-1]
 
 
 def json_of(line: bytes) -> Any:

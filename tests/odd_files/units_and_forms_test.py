@@ -16,7 +16,7 @@ import pytest
 
 from input_pipeline.datasets import coca
 from refseg_jax.cli import score
-from refseg_jax.cli.predict import find_images
+from refseg_jax.cli.pictures import find_pictures
 from refseg_jax.weights.folder import weight_file
 from tests.odd_files.layouts import LAYOUTS
 from tests.odd_files.made import BOX
@@ -285,4 +285,4 @@ def test_companions_of_macos_are_no_groups_weights_or_pictures(tmp_path: Path) -
     for name in ("model.safetensors", "._model.safetensors", "b.png", "._b.png"):
         (tmp_path / name).touch()
     assert weight_file(tmp_path, ()).name == "model.safetensors"
-    assert [path.name for path in find_images(tmp_path)] == ["b.png"]
+    assert [picture.name for picture in find_pictures(tmp_path).pictures] == ["b.png"]

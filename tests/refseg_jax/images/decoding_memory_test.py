@@ -42,6 +42,8 @@ def _picture(kind: str) -> bytes:
         "16 bits": (grey * np.uint16(16), {"compress_level": 1}),
         "floats": ((grey / 255).astype(np.float32), {"compression": "tiff_adobe_deflate"}),
         "WEBP": (np.dstack([grey] * 3), {"quality": 10, "method": 0}),
+        "AVIF": (np.dstack([grey] * 3), {"quality": 20, "speed": 10}),
+        "HEIF": (np.dstack([grey] * 3), {"quality": 20, "enc_params": {"preset": "ultrafast"}}),
     }[kind]
     buffer = io.BytesIO()
     form = {"16 bits": "PNG", "floats": "TIFF"}.get(kind, kind)
@@ -50,10 +52,16 @@ def _picture(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("kind", "bound"), [("JPEG", 8), ("PNG", 8), ("16 bits", 8), ("floats", 8), ("WEBP", 16)]
+    ("kind", "bound"),
+    [
+        *(("JPEG", 8), ("PNG", 8), ("16 bits", 8), ("floats", 8)),
+        *(("WEBP", 16), ("AVIF", 16), ("HEIF", 16)),
+    ],
 )
 def test_a_picture_takes_few_bytes_a_pixel(kind: str, bound: float, tmp_path: Path) -> None:
     file = tmp_path / "picture"
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     file.write_bytes(_picture(kind))
     run = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(file)],

@@ -191,7 +191,7 @@ def test_an_image_of_another_size_than_its_masks_is_refused() -> None:
 def test_a_format_that_runs_programs_is_not_opened():
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "EPS")
-    with pytest.raises(ImageError, match=r"x\.eps: .*no known format"):
+    with pytest.raises(ImageError, match=r"x\.eps: PostScript is not read here"):
         decode_image(buffer.getvalue(), name="x.eps")
 
 

@@ -1,0 +1,111 @@
+"""Writes the results of a prediction, picture by picture."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from refseg_jax.errors import UserError
+
+_LINES = "predictions.jsonl"
+
+
+class Results:
+    """The output folder of a prediction.
+
+    What belongs to one picture is there completely, or not at all. `predictions.jsonl` grows by the
+    lines of one picture at a time, so that a run that is killed leaves those of all pictures before.
+
+    Use it as a context manager.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder, and removes the files of an earlier call that are about all pictures.
+
+        Raises:
+            UserError: the path is a file, or lies below one.
+            OSError: nothing can be written there.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder}: not a folder; name another --output_dir") from None
+        self.folder = folder
+        for name in (_LINES, "matches.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        # Without a buffer, so that lines are in the file as soon as they are written.
+        self._lines = (folder / _LINES).open("xb", buffering=0)
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        empty = not self._lines.tell()
+        self._lines.close()
+        # A call that failed before its first picture leaves nothing.
+        if kind is not None and empty:
+            (self.folder / _LINES).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def of(self, name: str) -> Iterator["PictureResults"]:
+        """The results of a picture; if the block raises an exception, they are removed.
+
+        Args:
+            name: of the picture, with `/` after sub-folders.
+        """
+        results = PictureResults(self.folder / name)
+        try:
+            yield results
+            self._append(results.lines)
+        except BaseException:
+            results.remove()
+            raise
+
+    def _append(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Appends whole lines, or none."""
+        data = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
+        start = self._lines.tell()
+        try:
+            while data:
+                data = data[self._lines.write(data) :]
+        except BaseException:
+            self._lines.truncate(start)
+            self._lines.seek(start)
+            raise
+
+
+class PictureResults:
+    """The results of one picture.
+
+    Attributes:
+        lines: its lines of `predictions.jsonl`.
+    """
+
+    def __init__(self, start: Path) -> None:
+        """Prepares to write files whose paths begin with `start`."""
+        self.lines: list[dict[str, Any]] = []
+        self._start = start
+        self._written: list[Path] = []
+
+    def save(self, what: str, pixels: np.ndarray) -> None:
+        """Writes `<start>-<what>.png`, complete or not at all."""
+        path = self._start.with_name(f"{self._start.name}-{what}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Short, as the name of the picture may have almost the length that is allowed.
+        partial = path.with_name(f".partial-{os.getpid()}")
+        try:
+            Image.fromarray(pixels).save(partial, "PNG")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._written.append(path)
+
+    def remove(self) -> None:
+        """Removes what has been written."""
+        for path in self._written:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""Tells the format of a picture by its content, and which formats are not read here.
+
+The name of a file counts nowhere: `.jfif` is a JPEG, and a `.jpg` of a phone may be a HEIC.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+#: Bytes at the beginning of a file that tell its format.
+HEAD = 1024
+
+_SAVE = "save it as PNG or JPEG"
+_HEIF_EXTRA = "pip install 'refseg_jax[heif]', or save it as JPEG"
+_AVIF_PILLOW = "install Pillow 11.3 or newer, or save it as PNG"
+
+#: Brands of an ISO media file (ISO/IEC 23008-12, annex B; AVIF specification, section 6): coded by AV1,
+#: by HEVC, and by either.
+_AV1 = (b"avif", b"avis")
+_HEVC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_EITHER = (b"mif1", b"mif2", b"msf1", b"miaf")
+
+
+class Kind(NamedTuple):
+    """A format of pictures.
+
+    Attributes:
+        name: as people call it.
+        reader: Pillow's name of the format, `"JPEG"` for what simplejpeg reads, or `""` if it is not
+            read here.
+        cure: what to do where it is not read.
+    """
+
+    name: str
+    reader: str
+    cure: str = _SAVE
+
+    @property
+    def unread(self) -> str:
+        """The reason and the cure where it is not read."""
+        return f"{self.name} is not read here; {self.cure}"
+
+
+#: Beginning -> format, of those that a few bytes tell.
+_READ = (
+    (rb"\xff\xd8", Kind("JPEG", "JPEG")),
+    (rb"\x89PNG\r\n\x1a\n", Kind("PNG", "PNG")),
+    (rb"RIFF....WEBP", Kind("WebP", "WEBP")),
+    # The size of the header behind that of the file.
+    (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", Kind("BMP", "BMP")),
+    (rb"GIF8[79]a", Kind("GIF", "GIF")),
+    (rb"P[1-6fF]\s(#[^\n]*\n|\s)*[0-9]", Kind("PPM", "PPM")),
+)
+_NOT_READ = (
+    (rb"II\*\0.{4}CR|II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcrx ", "a camera's raw file"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"gimp xcf ", "a GIMP file"),
+    (rb"\0\0\x01\0[\x01-\x20]\0", "an icon"),
+    (rb"qoif", "QOI"),
+    (rb"DDS \x7c", "DDS"),
+    (rb"\x76\x2f\x31\x01", "OpenEXR"),
+    (rb"#\?(RADIANCE|RGBE)", "Radiance HDR"),
+    (rb".{128}DICM", "DICOM"),
+    (rb"SIMPLE  = ", "FITS"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
+    (rb"(\xef\xbb\xbf)?\s*<([?!].*<)?svg[\s>]", "SVG"),
+)
+_TIFF = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
+_BY_START = (
+    *((re.compile(start, re.DOTALL), Kind(name, "")) for start, name in _NOT_READ),
+    (_TIFF, Kind("TIFF", "TIFF")),
+    *((re.compile(start, re.DOTALL), kind) for start, kind in _READ),
+)
+
+
+def kind_of(data: bytes) -> Kind | None:
+    """The format of a picture.
+
+    Args:
+        data: content of the file, or its first `HEAD` bytes.
+
+    Returns:
+        The format, or `None` if the content is of no known one.
+    """
+    if data[4:8] == b"ftyp":
+        brands = {data[at : at + 4] for at in range(8, _length_of_brands(data), 4)}
+        major = data[8:12]
+        if major in _AV1 or (major in _EITHER and brands & {*_AV1}):
+            return Kind("AVIF", "AVIF" if _is_there(_avif) else "", _AVIF_PILLOW)
+        if major in _HEVC or (major in _EITHER and brands & {*_HEVC}):
+            return Kind("HEIC", "HEIF" if _is_there(_heif) else "", _HEIF_EXTRA)
+        if major in _EITHER:
+            return Kind("HEIF of another codec than HEVC and AV1", "")
+    return next((kind for start, kind in _BY_START if start.match(data[:HEAD])), None)
+
+
+def _length_of_brands(data: bytes) -> int:
+    return min(int.from_bytes(data[:4], "big"), len(data), HEAD)
+
+
+def _is_there(plugin: Callable[[], bool]) -> bool:
+    try:
+        return plugin()
+    except ImportError:
+        return False
+
+
+def _avif() -> bool:
+    return importlib.import_module("PIL.AvifImagePlugin").SUPPORTED
+
+
+def _heif() -> bool:
+    """Registers the reader with Pillow; not before the first such file, since others need it not."""
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return True
