@@ -1,16 +1,19 @@
 """Expressions to token ids; the input pipeline and the predictor share this code."""
 
+import contextlib
 import functools
 import html
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, shown
 from refseg_jax.text import clip_vocabulary
+from refseg_jax.text.vocabulary_file import read_vocabulary, same_vocabulary
 
 #: Ids of start and end of a text in CLIP's vocabulary, and the size of the vocabulary.
 CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
@@ -18,9 +21,22 @@ CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
 #: Longer expressions are cut before they are cleaned: no context has room for so many words.
 _MAX_CHARACTERS = 2000
 
+#: A name on the Hugging Face hub; what ends as a file does, or begins by a dot, is a path.
+_HUB_NAME = re.compile(r"(?!.*\.json$)\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
+
+#: Words that no vocabulary has: letters, a rare script, a symbol.
+_UNKNOWN_WORDS = ("qzxjwv", "\U00013000\U00013001", "\u2603")
+
+_AGAIN = "download its tokenizer.json again and name that file in config.data.tokenizer"
+_NO_UNKNOWN = "take another tokenizer in config.data.tokenizer, with a token for unknown words"
+
 
 class ExpressionError(UserError, ValueError):
     """An expression is empty, or not text."""
+
+
+class MissingLibrary(UserError):
+    """The `tokenizers` library is not installed."""
 
 
 class Tokenizer(Protocol):
@@ -110,8 +126,9 @@ class ClipTokenizer:
         except ImportError:
             raise UserError(
                 "tokenizer 'clip': no instant-clip-tokenizer wheel for this Python and platform; "
-                "set config.data.tokenizer to the path of CLIP's tokenizer.json, or to a hub name "
-                "such as openai/clip-vit-base-patch16"
+                "set config.data.tokenizer to CLIP's tokenizer.json (every exported folder of such a "
+                "model has it) or to a hub name such as openai/clip-vit-base-patch16; to predict, take "
+                "an exported folder"
             ) from None
         tokenizer = wheel.Tokenizer()
         self._encode, self._decode = tokenizer.encode, tokenizer.decode
@@ -131,8 +148,8 @@ class ClipTokenizer:
 class JsonTokenizer:
     """A vocabulary from a `tokenizer.json` of the `tokenizers` library.
 
-    The template, truncation and padding in the file are ignored: SOS and EOS are added here, so that
-    truncation is the same for every vocabulary.
+    The template, truncation, padding and dropout in the file are ignored: SOS and EOS are added here, so
+    that truncation is the same for every vocabulary.
     """
 
     def __init__(self, source: str) -> None:
@@ -142,54 +159,91 @@ class JsonTokenizer:
             source: the file, a folder that holds it, or a name on the Hugging Face hub.
 
         Raises:
-            UserError: the file does not exist, the hub cannot be reached, or the vocabulary has no
-                tokens for the start and the end of a text.
+            UserError: the library is not installed; the file does not exist or is damaged, or the hub
+                cannot be reached; the vocabulary has no tokens for the start and the end of a text, or
+                none for words that it does not know.
         """
-        library = importlib.import_module("tokenizers")
-        path = _file(source)
+        self._name = f"tokenizer {shown(source)!r}"
+        self._tokenizer = self._load(source)
+        with self._explained("", "take another tokenizer in config.data.tokenizer"):
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            # "<|endoftext|>" within an expression is ordinary text and does not end it.
+            self._tokenizer.encode_special_tokens = True
+            self._sos = self._special("<|startoftext|>", "[CLS]", "<s>")
+            self.eos_id = self._special("<|endoftext|>", "[SEP]", "</s>")
+            # Not `get_vocab_size`, which counts tokens: ids may have holes.
+            self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        with self._explained("cannot encode words that it does not know", _NO_UNKNOWN):
+            for text in _UNKNOWN_WORDS:
+                self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _load(self, source: str) -> Any:
         try:
-            if path.is_file():
-                self._tokenizer = library.Tokenizer.from_file(str(path))
-            else:
-                self._tokenizer = library.Tokenizer.from_pretrained(source)
-        except Exception as error:  # The library raises plain Exceptions.
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"tokenizer {source!r}: no such file, and the hub gave none ({reason}); download "
-                "its tokenizer.json and name that file in config.data.tokenizer"
+            library = importlib.import_module("tokenizers")
+        except ImportError:
+            raise MissingLibrary(
+                f"{self._name}: needs the tokenizers library; pip install tokenizers (CLIP's "
+                "vocabulary alone: config.data.tokenizer=clip)"
             ) from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # "<|endoftext|>" within an expression is ordinary text and does not end it.
-        self._tokenizer.encode_special_tokens = True
-        self._sos = self._special("<|startoftext|>", "[CLS]", "<s>")
-        self.eos_id = self._special("<|endoftext|>", "[SEP]", "</s>")
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        if path := _regular(source):
+            with self._explained("no tokenizer.json, or a damaged one", _AGAIN):
+                return library.Tokenizer.from_str(read_vocabulary(path))
+        if not _HUB_NAME.fullmatch(source):
+            raise UserError(
+                f"{self._name}: no such file; name a tokenizer.json, a folder that holds one or a name "
+                "on the Hugging Face hub in config.data.tokenizer"
+            )
+        with self._explained("no such file, and the hub gave none", _AGAIN):
+            return library.Tokenizer.from_pretrained(source)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, cure: str, kind: type[UserError] = UserError) -> Iterator[None]:
+        """Turns any exception of the library, whose panics are no `Exception`, into one line."""
+        try:
+            yield
+        except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            about = f"{what} ({reason})" if what else reason
+            raise kind(f"{self._name}: {about}; {cure}") from None
 
     def __call__(
         self, texts: Sequence[str | bytes], context_length: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Tokenizer`."""
-        cleaned = [clean(text) for text in texts]
-        words = [self._tokenizer.encode(t, add_special_tokens=False).ids for t in cleaned]
+        words = [self._ids(clean(text)) for text in texts]
         return _pad(words, context_length, self._sos, self.eos_id)
+
+    def _ids(self, text: str) -> list[int]:
+        with self._explained(f"cannot encode {text[:40]!a}", "say it otherwise", ExpressionError):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def as_json(self) -> str:
         """See `Tokenizer`."""
-        return self._tokenizer.to_str()
+        with self._explained("cannot be written", _AGAIN):
+            return self._tokenizer.to_str()
 
     def _special(self, *names: str) -> int:
         for name in names:
             number = self._tokenizer.token_to_id(name)
             if number is not None:
                 return number
-        raise UserError(f"the tokenizer has none of the tokens {', '.join(names)}")
+        raise UserError(
+            f"{self._name}: it has none of the tokens {', '.join(names)}; take another tokenizer in "
+            "config.data.tokenizer"
+        )
 
 
 def build_tokenizer(name: str = "clip") -> Tokenizer:
     """A tokenizer by name: `clip`, or any source of `JsonTokenizer`.
 
-    Tokenizers are cached until their file changes.
+    Tokenizers are cached until their file changes. Where the `tokenizers` library is not installed, a
+    file with CLIP's vocabulary, such as that of an exported folder, is read by CLIP's own wheel.
+
+    Raises:
+        UserError: there is no such tokenizer, or what it needs is not installed.
     """
     return _build(name, () if name == "clip" else _version(name))
 
@@ -197,7 +251,16 @@ def build_tokenizer(name: str = "clip") -> Tokenizer:
 @functools.cache
 def _build(name: str, version: tuple[int, ...]) -> Tokenizer:
     del version
-    return ClipTokenizer() if name == "clip" else JsonTokenizer(name)
+    if name == "clip":
+        return ClipTokenizer()
+    try:
+        return JsonTokenizer(name)
+    except MissingLibrary as error:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            clip, path = ClipTokenizer(), _regular(name)
+            if path and same_vocabulary(read_vocabulary(path), clip.as_json()):
+                return clip
+        raise error
 
 
 def _version(source: str) -> tuple[int, ...]:
@@ -205,15 +268,27 @@ def _version(source: str) -> tuple[int, ...]:
 
     It only calls `stat`, because pipelines ask for every row.
     """
-    try:
-        found = _file(source).stat()
-    except OSError:
+    path = _regular(source)
+    if path is None:
         return ()
+    found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _file(source: str) -> Path:
-    return Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
+    """The file that a source means, if it means one."""
+    with contextlib.suppress(OSError, RuntimeError):  # A name too long, a home folder of nobody.
+        path = Path(source).expanduser()
+        return path / "tokenizer.json" if path.is_dir() else path
+    return Path(source)
+
+
+def _regular(source: str) -> Path | None:
+    """As `_file`, or `None` if there is no such regular file."""
+    path = _file(source)
+    with contextlib.suppress(OSError):
+        return path if path.is_file() else None
+    return None
 
 
 def check_length(context_length: int) -> None:
