@@ -48,8 +48,10 @@ TOKENIZER = "bert-base-uncased"
 _SWIN, _BERT = "backbone.", "text_encoder."
 _PIXELS, _REGIONS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 
-#: Modules of the decoder of the branch `main`: those without which it is another one, and all.
+#: Modules of the decoder of the branch `main`: those without which it is another one; those that have an
+#: entry for each layer; and all.
 _ATTENTION = frozenset(("RIA_layers", "RLA_vision", "RLA_lang_att"))
+_LAYERED = ("RIA_layers", "RLA_vision", "transformer_ffn_layers")
 _DECODER = _ATTENTION | {
     *("query_feat", "query_embed", "level_embed", "lang_proj", "lang_weight", "decoder_norm"),
     *("transformer_ffn_layers", "minimap_embed", "mask_embed", "nt_embed"),
@@ -305,19 +307,31 @@ def _check_decoder(weights: Weights) -> None:
     """Checks that the decoder, if there is one, is that of the branch `main`.
 
     Raises:
-        UserError: it has modules of another decoder, or lacks an attention.
+        UserError: it has modules of another decoder, lacks an attention, or has another number of layers
+            of one kind than of the others.
     """
-    below = (e.removeprefix(_REGIONS) for e in weights.shapes if e.startswith(_REGIONS))
+    below = [e.removeprefix(_REGIONS) for e in weights.shapes if e.startswith(_REGIONS)]
     found = {entry.split(".")[0] for entry in below}
     other, missing = sorted(found - _DECODER), sorted(_ATTENTION - found)
-    if found and (other or missing):
+    counts = {name: len(_numbers(name, below)) for name in _LAYERED}
+    what = ""
+    if other or missing:
         what = f"has {', '.join(other[:4])}" if other else f"lacks {', '.join(missing)}"
+    elif len({*counts.values()}) > 1:
+        what = f"has {', '.join(f'{count} of {name}' for name, count in counts.items())}"
+    if found and what:
         raise UserError(
             f"{weights.name}: another decoder than that of ReLA's branch main (it {what}). The branch "
             "original (the paper's version) and systems built on ReLA have decoders of their own, "
             "which are not imported: take the released gres_swin_base.pth, or train the paper's block "
             "with --config.model.relationship=paper"
         )
+
+
+def _numbers(module: str, entries: Iterable[str]) -> set[str]:
+    """Numbers of the layers of a module, which its entries have behind its name."""
+    matches = (re.match(rf"{module}\.(\d+)\.", entry) for entry in entries)
+    return {match[1] for match in matches if match}
 
 
 def _check_pixels(weights: Weights) -> None:

@@ -156,6 +156,48 @@ def predictor(sizes: Sizes) -> Shapes:
     return shapes
 
 
+def _attention(name: str, kind: str, c: int) -> Shapes:
+    """A layer of torch's MultiheadAttention and the norm behind it."""
+    return {
+        f"{name}.{kind}.in_proj_weight": (3 * c, c),
+        f"{name}.{kind}.in_proj_bias": (3 * c,),
+        **linear(f"{name}.{kind}.out_proj", c, c),
+        **norm(f"{name}.norm", c),
+    }
+
+
+def original(sizes: Sizes) -> dict[str, Shapes]:
+    """Decoders that the description of the branch `original` allows: form -> name and shape of entries.
+
+    That branch keeps two features apart, RIA's for the masks and RLA's for minimap and presence. RLA
+    acts at the last layer only, through a projection that begins at zero and a gate. The layers before
+    are Mask2Former's. No file of the branch was at hand: its names are not known for certain.
+    """
+    c, plain = sizes.width, predictor(sizes)
+    shared = ("query_feat", "query_embed", "level_embed", "decoder_norm", "minimap_embed")
+    shared += ("nt_embed", "mask_embed", "transformer_ffn_layers")
+    heads = {n: x for n, x in plain.items() if n.split(".")[2] in shared}
+    rla = {
+        f"{REGIONS}.lang_proj.weight": (c, sizes.words),
+        f"{REGIONS}.lang_weight": (),
+        **_attention(f"{REGIONS}.RLA_lang_att", "multihead_attn", c),
+    }
+    layers = {}
+    for number in range(sizes.layers):
+        before = f"{REGIONS}.transformer"
+        layers |= _attention(f"{before}_cross_attention_layers.{number}", "multihead_attn", c)
+        layers |= _attention(f"{before}_self_attention_layers.{number}", "self_attn", c)
+    ria = {n: x for n, x in plain.items() if n.split(".")[2] == "RIA_layers"}
+    once, last = f"{REGIONS}.RLA_vision", sizes.layers - 1
+    return {
+        "Mask2Former's layers": heads | rla | layers | _attention(once, "self_attn", c),
+        "RLA once": heads | rla | ria | _attention(once, "self_attn", c),
+        "RLA at the last layer": heads | rla | ria | _attention(f"{once}.{last}", "self_attn", c),
+        "main's layers and a gate": {**plain, f"{REGIONS}.RLA_gate": ()},
+        "main's layers and a projection": {**plain, **linear(f"{REGIONS}.RLA_proj", c, c)},
+    }
+
+
 def is_index(name: str) -> bool:
     return name.endswith(("position_index", "position_ids"))
 

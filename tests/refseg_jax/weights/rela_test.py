@@ -176,6 +176,23 @@ def shaped(name: str, *shape: int) -> Fault:
     return lambda values: values.update({name: np.ones(shape, np.float32)})
 
 
+@pytest.mark.parametrize("form", sorted(rela_sources.original(rela_sources.SMALL)))
+def test_the_branch_original_is_refused_by_its_name(tmp_path: Path, values: Values, form: str):
+    """No form that its description allows is read as the decoder of `main`, or is an unclear line."""
+    sizes = rela_sources.SMALL
+    rest = {name: value for name, value in values.items() if not name.startswith(REGIONS)}
+    decoder = rela_sources.arrays(rela_sources.original(sizes)[form], live=False)
+    assert decoder.keys() != {name for name in values if name.startswith(REGIONS)}
+    path = rela_sources.checkpoint(tmp_path / "original.pth", rest | decoder)
+    with pytest.raises(UserError) as caught:
+        rela.open_rela(str(path))
+    line = str(caught.value)
+    assert line.startswith(f"{path}: another decoder than that of ReLA's branch main (it ")
+    assert "The branch original (the paper's version)" in line
+    assert line.endswith("train the paper's block with --config.model.relationship=paper")
+    assert "\n" not in line
+
+
 FAULTS: dict[str, tuple[Fault, str]] = {
     "no words' gate": (
         lambda values: values.pop(f"{REGIONS}.lang_weight"),
@@ -217,7 +234,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "a layer more": (
         shaped(f"{REGIONS}.RIA_layers.2.norm.weight", 32),
-        "parameters that nothing fills: regions.layers.2.cross_attention.key.bias",
+        r"another decoder .* \(it has 3 of RIA_layers, 2 of RLA_vision, 2 of transformer_ffn_layers\)",
     ),
     "another name": (
         renamed(f"{REGIONS}.decoder_norm.bias", f"{REGIONS}.decoder_norm.beta"),
