@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from input_pipeline import leakage, mixtures
+from input_pipeline import leakage, mixtures, workers
 from input_pipeline.experiment_data import ExperimentData
 from input_pipeline.facts.published import licences
 from input_pipeline.mixtures import Mixture
@@ -64,7 +64,10 @@ class Experiment:
         model: Any = self.forward.model
         check_tokenizer(config.data.tokenizer, config.data.context_length, model.config)
         self.writer = make_writer(workdir)
-        self.data = ExperimentData(config, model.image_size, model.mask_stride, **_process())
+        self.preemption = Preemption()
+        self.data = ExperimentData(
+            config, model.image_size, model.mask_stride, stop=self.preemption.noticed, **_process()
+        )
         self.evaluations = Evaluations(
             config,
             forward=self.forward,
@@ -158,12 +161,15 @@ class Experiment:
         terms = recorded_licences(earlier) if earlier else {}
         terms |= licences(rows.config.dataset for rows in mixture.rows)
         checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
-        with Preemption() as preemption:
+        with self.preemption as preemption:
             run = Run(
                 trainer=trainer,
                 config=construct(LoopConfig, config.loop, what="config.loop"),
                 batches=mixture.batches(
-                    batch_size=config.batch_size, seed=config.seed, **_process()
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    stop=preemption.noticed,
+                    **_process(),
                 ),
                 evaluations=self.evaluations.at("during"),
                 checkpointer=checkpointer,
@@ -221,7 +227,17 @@ def main(_: list[str]) -> None:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """Ends the process. Threads that hang while they make a batch would keep it for ever."""
+    if workers.hang():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _process() -> dict[str, int]:

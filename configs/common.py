@@ -57,6 +57,7 @@ def base_config() -> ConfigDict:
             "num_workers": 0,
             "threads": 2,
             "prefetch": 4,
+            "max_wait": 600.0,
             "max_pixels": MAX_PIXELS,
         }
     )

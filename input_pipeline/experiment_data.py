@@ -1,6 +1,6 @@
 """The data of an experiment, as its config's sections `data`, `eval` and `evals` describe it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from input_pipeline import oracle, pipeline
@@ -22,6 +22,7 @@ class ExperimentData:
         *,
         process_index: int = 0,
         process_count: int = 1,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Reads nothing yet.
 
@@ -31,10 +32,12 @@ class ExperimentData:
             mask_stride: network pixels per mask cell.
             process_index: index of this process.
             process_count: number of processes that share each batch.
+            stop: as that of `input_pipeline.workers.Batches`.
         """
         self._config = config
         self._sizes = {"image_size": image_size, "mask_stride": mask_stride}
         self._process = {"process_index": process_index, "process_count": process_count}
+        self._stop = stop
 
     def settings(self, **changes: Any) -> PipelineConfig:
         """`config.data` with the sizes that the model needs, and with `changes`.
@@ -69,7 +72,9 @@ class ExperimentData:
     def batches(self, entry: Any) -> Iterable[HostBatch]:
         """This process's batches of the split of an entry of `config.evals`."""
         rows = self._config.eval.batch_size
-        return pipeline.eval_batches(self._evaluated(entry), batch_size=rows, **self._process)
+        return pipeline.eval_batches(
+            self._evaluated(entry), batch_size=rows, stop=self._stop, **self._process
+        )
 
     def oracle(self) -> dict[str, float]:
         """Scores of `config.eval.oracle` as `"oracle/<granularity>/mIoU"`, empty without that split."""

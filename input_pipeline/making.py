@@ -12,10 +12,11 @@ from input_pipeline.schema import Expression, Record
 from input_pipeline.sources import DAMAGED, DatasetError, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax.batch import Batch, HostBatch, RowMeta
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, escaped
 from refseg_jax.images import preprocess
 from refseg_jax.images.decoding import MAX_PIXELS
-from refseg_jax.text.tokenizers import ExpressionError, Tokenizer, build_tokenizer
+from refseg_jax.images.segmentation import SegmentationError
+from refseg_jax.text.tokenizers import Tokenizer, build_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class PipelineConfig:
             evaluation uses at most as many as there are cores and batches.
         threads: threads of each of these processes.
         prefetch: batches that each of these processes keeps ready.
+        max_wait: seconds to wait for a batch before the run stops with an error, because a worker or a
+            thread hangs. It is far longer than a batch takes; `inf` waits for ever.
         canvas: `(Hc, Wc)` in pixels, at least the size of every image of an evaluation.
         shuffled_text: whether to evaluate with the words of other targets, see
             `transforms.ShuffleText`.
@@ -66,6 +69,7 @@ class PipelineConfig:
     num_workers: int = 0
     threads: int = 2
     prefetch: int = 4
+    max_wait: float = 600.0
     canvas: tuple[int, int] = (640, 640)
     shuffled_text: bool = False
     max_pixels: int = MAX_PIXELS
@@ -75,8 +79,9 @@ class PipelineConfig:
 class MakeRow:
     """Makes a batch of one row from the index of a row; picklable, for worker processes.
 
-    A row that cannot be made (a damaged image, an empty expression, ...) becomes one whose pairs are
-    all invalid, with the reason in its meta, so that the order of the other rows stays the same.
+    A row that cannot be made (a damaged image, ...) becomes one whose pairs are all invalid, with the
+    reason in its meta, so that the order of the other rows stays the same. An expression without a word,
+    a mask that cannot be read and a damaged image of a group are left out alone.
 
     Attributes:
         config: which data to read, and how to make batches of it.
@@ -101,15 +106,18 @@ class MakeRow:
             return self._blank("")
         # Outside `try`: a tokenizer that a worker process cannot load is not a damaged row.
         tokenizer = build_tokenizer(self.config.tokenizer)
+        example, left_out = None, list[str]()
         try:
-            example = self._read(key, row)
-            for step in self.steps:
-                example = step(example, rng)
-            return self._pack(example, tokenizer)
-        except (UserError, ValueError) as error:
-            return self._blank(key, " ".join(str(error).split()))
+            example = self._read(key, row, left_out)
+            return self._make(example, rng, tokenizer, left_out)
+        except Exception as error:  # Whatever a decoder or a warp raises costs this row alone.
+            records, _ = self.rows.entries(row)
+            where = f"record {records[0]} of {self.config.dataset} {self.config.split}"
+            if example is not None:
+                where = _name(example.frames[0].record)
+            return self._blank(key, "; ".join([*left_out, _reason(error, where)]))
 
-    def _read(self, key: str, row: int) -> Example:
+    def _read(self, key: str, row: int, left_out: list[str]) -> Example:
         records, positions = self.rows.entries(row)
         if self.config.sampling != "group":
             record = self.source[int(records[0])]
@@ -119,27 +127,65 @@ class MakeRow:
                     "the run began; begin again"
                 )
             expressions = tuple(record.expressions[k] for k in positions)
-            frames = (Frame(record, expressions),)
+            frames = [Frame(record, expressions)]
         else:
-            found = [self.source[int(r)] for r in records]
-            frames = tuple(
-                Frame(record, (record.expressions[k],))
-                for record, k in zip(found, positions, strict=True)
-            )
+            frames = list[Frame]()
+            for number, position in zip(records, positions, strict=True):
+                try:
+                    record = self.source[int(number)]
+                    frames.append(Frame(record, (record.expressions[position],)))
+                except DatasetError as error:
+                    left_out.append(_reason(error, ""))
+        if not frames:
+            raise DatasetError("no image of the group is left")
         first = frames[0].expressions
-        return Example(key, frames, tuple("" if e is None else e.text for e in first))
+        return Example(key, tuple(frames), tuple("" if e is None else e.text for e in first))
 
-    def _pack(self, example: Example, tokenizer: Tokenizer) -> HostBatch:
-        config = self.config
-        blank = self._blank(example.key)
-        batch = blank.batch
-        there = [k for k, text in enumerate(example.texts) if self._has(example, k)]
-        if there:
-            batch.text[0, there], batch.text_valid[0, there] = self._tokenize(
-                tokenizer, example.frames[0].record, [example.texts[k] for k in there]
+    def _make(
+        self, example: Example, rng: np.random.Generator, tokenizer: Tokenizer, left_out: list[str]
+    ) -> HostBatch:
+        """Runs the steps and packs the example; adds to `left_out` what is not in it."""
+        try:
+            for step in self.steps:
+                example = step(example, rng)
+        except Exception:
+            sound = [f for f in example.frames if self._is_sound(f, example, left_out)]
+            if not 0 < len(sound) < len(example.frames):
+                raise
+            # Of a group, one image is left out, and not the others.
+            return self._make(
+                dataclasses.replace(example, frames=tuple(sound)), rng, tokenizer, left_out
             )
-        for n, frame in enumerate(example.frames):
-            self._pack_frame(batch, n, frame)
+        return self._pack(example, tokenizer, left_out)
+
+    def _is_sound(self, frame: Frame, example: Example, left_out: list[str]) -> bool:
+        alone = dataclasses.replace(example, frames=(frame,))
+        try:
+            for step in self.steps:
+                alone = step(alone, np.random.default_rng(0))
+        except Exception as error:
+            if len(example.frames) > 1:
+                left_out.append(_reason(error, _name(frame.record)))
+            return False
+        return True
+
+    def _pack(self, example: Example, tokenizer: Tokenizer, left_out: list[str]) -> HostBatch:
+        config = self.config
+        batch = self._blank(example.key).batch
+        for k, text in enumerate(example.texts):
+            if not self._has(example, k):
+                continue
+            try:
+                ids, valid = tokenizer([text], config.context_length)
+            except Exception as error:
+                left_out.append(_reason(error, _name(example.frames[0].record)))
+                example = _without(example, k)
+            else:
+                batch.text[0, k], batch.text_valid[0, k] = ids[0], valid[0]
+        frames = [
+            self._pack_frame(batch, n, frame, left_out) for n, frame in enumerate(example.frames)
+        ]
+        example = dataclasses.replace(example, frames=tuple(frames))
         missing = ("",) * (config.images - len(example.frames))
         meta = RowMeta(
             key=example.key,
@@ -149,6 +195,7 @@ class MakeRow:
             granularities=self._of_each(example, lambda record, e: e.granularity),
             groups=self._of_each(example, lambda record, e: e.group),
             categories=self._of_each(example, category_of),
+            left_out=tuple(left_out),
         )
         return HostBatch(batch, (meta,), self.name)
 
@@ -164,38 +211,46 @@ class MakeRow:
                     told[n * count + k] = tell(frame.record, expression)
         return tuple(told)
 
-    def _tokenize(
-        self, tokenizer: Tokenizer, record: Record, texts: list[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            return tokenizer(texts, self.config.context_length)
-        except ExpressionError as error:
-            name = f"{record.source}: image {record.image_id} ({record.file_name})"
-            raise ExpressionError(f"{name}: {error}") from None
-
-    def _pack_frame(self, batch: Batch, n: int, frame: Frame) -> None:
-        config, record = self.config, frame.record
+    def _pack_frame(self, batch: Batch, n: int, frame: Frame, left_out: list[str]) -> Frame:
+        """Writes an image and its masks; returns the frame without the pairs that are left out."""
+        record = frame.record
         assert frame.image is not None and frame.affine is not None
         batch.image[0, n], batch.affine[0, n] = frame.image, frame.affine
         batch.size[0, n] = record.height, record.width
         first: dict[tuple[int, ...], int] = {}
+        kept = list(frame.expressions)
         for k, expression in enumerate(frame.expressions):
             if expression is None:
                 continue
+            same = first.setdefault(expression.targets, k)
+            try:
+                if same == k:
+                    self._pack_mask(batch, (0, n, k), frame, expression)
+            except Exception as error:
+                left_out.append(_reason(error, _name(record)))
+                first[expression.targets] = -1
+            if first[expression.targets] < 0:
+                kept[k] = None
+                continue
             batch.valid[0, n, k] = True
             batch.present[0, n, k] = bool(expression.targets)
-            same = first.setdefault(expression.targets, k)
             if same < k:
                 batch.mask[0, n, k] = batch.mask[0, n, same]
                 if batch.native is not None:
                     batch.native[0, n, k] = batch.native[0, n, same]
-                continue
-            mask = frame.mask(expression)
-            batch.mask[0, n, k] = preprocess.prepare_mask(
-                mask, frame.affine, config.image_size, config.mask_stride, config.mask_cells
-            )
-            if batch.native is not None:
-                batch.native[0, n, k, : record.height, : record.width] = mask
+        return dataclasses.replace(frame, expressions=tuple(kept))
+
+    def _pack_mask(
+        self, batch: Batch, place: tuple[int, int, int], frame: Frame, expression: Expression
+    ) -> None:
+        config, record = self.config, frame.record
+        assert frame.affine is not None
+        mask = frame.mask(expression)
+        batch.mask[place] = preprocess.prepare_mask(
+            mask, frame.affine, config.image_size, config.mask_stride, config.mask_cells
+        )
+        if batch.native is not None:
+            batch.native[(*place, slice(record.height), slice(record.width))] = mask
 
     def _has(self, example: Example, k: int) -> bool:
         return any(frame.expressions[k] is not None for frame in example.frames)
@@ -234,6 +289,28 @@ def category_of(record: Record, expression: Expression) -> str:
     (name,) = names
     # The wheel of a bus is another category than that of a bicycle.
     return expression.text if expression.text.startswith(prompts.part(name, of="")) else name
+
+
+def _without(example: Example, k: int) -> Example:
+    """The example with pair `k` of all images as padding."""
+    frames = tuple(
+        dataclasses.replace(f, expressions=(*f.expressions[:k], None, *f.expressions[k + 1 :]))
+        for f in example.frames
+    )
+    texts = (*example.texts[:k], "", *example.texts[k + 1 :])
+    return dataclasses.replace(example, frames=frames, texts=texts)
+
+
+def _name(record: Record) -> str:
+    return escaped(f"{record.source}: image {record.image_id} ({record.file_name})")
+
+
+def _reason(error: Exception, where: str) -> str:
+    """One line about an error; `where` names the record if the error does not."""
+    text = escaped(" ".join(str(error).split()))
+    if not isinstance(error, UserError | SegmentationError):
+        text = f"{type(error).__name__}: {text}"
+    return text if not where or where in text else f"{where}: {text}"
 
 
 def collate(rows: Sequence[HostBatch]) -> HostBatch:

@@ -20,6 +20,7 @@ from absl import logging
 from input_pipeline import leakage, pipeline
 from input_pipeline.leakage import Exclusion
 from input_pipeline.pipeline import PipelineConfig, TrainRows
+from input_pipeline.workers import Batches
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 
@@ -107,8 +108,9 @@ class Mixture:
         return sum(len(rows.rows) for rows in self.rows)
 
     def batches(
-        self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-    ) -> Any:
+        self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Batches:  # fmt: skip
         """An endless iterator of batches; arguments and result as in `pipeline.train_batches`."""
         datasets = [
             rows.dataset(
@@ -123,7 +125,7 @@ class Mixture:
         if len(datasets) > 1:
             schedule = Schedule([member.weight for member in self.members])
             mixed = grain.MapDataset.select_from_datasets(datasets, schedule)
-        return iter(pipeline.iterate(mixed, self.members[0].data))
+        return pipeline.iterate(mixed, self.members[0].data, stop)
 
 
 def read_members(

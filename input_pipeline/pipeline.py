@@ -7,8 +7,7 @@ same for any number of processes, and a run can resume on another number of them
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -17,12 +16,17 @@ from absl import flags, logging
 from input_pipeline import transforms, workers
 from input_pipeline.making import MakeRow, PipelineConfig, collate
 from input_pipeline.rows import RowTable, make_rows, of_granularities
-from input_pipeline.sources import DAMAGED, ExpressionTable, RecordSource
+from input_pipeline.sources import DAMAGED, DatasetError, ExpressionTable, RecordSource
 from input_pipeline.transforms import Transform
+from input_pipeline.workers import Batches
 from refseg_jax.batch import GRANULARITIES, HostBatch
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, shown
 from refseg_jax.images import preprocess
 from refseg_jax.text.tokenizers import build_tokenizer, check_length
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ class TrainRows:
         """
         dataset = grain.MapDataset.range(len(self.rows)).seed(seed).shuffle().repeat()
         dataset = dataset.random_map(self.make)[process_index::process_count]
-        return dataset.batch(_share(batch_size, process_count), batch_fn=collate)
+        return _batched(dataset, _share(batch_size, process_count))
 
 
 def open_train(config: PipelineConfig, name: str = "") -> TrainRows:
@@ -100,16 +104,17 @@ def open_train(config: PipelineConfig, name: str = "") -> TrainRows:
     """
     _check(config)
     source = _open(config)
-    table = ExpressionTable.of(source)
-    return TrainRows(
-        config, source, table.select(of_granularities(table, config.granularities)), name
+    table = _chosen(config, ExpressionTable.of(source, config.tokenizer))
+    _tell_texts(
+        config, source, table, "left out", f"config.mixture.{name}" if name else "config.data"
     )
+    return TrainRows(config, source, table.select(_tokens(table) != 0), name)
 
 
 def train_batches(
     config: PipelineConfig, *, batch_size: int, seed: int, process_index: int = 0,
-    process_count: int = 1,
-) -> Any:  # fmt: skip
+    process_count: int = 1, stop: Callable[[], bool] = _never,
+) -> Batches:  # fmt: skip
     """An endless iterator of this process's share of the global batches.
 
     Args:
@@ -118,9 +123,7 @@ def train_batches(
         seed: seed of the order and of the transforms.
         process_index: index of this process.
         process_count: number of processes that share each batch.
-
-    Returns:
-        A grain iterator of `HostBatch`, with `get_state` and `set_state`.
+        stop: as that of `input_pipeline.workers.Batches`.
 
     Raises:
         UserError: as in `open_train`; or there are no rows, or `batch_size` is not a multiple of
@@ -132,12 +135,13 @@ def train_batches(
         process_index=process_index,
         process_count=process_count,
     )
-    return iter(iterate(dataset, config))
+    return iterate(dataset, config, stop)
 
 
 def eval_batches(
-    config: PipelineConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[HostBatch]:
+    config: PipelineConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1,
+    stop: Callable[[], bool] = _never,
+) -> Batches:  # fmt: skip
     """Yields every expression of a split once, with masks at native size; pads the last batch.
 
     All processes yield the same number of batches. The arguments are those of `train_batches`.
@@ -155,16 +159,20 @@ def eval_batches(
     padded = -(-len(rows) // batch_size) * batch_size
     share = _share(batch_size, process_count)
     dataset = grain.MapDataset.range(padded).seed(0).random_map(make)
-    dataset = dataset[process_index::process_count].batch(share, batch_fn=collate)
+    dataset = _batched(dataset[process_index::process_count], share)
     count = workers.evaluation_workers(config.num_workers, len(dataset))
-    return iter(iterate(dataset, dataclasses.replace(config, num_workers=count)))
+    return iterate(dataset, dataclasses.replace(config, num_workers=count), stop)
 
 
 def check_eval(config: PipelineConfig) -> None:
-    """Raises the errors that `eval_batches` would raise; logs which expressions are not scored."""
-    _, _, _, table = _eval_rows(config)
+    """Raises the errors that `eval_batches` would raise.
+
+    Logs which expressions are not scored, and which are cut.
+    """
+    _, source, _, table = _eval_rows(config)
     if not config.shuffled_text:
         _tell_left_out(config, table)
+        _tell_texts(config, source, _chosen(config, table), "not scored", "config.data")
 
 
 def _eval_rows(
@@ -174,7 +182,7 @@ def _eval_rows(
         config = dataclasses.replace(config, sampling="expressions")
     _check(config)
     source = _open(config)
-    table = ExpressionTable.of(source)
+    table = ExpressionTable.of(source, config.tokenizer)
     rows = _rows(config, table)
     if len(config.canvas) != 2:
         raise UserError(f"config.eval.canvas={config.canvas}: give a height and a width")
@@ -187,12 +195,20 @@ def _eval_rows(
     return config, source, rows, table
 
 
-def iterate(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDataset:
+def iterate(
+    dataset: grain.MapDataset, config: PipelineConfig, stop: Callable[[], bool] = _never
+) -> Batches:
     """Batches in order, prepared ahead by the config's threads or worker processes."""
+    iterable = _prepared(dataset, config)
+    return Batches(iterable, max_wait=config.max_wait, stop=stop)
+
+
+def _prepared(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDataset:
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
     iterable = dataset.to_iter_dataset(options)
     if not config.num_workers:
         return iterable
+    workers.start_tracker()
     # Worker processes read absl's flags, which are not parsed in notebooks and tests.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
@@ -206,6 +222,11 @@ def _check(config: PipelineConfig) -> None:
     check_length(config.context_length)
     preprocess.check_resize(config.resize)
     preprocess.check_mask_cells(config.mask_cells)
+    if not config.max_wait > 0:
+        raise UserError(
+            f"config.data.max_wait={config.max_wait:g}: give a positive number of seconds, or inf to "
+            "wait for ever"
+        )
 
 
 def _open(config: PipelineConfig) -> RecordSource:
@@ -235,6 +256,55 @@ def _tell_left_out(config: PipelineConfig, table: ExpressionTable) -> None:
             *(config.dataset, config.split, sum(left_out.values()), len(kinds)),
             ", ".join(f"{name} {count}" for name, count in left_out.items()),
         )
+
+
+def _chosen(config: PipelineConfig, table: ExpressionTable) -> ExpressionTable:
+    return table.select(of_granularities(table, config.granularities))
+
+
+def _tokens(table: ExpressionTable) -> np.ndarray:
+    assert table.tokens is not None
+    return table.tokens
+
+
+def _tell_texts(
+    config: PipelineConfig, source: RecordSource, table: ExpressionTable, lost: str, section: str
+) -> None:
+    """Logs a line for the texts without a word, which are `lost`, and one for those that are cut."""
+    tokens, length = _tokens(table), config.context_length
+    where = f"{config.dataset} {config.split}"
+    empty, cut = np.flatnonzero(tokens == 0), np.flatnonzero(tokens > length)
+    if len(empty):
+        logging.warning(
+            "%s: %d of %d expressions have no word and are %s, e.g. %s",
+            *(where, len(empty), len(tokens), lost, _example(source, table, int(empty[0]))),
+        )
+    if len(cut):
+        longest = int(tokens[cut].max())
+        logging.warning(
+            "%s: %d of %d expressions are longer than %d tokens of %s, and their last words are cut, "
+            "e.g. %s; %s.context_length=%d would read all of them",
+            *(where, len(cut), len(tokens), length, config.tokenizer),
+            *(_example(source, table, int(cut[0])), section, longest),
+        )
+
+
+def _example(source: RecordSource, table: ExpressionTable, place: int) -> str:
+    """An expression of a table, shown on one line."""
+    try:
+        record = source[int(table.record[place])]
+    except DatasetError:
+        return "one whose record cannot be read any more"
+    expression = record.expressions[table.position[place]]
+    text = expression.text if len(expression.text) <= 120 else f"{expression.text[:120]}..."
+    return f"{ascii(text) if not text.isprintable() else repr(text)} ({shown(expression.id)})"
+
+
+def _batched(dataset: grain.MapDataset, rows: int) -> grain.MapDataset:
+    """Batches of `rows` rows."""
+    # Rows are batches of one already. grain rounds the length of an endless dataset, batched by one,
+    # to a number that is too large for a length.
+    return dataset if rows == 1 else dataset.batch(rows, batch_fn=collate)
 
 
 def _share(batch_size: int, processes: int) -> int:

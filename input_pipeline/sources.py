@@ -9,7 +9,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
@@ -18,10 +18,12 @@ import numpy as np
 from absl import logging
 
 from input_pipeline.facts.published import all_facts
-from input_pipeline.schema import Record, from_features
+from input_pipeline.schema import Record, check_references, from_features
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
+from refseg_jax.text.lengths import count_tokens
+from refseg_jax.text.tokenizers import build_tokenizer, tokenizer_identity
 
 #: A folder that has this file is a built dataset.
 _INFO = "features.json"
@@ -114,9 +116,11 @@ class RecordSource:
             DatasetError: the record or a file of the split is damaged.
         """
         try:
-            return from_features(self._data[index])
-        except (RuntimeError, ValueError, OSError) as error:  # All errors of ArrayRecord and TFDS.
-            reason = " ".join(str(error).split())[:120]
+            record = from_features(self._data[index])
+            check_references(record)
+            return record
+        except Exception as error:  # ArrayRecord and TFDS have many, other programs' records more.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise DatasetError(
                 f"{self.folder}: record {index} of split {self.split!r} is damaged ({reason}); "
                 "put back a sound copy of the split's files or build the dataset again"
@@ -147,6 +151,8 @@ class ExpressionTable:
         group: i32 `[E]`, a number for each pair (group, text), or -1 for expressions without a group.
         largest: i32 `[2]`, the largest height and the largest width of the split's images in pixels.
         image: bytes `[R]`, image ids of the `R` records in UTF-8, empty if one could not be read.
+        tokens: i32 `[E]`, tokens that the text takes when nothing is cut, SOS and EOS included; 0 if it
+            has no word, -1 where the record could not be read. `None` if no tokenizer was given.
     """
 
     record: np.ndarray
@@ -156,39 +162,47 @@ class ExpressionTable:
     group: np.ndarray
     largest: np.ndarray
     image: np.ndarray
+    tokens: np.ndarray | None = None
 
     @classmethod
-    def of(cls, source: RecordSource) -> "ExpressionTable":
+    def of(cls, source: RecordSource, tokenizer: str = "") -> "ExpressionTable":
         """Loads the table that lies beside the dataset, or makes it by reading every record once.
 
-        A new table is kept beside the dataset.
+        A new table is kept beside the dataset, and the tokens in a file for each tokenizer.
+
+        Args:
+            source: the records of the split.
+            tokenizer: name as in `build_tokenizer`, to count `tokens`; `""` leaves them out.
 
         Raises:
             DatasetError: no record can be read.
+            UserError: there is no such tokenizer.
         """
-        path = source.folder / f"expressions-{source.split}-{source.fingerprint()}.npz"
-        table = cls._load(path)
-        if table is None:
-            table = cls._read(source)
-            # Not kept with damaged records: they may be readable later, or on another machine.
-            if not (table.position == DAMAGED).any():
-                keep_beside(path, lambda file: np.savez(file, **dataclasses.asdict(table)))
+        mark = f"{source.split}-{source.fingerprint()}.npz"
+        path = source.folder / f"expressions-{mark}"
+        counts = source.folder / f"tokens-{tokenizer_identity(tokenizer)}-{mark}"
+        columns = _load(path, cls._columns())
+        counted = _load(counts, ("tokens",)) if tokenizer else {}
+        if columns is not None and counted is not None:
+            return cls(**columns, **counted)
+        table = cls._read(source, tokenizer)
+        # Not kept with damaged records: they may be readable later, or on another machine.
+        if not (table.position == DAMAGED).any():
+            stored = {name: getattr(table, name) for name in cls._columns()}
+            keep_beside(path, lambda file: np.savez(file, **stored))
+            if table.tokens is not None:
+                kept = table.tokens
+                keep_beside(counts, lambda file: np.savez(file, tokens=kept))
         return table
 
     @classmethod
-    def _load(cls, path: Path) -> "ExpressionTable | None":
-        try:
-            # Opened here, because numpy does not close a truncated file that it opened itself.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
-        except FileNotFoundError:
-            return None
-        except _UNREADABLE as error:
-            logging.info("%s is damaged and made again: %s", path, error)
-            return None
+    def _columns(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(cls) if field.name != "tokens")
 
     @classmethod
-    def _read(cls, source: RecordSource) -> "ExpressionTable":
+    def _read(cls, source: RecordSource, tokenizer: str) -> "ExpressionTable":
+        count = functools.partial(count_tokens, build_tokenizer(tokenizer)) if tokenizer else None
+        tokens: list[int] = []
         rows: list[tuple[int, int, int, int, int]] = []
         groups: dict[tuple[str, str], int] = {}
         largest = np.zeros(2, np.int32)
@@ -199,6 +213,7 @@ class ExpressionTable:
                 record = source[index]
             except DatasetError as error:
                 damaged.append(error)
+                tokens += [-1] * len(GRANULARITIES)
                 rows += [(index, DAMAGED, 0, kind, -1) for kind in range(len(GRANULARITIES))]
                 continue
             images[index] = record.image_id.encode()
@@ -208,24 +223,42 @@ class ExpressionTable:
                 if expression.group:
                     group = groups.setdefault((expression.group, expression.text), len(groups))
                 granularity = GRANULARITIES.index(expression.granularity)
+                if count is not None:
+                    tokens.append(count(expression.text))
                 rows.append((index, position, expression.referent, granularity, group))
         if damaged and len(damaged) == len(source):
             raise damaged[0]
         columns = np.array(rows, np.int32).reshape(-1, 5).T
         record, position, referent, granularity, group = columns
         kinds = granularity.astype(np.int8)
-        return cls(record, position, referent, kinds, group, largest, np.array(images, np.bytes_))
+        named = np.array(images, np.bytes_)
+        counted = np.array(tokens, np.int32) if count is not None else None
+        return cls(record, position, referent, kinds, group, largest, named, counted)
 
     def select(self, wanted: np.ndarray) -> "ExpressionTable":
         """The table of the expressions for which `wanted`, bool `[E]`, is true.
 
         Records keep their indices.
         """
-        columns = ("record", "position", "referent", "granularity", "group")
+        columns = ["record", "position", "referent", "granularity", "group"]
+        columns += ["tokens"] * (self.tokens is not None)
         return dataclasses.replace(self, **{name: getattr(self, name)[wanted] for name in columns})
 
     def __len__(self) -> int:
         return len(self.record)
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Arrays of a file by their names, or `None` if there is no sound file."""
+    try:
+        # Opened here, because numpy does not close a truncated file that it opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        logging.info("%s is damaged and made again: %s", path, error)
+        return None
 
 
 def keep_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

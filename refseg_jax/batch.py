@@ -33,7 +33,7 @@ class Batch:
         text_valid: bool `[B, K, L]`, true from SOS to EOS.
         mask: u8 `[B, N, K, h, w]`, the covered share of each mask cell, scaled to 0..255.
         present: bool `[B, N, K]`, true where the image contains a referent of the expression.
-        valid: bool `[B, N, K]`, false for padding and for quarantined rows.
+        valid: bool `[B, N, K]`, false for padding, quarantined rows and pairs that were left out.
         size: i32 `[B, N, 2]`, native height and width in pixels.
         affine: f32 `[B, N, 2, 3]`, maps native pixels (x, y, 1) to network pixels (x, y). The
             coordinate of a pixel is its index.
@@ -73,6 +73,7 @@ class RowMeta:
             where there is no group; empty for a row of padding or a quarantined one.
         categories: `N * K` names of the category that the expression asks for, `""` where it is
             unknown; empty for a row of padding or a quarantined one.
+        left_out: why single pairs, or images of a group, were left out of the row; they are padding.
     """
 
     key: str
@@ -83,6 +84,7 @@ class RowMeta:
     error: str = ""
     groups: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class HostBatch(NamedTuple):
@@ -95,6 +97,10 @@ class HostBatch(NamedTuple):
     batch: Batch
     meta: tuple[RowMeta, ...]
     name: str = ""
+
+
+class Interrupted(Exception):
+    """The wait for a batch was given up, because this process is asked to stop (SIGTERM)."""
 
 
 @jax.tree_util.register_dataclass

@@ -54,7 +54,7 @@ PIPELINE = {
     "leakage": "schema sources",
     "making": "prompts rows schema sources transforms",
     "pipeline": "making rows sources transforms workers",
-    "mixtures": "leakage pipeline",
+    "mixtures": "leakage pipeline workers",
     "experiment_data": "oracle pipeline sources",
 }
 #: What `input_pipeline` may use of the library.

@@ -131,7 +131,8 @@ class Evaluator:
 
         Returns:
             Key -> value, the same on every process: scores in [0, 1] as `State.compute` gives them,
-            each `count` of `State.counts`, and `quarantined`, the number of rows left out.
+            each `count` of `State.counts`, and `quarantined`, the number of rows and single pairs that
+            were left out.
 
         Raises:
             UserError: two pairs have the same id, or a protocol needs a field that the dataset does
@@ -144,7 +145,8 @@ class Evaluator:
         logging.info("evaluating %s at step %d ...", self.name, step)
         with self._dump(step) as write:
             for host, outputs in self._outputs(params, self._dumps(step)):
-                quarantined += [meta.error for meta in host.meta if meta.error]
+                for meta in host.meta:
+                    quarantined += [reason for reason in (meta.error, *meta.left_out) if reason]
                 seen = self._seen(host, outputs)
                 for one in seen:
                     if one.pair.id in ids:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import html
+import hashlib
 import importlib
 import re
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,11 @@ import numpy as np
 
 from refseg_jax.errors import UserError, shown
 from refseg_jax.text import clip_vocabulary
+from refseg_jax.text.cleaning import ExpressionError, clean
 from refseg_jax.text.vocabulary_file import read_vocabulary, same_vocabulary
 
 #: Ids of start and end of a text in CLIP's vocabulary, and the size of the vocabulary.
 CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
-
-#: Longer expressions are cut before they are cleaned: no context has room for so many words.
-_MAX_CHARACTERS = 2000
 
 #: A name on the Hugging Face hub; what ends as a file does, or begins by a dot, is a path.
 _HUB_NAME = re.compile(r"(?!.*\.json$)\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
@@ -29,10 +27,6 @@ _UNKNOWN_WORDS = ("qzxjwv", "\U00013000\U00013001", "\u2603")
 
 _AGAIN = "download its tokenizer.json again and name that file in config.data.tokenizer"
 _NO_UNKNOWN = "take another tokenizer in config.data.tokenizer, with a token for unknown words"
-
-
-class ExpressionError(UserError, ValueError):
-    """An expression is empty, or not text."""
 
 
 class MissingLibrary(UserError):
@@ -63,7 +57,7 @@ class Tokenizer(Protocol):
             Ids i32 `[K, L]`, zero-padded, and bool `[K, L]`, true from SOS to EOS.
 
         Raises:
-            ExpressionError: an expression is empty, or not UTF-8 text.
+            ExpressionError: an expression has no word, or is not UTF-8 text.
             UserError: L has no room for SOS and EOS.
         """
         ...
@@ -71,42 +65,6 @@ class Tokenizer(Protocol):
     def as_json(self) -> str:
         """The vocabulary as the text of a `tokenizer.json`, for `JsonTokenizer` and transformers."""
         ...
-
-
-def clean(text: str | bytes) -> str:
-    """Cleans a text as CLIP does: repairs mojibake, unescapes HTML twice, folds blanks and case.
-
-    Raises:
-        ExpressionError: no text is left, or the bytes are not UTF-8.
-    """
-    words = _decode(text)[:_MAX_CHARACTERS]
-    # ftfy does not change printable ASCII (except HTML, see below), and importing it is slow.
-    if not (words.isascii() and words.isprintable()):
-        words = importlib.import_module("ftfy").fix_text(words)
-    cleaned = " ".join(html.unescape(html.unescape(words)).split()).lower()
-    if not cleaned:
-        raise ExpressionError("an expression is empty; say what to look for")
-    return cleaned
-
-
-def _decode(text: str | bytes) -> str:
-    if isinstance(text, str):
-        try:
-            # Bytes from a terminal that are not UTF-8 arrive as lone surrogates.
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ExpressionError(
-                f"expression {text[:40]!a} is not UTF-8 ({error.reason}); convert it"
-            ) from None
-        return text
-    if not isinstance(text, bytes):
-        raise ExpressionError(f"expression {text!r:.40} is {type(text).__name__}, not text")
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise ExpressionError(
-            f"expression {text[:40]!r} is not UTF-8 ({error.reason}); convert it"
-        ) from None
 
 
 class ClipTokenizer:
@@ -273,6 +231,11 @@ def _version(source: str) -> tuple[int, ...]:
         return ()
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def tokenizer_identity(name: str) -> str:
+    """16 hexadecimal digits that tell tokenizers apart, and versions of a vocabulary's file."""
+    return hashlib.sha256(repr((name, _version(name))).encode()).hexdigest()[:16]
 
 
 def _file(source: str) -> Path:

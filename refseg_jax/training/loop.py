@@ -18,13 +18,14 @@ import jax
 from absl import logging
 
 from refseg_jax import sharding
-from refseg_jax.batch import HostBatch
+from refseg_jax.batch import HostBatch, Interrupted
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.reporting.writers import MetricWriter, ProgressLine
 from refseg_jax.training.clock import Clock
 from refseg_jax.training.preemption import Preemption
+from refseg_jax.training.quarantine import Quarantine, TrainingError
 from refseg_jax.training.state import Trainer, TrainState
 
 #: Fields that must not change when a run resumes, beside all of `model` and `mixture`: they decide
@@ -35,10 +36,6 @@ _FIXED = frozenset(
     | {f"data.{name}" for name in ("dataset", "split", "sampling", "granularities")}
     | {f"data.{name}" for name in ("pairs", "images", "num_workers")}
 )
-
-
-class TrainingError(UserError):
-    """Training cannot go on; the message says why and what to do."""
 
 
 class Trained(NamedTuple):
@@ -77,7 +74,7 @@ class DataIterator(Protocol):
     """An endless iterator of batches whose position can be stored."""
 
     def __next__(self) -> HostBatch:
-        """The next batch of this process."""
+        """The next batch of this process; raises `Interrupted` if SIGTERM comes while it is awaited."""
         ...
 
     def get_state(self) -> Any:
@@ -93,7 +90,7 @@ class Evaluation(Protocol):
     """Scores parameters; see `refseg_jax.evaluation.evaluator`."""
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Name -> score, the same on every process."""
+        """Name -> score, the same on every process; raises `Interrupted` as `DataIterator` does."""
         ...
 
 
@@ -116,42 +113,6 @@ class LoopConfig:
     save_every: int = 1000
     max_bad_share: float = 0.01
     log_batches: bool = False
-
-
-@dataclasses.dataclass
-class Quarantine:
-    """Counts damaged records, and stops a run that meets too many of them.
-
-    Attributes:
-        max_share: share of rows in [0, 1] that may be damaged.
-        rows: rows seen so far on this process.
-        bad: damaged ones among them.
-    """
-
-    max_share: float
-    rows: int = 0
-    bad: int = 0
-
-    #: Rows to see before the share is judged.
-    grace: int = 200
-
-    def check(self, host: HostBatch) -> None:
-        """Counts one batch.
-
-        Raises:
-            TrainingError: more than `max_share` of all rows so far are damaged.
-        """
-        self.rows += len(host.meta)
-        for meta in host.meta:
-            if meta.error:
-                self.bad += 1
-                logging.warning("quarantined row %s: %s", meta.key, meta.error)
-        if self.rows >= self.grace and self.bad > self.max_share * self.rows:
-            raise TrainingError(
-                f"{self.bad} of {self.rows} records are damaged, more than the allowed "
-                f"{self.max_share:.2%}: mend the dataset (the log names each of them) or raise "
-                "config.loop.max_bad_share"
-            )
 
 
 class _Begun(NamedTuple):
@@ -267,8 +228,11 @@ class Run:
                 self.checkpointer.add_scores(step, scores)
             if preempted or step >= total:
                 break
-            with clock.waiting():
-                host = next(self.batches)
+            try:
+                with clock.waiting():
+                    host = next(self.batches)
+            except Interrupted:
+                continue  # To save the state, with the position before this batch.
             quarantine.check(host)
             self._log_batch(step, host)
             shape = (host.batch.image.shape, host.batch.text.shape)
@@ -317,10 +281,14 @@ class Run:
             losses.clear()
         self.progress.update(step, loss=values["loss"], quarantined=quarantine.bad, **rates)
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
+        """Scores of all evaluations, or `None` if SIGTERM came while one of them waited for a batch."""
         scores: dict[str, float] = {}
-        for evaluation in self.evaluations:
-            scores |= evaluation.evaluate(state.eval_params, step)
+        try:
+            for evaluation in self.evaluations:
+                scores |= evaluation.evaluate(state.eval_params, step)
+        except Interrupted:
+            return None
         if scores:
             self.writer.scalars(step, scores)
         return scores

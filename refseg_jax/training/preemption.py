@@ -46,5 +46,12 @@ class Preemption:
             return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._noticed
 
+    def noticed(self) -> bool:
+        """Whether SIGTERM has come to this process; with several processes, always false.
+
+        For waits in which the processes cannot agree.
+        """
+        return self._noticed
+
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True

@@ -1,4 +1,4 @@
-"""Damaged rows are left out one by one; mistakes in the config are no damage."""
+"""Damaged rows and pairs are left out one by one; mistakes in the config are no damage."""
 
 import dataclasses
 from functools import partial
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import eval_batches, train_batches
-from input_pipeline.schema import Record, Target, encode_mask
+from input_pipeline import transforms
+from input_pipeline.pipeline import eval_batches, open_train, train_batches
+from input_pipeline.schema import Expression, Record, Target, encode_mask
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
+from refseg_jax.images import preprocess
 from tests.input_pipeline.batches import (
     EVERY,
     SPLITS,
@@ -46,9 +48,13 @@ def damage(record: Record) -> Record:
 REASONS = {
     "val0": "the image is damaged",
     "val1": "the image is 32 x 32, its masks are 32 x 31",
-    "val3": "an expression is empty",
-    "val4": "target 0: the RLE's runs do not fill 32 x 32 pixels",
     "val6": "the image is damaged",
+}
+#: Image -> why some of its pairs are left out, and how many.
+PAIRS = {
+    "val3": ("an expression has no word", 1),
+    # The whole left box, and both boxes.
+    "val4": ("target 0: the RLE's runs do not fill 32 x 32 pixels", 3),
 }
 
 
@@ -77,6 +83,26 @@ def test_a_damaged_row_is_invalid_and_the_others_keep_their_place(
     reasons = []
     for one, (values, meta) in zip(whole, damaged, strict=True):
         name = one[1].image_ids[0]
+        if name in PAIRS:
+            words, left_out = PAIRS[name]
+            assert meta.key == one[1].key and not meta.error
+            lost = set(one[1].pair_ids) - set(meta.pair_ids)
+            if training and name == "val3":
+                # The other five are drawn.
+                assert not meta.left_out and len(lost) == 1
+            else:
+                assert all(words in reason and name in reason for reason in meta.left_out)
+                assert meta.left_out
+                assert len(lost) == left_out
+            assert values["valid"].sum() == one[0]["valid"].sum() - left_out
+            kept = {i: k for k, i in enumerate(meta.pair_ids) if i}
+            for k, i in enumerate(one[1].pair_ids):
+                if i in kept:
+                    for field in ("mask", "present"):
+                        np.testing.assert_array_equal(
+                            values[field][0, kept[i]], one[0][field][0, k]
+                        )
+            continue
         if name not in REASONS:
             assert_same_rows([(values, meta)], [one])
             continue
@@ -148,3 +174,65 @@ def test_a_mistake_in_the_config_is_told_at_once_and_not_as_damage(
         with pytest.raises(UserError) as caught:
             begin(make_config(data_dir, "train", **{field: value}), batch_size=2)
         assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Refused(Exception):
+    """An exception of a library that nobody knows."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        IndexError("7"),
+        RecursionError("deep"),
+        Refused("so"),
+        OSError(5, "I/O"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("step", ["decode_image", "prepare_image", "prepare_mask"])
+@pytest.mark.parametrize("native", [False, True])
+def test_whatever_a_step_raises_costs_its_record_alone(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception, native: bool
+):
+    home: Any = transforms if step == "decode_image" else preprocess
+    sound, calls = getattr(home, step), list[int]()
+
+    def raises(*arguments: Any, **named: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 2:
+            raise error
+        return sound(*arguments, **named)
+
+    make = dataclasses.replace(open_train(make_config(data_dir)).make, native=native)
+    expected = [make(row, np.random.default_rng(row)) for row in range(7)]
+    monkeypatch.setattr(home, step, raises)
+    found = [make(row, np.random.default_rng(row)) for row in range(7)]
+    bad = 0 if step == "prepare_mask" else 1  # Each row has two masks.
+    (reason,) = filter(None, (found[bad].meta[0].error, *found[bad].meta[0].left_out))
+    assert f"{type(error).__name__}: {error}" in reason
+    (image_id,) = expected[bad].meta[0].image_ids
+    assert "\n" not in reason and reason.startswith(f"tiny: image {image_id} ({image_id}.jpg): ")
+    assert found[bad].batch.valid.sum() == (1 if step == "prepare_mask" else 0)
+    del found[bad], expected[bad]
+    assert_same_rows(rows_of(found), rows_of(expected))
+
+
+def test_a_damaged_image_of_a_group_leaves_the_others(tmp_path: Path):
+    def grouped(record: Record) -> Record:
+        shared = Expression(f"{record.image_id}-g", "any box", (0,), "group", group="g")
+        image = record.image[:100] if record.image_id == "val1" else record.image
+        return dataclasses.replace(record, image=image, expressions=(shared,))
+
+    build_tiny_dataset(tmp_path, {"val": 4}, change=grouped)
+    config = make_config(tmp_path, sampling="group", granularities=("group",), pairs=1, images=4)
+    for batches in (
+        take(train_batches(config, batch_size=1, seed=0), 1),
+        list(eval_batches(config, batch_size=1)),
+    ):
+        ((values, meta),) = rows_of(batches)
+        assert set(meta.image_ids) == {"val0", "val2", "val3", ""} and not meta.error
+        assert values["valid"][:, 0].tolist() == [True, True, True, False]
+        (reason,) = meta.left_out
+        assert reason.startswith("tiny: image val1") and "damaged" in reason

@@ -309,12 +309,36 @@ def test_a_damaged_table_is_made_again(
     damage(kept)
     assert kept.read_bytes() != sound
     found = dataclasses.asdict(ExpressionTable.of(source))
+    assert expected.pop("tokens") is None and found["tokens"] is None
     for name, column in expected.items():
         np.testing.assert_array_equal(found[name], column)
     with np.load(kept) as stored:
         assert {name: stored[name].tolist() for name in stored.files} == {
             name: column.tolist() for name, column in expected.items()
         }
+
+
+@pytest.mark.parametrize("damage", [cut, empty, replace_by_text, replace_by_array])
+def test_tokens_are_kept_for_each_tokenizer(
+    data_dir: Path, tmp_path: Path, damage: Callable[[Path], None]
+):
+    source = copy(data_dir, tmp_path / "data")
+    table = ExpressionTable.of(source, "clip")
+    assert table.tokens is not None
+    texts = [
+        source[r].expressions[p].text for r, p in zip(table.record, table.position, strict=True)
+    ]
+    # Words of the tiny dataset are one token each.
+    assert table.tokens.tolist() == [len(text.split()) + 2 for text in texts]
+    (kept,) = source.folder.glob("tokens-*-val-*")
+    np.savez(kept, tokens=table.tokens + 100)
+    again = ExpressionTable.of(source, "clip").tokens
+    assert again is not None and (again == table.tokens + 100).all()
+    damage(kept)
+    again = ExpressionTable.of(source, "clip").tokens
+    assert again is not None and (again == table.tokens).all()
+    with np.load(kept) as stored:
+        assert stored["tokens"].tolist() == table.tokens.tolist()
 
 
 def test_a_table_that_cannot_be_written_is_no_error(data_dir: Path, tmp_path: Path):

@@ -4,10 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from input_pipeline.pipeline import eval_batches
-from input_pipeline.workers import evaluation_workers, usable_cores
+import pytest
+
+from input_pipeline.pipeline import eval_batches, train_batches
+from input_pipeline.workers import Batches, PipelineError, evaluation_workers, hang, usable_cores
+from refseg_jax.batch import Interrupted
 from tests.input_pipeline.batches import assert_same_rows, make_config, rows_of
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 
@@ -106,3 +113,149 @@ def test_an_evaluation_starts_no_worker_without_a_batch(tmp_path: Path) -> None:
     found = [next(batches)]
     assert len(set(multiprocessing.active_children()) - before) == 1
     assert_same_rows(rows_of(found), rows_of(list(eval_batches(config, batch_size=16))))
+
+
+class Blocking:
+    """A dataset of the numbers 0, 1, ... as grain has it; number `at` waits until it is let go."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.go, self.closed = at, threading.Event(), 0
+
+    def __iter__(self) -> "BlockingIterator":
+        return BlockingIterator(self)
+
+
+class BlockingIterator:
+    def __init__(self, dataset: Blocking) -> None:
+        self.dataset, self.next = dataset, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        number, self.next = self.next, self.next + 1
+        if number == self.dataset.at:
+            assert self.dataset.go.wait(60)
+        return number
+
+    def get_state(self) -> Any:
+        return {"next_index": self.next}
+
+    def set_state(self, state: Any) -> None:
+        self.next = state["next_index"]
+
+    def close(self) -> None:
+        self.dataset.closed += 1
+
+
+def test_a_batch_that_never_comes_is_one_line_within_the_limit() -> None:
+    dataset: Any = Blocking(2)
+    batches = Batches(dataset, max_wait=0.5)
+    assert [next(batches), next(batches)] == [0, 1]
+    begun = time.monotonic()
+    with pytest.raises(
+        PipelineError, match=r"no batch came for 0\.5 s: the threads hang"
+    ) as caught:
+        next(batches)
+    assert 0.5 <= time.monotonic() - begun < 5
+    assert "config.data.max_wait" in str(caught.value) and "\n" not in str(caught.value)
+    assert hang()
+    dataset.go.set()
+    assert next(batches) == 2
+    assert not hang()
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_position_is_before_the_batch_that_is_awaited(at: int, resumed: bool) -> None:
+    dataset: Any = Blocking(at + 5 * resumed)
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return True
+
+    batches = Batches(dataset, stop=stop)
+    if resumed:
+        batches.set_state({"next_index": 5})
+    for number in range(at):
+        assert next(batches) == number + 5 * resumed
+    assert not asked  # A batch that is there is no wait.
+    with pytest.raises(Interrupted):
+        next(batches)
+    assert batches.get_state() == {"next_index": dataset.at}
+    dataset.go.set()
+    # The iterator moves on in its thread, and the position does not.
+    deadline = time.monotonic() + 10
+    while hang() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert batches.get_state() == {"next_index": dataset.at}
+    assert next(batches) == dataset.at
+    assert batches.get_state() == {"next_index": dataset.at + 1}
+
+
+def _with_workers(data: Path, at_most: float, stop: Callable[[], bool] = lambda: False) -> Any:
+    """Batches of two workers, which have given as many as their queues hold."""
+    batches = train_batches(
+        make_config(data, "train", num_workers=2, max_wait=at_most, prefetch=1),
+        batch_size=2,
+        seed=0,
+        stop=stop,
+    )
+    before = set(multiprocessing.active_children())
+    found = [next(batches) for _ in range(4)]
+    return (
+        batches,
+        sorted(set(multiprocessing.active_children()) - before, key=lambda w: w.pid or 0),
+        found,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (
+            signal.SIGKILL,
+            "was killed by SIGKILL, perhaps for want of memory: lower config.data.pre",
+        ),
+        (signal.SIGSEGV, "was killed by SIGSEGV, perhaps by a decoder's fault"),
+        (signal.SIGSTOP, "no batch came for 4 s: the 2 worker processes hang"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_is_one_line(
+    tmp_path: Path, number: signal.Signals, words: str
+) -> None:
+    build_tiny_dataset(tmp_path / "data", {"train": 6})
+    batches, workers, _ = _with_workers(tmp_path / "data", 60.0)
+    batches._max_wait = 4.0  # Not before: a start takes long where many tests run.
+    os.kill(workers[0].pid, number)
+    begun = time.monotonic()
+    with pytest.raises(PipelineError) as caught:
+        for _ in range(40):
+            next(batches)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert time.monotonic() - begun < 40
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode is not None
+
+
+def test_a_stop_while_a_worker_hangs_is_heard_and_loses_no_batch(tmp_path: Path) -> None:
+    build_tiny_dataset(tmp_path / "data", {"train": 6})
+    asked = threading.Event()
+    batches, workers, found = _with_workers(tmp_path / "data", 60.0, asked.is_set)
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    threading.Timer(1.0, asked.set).start()
+    with pytest.raises(Interrupted):
+        while True:
+            found.append(next(batches))
+    state = batches.get_state()
+    whole = train_batches(make_config(tmp_path / "data", "train"), batch_size=2, seed=0)
+    expected = [next(whole) for _ in range(len(found) + 2)]
+    assert_same_rows(rows_of(found), rows_of(expected[: len(found)]))
+    again = train_batches(
+        make_config(tmp_path / "data", "train", num_workers=2), batch_size=2, seed=0
+    )
+    again.set_state(state)
+    assert_same_rows(rows_of([next(again), next(again)]), rows_of(expected[len(found) :]))
+    again.close()

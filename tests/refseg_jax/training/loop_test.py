@@ -16,7 +16,7 @@ from refseg_jax.batch import HostBatch, RowMeta
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.training import clock
-from refseg_jax.training.loop import Quarantine
+from refseg_jax.training.quarantine import Quarantine
 from refseg_jax.training.state import Trainer, TrainState
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.refseg_jax.training.loop_runs import (
