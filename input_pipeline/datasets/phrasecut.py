@@ -15,6 +15,7 @@ Source: README.md of github.com/ChenyunWu/PhraseCutDataset.
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
 from input_pipeline.formats.image_files import ImageFiles
 from input_pipeline.formats.json_stream import elements, integer, packed, words
+from input_pipeline.formats.regions import counts_of
 from input_pipeline.schema import Expression, Target
-from refseg_jax.images.segmentation import EmptyRegion, SegmentationError, encode_segmentation
+from refseg_jax.images.segmentation import SegmentationError
 from refseg_jax.images.units import Evidence
 
 SPLITS = ("train", "val", "miniv", "test")
@@ -32,7 +34,6 @@ IMAGE_FOLDERS = ("images", "VG_100K", "VG_100K_2")
 IMAGE_LISTS = ("image_data_split3000.json", "image_data_split.json")
 
 #: Notes in the build report.
-TINY = "polygons of fewer than three points, left out of masks"
 NO_REGION = "phrases without a region, left out"
 NO_WORD = "phrases without a word, left out"
 NO_INSTANCE = "instances without a region, left out of masks"
@@ -126,7 +127,7 @@ def convert(item: PhraseImage, source: str) -> Outcome:
     expressions: list[Expression] = []
     kept: list[Phrase] = []
     problems: list[str] = []
-    notes: dict[str, int] = dict.fromkeys((TINY, NO_REGION, NO_INSTANCE), 0)
+    notes: Counter[str] = Counter()
     for phrase in item.phrases:
         try:
             found = _instances(phrase, item, notes)
@@ -144,7 +145,6 @@ def convert(item: PhraseImage, source: str) -> Outcome:
         granularity = "object" if len(means) == 1 else "multi"
         expressions.append(Expression(phrase.id, phrase.text, means, granularity, len(kept)))
         kept.append(phrase)
-    notes = {note: number for note, number in notes.items() if number}
     if not expressions:
         return Outcome(None, tuple(problems), notes)
     record = image.record(
@@ -157,21 +157,12 @@ def convert(item: PhraseImage, source: str) -> Outcome:
     return Outcome(record, tuple(problems), notes)
 
 
-def _instances(phrase: Phrase, item: PhraseImage, notes: dict[str, int]) -> list[bytes]:
+def _instances(phrase: Phrase, item: PhraseImage, notes: Counter[str]) -> list[bytes]:
     """RLE counts of the instances that have a region; adds the others to `notes`."""
-    found = []
-    for instance in json.loads(phrase.polygons):
-        polygons = [_flat(polygon) for polygon in instance]
-        whole = [polygon for polygon in polygons if len(polygon) >= 6]
-        notes[TINY] += len(polygons) - len(whole)
-        try:
-            if whole:
-                found.append(encode_segmentation(whole, item.height, item.width).counts)
-                continue
-        except EmptyRegion:
-            pass
-        notes[NO_INSTANCE] += 1
-    return found
+    size = (item.height, item.width)
+    regions = ([_flat(polygon) for polygon in instance] for instance in json.loads(phrase.polygons))
+    counts = [counts_of(region, size, notes, empty=NO_INSTANCE) for region in regions]
+    return [found for found in counts if found is not None]
 
 
 def _flat(polygon: Any) -> list[Any]:

@@ -10,18 +10,13 @@ from typing import Any, NamedTuple
 from input_pipeline.building.conversion import Outcome, Plan, SourceError, read_image
 from input_pipeline.formats.json_stream import elements, integer, packed, words
 from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
+from input_pipeline.formats.regions import counts_of
 from input_pipeline.schema import Record
-from refseg_jax.images.placement import misplaced, stated_box
-from refseg_jax.images.segmentation import (
-    EmptyRegion,
-    SegmentationError,
-    check_form,
-    encode_segmentation,
-)
+from refseg_jax.images.placement import stated_box
+from refseg_jax.images.segmentation import SegmentationError, check_form
 from refseg_jax.images.units import Evidence
 
 #: Notes in the report of a build.
-TINY = "polygons of fewer than three points, left out of masks"
 EMPTY = "annotations without a pixel, left out"
 NO_ANNOTATION = "images without an annotation, left out"
 INCOMPLETE = "categories that were not annotated everywhere in an image, not asked for there"
@@ -212,7 +207,8 @@ def convert(item: PlannedImage, source: str) -> Outcome:
         ImageError: the image is damaged.
     """
     image = item.image
-    data = read_image(item.path, size=(image.height, image.width), cure=item.cure).data
+    size = (image.height, image.width)
+    data = read_image(item.path, size=size, cure=item.cure).data
     problems: list[str] = []
     notes: Counter[str] = Counter()
     regions: list[NamedRegion] = []
@@ -221,7 +217,9 @@ def convert(item: PlannedImage, source: str) -> Outcome:
     # Objects first, so that their parts can name them.
     for annotation in sorted(image.annotations, key=lambda a: a.parent >= 0):
         try:
-            counts = _counts(annotation, image, notes)
+            segmentation = json.loads(annotation.segmentation)
+            check_form(segmentation)
+            counts = counts_of(segmentation, size, notes, empty=EMPTY, box=annotation.box)
         except SegmentationError as error:
             reason = error.with_cure("download its file")
             problems.append(f"{item.path}: annotation {annotation.id}: {reason}")
@@ -251,23 +249,3 @@ def convert(item: PlannedImage, source: str) -> Outcome:
         metadata=json.dumps({"ann_ids": list(index)}),
     )
     return Outcome(record, tuple(problems), notes)
-
-
-def _counts(annotation: Annotation, image: CocoImage, notes: Counter[str]) -> bytes | None:
-    """RLE counts of the region, or `None` (with a note) if it covers no pixel."""
-    segmentation, size = json.loads(annotation.segmentation), (image.height, image.width)
-    check_form(segmentation)
-    if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
-        whole = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if len(whole) < len(segmentation):
-            notes[TINY] += len(segmentation) - len(whole)
-        segmentation = whole
-    try:
-        if segmentation:
-            counts = encode_segmentation(segmentation, *size, box=annotation.box).counts
-            notes.update(misplaced(segmentation, counts, annotation.box, *size))
-            return counts
-    except EmptyRegion:
-        pass
-    notes[EMPTY] += 1
-    return None

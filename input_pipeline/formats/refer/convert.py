@@ -6,12 +6,10 @@ from typing import Any
 
 from input_pipeline.building.conversion import Outcome, read_image
 from input_pipeline.formats.refer.layout import Annotation, ImagePlan, Referent
+from input_pipeline.formats.regions import TINY
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.placement import misplaced
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
-
-#: A note in the report of a build.
-TINY = "polygons of fewer than three points, left out of masks"
 
 
 def convert(plan: ImagePlan, source: str) -> Outcome:

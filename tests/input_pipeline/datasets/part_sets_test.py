@@ -16,6 +16,7 @@ from input_pipeline.datasets import paco, partimagenet
 from input_pipeline.datasets.pascal import part as pascal_part
 from input_pipeline.datasets.pascal.part import merged
 from input_pipeline.formats import coco_json
+from input_pipeline.formats.regions import TINY
 from input_pipeline.schema import encode_mask
 from refseg_jax.images.placement import AWAY
 from tests.input_pipeline.datasets.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
@@ -252,7 +253,7 @@ def test_partimagenet_asks_for_parts(tmp_path, annotations, images):
     ]
     np.testing.assert_array_equal(record.mask([0]), box(2, 2, 10) | box(20, 20, 10))
     report = (folder / REPORT).read_text()
-    assert f"{coco_json.TINY}: 6\n" in report, "two of the tires and one of the mirrors, twice"
+    assert f"{TINY}: 6\n" in report, "two of the tires and one of the mirrors, twice"
     assert f"{coco_json.EMPTY}: 2\n" in report
     assert f"{coco_json.NO_ANNOTATION}: 2\n" in report
     held_out = json.loads((folder / HELD_OUT).read_text())

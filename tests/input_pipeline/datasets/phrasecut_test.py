@@ -10,6 +10,7 @@ from input_pipeline.building.builder import HELD_OUT, BuildError
 from input_pipeline.building.conversion import SourceError
 from input_pipeline.building.published import REPORT, builder_of
 from input_pipeline.datasets import phrasecut
+from input_pipeline.formats.regions import TINY
 from tests.input_pipeline.datasets.refcoco_files import HEIGHT, WIDTH, jpeg, read_records
 
 (CONVERSION,) = phrasecut.CONVERSIONS
@@ -107,7 +108,7 @@ def test_a_phrase_means_the_union_of_its_instances(tmp_path):
     assert (val.targets[0].category, json.loads(val.metadata)["types"]) == ("", [""])
     report = (folder / REPORT).read_text()
     assert "train: 3 expressions; published: 310,816" in report
-    assert f"{phrasecut.TINY}: 1" in report
+    assert f"{TINY}: 1" in report
 
 
 def test_the_images_of_all_evaluation_splits_are_held_out(tmp_path):
