@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from input_pipeline.building.conversion import SourceError
-
-#: Endings of files that are images.
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from refseg_jax.images.kinds import has_suffix
 
 #: What COCO's names of 2014 have before those of 2017: `COCO_train2014_000000000009.jpg`.
 _COCO = re.compile(r"coco_[a-z]+20\d\d_(?=\d{12}\.)")
@@ -79,7 +77,7 @@ def _images_in(folder: Path) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in _ENDINGS
+    return not name.startswith(".") and has_suffix(name)
 
 
 def _key(name: str) -> str:

@@ -23,10 +23,12 @@ from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
 from input_pipeline.formats.places import Places
 from refseg_jax.images.decoding import seen_size
 from refseg_jax.images.files import check_regular, same_name
+from refseg_jax.images.kinds import has_suffix
 from refseg_jax.images.units import Evidence
 from refseg_jax.text.encoding import EncodingError, check_start, is_blank
 
-#: Endings of a sample's image in a tar.
+#: Endings of a sample's image in a tar. Others count where there is none of these, so that a sample may
+#: have a TIFF of something else beside its JPEG.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
 
@@ -264,7 +266,12 @@ def _tar_images(archive: Path, evidence: Evidence) -> Iterator[TarImage]:
     with archive.open("rb") as file:
         for key, members in _samples(archive).items():
             text = members.get("json")
-            images = [members[ending] for ending in _IMAGES if ending in members]
+            images = [members[ending] for ending in _IMAGES if ending in members] or [
+                member
+                for ending, member in members.items()
+                # Masks have two dots.
+                if "." not in ending and has_suffix(f"a.{ending}")
+            ]
             if text is None or len(images) != 1:
                 what = "no .json" if text is None else f"{len(images)} images"
                 raise BuildError(

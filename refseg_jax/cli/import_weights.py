@@ -18,6 +18,7 @@ for bert-base-uncased whenever the model is used.
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +149,21 @@ def run(request: Request, output: Path) -> Imported:
     if checkpoint_folder.steps(output / "checkpoints"):
         raise UserError(f"{output}: it holds a checkpoint already; name another --output")
     imported = FORMATS[request.format](request)
-    checkpointer = Checkpointer(output / "checkpoints", keep_latest=1)
+    checkpoints = output / "checkpoints"
+    places = (*reversed(checkpoints.parents), checkpoints, checkpoints / "0")
+    new = next((place for place in places if not place.exists()), None)
+    try:
+        _save(imported, checkpoints)
+    except BaseException:
+        # After an error, Ctrl-C or SIGTERM, no part of it stays.
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+        raise
+    return imported
+
+
+def _save(imported: Imported, checkpoints: Path) -> None:
+    checkpointer = Checkpointer(checkpoints, keep_latest=1)
     try:
         checkpointer.save(
             0,
@@ -159,7 +174,6 @@ def run(request: Request, output: Path) -> Imported:
         )
     finally:
         checkpointer.close()
-    return imported
 
 
 def summary(plan: Plan) -> str:

@@ -8,12 +8,7 @@ from typing import NamedTuple
 
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.images.files import check_regular
-from refseg_jax.images.kinds import HEAD, kind_of
-
-#: Suffixes of files that were meant to be pictures, whatever they contain.
-_SUFFIXES = re.compile(
-    r"\.(a?png|avif|bmp|dib|gif|hei[cf]|hif|j2k|jp2|jpe|jpe?g|jfif|jxl|p[bfgnp]m|tga|tiff?|webp)"
-)
+from refseg_jax.images.kinds import HEAD, has_suffix, kind_of
 
 #: Files that systems lay beside pictures; nobody needs to hear of them.
 _COMPANIONS = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini", re.IGNORECASE | re.DOTALL)
@@ -160,7 +155,6 @@ class _Search:
 
     def add(self, path: Path, name: str, *, chosen: bool = False) -> None:
         """Adds a file; `chosen` says that the user has named it, so that it must be a picture."""
-        suffix = path.suffix.lower()
         try:
             check_regular(path)
             with path.open("rb") as file:
@@ -170,8 +164,8 @@ class _Search:
             return
         if kind is not None and not kind.reader:
             self._unread.setdefault(kind.unread, []).append(str(path))
-        elif kind is None and not (chosen or _SUFFIXES.fullmatch(suffix)):
-            self._others.setdefault(suffix, []).append(str(path))
+        elif kind is None and not (chosen or has_suffix(name)):
+            self._others.setdefault(path.suffix.lower(), []).append(str(path))
         elif not _is_utf8(name):
             self.errors.append(f"{path}: its name is not UTF-8; rename it")
         else:

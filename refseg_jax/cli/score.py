@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> None:
         file = getattr(options, flag)
         if not file.is_file():
             raise UserError(f"{file}: is no file; check --{flag}")
+        if options.json is not None and options.json.exists() and options.json.samefile(file):
+            raise UserError(f"--json={options.json}: is the file of --{flag}; name another")
     states = score(
         options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
     )

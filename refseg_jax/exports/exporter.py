@@ -102,5 +102,5 @@ def export(
             graphs=written.graphs,
         )
         card = model_card(config, shlex.join(command), written.notes)
-        (target / folder.CARD).write_text(card)
+        (target / folder.CARD).write_text(card, encoding="utf-8")
         folder.write_config(target, config)

@@ -1,8 +1,10 @@
 """Writes the text of the model card (README.md) of an exported model."""
 
+import re
 from collections.abc import Mapping
 
 from refseg_jax.batch import GRANULARITIES
+from refseg_jax.errors import escaped
 from refseg_jax.evaluation.protocols import PROTOCOLS, build_protocols
 from refseg_jax.exports.folder import ExportConfig
 from refseg_jax.reporting.tables import full_text
@@ -31,8 +33,10 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         command: command line that made the export.
         notes: heading -> paragraph, from the writer of the format.
     """
-    dataset = str(config.data.get("dataset") or "")
-    recorded = config.data.get("licences", {})
+    dataset = escaped(str(config.data.get("dataset") or ""))
+    recorded = {
+        escaped(name): escaped(text) for name, text in config.data.get("licences", {}).items()
+    }
     # The datasets of a run's start are recorded, too.
     names = dict.fromkeys([*dataset.split(", "), *recorded])
     licences = {name: recorded.get(name, _NOT_RECORDED) for name in names}
@@ -48,9 +52,9 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         f"- updates: {config.step}\n- input: {config.model.get('image_size')} pixels square, "
         f"{config.data['resize']}; {config.data['context_length']} tokens, SOS and EOS included\n"
         f"- threshold of probabilities: {config.eval['threshold']}, resampled as "
-        f"`{config.eval.get('resample', 'logits')}`\n- code: {config.library}",
+        f"`{config.eval.get('resample', 'logits')}`\n- code: {escaped(config.library)}",
         f"## Scores\n\n{_scores(config)}",
-        f"## Made by\n\n```\n{command}\n```",
+        f"## Made by\n\n{_block(escaped(command))}",
         _LOADING.strip(),
         *(f"## {heading}\n\n{text}" for heading, text in notes.items()),
     ]
@@ -71,4 +75,10 @@ def _scores(config: ExportConfig) -> str:
         return "This checkpoint was not evaluated."
     tables = full_text(config.metrics, prefixes, protocols, config.eval["threshold"])
     heading = "In percent; a table is named by its evaluation's prefix, without one it is `test`."
-    return f"{heading}\n\n```\n{tables}\n```"
+    return f"{heading}\n\n{_block(tables)}"
+
+
+def _block(text: str) -> str:
+    """A block of code, fenced by more backticks than any that the text has."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"

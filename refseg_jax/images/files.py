@@ -1,6 +1,7 @@
 """Finds and reads the files that hold images and masks."""
 
 import errno
+import os
 import stat
 import unicodedata
 from pathlib import Path
@@ -48,6 +49,12 @@ def spellings(name: str) -> list[str]:
     slashed = (name, name.replace("\\", "/"))
     forms = [unicodedata.normalize(form, text) for text in slashed for form in ("NFC", "NFD")]
     return list(dict.fromkeys((*slashed, *forms)))
+
+
+def spelled(folder: Path, name: str) -> Path:
+    """Path of a file below a folder, in whichever spelling it is there; as given if it is not there."""
+    paths = [folder / text for text in spellings(name)]
+    return next(filter(os.path.exists, paths), paths[0])
 
 
 def same_name(name: str) -> str:

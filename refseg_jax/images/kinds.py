@@ -6,6 +6,7 @@ The name of a file counts nowhere: `.jfif` is a JPEG, and a `.jpg` of a phone ma
 import importlib
 import re
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 #: Bytes at the beginning of a file that tell its format.
@@ -14,6 +15,12 @@ HEAD = 1024
 _SAVE = "save it as PNG or JPEG"
 _HEIF_EXTRA = "pip install 'refseg_jax[heif]', or save it as JPEG"
 _AVIF_PILLOW = "install Pillow 11.3 or newer, or save it as PNG"
+
+#: Suffixes of files that were meant to be pictures, whatever they contain.
+_SUFFIXES = re.compile(
+    r"\.(a?png|avif|bmp|dib|gif|hei[cf]|hif|j2k|jp2|jpe|jpe?g|jfif|jxl|p[bfgnp]m|tga|tiff?|webp)",
+    re.IGNORECASE,
+)
 
 #: Brands of an ISO media file (ISO/IEC 23008-12, annex B; AVIF specification, section 6): coded by AV1,
 #: by HEVC, and by either.
@@ -74,6 +81,11 @@ _BY_START = (
     (_TIFF, Kind("TIFF", "TIFF")),
     *((re.compile(start, re.DOTALL), kind) for start, kind in _READ),
 )
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a file's name ends like that of a picture."""
+    return _SUFFIXES.fullmatch(PurePosixPath(name).suffix) is not None
 
 
 def kind_of(data: bytes) -> Kind | None:

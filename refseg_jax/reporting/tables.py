@@ -72,9 +72,12 @@ def full_text(
 
 def write_summary(path: Path, scores: Mapping[str, float]) -> None:
     """Writes scores as one flat JSON object with sorted keys, unrounded; complete or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(sorted(scores.items())), indent=1) + "\n")
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(dict(sorted(scores.items())), indent=1) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_summary(path: Path) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.schema import encode_mask
+from refseg_jax.images.kinds import kind_of
 
 #: Height and width of what a person sees.
 SIZE = (64, 96)
@@ -45,7 +46,11 @@ def _bytes(pixels: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes
 def _turned(kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = _FLAG
-    options = {"JPEG": {"quality": 97, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    options = {
+        "JPEG": {"quality": 97, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 97, "subsampling": "4:4:4"},
+    }.get(kind, {})
     return _bytes(_stored(PICTURE), kind, exif=exif, **options)
 
 
@@ -101,7 +106,10 @@ def inverted(folder: Path) -> None:
 
 def turned(folder: Path) -> None:
     """Pictures that an EXIF flag turns, with regions of what is seen."""
-    files = {f"{kind}.{kind.lower()}": _turned(kind) for kind in ("JPEG", "PNG", "TIFF", "WEBP")}
+    # Pillow reads AVIF since 11.3.
+    avif = ("AVIF",) * (kind_of(b"\0\0\0\x0cftypavif").reader != "")
+    kinds = ("JPEG", "PNG", "TIFF", "WEBP", *avif)
+    files = {f"{kind}.{kind.lower()}": _turned(kind) for kind in kinds}
     files["box.png"] = _bytes(np.where(BOX, 255, 0).astype(np.uint8), "PNG")
     rle = {"size": list(SIZE), "counts": encode_mask(BOX).decode()}
     lines = [
@@ -145,6 +153,12 @@ def deep(folder: Path) -> None:
     _write(folder, lines, files)
 
 
+def unread(folder: Path) -> None:
+    """A picture of a format that is not read here, under the name of another."""
+    data = b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100)
+    _write(folder, [_line("a.jpg", "the box", segmentation=POLYGON)], {"a.jpg": data})
+
+
 def pipe_as_image(folder: Path) -> None:
     """A pipe in the place of the picture: who opens it waits for ever."""
     _write(folder, [_line("pipe.png", "the box", segmentation=POLYGON)], {})
@@ -185,6 +199,6 @@ MADE: dict[str, Callable[[Path], None]] = {
     f"made_{draw.__name__}": draw
     for draw in (
         looks, soft, inverted, turned, turned_stored, turned_stored_runs, deep,
-        pipe_as_image, pipe_as_mask, pipe_as_lines, device_as_image, links,
+        unread, pipe_as_image, pipe_as_mask, pipe_as_lines, device_as_image, links,
     )
 }  # fmt: skip

@@ -121,6 +121,11 @@ TABLE: list[Row] = [
         dataclasses.replace(GREY, note="pictures of more than 8 bits a sample, read as of 12 bits"),
     ),
     *rows(["deep_grey", "made_deep"], BATCHES, GREY),
+    *rows(
+        ["made_unread"],
+        [*LINES, "doctor", "build_records", *LAYOUTS],
+        Said("JPEG 2000 is not read here; save it as PNG or JPEG"),
+    ),
     # What is no file.
     *rows(
         ["made_pipe_as_image", "made_pipe_as_mask"],

@@ -2,12 +2,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from refseg_jax.cli.command_line import unwound_by_sigterm
+from refseg_jax.cli.command_line import (
+    command_parser,
+    ended,
+    expanded,
+    path,
+    unwound_by_sigterm,
+)
+from refseg_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,6 +34,74 @@ def test_sigterm_unwinds_what_was_begun_and_the_handler_of_before_comes_back() -
     assert left.value.code == 143
     assert told == ["removed"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_threads_hear_no_signals_and_work_all_the_same() -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(ended(lambda: 7)))
+    thread.start()
+    thread.join()
+    assert codes == [7]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a\nb\x1b[31m.png: no; cure"), 2, r"error: a\nb\x1b[31m.png: no; cure"),
+        (FileNotFoundError(2, "No such file", "a\nb"), 2, r"error: [Errno 2] No such file: 'a\nb'"),
+        (OSError("told\nin lines\x07"), 2, r"error: told in lines\x07"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert ended(work, failed=2) == code
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_sigterm_is_one_line_and_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(lambda: signal.raise_signal(signal.SIGTERM)) == 143
+    assert capsys.readouterr() == ("", "stopped by SIGTERM\n")
+
+
+def test_what_work_says_is_the_code() -> None:
+    assert ended(lambda: None) == 0
+    assert ended(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        ended(lambda: 1 // 0)
+
+
+def test_texts_that_a_terminal_cannot_show_end_no_command() -> None:
+    code = "import sys; from refseg_jax.cli.command_line import ended; ended(lambda: print('中 é'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (0, rb"\u4e2d \xe9" + os.linesep.encode())
+
+
+def test_a_flag_that_is_shortened_is_refused_in_one_printable_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = command_parser("tools.mine", "What it does.")
+    parser.add_argument("--text")
+    for flag in ("--te=x", "--text\x1b[31m=x"):
+        with pytest.raises(SystemExit) as left:
+            parser.parse_args([flag])
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert "unrecognized arguments" in said and "\x1b" not in said
+
+
+def test_the_home_folder_is_put_in_as_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/data") == "/home/me/data" and path("~") == Path("/home/me")
+    for text in ("data", "a/~/b", "~nobody_of_this_name/x", "~$lock.docx", "openai/clip", ""):
+        assert expanded(text) == text
 
 
 def test_commands_run_where_there_is_only_the_library() -> None:

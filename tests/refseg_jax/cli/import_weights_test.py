@@ -1,6 +1,7 @@
 """The command line, and that a run starts from what it wrote as from the source."""
 
 import hashlib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.cli.import_weights import FORMATS, main
 from refseg_jax.errors import UserError
@@ -75,6 +77,41 @@ def test_what_does_not_fit_writes_nothing(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}{words}") and error.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize("moment", ["before", "while", "after"])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_signal_leaves_nothing_of_the_checkpoint(
+    moment: str,
+    made: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    source, output = hf_folder(tmp_path / "source"), tmp_path / "new" / "out"
+    save, close = Checkpointer.save, Checkpointer.close
+
+    def interrupted(self: Checkpointer, *arguments: Any, **options: Any) -> None:
+        if moment != "before":
+            save(self, *arguments, **options)
+        if moment != "after":
+            signal.raise_signal(signal.SIGTERM)
+
+    def closed(self: Checkpointer) -> None:
+        close(self)
+        if moment == "after":
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpointer, "save", interrupted)
+    monkeypatch.setattr(Checkpointer, "close", closed)
+    if made:
+        output.mkdir(parents=True)
+    flags = ["--format=hf_clip", f"--source={source}", f"--output={output}"]
+    assert main(flags) == 143
+    assert capsys.readouterr() == ("", "stopped by SIGTERM\n")
+    assert not list(output.iterdir()) if made else not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    assert main(flags) == 0
 
 
 def test_an_output_below_a_file_is_refused_before_anything_is_read(

@@ -4,6 +4,7 @@ import codecs
 import io
 import json
 import re
+import signal
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from refseg_jax.cli import score
 from refseg_jax.evaluation.predictions import encode
+from refseg_jax.evaluation.protocols import State
 
 HEIGHT, WIDTH = 480, 640
 #: A box in pixels.
@@ -191,3 +193,34 @@ def test_a_flipped_bit_in_a_map_is_found(tmp_path: Path, capsys: pytest.CaptureF
     write(tmp_path, polygon(), map="a.png")
     error = refused(arguments(tmp_path, "sod"), capsys)
     assert "the map cannot be read: the checksum of its chunk IDAT is wrong" in error
+
+
+@pytest.mark.parametrize("name", ["P.jsonl", "R.jsonl"])
+def test_scores_do_not_replace_what_they_are_made_of(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = write(tmp_path, polygon())
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / "link.json").symlink_to(tmp_path / name)
+    for output in (tmp_path / name, tmp_path / "link.json"):
+        assert score.main([*command, f"--json={output}"]) == 1
+        flag = {"P.jsonl": "--predictions", "R.jsonl": "--references"}[name]
+        said = f"error: --json={output}: is the file of {flag}; name another\n"
+        assert capsys.readouterr() == ("", said)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_signal_ends_it_with_one_line_and_no_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = write(tmp_path, polygon(), polygon())
+    add, scores = State.add, tmp_path / "scores.json"
+
+    def interrupted(self: State, *arguments: Any) -> None:
+        add(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(State, "add", interrupted)
+    assert score.main([*command, f"--json={scores}"]) == 143
+    assert capsys.readouterr() == ("", "stopped by SIGTERM\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["P.jsonl", "R.jsonl"]
