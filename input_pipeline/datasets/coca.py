@@ -12,11 +12,12 @@ import os
 from pathlib import Path
 
 from input_pipeline import prompts
-from input_pipeline.building.conversion import Conversion, Outcome, Plan, read_image
+from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
 from input_pipeline.datasets.saliency import read_mask
 from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import MapItem, first_folders, held_out, pair_files
 from input_pipeline.schema import Expression, Target, encode_mask
+from refseg_jax.images.files import same_name
 
 _CURE = "unpack CoCA.zip again"
 
@@ -32,7 +33,7 @@ def read_plan(source: Path) -> Plan:
     groups = [_folders(images), _folders(maps)]
     problems: list[str] = []
     items: list[MapItem] = []
-    for group in sorted(groups[0] | groups[1]):
+    for group in sorted(groups[0].keys() | groups[1].keys()):
         missing = [
             folder
             for folder, there in zip((images, maps), groups, strict=True)
@@ -41,7 +42,7 @@ def read_plan(source: Path) -> Plan:
         if missing:
             problems.append(f"{missing[0] / group}: not there; {_CURE}")
             continue
-        files = pair_files(images / group, maps / group, cure=_CURE)
+        files = pair_files(groups[0][group], groups[1][group], cure=_CURE)
         problems += files.problems
         items += [
             MapItem(image, labels, f"coca/{group}/{stem}", f"{group}/{stem}", (group,))
@@ -76,11 +77,17 @@ def convert(item: MapItem, source: str) -> Outcome:
     return Outcome(record, notes=notes)
 
 
-def _folders(folder: Path) -> set[str]:
+def _folders(folder: Path) -> dict[str, Path]:
+    """Group -> its folder; the spelling of a name may differ between images and maps."""
     with os.scandir(folder) as entries:
         names = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
+    found: dict[str, Path] = {}
     # What macOS adds to archives is no group.
-    return names - {"__MACOSX"}
+    for name in sorted(names - {"__MACOSX"}):
+        other = found.setdefault(same_name(name), folder / name)
+        if other.name != name:
+            raise SourceError(f"{folder / name}: {other.name} has the same name; {_CURE}")
+    return found
 
 
 CONVERSIONS = (Conversion("coca", read_plan, convert),)

@@ -29,6 +29,7 @@ from input_pipeline.building.conversion import Conversion, Outcome, Plan, Source
 from input_pipeline.formats.json_stream import elements, integer
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target
+from refseg_jax.images.files import spelled
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
 from refseg_jax.images.units import Evidence
 from refseg_jax.unpickling import load_pickle
@@ -299,7 +300,7 @@ def inside(folder: Path, file_name: str) -> Path | None:
     name = PurePosixPath(file_name)
     if name.is_absolute() or ".." in name.parts or "\\" in file_name or "\0" in file_name:
         return None
-    return folder / name
+    return spelled(folder, str(name))
 
 
 def _missing(folder: Path, file_name: str) -> str:

@@ -12,6 +12,7 @@ from input_pipeline.formats.json_stream import elements, integer, packed, words
 from input_pipeline.formats.parts import NamedRegion, expressions_of, targets_of
 from input_pipeline.formats.regions import counts_of
 from input_pipeline.schema import Record
+from refseg_jax.images.files import spelled
 from refseg_jax.images.placement import stated_box
 from refseg_jax.images.segmentation import SegmentationError, check_form
 from refseg_jax.images.units import Evidence
@@ -113,6 +114,7 @@ def read_plan(
             except ValueError as error:
                 raise SourceError(f"{file}: {error}; download it again") from None
             path = locate(split, image.name)
+            path = spelled(path.parent, path.name)
             if not image.annotations:
                 notes[NO_ANNOTATION] = notes.get(NO_ANNOTATION, 0) + 1
             elif not path.is_file():

@@ -20,7 +20,7 @@ from input_pipeline import prompts
 from input_pipeline.building.conversion import ItemError, Outcome, Plan, SourceError, read_image
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.decoding import MAX_PIXELS
-from refseg_jax.images.files import read_file
+from refseg_jax.images.files import read_file, same_name
 from refseg_jax.images.orientation import exif_orientation
 from refseg_jax.images.png import check_png
 
@@ -221,6 +221,9 @@ def list_files(
 ) -> dict[str, Path]:
     """Lists the files of a folder by name without suffix; leaves out hidden files.
 
+    Names are keys in one spelling (`same_name`): a copy from macOS decomposes accents, and its images
+    are to meet the maps of another copy.
+
     Args:
         folder: the folder.
         suffixes: suffixes of the files in lower case, e.g. `(".png",)`.
@@ -242,10 +245,10 @@ def list_files(
             continue
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             problems.append(f"{folder}: the name {name!a} is not UTF-8; {cure}")
-        elif stem in found:
-            problems.append(f"{folder / name}: {found[stem].name} has the same name; {cure}")
+        elif (key := same_name(stem)) in found:
+            problems.append(f"{folder / name}: {found[key].name} has the same name; {cure}")
         else:
-            found[stem] = folder / name
+            found[key] = folder / name
     return found
 
 

@@ -39,6 +39,7 @@ from input_pipeline.building.conversion import (
 from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import NOTHING, encode_labels, read_colours
 from input_pipeline.schema import Expression, Target
+from refseg_jax.images.files import same_name
 
 #: Notes in the build report.
 UNNAMED = "regions whose class has no name in the JSON, left out"
@@ -224,7 +225,7 @@ def _items(root: Path, problems: list[str]) -> Iterator[FullItem]:
     with os.scandir(root) as entries:
         # Links to folders are not followed, because they may form a cycle.
         listed = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries)
-    files = {name for name, is_folder in listed if not is_folder}
+    files = {same_name(name): root / name for name, is_folder in listed if not is_folder}
     images = {Path(name).stem for name in files if name.endswith(".jpg") and name[0] != "."}
     for stem in sorted(images):
         needed = [f"{stem}.json", f"{stem}_seg.png"]
@@ -235,10 +236,11 @@ def _items(root: Path, problems: list[str]) -> Iterator[FullItem]:
         maps = [f"{stem}_seg.png"]
         while (parts := f"{stem}_parts_{len(maps)}.png") in files:
             maps.append(parts)
-        yield FullItem(root / f"{stem}.jpg", root / needed[0], tuple(root / name for name in maps))
+        image, stated = files[f"{stem}.jpg"], files[needed[0]]
+        yield FullItem(image, stated, tuple(files[name] for name in maps))
     for name, is_folder in listed:
         # A folder with the name of an image holds the image's instance masks.
-        if is_folder and name not in images:
+        if is_folder and same_name(name) not in images:
             yield from _items(root / name, problems)
 
 
