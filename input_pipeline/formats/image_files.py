@@ -2,11 +2,11 @@
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from input_pipeline.building.conversion import SourceError
+from refseg_jax.images.files import same_name
 from refseg_jax.images.kinds import has_suffix
 
 #: What COCO's names of 2014 have before those of 2017: `COCO_train2014_000000000009.jpg`.
@@ -81,5 +81,5 @@ def _is_image(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    lower = unicodedata.normalize("NFC", name).lower()
+    lower = same_name(name).lower()
     return _COCO.sub("", lower).replace(".jpeg", ".jpg")

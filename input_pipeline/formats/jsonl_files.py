@@ -21,6 +21,7 @@ from input_pipeline.building.conversion import BuildError, SourceError
 from input_pipeline.formats.archives import Member, tar_members
 from input_pipeline.formats.jsonl_lines import Line, parse_line, parse_lines
 from input_pipeline.formats.places import Places
+from refseg_jax.errors import shown
 from refseg_jax.images.decoding import seen_size
 from refseg_jax.images.files import check_regular, same_name
 from refseg_jax.images.kinds import has_suffix
@@ -293,14 +294,23 @@ def _tar_images(archive: Path, evidence: Evidence) -> Iterator[TarImage]:
 
 
 def _samples(archive: Path) -> Mapping[str, Mapping[str, Member]]:
-    """Sample -> ending -> member. As in WebDataset, the ending begins at the name's first dot."""
+    """Sample -> ending -> member. As in WebDataset, the ending begins at the name's first dot.
+
+    The members of a sample may be spelled apart (`same_name`), as two systems have packed them.
+    """
     samples: dict[str, dict[str, Member]] = {}
     for member in tar_members(archive):
         folder, slash, name = member.name.rpartition("/")
         if name.startswith("."):  # .DS_Store
             continue
         key, _, ending = name.partition(".")
-        samples.setdefault(f"{folder}{slash}{key}", {})[ending.lower()] = member
+        sample = samples.setdefault(same_name(f"{folder}{slash}{key}"), {})
+        if other := sample.get(ending.lower()):
+            raise BuildError(
+                f"{archive}: {shown(other.name)} and {shown(member.name)} are the same file of one "
+                "sample; rename one of them"
+            )
+        sample[ending.lower()] = member
     return samples
 
 

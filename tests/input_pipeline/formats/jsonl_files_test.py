@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_a_sample_has_one_image_and_its_json(folder, tmp_path):
     write_tar(folder, "train.tar", {**members, "0.jpg": b""})
     with pytest.raises(BuildError, match=r"train\.tar: sample '0' has 2 images"):
         record_of(folder, tmp_path)
+    write_tar(folder, "train.tar", {**members, "0.PNG": members["0.png"]})
+    with pytest.raises(BuildError, match=r"0\.png and 0\.PNG are the same file of one sample"):
+        record_of(folder, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_members_of_a_sample_may_be_spelled_apart(folder, tmp_path, form):
+    """As two systems have packed them: macOS decomposes accents."""
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "größe")
+    stored = {"expression": "x", "mask": f"{other}.m.png"}
+    name = unicodedata.normalize(form, "größe")
+    members = sample(folder, name, stored, m=folder / "left.png")
+    members[f"{other}.json"] = members.pop(f"{name}.json")
+    write_tar(folder, "train.tar", members)
+    record = record_of(folder, tmp_path)
+    np.testing.assert_array_equal(record.mask([0]), LEFT)
 
 
 def test_a_hostile_tar_is_refused(folder, tmp_path):
