@@ -29,6 +29,7 @@ from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints import workdir
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.cli import experiment_flags
+from refseg_jax.cli.command_line import error_line
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start, recorded_licences
 from refseg_jax.models import build_model
@@ -226,7 +227,7 @@ def main(_: list[str]) -> None:
     except (UserError, ValueError, OSError) as error:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         _leave(1)
     _leave(0)
 
