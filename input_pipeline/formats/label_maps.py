@@ -21,6 +21,7 @@ from input_pipeline.building.conversion import ItemError, Outcome, Plan, SourceE
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.files import read_file, same_name
+from refseg_jax.images.kinds import kind_of
 from refseg_jax.images.orientation import exif_orientation
 from refseg_jax.images.png import check_png
 
@@ -320,6 +321,7 @@ def held_out(splits: Mapping[str, Sequence[MapItem]]) -> dict[str, tuple[str, ..
 
 def _read_png(path: Path, cure: str) -> tuple[Image.Image, int]:
     """The decoded image, and the bits of a sample (a stored number)."""
+    data = b""
     try:
         data = read_file(path)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -336,7 +338,11 @@ def _read_png(path: Path, cure: str) -> tuple[Image.Image, int]:
     except ItemError:
         raise
     except UnidentifiedImageError:
-        raise ItemError(f"{path}: damaged or no PNG; {cure}") from None
+        kind = kind_of(data)
+        what = (
+            "damaged or no PNG" if kind is None or kind.name == "PNG" else f"is {kind.name}, no PNG"
+        )
+        raise ItemError(f"{path}: {what}; {cure}") from None
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:120]
         raise ItemError(f"{path}: {reason}; {cure}") from None

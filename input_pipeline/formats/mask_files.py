@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_jax.images import orientation
 from refseg_jax.images.decoding import MAX_PIXELS, ImageError
+from refseg_jax.images.kinds import kind_of
 from refseg_jax.images.png import check_png
 from refseg_jax.images.samples import DepthError, is_deep, is_inverted, to_levels
 from refseg_jax.images.tiff import check_tiff
@@ -96,9 +97,12 @@ def read_mask(
     except ImageError:
         raise
     except UnidentifiedImageError:
-        what = "a JPEG keeps no exact mask" if data[:2] == b"\xff\xd8" else "damaged, or no"
-        kinds = "" if data[:2] == b"\xff\xd8" else f" {', '.join(_MASKS)}, which keep masks exactly"
-        raise ImageError(f"{name}: {what}{kinds}; {cure or 'save it as PNG'}") from None
+        kind = kind_of(data)
+        other = "damaged, or" if kind is None or kind.reader in _MASKS else f"is {kind.name},"
+        what = f"{other} no {', '.join(_MASKS)}, which keep masks exactly"
+        if kind is not None and kind.name == "JPEG":
+            what = "a JPEG keeps no exact mask"
+        raise ImageError(f"{name}: {what}; {cure or 'save it as PNG'}") from None
     except DepthError as error:
         raise ImageError(f"{name}: {error}") from None
     except Exception as error:  # Pillow raises many types of errors for damaged bytes.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from refseg_jax import naming
 from refseg_jax.batch import GRANULARITIES
@@ -25,6 +25,7 @@ from refseg_jax.evaluation.protocols import Pair
 from refseg_jax.evaluation.protocols.regions import RleRegions
 from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.files import read_file, spellings
+from refseg_jax.images.kinds import kind_of
 from refseg_jax.images.placement import misplaced
 from refseg_jax.images.png import check_png
 from refseg_jax.images.segmentation import (
@@ -324,7 +325,7 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(soft_map, str):
         raise line.error('"map" is no text: give base64 of a PNG, or the name of a PNG file')
     try:
-        if soft_map.endswith(".png"):
+        if soft_map.lower().endswith(".png"):
             data = read_file(_beside(line, soft_map))
         else:
             data = base64.b64decode(soft_map, validate=True)
@@ -337,6 +338,11 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
                 )
             check_png(data)
             return np.asarray(image)
+    except UnidentifiedImageError:
+        kind = kind_of(data)
+        other = kind is not None and kind.name != "PNG"
+        what = f"is {kind.name}" if kind and other else "is damaged or no picture"
+        raise line.error(f"the map {what}; save it as a grey PNG") from None
     except _UNREADABLE as error:
         raise line.error(f"the map cannot be read: {error}") from None
 

@@ -177,7 +177,7 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         (line(mask="soft.png", threshold=True), "'threshold' is True; it is a level of 1"),
         (line(mask=None, threshold=9), "a 'threshold' without a 'mask'; leave it out"),
         (line(mask="soft.png", threshold=200), "soft.png has no pixel; write null where nothing"),
-        (line(mask="lossy.webp"), "lossy.webp: damaged, or no PNG, BMP, GIF, TIFF"),
+        (line(mask="lossy.webp"), "lossy.webp: is WebP, no PNG, BMP, GIF, TIFF"),
         (line(mask="lossy.tif"), "lossy.tif: a JPEG keeps no exact mask; save it as PNG"),
         (line(mask="train.jsonl"), "train.jsonl: damaged, or no PNG"),
         (

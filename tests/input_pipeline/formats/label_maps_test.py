@@ -131,10 +131,17 @@ def test_damage_is_one_line_with_the_file_and_the_cure(tmp_path: Path):
             assert "\n" not in message
 
 
-def test_a_jpeg_is_no_map(tmp_path: Path):
-    write_image(tmp_path / "a.png", 4, 4)
-    with pytest.raises(ItemError, match="damaged or no PNG"):
-        read_labels(tmp_path / "a.png", cure="c")
+def test_what_is_no_png_is_told_for_what_it_is(tmp_path: Path):
+    path = tmp_path / "a.png"
+    write_image(path, 4, 4)
+    with pytest.raises(ItemError, match="is JPEG, no PNG; c"):
+        read_labels(path, cure="c")
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(ItemError, match="is HEIC, no PNG; c"):
+        read_colours(path, cure="c")
+    path.write_bytes(b"words")
+    with pytest.raises(ItemError, match="damaged or no PNG; c"):
+        read_labels(path, cure="c")
 
 
 def test_a_huge_map_is_refused_before_it_is_decoded(tmp_path: Path):

@@ -186,7 +186,12 @@ UNCLEAR: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _file(_levels(), "TIFF", compression="jpeg"),
         "a JPEG keeps no exact mask; save it as PNG",
     ),
-    "webp": (lambda: _file(_levels(), "WEBP", lossless=True), "damaged, or no PNG, BMP, GIF, TIFF"),
+    "webp": (
+        lambda: _file(_levels(), "WEBP", lossless=True),
+        "is WebP, no PNG, BMP, GIF, TIFF, which",
+    ),
+    "heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), "is HEIC, no PNG, BMP, GIF, TIFF, which"),
+    "svg": (lambda: b"<svg xmlns='x'></svg>", "is SVG, no PNG, BMP, GIF, TIFF, which keep masks"),
     "empty": (lambda: b"", "damaged, or no PNG"),
     "truncated": (lambda: _file(_photo())[:500], "the mask is damaged ("),
 }

@@ -286,6 +286,16 @@ def _png(mode: str, size: tuple[int, int]) -> str:
         (lambda line: line.update(present=1), '"present" is 1, not true or false'),
         (lambda line: line.update(map=5), '"map" is no text'),
         (lambda line: line.update(map="@"), "the map cannot be read"),
+        (lambda line: line.update(map="none.PNG"), "the map cannot be read.*No such file"),
+        (
+            lambda line: line.update(map="AAAA"),
+            "the map is damaged or no picture; save it as a grey",
+        ),
+        (
+            lambda line: line.update(map="AAAAGGZ0eXBoZWlj"),
+            "the map is HEIC; save it as a grey PNG",
+        ),
+        (lambda line: line.update(map="/9j/4AAQ"), "the map is JPEG; save it as a grey PNG"),
         (lambda line: line.update(map="none.png"), "the map cannot be read.*No such file"),
         (lambda line: line.update(map=_png("L", (500, 400))), "400 x 500 pixels in mode L; it has"),
         (
