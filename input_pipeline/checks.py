@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from input_pipeline.schema import Record
 from refseg_jax.images.decoding import ImageError, decode_image
 from refseg_jax.images.segmentation import SegmentationError
+from refseg_jax.text.cleaning import has_word
 
 #: A target with fewer pixels gives a remark.
 TINY = 16
@@ -143,8 +144,12 @@ def _text_findings(record: Record) -> Iterator[_Found]:
     for expression in record.expressions:
         words, targets = " ".join(expression.text.lower().split()), expression.targets
         shown = f"{expression.text!r} ({expression.id})"
-        if not words:
-            yield "expression without a word", expression.id, targets
+        if not has_word(expression.text):
+            yield (
+                "expression without a word",
+                ascii(expression.text) + f" ({expression.id})",
+                targets,
+            )
         if targets and expression.granularity == "none":
             yield "expression 'none' that means something", shown, targets
         if not targets and expression.granularity not in ("none", "group"):

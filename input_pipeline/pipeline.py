@@ -22,6 +22,7 @@ from input_pipeline.workers import Batches
 from refseg_jax.batch import GRANULARITIES, HostBatch
 from refseg_jax.errors import UserError, shown
 from refseg_jax.images import preprocess
+from refseg_jax.text.lengths import quoted
 from refseg_jax.text.tokenizers import build_tokenizer, check_length
 
 
@@ -296,8 +297,7 @@ def _example(source: RecordSource, table: ExpressionTable, place: int) -> str:
     except DatasetError:
         return "one whose record cannot be read any more"
     expression = record.expressions[table.position[place]]
-    text = expression.text if len(expression.text) <= 120 else f"{expression.text[:120]}..."
-    return f"{ascii(text) if not text.isprintable() else repr(text)} ({shown(expression.id)})"
+    return f"{quoted(expression.text)} ({shown(expression.id)})"
 
 
 def _batched(dataset: grain.MapDataset, rows: int) -> grain.MapDataset:

@@ -165,7 +165,9 @@ class ExpressionTable:
     tokens: np.ndarray | None = None
 
     @classmethod
-    def of(cls, source: RecordSource, tokenizer: str = "") -> "ExpressionTable":
+    def of(
+        cls, source: RecordSource, tokenizer: str = "", *, keep: bool = True
+    ) -> "ExpressionTable":
         """Loads the table that lies beside the dataset, or makes it by reading every record once.
 
         A new table is kept beside the dataset, and the tokens in a file for each tokenizer.
@@ -173,6 +175,7 @@ class ExpressionTable:
         Args:
             source: the records of the split.
             tokenizer: name as in `build_tokenizer`, to count `tokens`; `""` leaves them out.
+            keep: whether to keep a new table.
 
         Raises:
             DatasetError: no record can be read.
@@ -187,7 +190,7 @@ class ExpressionTable:
             return cls(**columns, **counted)
         table = cls._read(source, tokenizer)
         # Not kept with damaged records: they may be readable later, or on another machine.
-        if not (table.position == DAMAGED).any():
+        if keep and not (table.position == DAMAGED).any():
             stored = {name: getattr(table, name) for name in cls._columns()}
             keep_beside(path, lambda file: np.savez(file, **stored))
             if table.tokens is not None:

@@ -26,6 +26,10 @@ pipeline. `--beam_options="--direct_num_workers=8 ..."` are the options of the r
 If images or annotations are missing or damaged, they are listed and nothing is built. `--skip_missing`
 builds the rest, and lists them in `build_report.txt` beside the records. That file also compares the
 counts of each split with the published ones.
+
+At the end, a line for each split tells how many of its texts are longer than 17, 20 and 77 tokens of
+CLIP's vocabulary, which are the usual context lengths: models do not read what is beyond. With
+`--config=configs/FILE.py` it counts for the tokenizer and the `context_length` of that config.
 """
 
 import argparse
@@ -48,6 +52,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
 from tools.dataset_flags import add_dataset_flags
+from tools.text_settings import built_lines, read_settings
 
 #: Flag that a dataset needs -> what to do if it is missing.
 _MISSING = {
@@ -60,7 +65,7 @@ _OPTIONAL = frozenset(
 )
 
 
-def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
+def run(name: str, entry: Entry, request: Request, *, overwrite: bool, config: str = "") -> None:
     """Builds a dataset, unless it exists, and prints its folder and its build report.
 
     Args:
@@ -68,11 +73,14 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
         entry: the code that builds it.
         request: the flags of the command line.
         overwrite: whether to replace a dataset that exists.
+        config: for whose tokenizer and context length texts are counted, see
+            `tools.text_settings.read_settings`.
 
     Raises:
         UserError: the request does not fit the dataset, or the source files cannot be used.
     """
     _check(name, entry, request)
+    settings = read_settings(config, request.name or name)
     folder = entry.folder(request)
     # No lock if there is nothing to build: the folder may be read-only.
     if overwrite or _aside(folder).is_dir() or not folder.is_dir():
@@ -89,6 +97,10 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool) -> None:
     report = folder / REPORT
     if report.is_file():
         print(report.read_text(), end="")
+    # A runner's dataset may be too large for one machine to read.
+    if config or (built and request.runner is None):
+        for line in built_lines(folder, request.data_dir, settings):
+            print(line)
 
 
 def _already(folder: Path, request: Request) -> str:
@@ -214,10 +226,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = vars(make_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
+    config = options.pop("config")
     beam_options = tuple(options.pop("beam_options"))
     options["image_dir"] = tuple(options["image_dir"])
     options["runner"] = Runner(options["runner"], beam_options) if options["runner"] else None
-    return ended(lambda: run(name, DATASETS[name], Request(**options), overwrite=overwrite))
+    return ended(
+        lambda: run(name, DATASETS[name], Request(**options), overwrite=overwrite, config=config)
+    )
 
 
 if __name__ == "__main__":

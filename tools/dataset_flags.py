@@ -3,7 +3,7 @@
 import argparse
 
 from input_pipeline.workers import usable_cores
-from refseg_jax.cli.command_line import path
+from refseg_jax.cli.command_line import expanded, path
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser, *, data_dir_required: bool) -> None:
@@ -39,4 +39,11 @@ def add_dataset_flags(parser: argparse.ArgumentParser, *, data_dir_required: boo
         type=int,
         default=usable_cores(),
         help="processes; default: one a core",
+    )
+    parser.add_argument(
+        "--config",
+        type=expanded,
+        default="",
+        metavar="FILE[:PRESET]",
+        help="count the texts that this config's tokenizer and context_length cut; default: CLIP's",
     )

@@ -13,7 +13,10 @@ It compares the counts with the published ones, prints how often each check foun
 page (`--page`, default `doctor.html`) with pictures of the findings, and of a few expressions of each
 split with their targets. The exit code is 1 if there is a *fault*, which makes scores wrong or stops a
 run. *Remarks* (tiny targets, repeated texts) are no faults, because published datasets have them too.
-They include training images that are in evaluation sets of other datasets built in `--data_dir`.
+They include training images that are in evaluation sets of other datasets built in `--data_dir`, and
+texts of more than 17 tokens of CLIP's vocabulary, the shortest of the usual context lengths: models do
+not read what is beyond. With `--config=configs/FILE.py` it counts for the tokenizer and the
+`context_length` of that config.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from input_pipeline.building.processes import ordered_map
 from input_pipeline.checks import (
     CANNOT_BE_BUILT,
     CHECKS,
+    Finding,
     Identity,
     leak_findings,
     record_findings,
@@ -43,11 +47,15 @@ from input_pipeline.checks import (
 from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.facts.published import facts_of
 from input_pipeline.leakage import evaluation_images
+from input_pipeline.schema import Record
 from refseg_jax.cli.command_line import command_parser, ended, path
-from refseg_jax.errors import UserError, escaped
+from refseg_jax.errors import UserError, escaped, shown
+from refseg_jax.text.lengths import Lengths, count_tokens, quoted
+from refseg_jax.text.tokenizers import build_tokenizer
 from tools.dataset_flags import add_dataset_flags
 from tools.doctor_page import Example, Sample, examples_of, sample_of, write_page
 from tools.doctor_subjects import Reading, Subject, opened
+from tools.text_settings import TextSettings, read_settings
 
 #: Number of examples of a check on the page.
 _SHOWN = 24
@@ -62,6 +70,7 @@ class _Examined:
     tally: Tally
     identity: Identity | None
     examples: tuple[Example, ...]
+    lengths: Lengths = dataclasses.field(default_factory=Lengths)
 
 
 class _Findings:
@@ -97,6 +106,7 @@ def examine(
     mask_threshold: int | None = None,
     splits: Sequence[str] = (),
     num_workers: int = 0,
+    config: str = "",
 ) -> int:
     """Examines a dataset, prints the findings and writes the page.
 
@@ -110,6 +120,8 @@ def examine(
         mask_threshold: level (1..255) at which the masks of your own lines are cut, or `None`.
         splits: splits to examine; empty examines all.
         num_workers: number of processes.
+        config: for whose tokenizer and context length texts are counted, see
+            `tools.text_settings.read_settings`.
 
     Returns:
         The number of faults.
@@ -125,14 +137,17 @@ def examine(
         mask_threshold=mask_threshold,
         splits=splits,
     )
+    settings = read_settings(config, dataset)
     with opening as subject:
-        tallies, found = _look(subject, data_dir, num_workers)
+        tallies, lengths, found = _look(subject, data_dir, num_workers, settings)
         samples = _samples(subject)
     published = facts_of(dataset).published if dataset in CONVERSIONS else {}
     ordered = sorted(tallies, key=[*published, *tallies].index)
     counted = {split: tallies[split].result() for split in ordered}
     counts = [*compare(counted, published), *([] if splits else not_there(counted, published))]
-    lines, table, examples = [*counts, *subject.facts], found.table(), found.examples()
+    texts = [lengths[split].line(split, *settings) for split in ordered]
+    lines = [*counts, *subject.facts, *filter(None, texts)]
+    table, examples = found.table(), found.examples()
     title = f"{dataset} in {source_dir or data_dir}"
     write_page(page, title, lines, table, examples, samples)
     _print(title, lines, table, examples)
@@ -142,18 +157,20 @@ def examine(
 
 
 def _look(
-    subject: Subject, data_dir: Path | None, workers: int
-) -> tuple[dict[str, Tally], _Findings]:
-    """Runs all checks; returns the counts of each split, and the findings."""
+    subject: Subject, data_dir: Path | None, workers: int, settings: TextSettings
+) -> tuple[dict[str, Tally], dict[str, Lengths], _Findings]:
+    """Runs all checks; returns the counts and the lengths of texts of each split, and the findings."""
     # First, so that damage of another dataset is reported before the long part.
     sets = evaluation_images(str(data_dir)) if data_dir is not None else {}
     found = _Findings()
     found.add(Example(finding, None) for finding in subject.findings)
     tallies = {split: Tally() for split in subject.splits}
+    lengths = {split: Lengths() for split in subject.splits}
     identities: dict[str, list[Identity]] = {split: [] for split in subject.splits}
     try:
-        for split, examined in _all(subject, workers):
+        for split, examined in _all(subject, workers, settings):
             tallies[split].merge(examined.tally)
+            lengths[split].merge(examined.lengths)
             if examined.identity is not None:
                 identities[split].append(examined.identity)
             found.add(examined.examples)
@@ -166,17 +183,37 @@ def _look(
     others = {name: ids for name, ids in sets.items() if name not in own}
     between = [*split_findings(identities), *leak_findings(identities, others)]
     found.add(Example(finding, None) for finding in between)
-    return tallies, found
+    return tallies, lengths, found
 
 
-def _examine(read: Callable[[tuple[str, Any]], Reading], item: tuple[str, Any]) -> _Examined:
+def _examine(
+    read: Callable[[tuple[str, Any]], Reading], settings: TextSettings, item: tuple[str, Any]
+) -> _Examined:
     record, found = read(item)
     if record is None:
         return _Examined(Tally(), None, tuple(Example(finding, None) for finding in found))
     tally = Tally()
     tally.add(record)
-    every = [*found, *record_findings(record, item[0])]
-    return _Examined(tally, Identity.of(record), examples_of(record, every))
+    lengths, cut = _texts(record, item[0], settings)
+    every = [*found, *record_findings(record, item[0]), *cut]
+    return _Examined(tally, Identity.of(record), examples_of(record, every), lengths)
+
+
+def _texts(record: Record, split: str, settings: TextSettings) -> tuple[Lengths, list[Finding]]:
+    """How long the texts of a record are, and those that are cut."""
+    tokenizer, found, lengths = build_tokenizer(settings.tokenizer), [], Lengths()
+    for expression in record.expressions:
+        number = count_tokens(tokenizer, expression.text)
+        lengths.add(expression.text, number)
+        if number > settings.lengths[0]:
+            check = (
+                f"expression of more than {settings.lengths[0]} tokens, whose last words are cut"
+            )
+            text = f"{quoted(expression.text)} ({shown(expression.id)}) takes {number}"
+            found.append(
+                Finding(check, split, f"{shown(record.file_name)}: {text}", expression.targets)
+            )
+    return lengths, found
 
 
 def _samples(subject: Subject) -> list[Sample]:
@@ -196,10 +233,10 @@ def _samples(subject: Subject) -> list[Sample]:
     return found
 
 
-def _all(subject: Subject, workers: int) -> Iterator[tuple[str, _Examined]]:
+def _all(subject: Subject, workers: int, settings: TextSettings) -> Iterator[tuple[str, _Examined]]:
     items = [(split, item) for split, of_split in subject.splits.items() for item in of_split]
     stream = ordered_map(
-        functools.partial(_examine, subject.read), items, workers if workers > 1 else 0
+        functools.partial(_examine, subject.read, settings), items, workers if workers > 1 else 0
     )
     with contextlib.closing(stream), tqdm(total=len(items), desc=subject.name, unit="image") as bar:
         for (split, _), examined in zip(items, stream, strict=True):

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from input_pipeline.schema import Expression, Record, Target, check_references
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, escaped, shown
 from refseg_jax.images.decoding import ImageError, decode_image, image_notes
 from refseg_jax.images.files import read_file
 from refseg_jax.images.segmentation import SegmentationError, encode_segmentation
+from refseg_jax.text.cleaning import has_word
+
+#: Note of a build that leaves out expressions, see `refseg_jax.text.cleaning.has_word`.
+NO_WORD = "expressions without a word, left out"
 
 
 class BuildError(UserError):
@@ -87,11 +91,51 @@ class Conversion:
 
 
 def converted(convert: Callable[[Any, str], Outcome], source: str, item: Any) -> Outcome:
-    """Returns `convert(item, source)`, with the error of an unusable item as a problem."""
+    """Returns `convert(item, source)`, with the error of an unusable item as a problem.
+
+    Whatever a decoder raises is such an error. Expressions without a word are left out alone.
+    """
     try:
-        return _noted(convert(item, source))
+        return _storable(_noted(convert(item, source)))
     except (ItemError, ImageError, SegmentationError) as error:
         return Outcome(None, (str(error),))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = escaped(" ".join(f"{type(error).__name__}: {error}".split()))
+        line = f"{shown(item)}: {reason}; put back a sound copy of its files, or report this line"
+        return Outcome(None, (line,))
+
+
+def _storable(outcome: Outcome) -> Outcome:
+    """The outcome without expressions that have no word, and without a record that is no UTF-8."""
+    record = outcome.record
+    if record is None:
+        return outcome
+    if (name := _not_utf8(record)) is not None:
+        line = f"{shown(record.file_name)}: the name {name!a} is not UTF-8; rename it"
+        return dataclasses.replace(outcome, record=None, problems=(*outcome.problems, line))
+    kept = tuple(e for e in record.expressions if has_word(e.text))
+    lost = len(record.expressions) - len(kept)
+    if not lost:
+        return outcome
+    notes = {**outcome.notes, NO_WORD: outcome.notes.get(NO_WORD, 0) + lost}
+    return dataclasses.replace(
+        outcome, record=dataclasses.replace(record, expressions=kept), notes=notes
+    )
+
+
+def _not_utf8(record: Record) -> str | None:
+    """A name of a record that has bytes of another encoding, or `None`."""
+    names = [record.file_name, record.image_id, *(t.category for t in record.targets)]
+    for expression in record.expressions:
+        names += [expression.group, expression.text, expression.id]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return name
+    return None
 
 
 def made(make: Callable[[Any], Record | Outcome], item: Any) -> Outcome:
@@ -126,9 +170,12 @@ def check_record(record: Record) -> Record:
 
     Raises:
         BuildError: the size of the image differs from the record's, a mask is empty or has another
-            size, an index is out of range, a granularity is unknown, or an expression has no word.
+            size, an index is out of range, a granularity is unknown, a name is not UTF-8, or an
+            expression has no word.
         ImageError: the image is damaged.
     """
+    if (name := _not_utf8(record)) is not None:
+        raise BuildError(f"{shown(record.file_name)}: {name!a} is not UTF-8; correct its record")
     size = (record.height, record.width)
     found = decode_image(record.image, name=record.file_name, annotated=size).shape[:2]
     if found != size:
@@ -148,9 +195,10 @@ def check_record(record: Record) -> Record:
                 f"{record.file_name}: target {number}: {error}; make counts by schema.encode_mask"
             ) from None
     for expression in record.expressions:
-        if not expression.text.strip():
+        if not has_word(expression.text):
             raise BuildError(
-                f"{record.file_name}: expression {expression.id} has no word; leave it out"
+                f"{record.file_name}: expression {expression.id} is {expression.text[:40]!a}, which "
+                "has no word; leave it out"
             )
     return record
 

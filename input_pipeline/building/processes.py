@@ -28,7 +28,8 @@ def ordered_map(
         workers: number of processes; 0 computes in this process.
 
     Yields:
-        The results, in the order of the items.
+        The results, in the order of the items. If the reader stops, by an error or a signal, the
+        workers are killed.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a worker died.
@@ -39,6 +40,7 @@ def ordered_map(
     # Each worker receives the function once, not with each item, so that files it opens stay open.
     # Workers are spawned because forking a process that has threads (JAX's) may deadlock.
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(function,)
     ) as pool:
@@ -51,9 +53,11 @@ def ordered_map(
                 result = pending.popleft().result()
                 pending.extend(pool.submit(_run, i) for i in itertools.islice(rest, 1))
                 yield result
-        finally:
-            for future in pending:
-                future.cancel()
+        except BaseException:
+            # The pool would wait for the items in work, for ever if a file system does not answer.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            raise
 
 
 def _begin(function: Callable[[Any], Any]) -> None:

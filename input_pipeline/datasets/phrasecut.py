@@ -27,6 +27,7 @@ from input_pipeline.formats.regions import counts_of
 from input_pipeline.schema import Expression, Target
 from refseg_jax.images.segmentation import SegmentationError
 from refseg_jax.images.units import Evidence
+from refseg_jax.text.cleaning import has_word
 
 SPLITS = ("train", "val", "miniv", "test")
 IMAGE_FOLDERS = ("images", "VG_100K", "VG_100K_2")
@@ -206,7 +207,7 @@ def _split(
         size = (images[vg_id].height, images[vg_id].width) if vg_id in images else None
         for instance in task["Polygons"]:
             evidence.add(instance, vg_id, size)
-        if phrase.text:
+        if has_word(phrase.text):
             of_image.setdefault(vg_id, []).append(phrase)
         else:
             notes[NO_WORD] = notes.get(NO_WORD, 0) + 1

@@ -27,16 +27,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError, read_image
+from input_pipeline.building.conversion import (
+    NO_WORD,
+    Conversion,
+    Outcome,
+    Plan,
+    SourceError,
+    read_image,
+)
 from input_pipeline.formats.json_stream import elements, integer, words
 from input_pipeline.formats.label_maps import encode_labels, read_labels
 from input_pipeline.schema import Expression, Target
+from refseg_jax.text.cleaning import has_word
 
 SPLITS = ("train", "valid", "test")
 _CURE = "unpack the dataset again"
 
 #: Notes and a figure in the build report.
-NO_WORD = "expressions without a word, left out"
 NO_KINDS = "videos whose objects have no category, for want of train/meta.json"
 UNBUILT = "{0}: {1} without published masks, held out and not built"
 
@@ -132,7 +139,7 @@ def read_plan(source: Path) -> Plan:
     if not known.is_file():
         notes[NO_KINDS] = len(of_train)
     for video in of_train:
-        said = tuple(question for question in video.questions if question.text)
+        said = tuple(question for question in video.questions if has_word(question.text))
         if len(said) < len(video.questions):
             notes[NO_WORD] = notes.get(NO_WORD, 0) + len(video.questions) - len(said)
         for name in video.frames:

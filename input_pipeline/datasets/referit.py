@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.building.conversion import (
+    NO_WORD,
     Conversion,
     ItemError,
     Outcome,
@@ -30,9 +31,9 @@ from input_pipeline.building.conversion import (
 from input_pipeline.formats.image_files import ImageFiles
 from input_pipeline.formats.json_stream import elements
 from input_pipeline.formats.matfile import MatError, load_mat
-from input_pipeline.formats.refer.layout import NO_WORD
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target, encode_mask
+from refseg_jax.text.cleaning import has_word
 
 SPLITS = ("train", "val", "test")
 
@@ -186,7 +187,7 @@ def _regions(file: Path) -> list[tuple[Region, int]]:
             raise SourceError(
                 f"{file}: {key} has a query that is no text; use the file of text_objseg"
             ) from None
-        words = tuple((i, text) for i, text in said if text)
+        words = tuple((i, text) for i, text in said if has_word(text))
         regions.append((Region(key, words), len(said) - len(words)))
     return regions
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.building.conversion import (
+    NO_WORD,
     ItemError,
     Outcome,
     Plan,
@@ -22,11 +23,12 @@ from input_pipeline.building.conversion import (
 from input_pipeline.formats.image_files import ImageFiles
 from input_pipeline.formats.json_stream import elements, integer
 from input_pipeline.formats.mask_files import read_mask
-from input_pipeline.formats.refer.layout import IMAGE_FOLDERS, NO_WORD
+from input_pipeline.formats.refer.layout import IMAGE_FOLDERS
 from input_pipeline.formats.refer.refs import stored_text
 from input_pipeline.schema import Expression, Target, encode_mask
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.files import read_file
+from refseg_jax.text.cleaning import has_word
 
 #: A note of a build.
 SOFT = "masks with greys, of which all that is not black is taken"
@@ -85,7 +87,7 @@ def read_segments(file: Path, *, prefix: str | None = None) -> tuple[list[Segmen
                 said.append(
                     (named or str(integer(sentence["sent_id"])), stored_text(sentence["sent"]))
                 )
-            words = tuple((i, text) for i, text in said if text)
+            words = tuple((i, text) for i, text in said if has_word(text))
             name = str(entry["img_name"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SourceError(

@@ -8,6 +8,7 @@ from typing import Any
 from input_pipeline.building.conversion import BuildError
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
+from refseg_jax.text.cleaning import has_word
 from refseg_jax.text.encoding import EncodingError, json_of
 
 #: Value of `segmentation` that makes the rectangle of `box` the region.
@@ -118,6 +119,11 @@ def _line(line: Any, where: str, default_id: str) -> Line:
             raise BuildError(f"{where}: {unknown('field', field, _FIELDS)}")
         if field in _TEXTS and not _is_text(value):
             raise BuildError(f"{where}: {field!r} is {value!r:.40}, no text; correct or leave out")
+    if not has_word(line.get("expression", "a")):
+        raise BuildError(
+            f"{where}: 'expression' is {line['expression'][:40]!a}, which has no word; say what to look "
+            "for, or leave the line out"
+        )
     if "expression" not in line:
         raise BuildError(f"{where}: 'expression' is missing; each line needs it")
     if ("mask" in line) == ("segmentation" in line):

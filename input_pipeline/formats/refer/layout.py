@@ -12,7 +12,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from input_pipeline.building.conversion import Plan, SourceError
+from input_pipeline.building.conversion import (
+    NO_WORD,
+    Plan,
+    SourceError,
+)
 from input_pipeline.formats.image_files import ImageFiles, base_name
 from input_pipeline.formats.json_stream import elements, integer
 from input_pipeline.formats.refer.refs import Ref, read_refs
@@ -27,7 +31,6 @@ IMAGE_FOLDERS = (
 )
 
 #: Notes in the report of a build.
-NO_WORD = "expressions without a word, left out"
 CROWDS = "crowd annotations of refs, left out of masks"
 LACKED = "refs of images that the published archive lacks, left out"
 

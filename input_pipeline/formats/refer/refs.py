@@ -8,6 +8,7 @@ from typing import Any
 
 from input_pipeline.building.conversion import SourceError
 from input_pipeline.formats.json_stream import elements, integer
+from refseg_jax.text.cleaning import has_word
 from refseg_jax.unpickling import load_pickle
 
 _CURE = "use the file that its authors distribute"
@@ -79,7 +80,7 @@ def stored_text(text: Any) -> str:
 def _ref(entry: Any, text: str, number: int, file: Path) -> Ref:
     try:
         said = [(integer(s["sent_id"]), stored_text(s[text])) for s in entry["sentences"]]
-        words = tuple((str(i), t) for i, t in said if t)
+        words = tuple((str(i), t) for i, t in said if has_word(t))
         ref_id, image_id = integer(entry["ref_id"]), integer(entry["image_id"])
         ann_ids, splits = _ann_ids(entry["ann_id"]), _splits(str(entry["split"]))
         return Ref(ref_id, image_id, ann_ids, splits, words, len(said) - len(words))
