@@ -12,10 +12,10 @@ That is faster for small models, which do not use several cores well.
 
 import argparse
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 
 from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from tools.ablation_page import Scores, markdown
 from tools.studies import STUDIES, Row, Study
@@ -134,4 +134,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

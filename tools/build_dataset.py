@@ -37,7 +37,6 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,6 +47,7 @@ from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from input_pipeline.formats.archives import source_folder
 from input_pipeline.sources import split_names
 from refseg_jax.cli.command_line import command_parser, ended
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
@@ -236,4 +236,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,12 +10,12 @@ refseg_jax/weights/published.toml.
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from input_pipeline.facts.published import KINDS, DatasetFacts, all_facts
 from refseg_jax.cli.command_line import command_parser, ended
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from refseg_jax.weights.published import PublishedWeights, all_weights
 
@@ -207,4 +207,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

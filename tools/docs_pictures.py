@@ -10,7 +10,6 @@ the training. Without `--run`, only `scenes.png` is drawn.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from input_pipeline.datasets.scenes.contact_sheet import choose, contact_sheet
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
 from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from refseg_jax.images.decoding import decode_image
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
@@ -142,4 +142,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

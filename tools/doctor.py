@@ -25,7 +25,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -49,6 +48,7 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.leakage import evaluation_images
 from input_pipeline.schema import Record
 from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError, escaped, shown
 from refseg_jax.text.lengths import Lengths, count_tokens, quoted
 from refseg_jax.text.tokenizers import build_tokenizer
@@ -277,4 +277,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,8 +1,7 @@
 """`python -m tools.export`: see `refseg_jax.cli.export`."""
 
-import sys
-
 from refseg_jax.cli.export import main
+from refseg_jax.cli.signals import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

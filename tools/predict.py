@@ -1,8 +1,7 @@
 """`python -m tools.predict`: see `refseg_jax.cli.predict`."""
 
-import sys
-
 from refseg_jax.cli.predict import main
+from refseg_jax.cli.signals import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

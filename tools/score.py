@@ -1,8 +1,7 @@
 """`python -m tools.score`: see `refseg_jax.cli.score`."""
 
-import sys
-
 from refseg_jax.cli.score import main
+from refseg_jax.cli.signals import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

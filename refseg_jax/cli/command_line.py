@@ -1,22 +1,15 @@
 """Shared by the command lines: their flags for paths, and how errors and signals end them."""
 
 import argparse
-import contextlib
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
+from refseg_jax.cli import signals
 from refseg_jax.errors import UserError, escaped
-
-
-class Terminated(SystemExit):
-    """SIGTERM has ended the command."""
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -67,17 +60,13 @@ def ended(work: Callable[[], int | None], *, failed: int = 1) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with unwound_by_sigterm():
+        with signals.unwound():
             return work() or 0
     except (UserError, OSError) as error:
         print(error_line(error), file=sys.stderr)
         return failed
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("stopped by SIGTERM", file=sys.stderr)
-        return 143
+    except (KeyboardInterrupt, signals.Terminated) as ending:
+        return signals.told(ending)
 
 
 def error_line(error: Exception) -> str:
@@ -85,25 +74,3 @@ def error_line(error: Exception) -> str:
     # Other libraries wrap their messages.
     text = str(error) if isinstance(error, UserError) else escaped(" ".join(str(error).split()))
     return f"error: {text}"
-
-
-@contextlib.contextmanager
-def unwound_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise `SystemExit` in the block, so that it cleans up as after Ctrl-C.
-
-    The exit code is 143, as the shell reports it for SIGTERM. Only the main thread hears signals: in
-    another one, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise Terminated(128 + number)

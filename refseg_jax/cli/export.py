@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import escaped
 from refseg_jax.exports.exporter import FORMATS, export
 
@@ -56,4 +57,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -19,7 +19,6 @@ for bert-base-uncased whenever the model is used.
 import argparse
 import dataclasses
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ import jax
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.models.forward import Forward
 from refseg_jax.models.unires import UniRES
@@ -230,4 +230,4 @@ def _work(request: Request, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

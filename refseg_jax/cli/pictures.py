@@ -162,10 +162,11 @@ class _Search:
         except OSError as error:
             self.errors.append(f"{path}: {error.strerror}; give a picture that can be read")
             return
-        if kind is not None and not kind.reader:
-            self._unread.setdefault(kind.unread, []).append(str(path))
-        elif kind is None and not (chosen or has_suffix(name)):
+        meant = chosen or has_suffix(name) or (kind is not None and kind.is_picture)
+        if not meant:
             self._others.setdefault(path.suffix.lower(), []).append(str(path))
+        elif kind is not None and not kind.reader:
+            self._unread.setdefault(kind.unread, []).append(str(path))
         elif not _is_utf8(name):
             self.errors.append(f"{path}: its name is not UTF-8; rename it")
         else:

@@ -40,6 +40,7 @@ from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import command_parser, ended, error_line, expanded, path
 from refseg_jax.cli.pictures import Picture, check_results, find_pictures, lines_of
 from refseg_jax.cli.results import PictureResults, Results
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
 from refseg_jax.images.decoding import ImageError
@@ -333,4 +334,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

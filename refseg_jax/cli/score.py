@@ -19,7 +19,6 @@ counted. docs/protocols.md explains the protocols and the fields.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from refseg_jax.cli.command_line import command_parser, ended, path
 from refseg_jax.cli.score_lines import LineError, read_pairs
+from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.protocols import PROTOCOLS, State, build_protocols, keyed_scores
 from refseg_jax.reporting import tables
@@ -109,4 +109,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

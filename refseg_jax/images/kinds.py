@@ -37,11 +37,13 @@ class Kind(NamedTuple):
         reader: Pillow's name of the format, `"JPEG"` for what simplejpeg reads, or `""` if it is not
             read here.
         cure: what to do where it is not read.
+        is_picture: whether such a file is one; a web page may only have the name of one.
     """
 
     name: str
     reader: str
     cure: str = _SAVE
+    is_picture: bool = True
 
     @property
     def unread(self) -> str:
@@ -76,7 +78,12 @@ _NOT_READ = (
     (rb"(\xef\xbb\xbf)?\s*<([?!].*<)?svg[\s>]", "SVG"),
 )
 _TIFF = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
+_NO_PICTURES = (
+    (rb"version https://git-lfs", Kind("a Git LFS pointer", "", "run git lfs pull", False)),
+    (rb"\s*<(!doctype\s+)?html", Kind("a web page", "", "download the picture itself", False)),
+)
 _BY_START = (
+    *((re.compile(start, re.IGNORECASE), kind) for start, kind in _NO_PICTURES),
     *((re.compile(start, re.DOTALL), Kind(name, "")) for start, name in _NOT_READ),
     (_TIFF, Kind("TIFF", "TIFF")),
     *((re.compile(start, re.DOTALL), kind) for start, kind in _READ),

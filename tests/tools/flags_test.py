@@ -21,10 +21,10 @@ ROOT = Path(main.__file__).parent
 #: Command -> its flags that name a file or folder (or something on the hub, or either).
 PATHS = {
     "ablation": {"data_dir", "output_dir", "page"},
-    "build_dataset": {"data_dir", "source_dir", "image_dir"},
+    "build_dataset": {"data_dir", "source_dir", "image_dir", "config"},
     "dataset_page": set(),
     "docs_pictures": {"run", "output_dir"},
-    "doctor": {"data_dir", "source_dir", "image_dir", "page"},
+    "doctor": {"data_dir", "source_dir", "image_dir", "config", "page"},
     "export": {"checkpoint", "output", "env"},
     "import_weights": {"source", "output", "tokenizer"},
     "predict": {"checkpoint", "image", "texts", "output_dir"},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from refseg_jax.cli.command_line import unwound_by_sigterm
+from refseg_jax.cli import signals
 from refseg_jax.errors import UserError
 from tests.tools.planned_runs import PlannedRuns
 from tools import trainings
@@ -166,7 +166,7 @@ def test_a_signal_to_the_command_alone_stops_what_runs_and_nothing_begins(
     todo = [_training(runs, name) for name in "abcde"]
     for one in todo:
         runs.plan(one.workdir.name, one.config, scores, wait=True)
-    with runs.signalled(number, children=jobs), unwound_by_sigterm(), pytest.raises(error):
+    with runs.signalled(number, children=jobs), signals.unwound(), pytest.raises(error):
         train_all(todo, jobs)
     assert sorted(runs.started) == list("abcde"[:jobs])
     for name in runs.started:

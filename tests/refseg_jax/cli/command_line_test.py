@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from refseg_jax.cli import signals
 from refseg_jax.cli.command_line import (
     command_parser,
     ended,
     expanded,
     path,
-    unwound_by_sigterm,
 )
 from refseg_jax.errors import UserError
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_sigterm_unwinds_what_was_begun_and_the_handler_of_before_comes_back() -> None:
     told: list[str] = []
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, unwound_by_sigterm():
+    with pytest.raises(SystemExit) as left, signals.unwound():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             # The handler runs before the next line, or while it waits.
@@ -34,6 +34,46 @@ def test_sigterm_unwinds_what_was_begun_and_the_handler_of_before_comes_back() -
     assert left.value.code == 143
     assert told == ["removed"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "stopped by Ctrl-C\n"), (signal.SIGTERM, 143, "stopped by SIGTERM\n")],
+)
+def test_signals_while_a_command_is_still_imported_end_it_with_one_line(
+    number: signal.Signals, code: int, line: str, tmp_path: Path
+) -> None:
+    """As `tools` does it; libraries may swallow an exception at that time."""
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("import refseg_jax.cli\n")
+    slow = "import time\ntry:\n    print('begun', flush=True)\n    time.sleep(60)\n"
+    (package / "slow.py").write_text(f"{slow}except BaseException:\n    pass\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "mine.slow"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Python heeds Ctrl-C only if the process did so that started it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (code, line)
+
+
+@pytest.mark.parametrize(("code", "late"), [(0, "late\n"), (1, "late\n"), (130, ""), (143, "")])
+def test_after_a_signal_the_interpreter_does_nothing_more(code: int, late: str) -> None:
+    source = (
+        "import atexit; from refseg_jax.cli.signals import leave; atexit.register(print, 'late');"
+    )
+    command = [sys.executable, "-c", f"{source} print('done'); leave({code})"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, f"done\n{late}")
 
 
 def test_threads_hear_no_signals_and_work_all_the_same() -> None:

@@ -59,6 +59,16 @@ def test_what_is_left_out_is_named_once_a_kind(tmp_path: Path) -> None:
     ]
 
 
+def test_a_web_page_is_a_picture_only_by_its_name(tmp_path: Path) -> None:
+    _write(tmp_path, "index.html", "b.jpg", data=b"<!DOCTYPE html><html>...")
+    _write(tmp_path, "drawing.svg", data=b'<svg xmlns="http://www.w3.org/2000/svg">')
+    assert list(lines_of(find_pictures(tmp_path))) == [
+        f"error: {tmp_path}/b.jpg: a web page is not read here; download the picture itself",
+        f"error: {tmp_path}/drawing.svg: SVG is not read here; save it as PNG or JPEG",
+        f"note: {tmp_path}/index.html: no pictures (.html), left out",
+    ]
+
+
 def test_sub_folders_are_entered_where_that_is_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     _write(folder, "z.jpg", "sub/b.jpg", "sub/deep/c.jpg", ".git/d.jpg", "out/old.jpg")
