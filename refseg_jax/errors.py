@@ -1,4 +1,11 @@
-"""The base class of errors that the user can fix, and how names are made printable."""
+"""The base class of errors that the user can fix, and what they say of names and of strange files."""
+
+#: Beginning of a file, in small letters -> what stands there in the place of the file that is meant.
+_INSTEAD = {
+    b"version https://": "is a Git LFS pointer, not the file; run git lfs pull",
+    b"<!doctype html": "is a web page, not the file; download the file itself",
+    b"<html": "is a web page, not the file; download the file itself",
+}
 
 
 class UserError(Exception):
@@ -32,3 +39,15 @@ def shown(name: object) -> str:
     if len(text) > 300:
         text = f"{text[:120]}...{text[-170:]}"
     return text if text.isprintable() else ascii(text)
+
+
+def instead(start: bytes) -> str:
+    """What a file is that stands in the place of any other, with the cure; `""` for all other files.
+
+    Clones without Git LFS have pointers of three lines, and failed downloads are often web pages.
+
+    Args:
+        start: the first 16 bytes of the file, or more.
+    """
+    small = start[:16].lower()
+    return next((what for mark, what in _INSTEAD.items() if small.startswith(mark)), "")

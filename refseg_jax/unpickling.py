@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, instead
 
 #: Opcodes that make plain data. `GLOBAL` and `STACK_GLOBAL` are among them because `find_class`
 #: decides about each name, so that the error can tell which name was refused.
@@ -223,6 +223,8 @@ def load_pickle(path: str | Path, *, arrays: bool = False) -> Any:
         data = Path(path).read_bytes()
     except OSError as error:
         raise PickleError(f"{path}: {error.strerror}; check the path") from None
+    if what := instead(data):
+        raise PickleError(f"{path}: {what}")
     return loads_pickle(data, name=str(path), arrays=arrays)
 
 

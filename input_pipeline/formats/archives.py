@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from input_pipeline.building.conversion import SourceError, as_given
 from input_pipeline.formats.archive_streams import Forward, RefusedArchiveError, contents, headers
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, instead
 from refseg_jax.images.files import check_regular
 from refseg_jax.locks import exclusive
 
@@ -175,10 +175,21 @@ def _one_line(archive: Path) -> Iterator[None]:
             f"{archive}: {error}; if you trust it, unpack it yourself and give the folder"
         ) from None
     except damage as error:
+        if what := _instead(archive):
+            raise ArchiveError(f"{archive}: {what}") from None
         system = isinstance(error, OSError) and error.strerror
         reason = system or " ".join(str(error).split())[:120] or type(error).__name__
         cure = "look after the disk" if system else "download it again"
         raise ArchiveError(f"{archive}: cannot be unpacked ({reason}); {cure}") from None
+
+
+def _instead(archive: Path) -> str:
+    """`instead` of a file that may not be readable."""
+    with contextlib.suppress(OSError):
+        check_regular(archive)
+        with archive.open("rb") as file:
+            return instead(file.read(16))
+    return ""
 
 
 def _inner(folder: Path, within: Path, archive: Path) -> Path:

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refseg_jax.errors import instead
+
 NAME = "manifest.json"
 
 #: Second cure of a damaged manifest, for errors about checkpoints.
@@ -181,7 +183,9 @@ def _compare(path: Path, size: int, digest: str) -> str:
     try:
         actual = path.stat().st_size
         if actual != size:
-            return f"{path}: {actual} bytes instead of {size}"
+            with path.open("rb") as file:
+                what = instead(file.read(16))
+            return f"{path}: {what or f'{actual} bytes instead of {size}'}"
         if _digest(path) != digest:
             return f"{path}: its content has changed since it was written (SHA-256)"
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_jax import naming
 from refseg_jax.batch import GRANULARITIES
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, shown
 from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import Pair
 from refseg_jax.evaluation.protocols.regions import RleRegions
@@ -94,7 +94,9 @@ def joined(predictions: Path, references: Path) -> Iterator[tuple[Line, Line]]:
                     continue
                 known = waiting[name]
                 if known is None or known.side == side:
-                    raise line.error(f"the id {name!r} stands in this file for the second time")
+                    raise line.error(
+                        f"the id {shown(name)!r} stands in this file for the second time"
+                    )
                 waiting[name] = None
                 partner = files[1 - side].at(known)
                 yield (partner, line) if side else (line, partner)
@@ -159,7 +161,7 @@ def _check_all_joined(waiting: Mapping[str, _Place | None], paths: tuple[Path, P
     place, name = min(missing)
     others = f" ({len(missing)} ids are in one file only)" if len(missing) > 1 else ""
     raise UserError(
-        f"{paths[place.side]}:{place.number}: the id {name!r} is not in "
+        f"{paths[place.side]}:{place.number}: the id {shown(name)!r} is not in "
         f"{os.fspath(paths[1 - place.side])}{others}"
     )
 
@@ -244,7 +246,8 @@ def _size(line: Line, segmentation: Mapping[str, Any]) -> tuple[int, int]:
         raise line.error(f'the segmentation\'s "size" is {size!r:.40}, not [height, width]')
     height, width = size
     if min(size) < 1 or height * width > MAX_PIXELS:
-        raise line.error(f"{height} x {width} pixels; there are 1 to {MAX_PIXELS}")
+        what = f"{height} x {width}" if max(size) < 10**12 else "too many"
+        raise line.error(f"{what} pixels; there are 1 to {MAX_PIXELS}")
     return height, width
 
 

@@ -127,6 +127,8 @@ def check_form(segmentation: Any) -> None:
             raise SegmentationError("a polygon is a text", _POLYGONS)
         if isinstance(part, Sequence) and any(_is_point(value) for value in part):
             raise SegmentationError("a polygon is a list of points [x, y]", _POLYGONS)
+        if part and isinstance(part, Sequence) and all(isinstance(v, list | tuple) for v in part):
+            raise SegmentationError("its lists are nested more deeply than polygons are", _POLYGONS)
 
 
 def _is_point(value: Any) -> bool:
@@ -186,7 +188,11 @@ def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, An
     size, counts = rle.get("size"), rle.get("counts")
     if size is None and counts is None:
         fields = ", ".join(map(repr, list(rle)[:4]))
-        raise SegmentationError(f"an object with the fields {fields:.60} is no RLE", _RLE)
+        # GeoJSON, VIA and labelme have polygons in objects.
+        raise SegmentationError(
+            f"an object with the fields {fields:.60} is no RLE",
+            f'{_POLYGONS}, or an RLE {{"size": [height, width], "counts": ...}}',
+        )
     if not isinstance(size, Sequence) or list(size) != [height, width]:
         turned = isinstance(size, Sequence) and list(size) == [width, height]
         what = f"the RLE's size is {_shown(size)}, the image's [{height}, {width}]"
@@ -203,6 +209,8 @@ def checked_rle(rle: Mapping[str, Any], height: int, width: int) -> dict[str, An
         what = f"a {type(counts).__name__}"
         if isinstance(counts, list | tuple) and any(type(run) is float for run in counts):
             what = "numbers with a decimal point"
+        elif isinstance(counts, list | tuple) and any(isinstance(run, str) for run in counts):
+            what = "a list of texts"
         raise SegmentationError(f"the RLE's counts are {what}", _RLE)
     _check_runs(runs, height, width)
     if (runs[1:] == 0).any():

@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from refseg_jax.errors import instead
+
 #: Bytes at the beginning of a file -> the encoding that they are the mark of, longer marks first.
 _MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -12,6 +14,14 @@ _MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _BOM = b"\xef\xbb\xbf"
+#: Beginning of a compressed file -> the program that compressed it.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 _CURE = "save it as UTF-8"
 
 
@@ -88,8 +98,13 @@ def check_start(data: bytes) -> None:
     """Checks that the beginning of a text is not UTF-16 or UTF-32, which PowerShell and Excel write.
 
     Raises:
-        EncodingError: it is.
+        EncodingError: it is, or the file is compressed, a Git LFS pointer or a web page.
     """
+    if what := instead(data):
+        raise EncodingError(what)
+    for mark, name in _COMPRESSED.items():
+        if data.startswith(mark):
+            raise EncodingError(f"is compressed by {name}; unpack it")
     for mark, name in _MARKS.items():
         if data.startswith(mark):
             raise EncodingError(f"is {name}, not UTF-8; {_CURE}")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, instead
 from refseg_jax.weights.loader import Weights
 from refseg_jax.weights.torch_files import BarePickle, TorchFile
 
@@ -53,9 +53,11 @@ def open_weights(path: Path, *, sha256: str = "") -> Weights:
     if sha256:
         _check_digest(path, shards, sha256)
     start = b"" if path.name.endswith(_INDEX) else _start(path)
+    if what := instead(start):
+        raise UserError(f"{path}: {what}")
     # A safetensors file starts with the length of its header, which may be the same bytes; its ninth
     # byte is the brace of the header.
-    other = start[8:] != b"{"
+    other = start[8:9] != b"{"
     if path.suffix == _PICKLE or (start[:1] == b"\x80" and other):
         weights: Weights = BarePickle(path)
     elif path.suffix in _TORCH or (start[:4] == b"PK\x03\x04" and other):
@@ -114,7 +116,8 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="numpy")
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged or no safetensors ({_line(error)}); {_AGAIN}") from None
+        what = instead(_start(path)) or f"damaged or no safetensors ({_line(error)}); {_AGAIN}"
+        raise UserError(f"{path}: {what}") from None
     except OSError as error:
         raise UserError(f"{path}: {_line(error)}; check the path") from None
 
@@ -145,10 +148,10 @@ def _is_shard(name: str) -> bool:
 
 
 def _start(path: Path) -> bytes:
-    """The first nine bytes of a file."""
+    """The first 16 bytes of a file."""
     try:
         with path.open("rb") as file:
-            return file.read(9)
+            return file.read(16)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from None
 

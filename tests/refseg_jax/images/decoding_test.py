@@ -148,7 +148,7 @@ def test_any_single_flipped_bit_of_png_pixels_is_noticed() -> None:
     [
         (b"", "the file is empty"),
         (b"hello, world", "no known format"),
-        (b"<html><body>404</body></html>", "no known format"),
+        (b"<html><body>404</body></html>", "a web page is not read here; download the picture"),
         (b"\xff\xd8", "damaged"),
         (b"\xff\xd8\xff" + bytes(1000), "damaged"),
         (_png_header(0, 5), "damaged"),
