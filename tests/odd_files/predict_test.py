@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,15 +40,15 @@ def one_compilation() -> Iterator[None]:
         yield
 
 
-def _predict(run: Path, image: Path, out: Path) -> tuple[int, list[str]]:
-    """The exit code, and the errors and warnings that were printed."""
+def _predict(run: Path, image: Path, out: Path, *more: str) -> tuple[int, list[str]]:
+    """The exit code, and the errors, warnings and notes that were printed."""
     said = io.StringIO()
     flags = [f"--checkpoint={run}", f"--image={image}", f"--output_dir={out}", f"--text={TEXT}"]
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = predict.main(flags)
+        code = predict.main([*flags, *more])
     # Progress bars end their lines by carriage returns.
     lines = said.getvalue().replace("\r", "\n").splitlines()
-    return code, [line for line in lines if line.startswith(("error: ", "warning: "))]
+    return code, [line for line in lines if line.startswith(("error: ", "warning: ", "note: "))]
 
 
 def _mask(out: Path, name: str) -> np.ndarray:
@@ -140,6 +141,38 @@ def test_what_prediction_writes_is_read_exactly(run: Path, tmp_path: Path) -> No
     assert json.loads(scores.read_text())["oIoU"] == 1
 
 
+def test_of_a_mixed_folder_all_that_can_be_read_is_predicted_and_the_rest_is_named(
+    run: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where neither is installed.
+    for module in ("pillow_heif", "PIL.AvifImagePlugin"):
+        monkeypatch.setitem(sys.modules, module, None)
+    folder, read = (
+        shared_data / "odd_files/mixed_folder",
+        ["a.jpg", "b.GIF", "c.jfif", "d.ppm", "g.jpe"],
+    )
+    unread = [
+        f"error: {folder}/IMG_1.HEIC: HEIC is not read here; pip install 'refseg_jax[heif]', or save it "
+        "as JPEG",
+        f"error: {folder}/e.avif: AVIF is not read here; install Pillow 11.3 or newer, or save it as "
+        "PNG",
+    ]
+    entered = f"note: {folder}/sub: not entered; --recursive enters sub-folders"
+    for flags, more, names in (
+        ((), [entered], read),
+        (("--recursive",), [], [*read, "sub/f.jpg"]),
+    ):
+        out = tmp_path / f"out{len(names)}"
+        assert _predict(run, folder, out, *flags) == (1, [*unread, *more])
+        lines = map(json.loads, (out / "predictions.jsonl").read_text().splitlines())
+        assert [line["image"] for line in lines] == names
+        masks = {name: _mask(out, name) for name in names}
+        assert {mask.shape for mask in masks.values()} == {(64, 96)}
+        # The same bytes under three suffixes.
+        for name in ("c.jfif", "g.jpe"):
+            np.testing.assert_array_equal(masks[name], masks["a.jpg"])
+
+
 def test_what_is_no_file_is_not_opened(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -150,6 +183,12 @@ def test_what_is_no_file_is_not_opened(run: Path, tmp_path: Path) -> None:
     assert code == 1
     assert said == [f"error: {folder / 'b.png'}: is no file; name an image with --image"]
     assert _predict(run, folder / "c.png", tmp_path / "out")[0] == 1
-    _predict(run, folder, tmp_path / "out")
+    assert _predict(run, folder, tmp_path / "out") == (
+        1,
+        [
+            f"error: {folder}/b.png: is a pipe, no file; give a picture that can be read",
+            f"error: {folder}/c.png: is a device, no file; give a picture that can be read",
+        ],
+    )
     assert _mask(tmp_path / "out", "a.png").shape == PICTURE.shape[:2]
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refseg_jax.images.kinds import kind_of
+
 if not Path("/proc/self/status").is_file():
     pytest.skip("memory is read from /proc", allow_module_level=True)
 
@@ -62,6 +64,8 @@ def test_a_picture_takes_few_bytes_a_pixel(kind: str, bound: float, tmp_path: Pa
     file = tmp_path / "picture"
     if kind == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
+    if kind == "AVIF" and not kind_of(b"\0\0\0\x0cftypavif").reader:
+        pytest.skip("this Pillow reads no AVIF")
     file.write_bytes(_picture(kind))
     run = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(file)],
