@@ -182,6 +182,9 @@ def _compare(path: Path, size: int, digest: str) -> str:
     """One line on how a file differs from its entry, or `""`."""
     try:
         actual = path.stat().st_size
+        if not path.is_file():
+            # A pipe is not opened: that would wait for a writer.
+            return f"{path}: is no regular file"
         if actual != size:
             with path.open("rb") as file:
                 what = instead(file.read(16))

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from refseg_jax.errors import UserError, instead
+from refseg_jax.images.files import check_regular
 from refseg_jax.weights.loader import Weights
 from refseg_jax.weights.torch_files import BarePickle, TorchFile
 
@@ -150,6 +151,7 @@ def _is_shard(name: str) -> bool:
 def _start(path: Path) -> bytes:
     """The first 16 bytes of a file."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             return file.read(16)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_file_replaced_by_a_folder(folder: Path) -> None:
     (folder / "a" / "small").unlink()
     (folder / "a" / "small").mkdir()
     assert manifest.check(folder).soundness is Soundness.DAMAGED
+
+
+@pytest.mark.parametrize("name", ["a/small", "empty"])
+def test_a_pipe_in_the_place_of_a_file_is_not_opened(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert manifest.check(folder).reason == f"{folder / name}: is no regular file"
 
 
 def test_files_of_others_are_ignored(folder: Path) -> None:

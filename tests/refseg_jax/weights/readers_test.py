@@ -190,6 +190,15 @@ def test_what_is_no_weight_file_is_refused(name: str, data: bytes, tmp_path: Pat
     assert "again" in refusal(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.pkl"])
+def test_pipes_and_devices_are_not_opened(name: str, tmp_path: Path):
+    os.mkfifo(tmp_path / name)
+    assert "is a pipe, no file" in refusal(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert "is a device, no file" in refusal(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["no.safetensors", "no.pt", "no.safetensors.index.json"])
 def test_a_missing_file_is_named(name: str, tmp_path: Path):
     assert "No such file" in refusal(tmp_path / name)
