@@ -1,5 +1,8 @@
 """The one definition of a word, and what the vocabularies give for it."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from refseg_jax.text.cleaning import ExpressionError, clean, has_word
@@ -71,3 +74,15 @@ def test_texts_are_quoted_on_one_line() -> None:
     assert quoted("猫") == "'猫'"
     assert quoted("\u200b") == "'\\u200b'" and quoted("\u3164") == "'\\u3164'"
     assert quoted("a" * 500) == f"'{'a' * 120}...'"
+
+
+def test_the_table_of_languages_is_measured() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "own_data.md"
+    rows = re.findall(
+        r"^\| (\w+) \| (.+) \| (\d+) \| (\d\.\d\d) \|$", page.read_text("utf-8"), re.M
+    )
+    assert len(rows) >= 15
+    tokenizer = ClipTokenizer()
+    for _, sentence, tokens, share in rows:
+        assert count_tokens(tokenizer, sentence) == int(tokens)
+        assert f"{(int(tokens) - 2) / len(sentence):.2f}" == share

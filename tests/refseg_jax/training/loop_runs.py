@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from input_pipeline.mixtures import Member, Mixture, open_mixture
-from refseg_jax.batch import HostBatch
+from refseg_jax.batch import HostBatch, Interrupted
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.reporting.writers import FileWriter, ProgressLine
 from refseg_jax.training.loop import LoopConfig, Run, Trained
@@ -33,15 +33,20 @@ def build_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Signalling:
-    """An iterator of batches that sends SIGTERM to this process just before batch number `at`."""
+    """An iterator of batches that sends SIGTERM to this process just before batch number `at`.
 
-    def __init__(self, batches: Any, at: int) -> None:
-        self.batches, self.left = batches, at
+    If it hangs, that batch does not come, and the wait for it is given up.
+    """
+
+    def __init__(self, batches: Any, at: int, *, hangs: bool = False) -> None:
+        self.batches, self.left, self.hangs = batches, at, hangs
 
     def __next__(self) -> HostBatch:
         self.left -= 1
         if not self.left:
             os.kill(os.getpid(), signal.SIGTERM)
+            if self.hangs:
+                raise Interrupted
         return next(self.batches)
 
     def get_state(self) -> Any:
@@ -54,17 +59,20 @@ class Signalling:
 class Noting:
     """An evaluation that records its steps and parameters.
 
-    At step `signal_at`, SIGTERM comes during the evaluation. With `falling`, the first score is best.
+    At step `signal_at`, SIGTERM comes during the evaluation, which ends there if it hangs. With
+    `falling`, the first score is best.
     """
 
-    def __init__(self, signal_at: int = 0, *, falling: bool = False) -> None:
+    def __init__(self, signal_at: int = 0, *, falling: bool = False, hangs: bool = False) -> None:
         self.calls: list[tuple[int, float]] = []
-        self.signal_at, self.falling = signal_at, falling
+        self.signal_at, self.falling, self.hangs = signal_at, falling, hangs
 
     def evaluate(self, params: Mapping[str, jax.Array], step: int) -> dict[str, float]:
         self.calls.append((step, float(params["liked"].sum())))
         if step == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
+            if self.hangs:
+                raise Interrupted
         return {"val/mIoU": 1 / step if self.falling else step / 100}
 
 
@@ -79,6 +87,7 @@ def train(
     steps: int,
     *,
     signal_at: int = 0,
+    hangs: bool = False,
     evaluations: tuple[Any, ...] = (),
     batch: int = BATCH,
     config: dict[str, Any] | None = None,
@@ -96,7 +105,7 @@ def train(
             run = Run(
                 trainer=trainer,
                 config=LoopConfig(**{"log_every": 1, **loop}),
-                batches=Signalling(batches, signal_at),
+                batches=Signalling(batches, signal_at, hangs=hangs),
                 evaluations=evaluations,
                 checkpointer=checkpointer,
                 writer=writer,

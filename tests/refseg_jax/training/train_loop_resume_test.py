@@ -29,12 +29,16 @@ from tests.refseg_jax.training.tiny_run import data_config
 sound = pytest.fixture(scope="module")(build_sound)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 def test_preempted_run_saves_and_resumes_as_if_nothing_had_happened(
-    sound: Path, tmp_path: Path
+    sound: Path, tmp_path: Path, hangs: bool
 ) -> None:
+    """If the pipeline hangs when SIGTERM comes, the batch that was awaited comes first again."""
     whole, told, _ = train(tmp_path / "whole", sound, 7, log_batches=True)
     assert (told["steps"], told["preempted"]) == (7, 0)
-    _, told, _ = train(tmp_path / "cut", sound, 7, signal_at=3, log_batches=True)
+    _, told, _ = train(
+        tmp_path / "cut", sound, 7, signal_at=3 + hangs, hangs=hangs, log_batches=True
+    )
     assert (told["steps"], told["preempted"]) == (3, 1)
     assert saved_steps(tmp_path / "cut") == {3}
     resumed, told, _ = train(tmp_path / "cut", sound, 7, log_batches=True)
@@ -71,6 +75,24 @@ def test_a_notice_during_an_evaluation_is_followed_when_that_has_ended(
     again = Noting()
     train(tmp_path, sound, 4, eval_every=2, evaluations=(again,))
     assert [step for step, _ in again.calls] == list(range(at + 2, 5, 2))
+
+
+def test_sigterm_before_the_first_batch_saves_nothing(sound: Path, tmp_path: Path) -> None:
+    told = train(tmp_path, sound, 4, signal_at=1, hangs=True).speed
+    assert (told["steps"], told["preempted"]) == (0, 1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_sigterm_in_an_evaluation_that_hangs_saves_and_evaluates_again(
+    sound: Path, tmp_path: Path
+) -> None:
+    told = train(tmp_path, sound, 4, eval_every=2, evaluations=(Noting(2, hangs=True),)).speed
+    assert (told["steps"], told["preempted"]) == (2, 1)
+    assert saved_steps(tmp_path) == {2}
+    again = Noting()
+    scores = train(tmp_path, sound, 4, eval_every=2, evaluations=(again,)).scores
+    assert [step for step, _ in again.calls] == [2, 4]
+    assert scores == {"val/mIoU": 0.04}
 
 
 @pytest.mark.parametrize("steps", [(2,), (4,), (2, 4), (3,)])
