@@ -29,6 +29,8 @@ OTHERS = frozenset({"cd", "export", "git", "source"})
 PLACEHOLDERS = {
     "--dataset=NAME": "--dataset=scenes",
     "--config=...": "--config=configs/scenes_unires.py",
+    "--config=FILE": "--config=configs/scenes_unires.py",
+    "--config=configs/FILE.py": "--config=configs/scenes_unires.py",
 }
 _OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:main\.py|-m)|make|pip)(?: |$)")
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
