@@ -29,7 +29,7 @@ counts of each split with the published ones.
 
 At the end, a line for each split tells how many of its texts are longer than 17, 20 and 77 tokens of
 CLIP's vocabulary, which are the usual context lengths: models do not read what is beyond. With
-`--config=configs/FILE.py` it counts for the tokenizer and the `context_length` of that config.
+`--config=configs/own_unires.py` it counts for the tokenizer and the `context_length` of that config.
 """
 
 import argparse

@@ -15,7 +15,7 @@ split with their targets. The exit code is 1 if there is a *fault*, which makes 
 run. *Remarks* (tiny targets, repeated texts) are no faults, because published datasets have them too.
 They include training images that are in evaluation sets of other datasets built in `--data_dir`, and
 texts of more than 17 tokens of CLIP's vocabulary, the shortest of the usual context lengths: models do
-not read what is beyond. With `--config=configs/FILE.py` it counts for the tokenizer and the
+not read what is beyond. With `--config=configs/own_unires.py` it counts for the tokenizer and the
 `context_length` of that config.
 """
 
