@@ -28,7 +28,7 @@ from refseg_jax import sharding
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints import workdir
 from refseg_jax.checkpoints.checkpointer import Checkpointer
-from refseg_jax.cli import experiment_flags
+from refseg_jax.cli import experiment_flags, signals
 from refseg_jax.cli.command_line import error_line
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start, recorded_licences
@@ -228,17 +228,10 @@ def main(_: list[str]) -> None:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
             raise
         print(error_line(error), file=sys.stderr)
-        _leave(1)
-    _leave(0)
-
-
-def _leave(code: int) -> None:
-    """Ends the process. Threads that hang while they make a batch would keep it for ever."""
-    if workers.hang():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+        workers.leave(1)
+    except KeyboardInterrupt as ending:
+        workers.leave(signals.told(ending))
+    workers.leave(0)
 
 
 def _process() -> dict[str, int]:

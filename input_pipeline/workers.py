@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NoReturn
 
 from refseg_jax.batch import HostBatch, Interrupted
 from refseg_jax.errors import UserError
@@ -231,6 +231,15 @@ def hang() -> bool:
     not.
     """
     return any(thread.name == _FETCH for thread in threading.enumerate())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process, also where a thread hangs."""
+    if hang():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _workers() -> list[Any]:

@@ -87,3 +87,13 @@ def test_sigterm_is_heard_while_a_worker_hangs(runs: Runs, tmp_path: Path) -> No
     assert run.wait(60) == 0
     assert b"saved and stopped on SIGTERM" in (tmp_path / "run" / "output.txt").read_bytes()
     assert load_params(tmp_path / "run")[1]["progress"]["step"] > 8
+
+
+def test_ctrl_c_ends_a_run_with_one_line(runs: Runs, tmp_path: Path) -> None:
+    run = _training(runs, tmp_path / "run")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+    output = (tmp_path / "run" / "output.txt").read_text()
+    assert output.replace("\r", "\n").strip().splitlines()[-1] == "stopped by Ctrl-C"
+    assert "Traceback" not in output
+    assert load_params(tmp_path / "run")[1]["progress"]["step"] >= 8

@@ -135,8 +135,13 @@ def truncated(source: Path) -> str:
 
 
 def no_image(source: Path) -> str:
-    image_path(source, 2).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    image_path(source, 2).write_bytes(b"no image")
     return f"{image_path(source, 2)}: the image is damaged or no image"
+
+
+def pointer(source: Path) -> str:
+    image_path(source, 2).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    return f"{image_path(source, 2)}: a Git LFS pointer is not read here; run git lfs pull"
 
 
 def wrong_size(source: Path) -> str:
@@ -176,6 +181,7 @@ PROBLEMS = [
     missing,
     truncated,
     no_image,
+    pointer,
     wrong_size,
     no_mask,
     no_annotation,
