@@ -1,5 +1,6 @@
 """Finds the pictures of a file or folder by their content, and says what else is there."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -82,10 +83,10 @@ def check_results(found: Iterable[Picture], folder: Path) -> None:
     Raises:
         UserError: a picture lies in the folder under the name of a result.
     """
-    there, pictures = folder.resolve(), list(found)
+    there, pictures = _real(folder), list(found)
     names = {_key(picture.name) for picture in pictures}
     for picture in pictures:
-        place = picture.path.parent.resolve() / picture.path.name
+        place = _real(picture.path.parent) / picture.path.name
         if not place.is_relative_to(there):
             continue
         name = _key(place.relative_to(there).as_posix())
@@ -105,7 +106,7 @@ class _Search:
         self.errors: list[str] = []
         self._recursive = recursive
         # Folders that are not entered: results, and those that were entered through a link.
-        self._left = set() if without is None else {without.resolve()}
+        self._left = set() if without is None else {_real(without)}
         self._unread: dict[str, list[str]] = {}
         self._others: dict[str, list[str]] = {}
         self._hidden: list[str] = []
@@ -126,7 +127,7 @@ class _Search:
 
     def enter(self, folder: Path, prefix: str) -> None:
         """Adds the files of a folder; `prefix` stands before their names."""
-        self._left.add(folder.resolve())
+        self._left.add(_real(folder))
         try:
             paths = sorted(folder.iterdir())
         except OSError as error:
@@ -141,12 +142,13 @@ class _Search:
                 continue
             if name.startswith("."):
                 self._hidden.append(str(path))
-            elif path.is_dir():
+            # Unlike Path.is_dir, it is false where the folder may be listed and not entered.
+            elif os.path.isdir(path):  # noqa: PTH112
                 folders.append(path)
             else:
                 self.add(path, prefix + name)
         for path in folders:
-            if path.resolve() in self._left:
+            if _real(path) in self._left:
                 continue
             if self._recursive:
                 self.enter(path, f"{prefix}{path.name}/")
@@ -171,6 +173,11 @@ class _Search:
             self.errors.append(f"{path}: its name is not UTF-8; rename it")
         else:
             self.pictures.append(Picture(path, name))
+
+
+def _real(path: Path) -> Path:
+    """The path without links; unlike `Path.resolve`, it takes links that lead to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def _first(names: list[str]) -> str:

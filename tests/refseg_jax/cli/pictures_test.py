@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,45 @@ def test_what_cannot_be_opened_is_named_and_not_opened(tmp_path: Path) -> None:
         f"error: {tmp_path}/d.png: No such file or directory; give a picture that can be read",
         rf"error: {tmp_path}/\udcd6\udcd0.jpg: its name is not UTF-8; rename it",
     ]
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder, in a process that no permission passes by: root becomes another user meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid():
+            yield Path(folder)
+            return
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
+
+
+def test_folders_that_may_be_listed_and_not_entered_leave_the_others(shared: Path) -> None:
+    _write(shared, "a.jpg", "closed/b.jpg", "open/c.jpg")
+    (shared / "closed").chmod(0o644)
+    try:
+        found = find_pictures(shared, recursive=True)
+    finally:
+        (shared / "closed").chmod(0o755)
+    assert _names(found) == ["a.jpg", "open/c.jpg"]
+    assert found.unusable == 1
+    assert list(lines_of(found)) == [
+        f"error: {shared}/closed/b.jpg: Permission denied; give a picture that can be read"
+    ]
+
+
+def test_links_to_themselves_are_named_and_end_nothing(tmp_path: Path) -> None:
+    _write(tmp_path, "a.jpg")
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    found = find_pictures(tmp_path, recursive=True, without=loop)
+    assert _names(found) == ["a.jpg"]
+    assert [line.startswith(f"error: {loop}: Too many") for line in lines_of(found)] == [True]
+    check_results(found.pictures, loop)
 
 
 def test_a_file_is_taken_as_a_picture_whatever_its_name(tmp_path: Path) -> None:
