@@ -54,8 +54,8 @@ from refseg_jax.prediction.predictor import (
     read_picture,
 )
 from refseg_jax.reporting.pictures import assignment_map, region_panel
+from refseg_jax.text.cleaning import has_word
 from refseg_jax.text.encoding import EncodingError, lines_of_any
-from refseg_jax.text.tokenizers import ExpressionError, clean
 
 #: At most this many matches of a text are printed; the file has all of them.
 _PRINTED = 10
@@ -90,7 +90,7 @@ def read_texts(file: Path) -> list[str]:
         raise UserError(f"{file}: {error.strerror}; check --texts") from None
     except EncodingError as error:
         raise UserError(f"{file}: {error}") from None
-    blank = [number for number, line in enumerate(lines, 1) if not _has_word(line)]
+    blank = [number for number, line in enumerate(lines, 1) if not has_word(line)]
     skipped = set(blank)
     texts = [line.strip() for number, line in enumerate(lines, 1) if number not in skipped]
     if not texts:
@@ -99,13 +99,6 @@ def read_texts(file: Path) -> list[str]:
         more = f" and {len(blank) - 1} more" if len(blank) > 1 else ""
         print(f"warning: {escaped(str(file))}:{blank[0]}{more}: no word, skipped", file=sys.stderr)
     return texts
-
-
-def _has_word(text: str) -> bool:
-    try:
-        return bool(clean(text))
-    except ExpressionError:
-        return False
 
 
 def _told(one: Prediction) -> str:
@@ -271,9 +264,9 @@ def run(options: argparse.Namespace) -> int:
             else:
                 if not folder:
                     print(*told, sep="\n")
-    used = len(found.pictures) + found.unusable - bad
-    if folder:
-        write_matches(out, used, texts, work.matches)
+        used = len(found.pictures) + found.unusable - bad
+        if folder:
+            write_matches(out, used, texts, work.matches)
     skipped = f"; {bad} could not be used" if bad else ""
     print(f"{escaped(str(out))}: images: {used}, texts: {len(texts)}{skipped}")
     return bad

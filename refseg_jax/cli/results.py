@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from refseg_jax.errors import UserError
+from refseg_jax.locks import exclusive
 
-_LINES = "predictions.jsonl"
+_LINES, _LOCK = "predictions.jsonl", "predictions.lock"
 
 
 class Results:
@@ -20,6 +20,7 @@ class Results:
 
     What belongs to one picture is there completely, or not at all. `predictions.jsonl` grows by the
     lines of one picture at a time, so that a run that is killed leaves those of all pictures before.
+    The folder is locked meanwhile: two predictions would replace each other's results.
 
     Use it as a context manager.
     """
@@ -28,7 +29,7 @@ class Results:
         """Makes the folder, and removes the files of an earlier call that are about all pictures.
 
         Raises:
-            UserError: the path is a file, or lies below one.
+            UserError: the path is a file or lies below one, or another prediction writes there.
             OSError: nothing can be written there.
         """
         try:
@@ -36,20 +37,28 @@ class Results:
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{folder}: not a folder; name another --output_dir") from None
         self.folder = folder
-        for name in (_LINES, "matches.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        # Without a buffer, so that lines are in the file as soon as they are written.
-        self._lines = (folder / _LINES).open("xb", buffering=0)
+        with contextlib.ExitStack() as held:
+            held.enter_context(exclusive(folder / _LOCK, self._busy))
+            for name in (_LINES, "matches.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            # Without a buffer, so that lines are in the file as soon as they are written.
+            self._lines = held.enter_context((folder / _LINES).open("xb", buffering=0))
+            self._held = held.pop_all()
 
     def __enter__(self) -> "Results":
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        empty = not self._lines.tell()
-        self._lines.close()
-        # A call that failed before its first picture leaves nothing.
-        if kind is not None and empty:
-            (self.folder / _LINES).unlink(missing_ok=True)
+        with self._held:
+            # A call that failed before its first picture leaves nothing.
+            if kind is not None and not self._lines.tell():
+                (self.folder / _LINES).unlink(missing_ok=True)
+
+    def _busy(self, who: str) -> UserError:
+        return UserError(
+            f"{self.folder}: another prediction ({who}) writes there; wait until that has ended, or "
+            "name another --output_dir"
+        )
 
     @contextlib.contextmanager
     def of(self, name: str) -> Iterator["PictureResults"]:
@@ -97,7 +106,7 @@ class PictureResults:
         path = self._start.with_name(f"{self._start.name}-{what}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Short, as the name of the picture may have almost the length that is allowed.
-        partial = path.with_name(f".partial-{os.getpid()}")
+        partial = path.with_name(".partial")
         try:
             Image.fromarray(pixels).save(partial, "PNG")
             partial.replace(path)

@@ -270,6 +270,23 @@ def test_an_earlier_calls_lines_do_not_stay_and_its_links_are_not_followed(
     assert mine.read_text() == "mine" and len(lines(out)) == 1
 
 
+def test_a_folder_takes_one_prediction_at_a_time(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with Results(out) as first:
+        assert predict.main(flags(run, images, out, "--text=x")) == 1
+        with first.of("a.png") as one:
+            one.lines.append({"id": "first"})
+        assert predict.main(flags(run, images, out, "--text=x")) == 1
+    start = f"error: {out}: another prediction (process {os.getpid()} on "
+    assert [line.startswith(start) for line in errors(capsys)] == [True, True]
+    assert [line["id"] for line in lines(out)] == ["first"]
+    assert [path.name for path in out.iterdir()] == ["predictions.jsonl"]
+    assert predict.main(flags(run, images, out, "--text=x")) == 0
+    assert len(lines(out)) == 3
+
+
 def test_results_that_would_replace_pictures_are_refused_before_anything_is_written(
     run: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
