@@ -234,8 +234,16 @@ def _version(source: str) -> tuple[int, ...]:
 
 
 def tokenizer_identity(name: str) -> str:
-    """16 hexadecimal digits that tell tokenizers apart, and versions of a vocabulary's file."""
-    return hashlib.sha256(repr((name, _version(name))).encode()).hexdigest()[:16]
+    """16 hexadecimal digits that tell tokenizers apart.
+
+    Those of a file tell its content, not its place: copies on several machines are one tokenizer.
+    """
+    path = None if name == "clip" else _regular(name)
+    content = name.encode()
+    if path is not None:
+        with contextlib.suppress(OSError):  # `build_tokenizer` tells of it.
+            content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _file(source: str) -> Path:

@@ -21,6 +21,7 @@ from refseg_jax.text.tokenizers import (
     build_tokenizer,
     check_tokenizer,
     clean,
+    tokenizer_identity,
 )
 from tests.refseg_jax.text.clip_reference import SlowClip, read_merges, vocabulary
 
@@ -261,6 +262,23 @@ def test_a_json_that_is_none_is_refused(tmp_path: Path) -> None:
             JsonTokenizer(source)
         assert source in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_copies_of_a_vocabulary_are_one_tokenizer_and_a_changed_one_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name / "tokenizer.json" for name in ("one", "other", "clip")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("{}")
+    one, other = (tokenizer_identity(str(path)) for path in paths[:2])
+    assert one == other == tokenizer_identity(str(paths[0].parent))
+    paths[1].write_text("[]")
+    assert tokenizer_identity(str(paths[1])) != one
+    # A folder of that name is not CLIP's own tokenizer.
+    clip = tokenizer_identity("clip")
+    monkeypatch.chdir(tmp_path)
+    assert tokenizer_identity("clip") == clip != one
 
 
 def test_a_vocabulary_without_ends_is_refused(tmp_path: Path) -> None:
