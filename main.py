@@ -104,7 +104,8 @@ class Experiment:
         logging.info(told, steps, config.batch_size, rows)
         trained = self._run(trainer, mixture)
         speed = trained.speed
-        if speed["preempted"]:
+        # SIGTERM may also have come during the last save, and would end each evaluation's first wait.
+        if speed["preempted"] or self.preemption.noticed():
             logging.info("saved and stopped on SIGTERM; the same command resumes")
             return
         if not speed["steps"]:

@@ -1,6 +1,8 @@
 """main.py on several datasets at once: what is trained on, told, stored, resumed and refused."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from refseg_jax.batch import Batch, SegOutput
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.models import UniRESConfig
+from refseg_jax.training.clock import Clock
 from tests.input_pipeline.building.pools import build_pool
 from tests.refseg_jax.training.tiny_run import IMAGE_SIZE, MASK_STRIDE, ColourModel
 
@@ -98,6 +101,25 @@ def test_a_mixture_trains_and_is_scored_by_dataset_and_resumes(
     # A fresh run leaves out the new set's images as well.
     fresh = make(tmp_path / "fresh", steps=1)
     assert fresh._mixture().exclusions["one"].image_ids == ("2", "3", "5", "6", "7")
+
+
+def test_sigterm_during_the_last_save_stops_before_the_evaluations(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, summary = tmp_path / "run", Clock.summary
+
+    def signalled(clock: Clock) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return summary(clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "summary", signalled)
+        make(steps=2).train()
+    assert not (workdir / "summary.json").exists()
+    assert load_params(workdir)[1]["progress"]["step"] == 2
+    # The same command goes on with them.
+    make(steps=2).train()
+    assert json.loads((workdir / "summary.json").read_text())["step"] == 2
 
 
 def test_members_of_several_shapes_train_one_model(make: Make, tmp_path: Path) -> None:
