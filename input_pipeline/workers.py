@@ -209,12 +209,13 @@ class _Fetch(threading.Thread):
         super().__init__(name=_FETCH, daemon=True)
         self._batches = batches
         self.batch: HostBatch | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self.batch = next(self._batches, None)
-        except Exception as error:
+        # Panics of libraries in Rust are no `Exception`. None may pass for the end of the batches.
+        except BaseException as error:
             self.error = error
 
 
@@ -247,7 +248,7 @@ def _workers() -> list[Any]:
     return [p for p in multiprocessing.active_children() if p.name.startswith(_WORKER)]
 
 
-def _told(error: Exception) -> Exception:
+def _told(error: BaseException) -> BaseException:
     """The error, or if it is grain's of a worker that died, one that says what to do."""
     died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
     return _death(int(died[1])) if isinstance(error, RuntimeError) and died else error

@@ -165,6 +165,37 @@ def test_a_batch_that_never_comes_is_one_line_within_the_limit() -> None:
     assert not hang()
 
 
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+def test_no_error_passes_for_the_end_of_the_batches() -> None:
+    def rows() -> Iterator[Any]:
+        yield 0
+        raise Panic("index out of bounds")
+
+    batches = Batches(_Listed(rows()))
+    assert next(batches) == 0
+    with pytest.raises(Panic, match="out of bounds"):
+        next(batches)
+
+
+class _Listed:
+    """A dataset of what a generator yields."""
+
+    def __init__(self, rows: Iterator[Any]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> "_Listed":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._rows)
+
+    def get_state(self) -> Any:
+        return {}
+
+
 @pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_position_is_before_the_batch_that_is_awaited(at: int, resumed: bool) -> None:
