@@ -105,7 +105,7 @@ def test_pictures_of_phones_are_read_as_they_are_seen(kind: str) -> None:
         seen = orientation.turn(PIXELS, flag)
         found = decode(data, name="x")
         assert found.pixels.shape == seen.shape
-        assert np.abs(found.pixels.astype(int) - seen).mean() < 4
+        assert np.abs(found.pixels.astype(int) - seen).mean() < 8
         assert seen_size(data) == seen.shape[:2]
         assert not image_notes(data, annotated=seen.shape[:2], name="x")[found.turned :]
     # Without EXIF.
