@@ -168,11 +168,13 @@ class Batches:
         self._batches.close()
 
     def _wait(self, fetch: "_Fetch") -> None:
-        begun = time.monotonic()
+        waited, looked = 0.0, time.monotonic()
         fetch.join(_LOOK)
         while fetch.is_alive():
+            now = time.monotonic()
+            # The time in which the whole process was suspended, as clusters do, is no wait.
+            waited, looked = waited + min(now - looked, 5 * _LOOK), now
             self._seen |= {w.pid: w for w in _workers() if w.pid not in self._others}
-            waited = time.monotonic() - begun
             died = [w.exitcode for w in self._seen.values() if w.exitcode]
             if self._stop():
                 self._give_up(fetch)

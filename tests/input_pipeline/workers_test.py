@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import signal
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,20 @@ def test_a_batch_that_never_comes_is_one_line_within_the_limit() -> None:
     dataset.go.set()
     assert next(batches) == 2
     assert not hang()
+
+
+def test_a_process_that_was_suspended_has_not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset: Any = Blocking(0)
+    clock = itertools.chain([0.0], itertools.count(10_000.0, 0.2))
+
+    def monotonic() -> float:
+        now = next(clock)
+        if now > 10_001:
+            dataset.go.set()
+        return now
+
+    monkeypatch.setattr("input_pipeline.workers.time", types.SimpleNamespace(monotonic=monotonic))
+    assert next(Batches(dataset, max_wait=100.0)) == 0
 
 
 class Panic(BaseException):
