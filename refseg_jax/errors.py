@@ -3,7 +3,7 @@
 #: Beginning of a file, in small letters -> what stands there in the place of the file that is meant.
 _INSTEAD = {
     b"version https://": "is a Git LFS pointer, not the file; run git lfs pull",
-    b"<!doctype html": "is a web page, not the file; download the file itself",
+    b"<!doctype h": "is a web page, not the file; download the file itself",
     b"<html": "is a web page, not the file; download the file itself",
 }
 
@@ -49,5 +49,6 @@ def instead(start: bytes) -> str:
     Args:
         start: the first 16 bytes of the file, or more.
     """
-    small = start[:16].lower()
+    # Servers often send blank lines first.
+    small = start[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((what for mark, what in _INSTEAD.items() if small.startswith(mark)), "")

@@ -92,8 +92,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
         (PAGE, "a web page"),
         (PAGE.upper(), "a web page"),
         (b"<html lang=en>", "a web page"),
+        (b"\r\n\r\n" + PAGE, "a web page"),
     ],
-    ids=["pointer", "page", "PAGE", "html"],
+    ids=["pointer", "page", "PAGE", "html", "blank lines"],
 )
 def test_what_stands_there_instead_is_named(
     tmp_path: Path, reader: str, content: bytes, words: str
