@@ -149,8 +149,11 @@ def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:
     """Writes the exclusions of a run, by member, as JSON; complete or not at all."""
     members = {name: dataclasses.asdict(found) for name, found in exclusions.items()}
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(members, indent=1) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(members, indent=1) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_report(path: Path) -> dict[str, Exclusion]:

@@ -155,7 +155,7 @@ class Batches:
         if self._fetch is None:
             return self._batches.get_state()
         # Not that of the iterator, which may move on at any moment.
-        return iter_state(self._dataset) if self._before is None else self._before
+        return _first_state(self._dataset) if self._before is None else self._before
 
     def set_state(self, state: Any) -> None:
         """Moves to a position from `get_state`, before any batch is awaited."""
@@ -221,7 +221,7 @@ class _Fetch(threading.Thread):
             self.error = error
 
 
-def iter_state(dataset: Iterable[HostBatch]) -> Any:
+def _first_state(dataset: Iterable[HostBatch]) -> Any:
     """The position at the beginning of a grain dataset."""
     batches: Any = iter(dataset)
     return batches.get_state()

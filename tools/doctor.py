@@ -127,8 +127,10 @@ def examine(
         The number of faults.
 
     Raises:
-        UserError: there is no such dataset or split, or the files cannot be read.
+        UserError: there is no such dataset or split, the files cannot be read, or the page is a folder.
     """
+    if page.is_dir():
+        raise UserError(f"--page={page}: is a folder; name a file")
     opening = opened(
         dataset,
         data_dir=data_dir,

@@ -154,9 +154,12 @@ def write_page(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    # Texts of a dataset may hold lone surrogates, which UTF-8 cannot encode.
-    partial.write_bytes(text.encode("utf-8", "replace"))
-    partial.replace(path)
+    try:
+        # Texts of a dataset may hold lone surrogates, which UTF-8 cannot encode.
+        partial.write_bytes(text.encode("utf-8", "replace"))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _row(check: str, number: int, finding: Finding) -> str:

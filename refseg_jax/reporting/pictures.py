@@ -42,8 +42,11 @@ def page(pictures: Sequence[Picture], path: Path, columns: int = 2) -> None:
     """Writes a PNG with a panel for each picture, complete or not at all."""
     sheet = grid([panel(picture) for picture in pictures], columns, gap=24)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(sheet).save(partial, "PNG")
-    partial.replace(path)
+    try:
+        Image.fromarray(sheet).save(partial, "PNG")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def assignment_map(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:

@@ -269,6 +269,7 @@ def test_leakage_and_damaged_records_are_faults(tmp_path: Path, capsys: pytest.C
         (["--dataset=refcoco/unk", "--source_dir=."], "unknown dataset with a known format"),
         (["--dataset=refcoco/unc", "--source_dir=nowhere"], "nowhere: no such folder"),
         (["--dataset=refcoco/unc", "--data_dir=nowhere"], "no built dataset"),
+        (["--dataset=jsonl", "--source_dir=.", "--page=."], "--page=.: is a folder; name a file"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
