@@ -5,6 +5,7 @@ answer, a decoder in an endless loop), and tells of one that died by a traceback
 wait.
 """
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -239,8 +240,10 @@ def hang() -> bool:
 def leave(code: int) -> NoReturn:
     """Ends the process, also where a thread hangs."""
     if hang():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # A closed pipe or a full disk must not lead back to the interpreter, which would wait.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -61,7 +61,11 @@ def ended(work: Callable[[], int | None], *, failed: int = 1) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with signals.unwound():
-            return work() or 0
+            code = work() or 0
+            # Here, where a closed pipe or a full disk is an error as any.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
     except (UserError, OSError) as error:
         print(error_line(error), file=sys.stderr)
         return failed

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 #: Signal -> exit code, and the line that is printed.
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -61,12 +61,24 @@ def told(ending: BaseException) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; without the interpreter's last steps if a signal has ended the work."""
-    if code in _LINES:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    """Ends the process.
+
+    The interpreter's last steps are left out if a signal has ended the work, and if its output cannot
+    be written, of which the interpreter would tell once more.
+    """
+    written = all([_flushed(sys.stdout), _flushed(sys.stderr)])
+    if code in _LINES or not written:
         os._exit(code)
     sys.exit(code)
+
+
+def _flushed(stream: TextIO | None) -> bool:
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _leave_now(number: int, frame: FrameType | None) -> NoReturn:

@@ -4,7 +4,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -113,6 +115,37 @@ def test_what_work_says_is_the_code() -> None:
     assert ended(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         ended(lambda: 1 // 0)
+
+
+_SAYS = """
+from refseg_jax.cli import command_line, signals
+signals.leave(command_line.ended(lambda: print("scores")))
+"""
+
+
+def _closed_pipe() -> IO[str]:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def _full_disk() -> IO[str]:
+    full = Path("/dev/full")
+    return full.open("w") if full.exists() else pytest.skip("this system has no such file")
+
+
+@pytest.mark.parametrize("opened", [_closed_pipe, _full_disk])
+def test_output_that_cannot_be_written_is_one_line(opened: Callable[[], IO[str]]) -> None:
+    with opened() as out:
+        # With a buffer, as where nobody asked for none: it is written at the very end.
+        variables = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            [sys.executable, "-c", _SAYS],
+            cwd=ROOT, env=variables, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: [Errno ")
 
 
 def test_texts_that_a_terminal_cannot_show_end_no_command() -> None:
