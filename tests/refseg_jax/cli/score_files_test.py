@@ -165,7 +165,7 @@ def test_empty_runs_change_no_score(tmp_path: Path):
 
 def grey() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.uint8(255 * mask())).save(buffer, "PNG")
+    Image.fromarray((255 * mask()).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
