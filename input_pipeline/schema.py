@@ -7,6 +7,7 @@ lists of lists) because TFDS writes and reads flat features without TensorFlow.
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,29 @@ class Expression:
     granularity: str
     referent: int = 0
     group: str = ""
+
+
+#: Ways in which other programs write COCO's id 139, as `COCO_train2014_000000000139.jpg`.
+_COCO_ID = re.compile(
+    r"(?:coco/0*|COCO_\w+?_0*)(\d+)(?:\.\w+)?|0*(\d+)\.0+|(?=\d{12}\.)0*(\d+)\.\w+", re.IGNORECASE
+)
+
+
+def id_fault(image_id: str) -> str:
+    """The reason and the cure of an `image_id` that would not equal the same image's in other datasets.
+
+    `""` if there is none. Bare digits are COCO's ids.
+    """
+    if image_id != image_id.strip():
+        return "begins or ends with a blank; leave the blank out"
+    if found := _COCO_ID.fullmatch(image_id):
+        number = int(next(filter(None, found.groups())))
+        return f"names an image of COCO; write its id, '{number}'"
+    if re.fullmatch(r"0\d+", image_id):
+        return "begins with a zero; write COCO's ids without zeros in front"
+    if re.fullmatch(r"-\d+", image_id) or (image_id.isdecimal() and not image_id.isascii()):
+        return "is no id of COCO, as bare numbers are; write other ids behind their pool (vg/12)"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.schema import Expression, Record, Target, check_references
+from input_pipeline.schema import Expression, Record, Target, check_references, id_fault
 from refseg_jax.errors import UserError, escaped, shown
 from refseg_jax.images.decoding import ImageError, decode_image, image_notes
 from refseg_jax.images.files import read_file
@@ -170,12 +170,14 @@ def check_record(record: Record) -> Record:
 
     Raises:
         BuildError: the size of the image differs from the record's, a mask is empty or has another
-            size, an index is out of range, a granularity is unknown, a name is not UTF-8, or an
-            expression has no word.
+            size, an index is out of range, a granularity is unknown, a name is not UTF-8, an
+            expression has no word, or the image's id is spelt otherwise than elsewhere (`id_fault`).
         ImageError: the image is damaged.
     """
     if (name := _not_utf8(record)) is not None:
         raise BuildError(f"{shown(record.file_name)}: {name!a} is not UTF-8; correct its record")
+    if fault := id_fault(record.image_id):
+        raise BuildError(f"{shown(record.file_name)}: its image_id {record.image_id!r:.80} {fault}")
     size = (record.height, record.width)
     found = decode_image(record.image, name=record.file_name, annotated=size).shape[:2]
     if found != size:

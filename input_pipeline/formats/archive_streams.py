@@ -148,9 +148,14 @@ class Forward:
 
     def read_to_the_end(self) -> None:
         """Reads what is left: the checksum of a compressed stream is compared at its end."""
+        for _ in self.pieces(_PIECE):
+            pass
+
+    def pieces(self, number: int) -> Iterator[bytes]:
+        """Yields what is left, so many bytes at a time."""
         try:
-            while self.read(_PIECE):
-                pass
+            while data := self.read(number):
+                yield data
         except gzip.BadGzipFile as error:
             # `gzip` ignores what follows the last stream, too.
             if "Not a gzipped file" not in str(error):
@@ -189,6 +194,22 @@ def headers(stream: Forward) -> Iterator[tarfile.TarInfo]:
     # `tarfile` takes a damaged header for the end, which is a block of zeros.
     if stream.last != bytes(tarfile.BLOCKSIZE):
         raise EOFError("it is truncated or damaged")
+    _check_nothing_follows(stream)
+
+
+def _check_nothing_follows(stream: Forward) -> None:
+    """Refuses a second tar behind the end of the first, which `tarfile` does not read."""
+    for block in stream.pieces(tarfile.BLOCKSIZE):
+        if not block.strip(b"\0"):
+            continue
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            # Padding of a tape, which every reader passes over.
+            return
+        raise RefusedArchiveError(
+            "a second tar follows behind its end, as `cat a.tar b.tar` writes it; give each as a file"
+        )
 
 
 class _Limited:

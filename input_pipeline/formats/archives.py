@@ -23,9 +23,13 @@ from input_pipeline.building.conversion import SourceError, as_given
 from input_pipeline.formats.archive_streams import Forward, RefusedArchiveError, contents, headers
 from refseg_jax.errors import UserError, instead
 from refseg_jax.images.files import check_regular
+from refseg_jax.images.kinds import HEAD, kind_of
 from refseg_jax.locks import exclusive
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+
+#: Last letters of an ending -> how such a file begins.
+_MARKS = {"zip": b"PK", "gz": b"\x1f\x8b", "xz": b"\xfd7zXZ"}
 
 _MEMBERS = 5_000_000
 #: Bytes that are copied at a time.
@@ -184,11 +188,18 @@ def _one_line(archive: Path) -> Iterator[None]:
 
 
 def _instead(archive: Path) -> str:
-    """`instead` of a file that may not be readable."""
+    """What a file is that is no archive of its name, with the cure; it may not be readable."""
     with contextlib.suppress(OSError):
         check_regular(archive)
         with archive.open("rb") as file:
-            return instead(file.read(16))
+            start = file.read(HEAD)
+        kind = kind_of(start)
+        own = next(
+            (mark for end, mark in _MARKS.items() if archive.name.lower().endswith(end)), b""
+        )
+        if kind is None or (own and start.startswith(own)):
+            return instead(start)
+        return instead(start) or f"is {kind.name}, which its name does not say; correct the name"
     return ""
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import operator
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,14 @@ from refseg_jax.text.encoding import EncodingError, check_start, is_blank
 #: Endings of a sample's image in a tar. Others count where there is none of these, so that a sample may
 #: have a TIFF of something else beside its JPEG.
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
+
+_PACKED = "gz|bz2|xz|zst|zip|7z"
+#: Names of files that were meant for a split, and would be left out without a word.
+_MEANT = re.compile(
+    rf"(?P<lines>.+)\.(?:jsonl(?:\.(?:(?P<packed>{_PACKED})|txt|json))?|jsonlines|ndjson)"
+    rf"|(?P<shard>.+-\d+(?:-of-\d+)?)\.(?:tar(?:\.(?P<tarred>{_PACKED}))?|(?P<short>tgz|txz|tbz2?))",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +140,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     """
     splits: dict[str, list[Path]] = {}
     numbered: dict[tuple[str, str, str], set[int]] = {}
+    _check_none_is_left_out(folder)
     for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.tar")]):
         if path.name.startswith("."):  # Companions of macOS (._train.jsonl), locks of editors.
             continue
@@ -154,6 +164,25 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
                 "missing or one is too many; copy all of them"
             )
     return splits
+
+
+def _check_none_is_left_out(folder: Path) -> None:
+    """Refuses files that are named like a split and are not read: `val.jsonl.gz`, `val.JSONL`.
+
+    A copy beside the file that is read does no harm.
+    """
+    for path in sorted(folder.glob("*")):
+        name = _MEANT.fullmatch(path.name)
+        if name is None or path.suffix in (".jsonl", ".tar") or path.name.startswith("."):
+            continue
+        wanted = f"{name['lines']}.jsonl" if name["lines"] else f"{name['shard']}.tar"
+        if (folder / wanted).exists():
+            continue
+        packed = name["packed"] or name["tarred"] or name["short"]
+        cure = f"unpack it to {wanted}" if packed else f"call it {wanted}"
+        raise BuildError(
+            f"{shown(path)}: only *.jsonl and plain *.tar are read; {cure}, or move it elsewhere"
+        )
 
 
 def read_images(
@@ -235,8 +264,11 @@ def _folder_images(files: Sequence[Path], evidence: Evidence) -> Iterator[Folder
     for path in files:
         for number, offset, data in _raw_lines(path):
             line = _parse(data, path, number)
-            evidence.add(line.shape, _Picture(line.image, line.where))
-            images.setdefault(line.image, _Found()).add(path, number, offset, data)
+            # One image, however its lines spell the way to it (`a.png`, `./a.png`). An address on the
+            # web stays as it is, for the error.
+            name = line.image if "://" in line.image else os.path.normpath(line.image)
+            evidence.add(line.shape, _Picture(name, line.where))
+            images.setdefault(name, _Found()).add(path, number, offset, data)
     for name, found in images.items():
         yield FolderImage(name, tuple(found.files), bytes(found.places), found.digest.digest())
 

@@ -1,11 +1,11 @@
 """Parses and checks the lines of a user's own files; `input_pipeline.datasets.jsonl` has the format."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from input_pipeline.building.conversion import BuildError
+from input_pipeline.schema import id_fault
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.naming import unknown
 from refseg_jax.text.cleaning import has_word
@@ -148,7 +148,7 @@ def _line(line: Any, where: str, default_id: str) -> Line:
         cleared=not present,
         box=_box(line, where),
         granularity=_granularity(line, where),
-        category=line.get("category", ""),
+        category=line.get("category", "").strip(),
         parent=line.get("parent", ""),
         threshold=_threshold(line, where),
     )
@@ -177,11 +177,9 @@ def _granularity(line: dict[str, Any], where: str) -> str:
 
 
 def _image_id(text: str, where: str) -> str:
-    """Refuses leading zeros, because the id of an image must be equal wherever it occurs."""
-    if re.fullmatch(r"0\d+", text):
-        raise BuildError(
-            f"{where}: 'image_id' is {text!r}; write COCO's ids without zeros in front"
-        )
+    """Refuses other spellings, because the id of an image must be equal wherever it occurs."""
+    if fault := id_fault(text):
+        raise BuildError(f"{where}: 'image_id' {text!r:.80} {fault}")
     return text
 
 

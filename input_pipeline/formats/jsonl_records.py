@@ -28,7 +28,7 @@ from input_pipeline.formats.places import Places
 from input_pipeline.schema import Expression, Record, Target, encode_mask
 from refseg_jax.errors import shown
 from refseg_jax.images.decoding import decode
-from refseg_jax.images.placement import check_inside, misplaced
+from refseg_jax.images.placement import check_inside, is_of_corners, misplaced, nested
 from refseg_jax.images.segmentation import SegmentationError, checked_rle, encode_segmentation
 
 #: Files of the folder, for messages.
@@ -213,6 +213,7 @@ def _regions(
         )
         if region is not None and not empty:
             counts.append(encode_segmentation(region, *size, box=line.box).counts)
+            notes.update(nested(region, *size))
     except SegmentationError as error:
         cure = "correct the segmentation"
         if line.segmentation == BOX:
@@ -231,6 +232,11 @@ def _regions(
 def _check_box(line: Line, counts: Sequence[bytes], size: tuple[int, int]) -> None:
     """Refuses a box that shares no pixel with a mask: it has other units, or is of another image."""
     rles: Any = [{"size": list(size), "counts": c} for c in counts]
+    if len(rles) == 1 and is_of_corners(rles[0], line.box):
+        raise BuildError(
+            f"{line.where}: its 'box' {list(line.box)} is [left, top, right, bottom]; write [x, y, "
+            "width, height] in pixels"
+        )
     for rle in rles:
         x, y, width, height = coco_mask.toBbox(rle)
         left, top, wide, high = line.box

@@ -6,7 +6,7 @@ a TIFF that is white at zero is inverted. The region is found in this order:
 1. A threshold that the dataset or the user states: the region has the levels (0..255) from it on.
 2. Alpha, where it varies (cut-outs): the more opaque of two levels.
 3. The brighter of exactly two levels or colours; 0 and 1 are two levels as well.
-4. A mask of one level is empty at zero, else it covers the whole image, which is noted.
+4. A mask of one level of grey is empty at zero, else it covers the whole image, which is noted.
 
 Anything else (soft borders, maps of several objects) is refused, with the cure.
 """
@@ -87,7 +87,10 @@ def read_mask(
             threshold above 1 is needed), or its region cannot be told.
     """
     lossy = threshold is not None and threshold > 1
+    kind = kind_of(data)
     try:
+        if kind is not None and not kind.reader:
+            raise UnidentifiedImageError
         with Image.open(io.BytesIO(data), formats=(*_MASKS, *("JPEG",) * lossy)) as image:
             _check(image, name, cure, lossy)
             check_png(data)
@@ -97,12 +100,12 @@ def read_mask(
     except ImageError:
         raise
     except UnidentifiedImageError:
-        kind = kind_of(data)
         other = "damaged, or" if kind is None or kind.reader in _MASKS else f"is {kind.name},"
         what = f"{other} no {', '.join(_MASKS)}, which keep masks exactly"
         if kind is not None and kind.name == "JPEG":
             what = "a JPEG keeps no exact mask"
-        raise ImageError(f"{name}: {what}; {cure or 'save it as PNG'}") from None
+        own = kind.cure if kind is not None and "PNG" not in kind.cure else "save it as PNG"
+        raise ImageError(f"{name}: {what}; {cure or own}") from None
     except DepthError as error:
         raise ImageError(f"{name}: {error}") from None
     except Exception as error:  # Pillow raises many types of errors for damaged bytes.
@@ -225,10 +228,16 @@ def _cut(values: np.ndarray, threshold: int, name: str, cure: str) -> Mask:
 
 
 def _brighter(values: np.ndarray, name: str, cure: str) -> np.ndarray:
-    """The brighter of two levels or colours; of one, nothing at zero and else everything."""
+    """The brighter of two levels or colours; of one level, nothing at zero and else everything."""
     codes, coloured = _codes(values), values.ndim == 3
     low, high = codes.min(), codes.max()
     if low == high:
+        if coloured:
+            # The lowest colour of a colour map, as an empty mask is drawn, is no black.
+            raise ImageError(
+                f"{name}: shows one colour, and not whether it is the region or the background; "
+                f"{cure or _WHITE}, or write null where nothing matches"
+            )
         return np.full(codes.shape, bool(high > 0))
     is_high = codes == high
     if not (is_high | (codes == low)).all():

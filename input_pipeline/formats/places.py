@@ -2,12 +2,16 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.building.conversion import BuildError
 from refseg_jax.errors import shown
 from refseg_jax.images.files import read_file, spellings
+
+#: Addresses on the web, in a cloud, or of a file (`file://`), and pictures within a text.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:\w+/", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Places:
         Raises:
             BuildError: there is no such file, it is no regular file, or it lies elsewhere.
         """
+        if _ADDRESS.match(name):
+            raise BuildError(
+                f"{where}: {shown(name)} is an address, no file; download it, and name the file"
+            )
         paths = dict.fromkeys(self._candidates(name))
         inside = [path for path in paths if self._holds(path)]
         if not inside:

@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -42,7 +43,7 @@ from refseg_jax.text.encoding import EncodingError, is_blank, json_of
 _AT_ONCE = 64
 
 #: Errors of reading a soft map that is damaged or not a PNG.
-_UNREADABLE = (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class LineError(UserError):
@@ -191,7 +192,7 @@ def read_pairs(predictions: Path, references: Path) -> Iterator[ReadPair]:
             and line.
     """
     lines = joined(predictions, references)
-    evidence = Evidence()
+    evidence, categories = Evidence(), _Spellings()
     while drafts := [_draft(*both) for both in itertools.islice(lines, _AT_ONCE)]:
         for draft in drafts:
             line = draft.reference
@@ -199,10 +200,30 @@ def read_pairs(predictions: Path, references: Path) -> Iterator[ReadPair]:
         counts = [text for draft in drafts for text in (draft.predicted, draft.target)]
         pixels = [draft.size[0] * draft.size[1] for draft in drafts for _ in range(2)]
         plain = are_plain(counts, pixels)
-        yield from (_pair(draft if plain else _mended(draft)) for draft in drafts)
+        for draft in drafts:
+            read = _pair(draft if plain else _mended(draft))
+            categories.check(read)
+            yield read
     # Only all references together tell the unit of their coordinates.
     if unit := evidence.find():
         raise LineError(f"{references}:{evidence.first}: {unit}")
+
+
+class _Spellings:
+    """Finds categories that differ in capitals or in the form of Unicode alone: they are one."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, int]] = {}
+
+    def check(self, read: ReadPair) -> None:
+        """Raises a `LineError` if the category of a pair was spelt in another way before."""
+        name, line = read.pair.category, read.reference
+        key = unicodedata.normalize("NFC", name).casefold()
+        first, number = self._first.setdefault(key, (name, line.number))
+        if first != name:
+            raise line.error(
+                f"the category {name!a:.80} is {first!a:.80} in line {number}; spell it in one way"
+            )
 
 
 def _draft(prediction: Line, reference: Line) -> _Draft:
@@ -310,6 +331,9 @@ def _pair(draft: _Draft) -> ReadPair:
     empty = reference.fields.get("empty")
     if empty is not None and not isinstance(empty, bool):
         raise reference.error(f'"empty" is {empty!r:.40}, not true or false')
+    for text in (group, category):
+        if text != text.strip():
+            raise reference.error(f"{text!r:.60} begins or ends with a blank; leave the blank out")
     name = _id_of(reference)
     return ReadPair(Pair(name, regions, present, granularity, group, category, empty), reference)
 
@@ -346,8 +370,13 @@ def _grey(line: Line, soft_map: Any, size: tuple[int, int]) -> np.ndarray:
         other = kind is not None and kind.name != "PNG"
         what = f"is {kind.name}" if kind and other else "is damaged or no picture"
         raise line.error(f"the map {what}; save it as a grey PNG") from None
+    except binascii.Error as error:
+        raise line.error(
+            f"the map cannot be read ({error}); give base64 of a PNG without line ends or a prefix, or "
+            "the name of a .png beside the predictions"
+        ) from None
     except _UNREADABLE as error:
-        raise line.error(f"the map cannot be read: {error}") from None
+        raise line.error(f"the map cannot be read: {error}; save it again as a grey PNG") from None
 
 
 def _beside(line: Line, name: str) -> Path:

@@ -35,6 +35,7 @@ _SUBFILE = 254
 
 #: Notes about an image.
 TURNED = "pictures that an EXIF flag turns, read as a person sees them"
+CLEAR = "pictures with transparent pixels, read in the colours that are stored there"
 FIRST = "pictures of several frames or pages, of which the first is read"
 AS_STORED = (
     "pictures with masks of their stored size alone, read as stored in spite of an EXIF flag"
@@ -191,7 +192,7 @@ def seen_size(data: bytes) -> tuple[int, int]:
 def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[str, ...]:
     """What the report of a build should say about a sound image: its flag, and its guessed depth.
 
-    A JPEG, or a PNG of 8 bits without EXIF and with one frame, is not decoded again.
+    A JPEG, or a PNG of 8 bits without EXIF and alpha and with one frame, is not decoded again.
 
     Args:
         data: the bytes of the image file.
@@ -205,8 +206,11 @@ def image_notes(data: bytes, *, annotated: tuple[int, int], name: str) -> tuple[
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         stored = (int(height), int(width))
         return (TURNED if orientation.is_followed(flag, stored, annotated) else AS_STORED,)
-    shallow = data[:4] == b"\x89PNG" and data[24:25] != b"\x10"
-    if shallow and b"eXIf" not in data and b"acTL" not in data:
+    # Depth, and the kinds of colour that have no alpha.
+    plain = (
+        data[:4] == b"\x89PNG" and data[24:25] != b"\x10" and data[25:26] in (b"\0", b"\2", b"\3")
+    )
+    if plain and not any(chunk in data for chunk in (b"eXIf", b"acTL", b"tRNS")):
         return ()
     found = decode(data, name=name, annotated=annotated)
     return (*(TURNED for _ in range(found.turned)), *found.notes)
@@ -275,13 +279,26 @@ def _stored(
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     flag = int(tags.get(orientation.TAG, 1))
     levels, note = to_levels(image, data, max_pixels)
-    notes = (*(FIRST,) * several, *(note,) * bool(note))
+    notes = (*(FIRST,) * several, *(note,) * bool(note), *(CLEAR,) * _has_clear_pixels(image))
     if image.format != "TIFF":
         return levels, orientation.exif_orientation(image.info.get("exif") or b""), notes
     if orientation.TAG not in tags:
         # Pillow has turned the pixels and removed the tag.
         levels = orientation.turn_back(levels, flag)
     return levels, flag, notes
+
+
+def _has_clear_pixels(image: Image.Image) -> bool:
+    """Whether a loaded image has pixels that a person does not see; they have colours all the same."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        lowest: Any = image.getextrema()[-1]
+        return lowest[0] < 255
+    clear: Any = image.info.get("transparency")
+    if image.mode not in ("L", "P") or clear is None:
+        return False
+    used = image.histogram()
+    alpha = {clear: 0} if isinstance(clear, int) else dict(enumerate(clear))
+    return any(used[number] for number, level in alpha.items() if level < 255 and number < 256)
 
 
 def _seen(

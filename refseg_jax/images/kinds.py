@@ -15,6 +15,8 @@ HEAD = 1024
 _SAVE = "save it as PNG or JPEG"
 _HEIF_EXTRA = "pip install 'refseg_jax[heif]', or save it as JPEG"
 _AVIF_PILLOW = "install Pillow 11.3 or newer, or save it as PNG"
+_UNPACK, _DOWNLOAD = "unpack it", "download the picture itself"
+_ITSELF = "give the picture itself, as PNG or JPEG"
 
 #: Suffixes of files that were meant to be pictures, whatever they contain.
 _SUFFIXES = re.compile(
@@ -75,15 +77,43 @@ _NOT_READ = (
     (rb".{128}DICM", "DICOM"),
     (rb"SIMPLE  = ", "FITS"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
+    (rb"P7\s", "PAM"),
+    (rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]", "PCX"),
+    (rb"\x89PNG\r\n\x1a\n\0\0\0\x04CgBI", "a PNG of an iPhone's app (CgBI)"),
     (rb"(\xef\xbb\xbf)?\s*<([?!].*<)?svg[\s>]", "SVG"),
 )
 _TIFF = re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")
+#: Beginning, name and cure of what stands in the place of a picture, or holds one in another way.
 _NO_PICTURES = (
-    (rb"version https://git-lfs", Kind("a Git LFS pointer", "", "run git lfs pull", False)),
-    (rb"\s*<(!doctype\s+)?html", Kind("a web page", "", "download the picture itself", False)),
+    (rb"(?i:version https://git-lfs)", "a Git LFS pointer", "run git lfs pull"),
+    (rb"(?i:\s*<(!doctype\s+)?html)", "a web page", _DOWNLOAD),
+    (rb"(\xef\xbb\xbf)?\s*<\?xml(?!.*<svg)", "XML", _ITSELF),
+    (rb"\s*[\[{]\s*[\"\[{]", "JSON", _ITSELF),
+    (rb"\x93NUMPY", "a NumPy array", _SAVE),
+    (rb"MATLAB [57]\.", "a MAT-file", _SAVE),
+    (rb"\x89HDF\r\n\x1a\n", "HDF5", _SAVE),
+    (rb".{344}(n\+1|ni1)\0", "NIfTI", _SAVE),
+    (rb"%PDF-", "a PDF", _SAVE),
+    (rb"....ftyp(mp4|iso|qt  |M4V|avc1|3gp)|RIFF....AVI |\x1a\x45\xdf\xa3", "a video", _SAVE),
+    (rb"PK\x03\x04", "a zip archive (perhaps NumPy's .npz)", _UNPACK),
+    (rb"\x1f\x8b", "a file that gzip compressed", _UNPACK),
+    (rb"BZh[1-9]1AY&SY", "a file that bzip2 compressed", _UNPACK),
+    (rb"\xfd7zXZ\0", "a file that xz compressed", _UNPACK),
+    (rb"\x28\xb5\x2f\xfd", "a file that zstd compressed", _UNPACK),
+    (rb"data:image/|iVBORw0KGgo|/9j/[24]|R0lGOD|UklGR", "base64", "decode it"),
+    # Line ends were changed, or bytes replaced by U+FFFD.
+    (
+        rb"\x89PNG(\n\x1a\n|\r\r\n)|(\xef\xbf\xbd){2}|\xef\xbf\xbdPNG",
+        "a picture that was copied as text",
+        "copy it as binary",
+    ),
+    (rb"\0{256}", "a file of zeros (of a copy that was cut off)", "copy it again"),
 )
 _BY_START = (
-    *((re.compile(start, re.IGNORECASE), kind) for start, kind in _NO_PICTURES),
+    *(
+        (re.compile(start, re.DOTALL), Kind(name, "", cure, False))
+        for start, name, cure in _NO_PICTURES
+    ),
     *((re.compile(start, re.DOTALL), Kind(name, "")) for start, name in _NOT_READ),
     (_TIFF, Kind("TIFF", "TIFF")),
     *((re.compile(start, re.DOTALL), kind) for start, kind in _READ),
@@ -113,6 +143,8 @@ def kind_of(data: bytes) -> Kind | None:
             return Kind("HEIC", "HEIF" if _is_there(_heif) else "", _HEIF_EXTRA)
         if major in _EITHER:
             return Kind("HEIF of another codec than HEVC and AV1", "")
+    if data.endswith(b"TRUEVISION-XFILE.\0"):
+        return Kind("TGA", "")
     return next((kind for start, kind in _BY_START if start.match(data[:HEAD])), None)
 
 

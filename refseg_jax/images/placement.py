@@ -12,9 +12,11 @@ from refseg_jax.images.units import bounds_of, leaves
 #: Notes in the report of a conversion, see `misplaced`.
 LEAVES = "polygons that leave the image, cut at its border"
 AWAY = "masks away from their box"
+NESTED = "polygons inside another polygon of their region, which fills them (a hole needs RLE)"
 
-#: Intersection over union below which two boxes are considered boxes of different things.
-_SAME_BOX = 0.5
+#: Intersection over union below which two boxes are considered boxes of different things, and from
+#: which on they fit each other.
+_SAME_BOX, _FITS = 0.5, 0.8
 
 
 def misplaced(
@@ -46,6 +48,40 @@ def misplaced(
         if overlap.item() < _SAME_BOX:
             notes[AWAY] = 1
     return notes
+
+
+def nested(segmentation: Any, height: int, width: int) -> dict[str, int]:
+    """Notes the polygons of a region that lie inside another one of it, as other tools write holes.
+
+    COCO's polygons are united, so that such a hole is filled.
+
+    Args:
+        segmentation, height, width: as in `encode_segmentation`, which has accepted them.
+
+    Returns:
+        `{NESTED: polygons}`, or an empty dict.
+    """
+    polygons = [] if isinstance(segmentation, Mapping) else segmentation
+    polygons = [p for p in polygons if not isinstance(p, Mapping) and len(p) >= 6]
+    if len(polygons) < 2:
+        return {}
+    rles: Any = [coco_mask.frPyObjects([p], height, width)[0] for p in polygons]
+    # 1 marks a crowd: the intersection is then divided by the area of the inner region alone.
+    share: Any = coco_mask.iou(rles, rles, [1] * len(rles))
+    areas: Any = coco_mask.area(rles)
+    inside = (share >= 1.0) & (areas[:, None] < areas[None])
+    number = int(inside.any(1).sum())
+    return {NESTED: number} if number else {}
+
+
+def is_of_corners(rle: Any, box: Sequence[float]) -> bool:
+    """Whether a region fits a stated box only if that is (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    if right <= left or bottom <= top:
+        return False
+    stated = np.array([box, (left, top, right - left, bottom - top)], np.float64)
+    overlap: Any = coco_mask.iou(cast(Any, coco_mask.toBbox(rle)[None]), cast(Any, stated), [0, 0])
+    return overlap[0, 0] < _SAME_BOX and overlap[0, 1] >= _FITS
 
 
 def check_inside(segmentation: Any, height: int, width: int) -> None:

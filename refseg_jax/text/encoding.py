@@ -52,7 +52,7 @@ def lines_of_any(data: bytes) -> list[str]:
     may have.)
 
     Raises:
-        EncodingError: the bytes are of no such encoding.
+        EncodingError: the bytes are of no such encoding, or the text is JSON or RTF.
     """
     for mark, name in _MARKS.items():
         if data.startswith(mark):
@@ -64,8 +64,24 @@ def lines_of_any(data: bytes) -> list[str]:
     else:
         text = decoded(data)
     lines = [line.removeprefix("\ufeff") for line in re.split("\r\n|\r|\n", text)]
+    if what := _of_a_program(text, lines[0]):
+        raise EncodingError(f"is {what}, no list of texts; write one text a line")
     # What follows the last line end is no line.
     return lines if lines[-1] else lines[:-1]
+
+
+def _of_a_program(text: str, first: str) -> str:
+    """The form of a text that is written for programs: JSON, lines of it, or RTF; else `""`."""
+    start = text.lstrip()[:5]
+    if start == r"{\rtf":
+        return "RTF"
+    for part in (first, text) if start[:1] in ("{", "[") else ():
+        try:
+            json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        return "JSON"
+    return ""
 
 
 def json_of(line: bytes) -> Any:

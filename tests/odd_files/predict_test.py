@@ -85,6 +85,8 @@ def test_pictures_of_any_depth_are_predicted_alike(
     code, said = _predict(run, folder, tmp_path / "out")
     assert code == 0
     assert said == [
+        "warning: pictures with transparent pixels, read in the colours that are stored there "
+        f"(first: {folder / 'cutout.png'})",
         "warning: pictures of more than 8 bits a sample, read as of 12 bits by their largest sample "
         f"(first: {folder / 'grey_12in16.png'})",
         "warning: pictures of floats, read as 0 to 1 by their largest sample "

@@ -179,7 +179,7 @@ def test_predictions_are_a_dataset(folder, tmp_path):
         (line(mask="soft.png", threshold=200), "soft.png has no pixel; write null where nothing"),
         (line(mask="lossy.webp"), "lossy.webp: is WebP, no PNG, BMP, GIF, TIFF"),
         (line(mask="lossy.tif"), "lossy.tif: a JPEG keeps no exact mask; save it as PNG"),
-        (line(mask="train.jsonl"), "train.jsonl: damaged, or no PNG"),
+        (line(mask="train.jsonl"), "train.jsonl: is JSON, no PNG"),
         (
             {"image": "a.png", "expression": "x", "segmentation": "left.png"},
             "train.jsonl:2: the segmentation is a text",

@@ -277,7 +277,7 @@ def test_a_plain_tar_is_checked_without_unpacking_it(tmp_path, name):
 
 
 def test_a_compressed_or_truncated_tar_has_no_places(tmp_path):
-    with pytest.raises(ArchiveError, match="cannot be unpacked"):
+    with pytest.raises(ArchiveError, match="gzip compressed, which its name does not say"):
         list(tar_members(write(tmp_path, "a.tar", SOUND["a.tar.gz"])))
     with pytest.raises(ArchiveError, match=r"truncated|unexpected end"):
         list(tar_members(write(tmp_path, "a.tar", SOUND["a.tar"][:100_000])))

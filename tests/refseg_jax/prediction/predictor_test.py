@@ -15,11 +15,11 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
-from refseg_jax.images.decoding import ImageError, ImageWarning, decode_image
+from refseg_jax.images.decoding import CLEAR, ImageError, ImageWarning, decode_image
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.prediction.engines import ParameterEngine
-from refseg_jax.prediction.predictor import Prediction, Predictor, to_rgb
+from refseg_jax.prediction.predictor import Prediction, Predictor, read_picture, to_rgb
 from tests.refseg_jax.training.tiny_run import (
     SIZES,
     UNIRES,
@@ -321,17 +321,20 @@ def test_pillow_images_are_what_their_files_are() -> None:
     noise = rng.integers(0, 256, (9, 7), np.uint8)
     deep = rng.integers(0, 65536, (9, 7)).astype(np.uint16)
     palette = Image.fromarray(noise // 4).convert("P")
-    for image, extra in (
-        (Image.fromarray(deep), {}),
-        (Image.fromarray(noise), {}),
-        (Image.fromarray(np.dstack([noise] * 4)), {}),
-        (palette, {"transparency": bytes(range(64))}),
+    for image, extra, said in (
+        (Image.fromarray(deep), {}, ()),
+        (Image.fromarray(noise), {}, ()),
+        (Image.fromarray(np.dstack([noise] * 4)), {}, (CLEAR,)),
+        (palette, {"transparency": bytes(range(64))}, (CLEAR,)),
+        (palette, {"transparency": bytes([255] * 64)}, ()),
     ):
         buffer = io.BytesIO()
         image.save(buffer, "PNG", **extra)
-        pixels = to_rgb(buffer.getvalue())
-        assert pixels.std() > 5
-        np.testing.assert_array_equal(to_rgb(Image.open(buffer)), pixels, image.mode)
+        pixels = read_picture(buffer.getvalue())
+        opened = read_picture(Image.open(buffer))
+        assert pixels.pixels.std() > 5
+        np.testing.assert_array_equal(opened.pixels, pixels.pixels, image.mode)
+        assert pixels.notes == opened.notes == said
 
 
 def test_a_depth_that_is_guessed_is_told() -> None:
