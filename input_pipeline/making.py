@@ -195,6 +195,7 @@ class MakeRow:
             granularities=self._of_each(example, lambda record, e: e.granularity),
             groups=self._of_each(example, lambda record, e: e.group),
             categories=self._of_each(example, category_of),
+            forms=self._of_each(example, lambda record, e: e.form),
             left_out=tuple(left_out),
         )
         return HostBatch(batch, (meta,), self.name)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg_jax.batch import GRANULARITIES
+from refseg_jax.batch import ABSENCES, GRANULARITIES
 from refseg_jax.images.segmentation import SegmentationError, checked_rle, decode_counts
 
 #: Values of `Target.granularity`.
@@ -55,6 +55,9 @@ class Expression:
             number describe the same thing, so that a sampler can draw one expression per referent.
         group: name of the group of images that share this expression, else `""`. Images belong
             together if group and text are the same.
+        form: name out of `refseg_jax.batch.ABSENCES`, or `""` where it is unknown. Of an expression
+            without targets: why nothing matches. Of one with targets: the form of absence that it is
+            compared with, because the same text is asked of an image in which nothing matches.
     """
 
     id: str
@@ -63,6 +66,7 @@ class Expression:
     granularity: str
     referent: int = 0
     group: str = ""
+    form: str = ""
 
 
 #: Ways in which other programs write COCO's id 139, as `COCO_train2014_000000000139.jpg`.
@@ -181,6 +185,7 @@ def features() -> Any:
             "expression/granularity": lists(text),
             "expression/referent": lists(number),
             "expression/group": lists(text),
+            "expression/form": lists(text),
             "expression/target_splits": lists(number),
             "expression/target_values": lists(number),
         }
@@ -213,6 +218,7 @@ def to_features(record: Record) -> dict[str, Any]:
         "expression/granularity": [e.granularity.encode() for e in expressions],
         "expression/referent": [e.referent for e in expressions],
         "expression/group": [e.group.encode() for e in expressions],
+        "expression/form": [e.form.encode() for e in expressions],
         "expression/target_splits": [int(s) for s in splits],
         "expression/target_values": [int(i) for e in expressions for i in e.targets],
     }
@@ -252,6 +258,7 @@ def from_features(stored: Mapping[str, Any]) -> Record:
                 granularity=stored["expression/granularity"][k].decode(),
                 referent=int(stored["expression/referent"][k]),
                 group=stored["expression/group"][k].decode(),
+                form=stored["expression/form"][k].decode(),
             )
             for k in range(len(stored["expression/id"]))
         ),
@@ -259,7 +266,7 @@ def from_features(stored: Mapping[str, Any]) -> Record:
 
 
 def check_references(record: Record) -> None:
-    """Raises a `ValueError` if an index is out of range, or a granularity is unknown."""
+    """Raises a `ValueError` if an index is out of range, or a granularity or form is unknown."""
     count = len(record.targets)
     for number, target in enumerate(record.targets):
         if target.granularity not in TARGET_GRANULARITIES:
@@ -269,5 +276,7 @@ def check_references(record: Record) -> None:
     for expression in record.expressions:
         if expression.granularity not in GRANULARITIES:
             raise ValueError(f"{expression.id}: granularity {expression.granularity!r} unknown")
+        if expression.form not in ("", *ABSENCES):
+            raise ValueError(f"{expression.id}: form {expression.form!r} unknown")
         if not all(0 <= i < count for i in expression.targets):
             raise ValueError(f"{expression.id}: targets {expression.targets} of {count}")

@@ -21,6 +21,15 @@ Array: TypeAlias = jax.Array | np.ndarray
 #: Granularities in the order in which tables print them.
 GRANULARITIES = ("object", "part", "multi", "none", "category", "salient", "group")
 
+#: Forms of absence, why nothing in an image matches an expression: the kind is not there ("the bird");
+#: or it is there without the attribute ("the red bird"), without the part ("the hat of the bird"), not
+#: in the relation ("the bird left of the tree") or place ("the bird on the left"), in another number
+#: ("the three birds"), or only with what is excluded ("the bird without a hat").
+ABSENCES = ("kind", "attribute", "part", "relation", "place", "number", "negation")
+
+#: Names by which scores are told apart, in the order in which tables print them.
+SCOPES = (*GRANULARITIES, *(f"none/{form}" for form in ABSENCES))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,8 @@ class RowMeta:
             where there is no group; empty for a row of padding or a quarantined one.
         categories: `N * K` names of the category that the expression asks for, `""` where it is
             unknown; empty for a row of padding or a quarantined one.
+        forms: `N * K` names out of `ABSENCES`: why nothing matches, or the absence with which a match
+            is compared; `""` where it is unknown; empty as `categories` is.
         left_out: why single pairs, or images of a group, were left out of the row; they are padding.
     """
 
@@ -84,6 +95,7 @@ class RowMeta:
     error: str = ""
     groups: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
 

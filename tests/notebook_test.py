@@ -35,7 +35,7 @@ def test_without_the_code_the_first_cell_asks_where_it_is(tmp_path):
 def test_the_notebook_runs(tmp_path, monkeypatch):
     for name in ("main.py", "configs", "tools", "input_pipeline", "refseg_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
-    build(tmp_path / "data", ScenesConfig(train=32, val=8, test=12, train_groups=1))
+    build(tmp_path / "data", ScenesConfig(train=32, val=8, test=12, train_groups=1, val_groups=1))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -1,7 +1,7 @@
 """Runs the papers' ablations on Scenes with equal budgets and writes their tables.
 
     python -m tools.ablation --study=group_tokens --output_dir=runs/ablation/group_tokens \\
-        --page=docs/results/group_tokens.md
+        --page=runs/ablation/group_tokens.md
 
 `tools.studies` defines the studies. Every run is `main.py` with some changed fields in its own workdir.
 The command can be stopped at any time (Ctrl-C or SIGTERM: its runs save and stop) and started again: it

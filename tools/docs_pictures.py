@@ -2,11 +2,12 @@
 
     python -m tools.docs_pictures --run=runs/scenes_unires --output_dir=docs/images
 
-`scenes.png` shows held-out scenes, each with one of its expressions and the region that it means.
+`scenes.png` shows held-out scenes, each with one of its expressions and the region that it means, and
+`groups.png` held-out groups of scenes that share an expression.
 `results.jpg` is the page of pictures that the run's evaluation of `test` has written, without selection.
 `readme.jpg` shows good answers of the run's latest checkpoint: for each of a few kinds of expressions,
 the answer with the highest IoU in 100 held-out scenes, which are drawn three times as large as those of
-the training. Without `--run`, only `scenes.png` is drawn.
+the training. Without `--run`, only these two are drawn.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.datasets.scenes.config import ScenesConfig
-from input_pipeline.datasets.scenes.contact_sheet import choose, contact_sheet
+from input_pipeline.datasets.scenes.contact_sheet import choose, contact_sheet, group_sheet
 from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Expression, Record
 from refseg_jax.cli.command_line import command_parser, ended, path
@@ -103,14 +104,17 @@ def draw(run: Path | None, folder: Path) -> None:
     """Writes the pictures.
 
     Args:
-        run: workdir of a run of configs/scenes_unires.py; `None` writes `scenes.png` only.
+        run: workdir of a run of configs/scenes_unires.py; `None` writes `scenes.png` and `groups.png`
+            only.
         folder: folder of the pictures.
 
     Raises:
         UserError: the run has no checkpoint, or no page of pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    few_colours(contact_sheet(choose(ScenesConfig()))).save(folder / "scenes.png", optimize=True)
+    config = ScenesConfig()
+    for name, sheet in (("scenes", contact_sheet(choose(config))), ("groups", group_sheet(config))):
+        few_colours(sheet).save(folder / f"{name}.png", optimize=True)
     if run is None:
         return
     page = run / "pictures-test.png"

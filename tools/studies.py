@@ -135,16 +135,16 @@ GROUP_TOKENS = Study(
     ),
 )
 
+_EVERYTHING = "('object', 'part', 'multi', 'category', 'none')"
 #: UniRES on the same expressions as ReLA, with as many pairs per step.
 _UNIRES = (
-    "--config.data.granularities=('object', 'multi', 'none')",
+    f"--config.data.granularities={_EVERYTHING}",
     "--config.data.pairs=4",
     "--config.eval.protocol=gres",
     "--config.eval.oracle=",
     "--config.evals.shuffled.when=never",
     "--config.checkpoint.best_metric=val/gIoU",
 )
-_EVERYTHING = "('object', 'multi', 'none')"
 #: Evaluates only at the end, and keeps the predictions.
 _DUMPED = (
     "--config.loop.eval_every=0",
@@ -158,9 +158,8 @@ _VAL = "--config.evals.val.when=final"
 
 #: Text on the expressions of granularity `none` in Scenes.
 _ABSENT = (
-    "- **Absent expressions.** Each names a kind that is in the picture, in a colour that it does not",
-    "  have there: they are deceptive, as gRefCOCO's. None names a kind that is missing altogether, so",
-    "  these scores say nothing about such expressions.",
+    "- **Absent expressions** are of seven forms, each asked as often where it matches as where it does",
+    "  not, so that the words alone do not tell.",
 )
 #: Text on the rows of `_deciders`.
 _RULE = (
@@ -202,8 +201,8 @@ RELA = Study(
         "- **Loss.** Cross entropy and Dice, equally weighted; the term of a presence head counts half.",
         "  UniRES's Dice is a mean over all expressions, ReLA's over those with a target. ReLA's cross",
         "  entropies have its class weights, and its minimap has a term of its own.",
-        "- **Presence heads** see features alone, as in ReLA's paper. [One that also sees the",
-        "  mask](no_target.md) has a page of its own.",
+        "- **Presence heads** see features alone, as in ReLA's paper. The study `no_target` has one",
+        "  that also sees the mask.",
         "- **Threshold.** 0.5 for ReLA, 0.35 for UniRES, as in its paper: from the same probabilities,",
         "  UniRES's masks have more pixels.",
         "- **Tuning.** ReLA's recipe was chosen by the test scores of six runs of 150 steps from one",

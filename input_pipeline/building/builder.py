@@ -44,9 +44,13 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
 
     A subclass provides the items (`_plan`), the function that converts one (`_maker`), and the last step
     of a build (`_finish`).
+
+    Attributes:
+        together: number of consecutive items that one process converts, because they share work.
     """
 
     name = "records"
+    together = 1
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
 
@@ -209,7 +213,7 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         progress: Any = functools.partial(tqdm, desc=self.source, unit="image", mininterval=0.5)
         with (
             progress(total=whole, initial=whole - len(items)) as bar,
-            contextlib.closing(ordered_map(self._maker(), items, workers)) as stream,
+            contextlib.closing(ordered_map(self._maker(), items, workers, self.together)) as stream,
         ):
 
             def counted(number: int) -> Iterator[Outcome]:

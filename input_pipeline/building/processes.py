@@ -18,14 +18,15 @@ _function: Callable[[Any], Any] | None = None
 
 
 def ordered_map(
-    function: Callable[[A], B], items: Iterable[A], workers: int
+    function: Callable[[A], B], items: Iterable[A], workers: int, together: int = 1
 ) -> Generator[B, None, None]:
-    """`map` over processes, at most 4 results per worker ahead of the reader.
+    """`map` over processes, at most 4 chunks per worker ahead of the reader.
 
     Args:
         function: maps an item to its result; picklable.
         items: the items; picklable.
         workers: number of processes; 0 computes in this process.
+        together: number of consecutive items that one process maps, a chunk.
 
     Yields:
         The results, in the order of the items. If the reader stops, by an error or a signal, the
@@ -45,14 +46,15 @@ def ordered_map(
         workers, mp_context=context, initializer=_begin, initargs=(function,)
     ) as pool:
         rest = iter(items)
+        chunks = iter(lambda: list(itertools.islice(rest, together)), [])
         pending = collections.deque(
-            pool.submit(_run, item) for item in itertools.islice(rest, 4 * workers)
+            pool.submit(_run, chunk) for chunk in itertools.islice(chunks, 4 * workers)
         )
         try:
             while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(_run, i) for i in itertools.islice(rest, 1))
-                yield result
+                results = pending.popleft().result()
+                pending.extend(pool.submit(_run, chunk) for chunk in itertools.islice(chunks, 1))
+                yield from results
         except BaseException:
             # The pool would wait for the items in work, for ever if a file system does not answer.
             for worker in set(multiprocessing.active_children()) - others:
@@ -66,6 +68,6 @@ def _begin(function: Callable[[Any], Any]) -> None:
     _function = function
 
 
-def _run(item: Any) -> Any:
+def _run(chunk: list[Any]) -> list[Any]:
     assert _function is not None
-    return _function(item)
+    return [_function(item) for item in chunk]

@@ -20,6 +20,8 @@ Optional fields:
 
 - `granularity`: `none` if and only if nothing matches. Default: `none`, `part` with a `parent`, `multi`
   for several masks, else `object`.
+- `form`: why nothing matches, or the absence with which a match is compared: `kind`, `attribute`,
+  `part`, `relation`, `place`, `number` or `negation`. Evaluations tell `N_acc` and `T_acc` of each.
 - `threshold`: level (1..255) from which on the `mask` of the line counts, as `--mask_threshold` says it
   for all lines. With one above 1, a mask may be a JPEG.
 - `category`: name of the region's category. If several lines share a region, the first one counts.

@@ -6,7 +6,7 @@ from typing import Any
 
 from input_pipeline.building.conversion import BuildError
 from input_pipeline.schema import id_fault
-from refseg_jax.batch import GRANULARITIES
+from refseg_jax.batch import ABSENCES, GRANULARITIES
 from refseg_jax.naming import unknown
 from refseg_jax.text.cleaning import has_word
 from refseg_jax.text.encoding import EncodingError, json_of
@@ -16,13 +16,15 @@ BOX = "box"
 
 _FIELDS = frozenset(
     {"image", "image_id", "expression", "mask", "segmentation", "box", "granularity", "category"}
-    | {"parent", "id", "threshold"}
+    | {"parent", "id", "threshold", "form"}
     # Other fields of `predictions.jsonl`.
     | {"score", "present"}
 )
 #: No picture has so many pixels on a side.
 _FURTHEST = 1e9
-_TEXTS = frozenset({"image", "image_id", "expression", "granularity", "category", "parent", "id"})
+_TEXTS = frozenset(
+    {"image", "image_id", "expression", "granularity", "form", "category", "parent", "id"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Line:
         cleared: whether nothing matches although `segmentation` may have a region: a prediction with
             `"present": false` keeps the mask that was cleared.
         box: (x, y, width, height) in pixels, or empty.
-        granularity, category: as given, or `""`; a line with a parent is a `part`.
+        granularity, form, category: as given, or `""`; a line with a parent is a `part`.
         parent: id of the expression of the object that this part belongs to, or `""`.
         threshold: at which the masks are cut, 1..255, or `None`.
     """
@@ -54,6 +56,7 @@ class Line:
     cleared: bool
     box: tuple[float, ...]
     granularity: str
+    form: str
     category: str
     parent: str
     threshold: int | None
@@ -148,6 +151,7 @@ def _line(line: Any, where: str, default_id: str) -> Line:
         cleared=not present,
         box=_box(line, where),
         granularity=_granularity(line, where),
+        form=_form(line, where),
         category=line.get("category", "").strip(),
         parent=line.get("parent", ""),
         threshold=_threshold(line, where),
@@ -174,6 +178,13 @@ def _granularity(line: dict[str, Any], where: str) -> str:
     if "parent" in line and granularity != "part":
         raise BuildError(f"{where}: a {granularity!r} with a parent; only a 'part' has one")
     return granularity
+
+
+def _form(line: dict[str, Any], where: str) -> str:
+    form = line.get("form", "")
+    if form not in ("", *ABSENCES):
+        raise BuildError(f"{where}: {unknown('form', form, ABSENCES)}")
+    return form
 
 
 def _image_id(text: str, where: str) -> str:

@@ -107,6 +107,7 @@ def make_record(item: ImageLines, *, places: Places, source: str) -> Outcome:
             granularity=_granularity(line, len(means[line.id])),
             # Different texts that match nothing do not share a referent.
             referent=referents.setdefault(means[line.id] or line.text, len(referents)),
+            form=line.form,
         )
         for line in lines
     )

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from refseg_jax import naming
-from refseg_jax.batch import GRANULARITIES
+from refseg_jax.batch import ABSENCES, GRANULARITIES
 from refseg_jax.errors import UserError, shown
 from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import Pair
@@ -323,11 +323,15 @@ def _pair(draft: _Draft) -> ReadPair:
         present = regions.counts().prediction > 0
     elif not isinstance(present, bool):
         raise prediction.error(f'"present" is {present!r:.40}, not true or false')
-    granularity, group, category = (
-        _text(reference, name) for name in ("granularity", "group", "category")
+    granularity, group, category, form = (
+        _text(reference, name) for name in ("granularity", "group", "category", "form")
     )
-    if granularity and granularity not in GRANULARITIES:
-        raise reference.error(naming.unknown("granularity", granularity, GRANULARITIES))
+    for field, value, known in (
+        ("granularity", granularity, GRANULARITIES),
+        ("form", form, ABSENCES),
+    ):
+        if value and value not in known:
+            raise reference.error(naming.unknown(field, value, known))
     empty = reference.fields.get("empty")
     if empty is not None and not isinstance(empty, bool):
         raise reference.error(f'"empty" is {empty!r:.40}, not true or false')
@@ -335,7 +339,8 @@ def _pair(draft: _Draft) -> ReadPair:
         if text != text.strip():
             raise reference.error(f"{text!r:.60} begins or ends with a blank; leave the blank out")
     name = _id_of(reference)
-    return ReadPair(Pair(name, regions, present, granularity, group, category, empty), reference)
+    pair = Pair(name, regions, present, granularity, group, category, empty, form)
+    return ReadPair(pair, reference)
 
 
 def _text(line: Line, name: str) -> str:

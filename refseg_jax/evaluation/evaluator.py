@@ -257,6 +257,7 @@ class Evaluator:
                 meta.groups[place] if meta.groups else "",
                 meta.categories[place] if meta.categories else "",
                 empty=not host.batch.present[b, n, k],
+                form=meta.forms[place] if meta.forms else "",
             )
             found.append(Seen(pair, regions, (b, n, k), meta))
         return found
@@ -319,7 +320,7 @@ class Evaluator:
 
 
 def _reference_line(pair: Pair) -> dict[str, Any]:
-    known = {name: getattr(pair, name) for name in ("granularity", "group", "category")}
+    known = {name: getattr(pair, name) for name in ("granularity", "group", "category", "form")}
     return {
         "id": pair.id,
         "segmentation": predictions.encode(pair.regions.target()),

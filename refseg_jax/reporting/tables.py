@@ -4,26 +4,27 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from refseg_jax.batch import GRANULARITIES
+from refseg_jax.batch import SCOPES
 from refseg_jax.evaluation.protocols import Protocol
 
 
 def table(scores: Mapping[str, float], columns: Sequence[str], prefix: str = "") -> str:
-    """A table of scores in percent: one row for each granularity, and one for all pairs.
+    """A table of scores in percent: a row for each granularity and form of absence, and one for all.
 
     Args:
         scores: keys such as `"object/mIoU"` and `"mIoU"`, values in [0, 1].
         columns: the scores to show.
         prefix: beginning of the keys, e.g. `"shuffled/"`.
     """
-    rows = []
-    for name in (*GRANULARITIES, ""):
+    rows = {}
+    for name in (*SCOPES, ""):
         keys = [f"{prefix}{name}/{c}" if name else f"{prefix}{c}" for c in columns]
         values = [f"{100 * scores[key]:8.2f}" if key in scores else f"{'-':>8}" for key in keys]
         if any(key in scores for key in keys):
-            rows.append(f"{name or 'all':<10}" + "".join(values))
-    header = f"{'':<10}" + "".join(f"{column:>8}" for column in columns)
-    return "\n".join([header, *rows])
+            rows[name or "all"] = "".join(values)
+    width = max(10, *(len(name) + 1 for name in rows), 0)
+    header = {"": "".join(f"{column:>8}" for column in columns)}
+    return "\n".join(f"{name:<{width}}{values}" for name, values in (header | rows).items())
 
 
 def comparable(protocol: Protocol, threshold: float) -> str:

@@ -114,6 +114,7 @@ def test_targets_that_contradict_themselves_are_not_stored(
     ("expression", "reason"),
     [
         (Expression("e", "a", (0,), "huge"), "e: granularity 'huge' unknown"),
+        (Expression("e", "a", (), "none", form="colour"), "e: form 'colour' unknown"),
         (Expression("e", "a", (2,), "object"), "e: targets .* of 2"),
         (Expression("e", "a", (-1,), "object"), "e: targets .* of 2"),
     ],

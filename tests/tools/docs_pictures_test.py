@@ -15,8 +15,8 @@ from tools import docs_pictures
 
 def test_the_readmes_row_shows_the_best_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs_pictures, "_SIDE", 96)
-    monkeypatch.setattr(docs_pictures, "_SCENES", 12)
-    records = iter([make_record(ScenesConfig(image_size=96), "test", n) for n in range(12)])
+    monkeypatch.setattr(docs_pictures, "_SCENES", 40)
+    records = iter([make_record(ScenesConfig(image_size=96), "test", n) for n in range(40)])
 
     def segment(image: np.ndarray, words: Sequence[str]) -> list[np.ndarray]:
         """Right of every second scene; of the others nothing."""
@@ -43,8 +43,9 @@ def test_the_readmes_row_shows_the_best_answers(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_run_the_scenes_are_drawn(tmp_path: Path) -> None:
     assert docs_pictures.main([f"--output_dir={tmp_path / 'images'}"]) == 0
-    (path,) = (tmp_path / "images").iterdir()
-    assert path.name == "scenes.png"
+    groups, path = sorted((tmp_path / "images").iterdir())
+    assert (groups.name, path.name) == ("groups.png", "scenes.png")
+    assert groups.stat().st_size < 400 * 1024
     assert path.stat().st_size < 400 * 1024
     with Image.open(path) as image:
         # Four columns of 224 pixels with gaps of 12, and room for captions.

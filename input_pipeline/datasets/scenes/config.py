@@ -2,8 +2,13 @@
 
 import dataclasses
 
-#: Main splits and splits of image groups. The index of a split is part of its seed.
-SPLITS = ("train", "val", "test", "train_groups", "val_groups", "test_groups")
+#: Main splits, splits of image groups, and splits with what no other has (`kinds.NOVEL_KIND`,
+#: `kinds.NOVEL_EXTRA`). The index of a split is part of its seed.
+SPLITS = (
+    *("train", "val", "test"),
+    *("train_groups", "val_groups", "test_groups"),
+    *("novel_train", "novel_test"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +22,17 @@ class ScenesConfig:
             `<data_dir>/scenes`.
         image_size: side of the square images in pixels, at least 64.
         seed: seed of the build; every image has a random stream of its own.
-        train, val, test: number of images of the main splits.
+        train, val, test: number of images of the main splits. Images come in pairs that are asked the
+            same questions, so that an even number has as many questions that match as do not.
         train_groups, val_groups, test_groups: number of groups of the group splits.
+        novel_train, novel_test: number of images of the novel splits.
         group_size: number of images of a group, which share an expression; at least 4.
         min_objects, max_objects: least and greatest number of objects that are placed in an image, 2..8.
             A crowded image may keep fewer.
         object_referents, part_referents: greatest number of described objects and of described parts in
             an image.
+        multi_referents: greatest number of described sets of objects, and of named categories.
+        questions: greatest number of questions of a pair of images, see `expressions.question_pair`.
         wordings: greatest number of expressions for each described object or part.
         jpeg_quality: quality of the stored images, 0..100.
     """
@@ -31,17 +40,21 @@ class ScenesConfig:
     name: str = "default"
     image_size: int = 128
     seed: int = 0
-    train: int = 6000
+    train: int = 5000
     val: int = 400
     test: int = 400
-    train_groups: int = 60
-    val_groups: int = 12
-    test_groups: int = 12
+    train_groups: int = 400
+    val_groups: int = 50
+    test_groups: int = 50
+    novel_train: int = 100
+    novel_test: int = 200
     group_size: int = 8
     min_objects: int = 3
     max_objects: int = 5
     object_referents: int = 3
     part_referents: int = 3
+    multi_referents: int = 2
+    questions: int = 6
     wordings: int = 2
     jpeg_quality: int = 92
 

@@ -1,7 +1,7 @@
-"""Makes a contact sheet of Scenes: held-out scenes, each with one of its expressions.
+"""Makes contact sheets of Scenes: held-out scenes with one of their expressions, and held-out groups.
 
-The scenes of the `test` split are drawn again, so the dataset need not be built. `tools.docs_pictures`
-writes the sheet to a file.
+The scenes are drawn again, so the dataset need not be built. `tools.docs_pictures` writes the sheets to
+files.
 """
 
 import collections
@@ -25,9 +25,17 @@ _SEARCHED = 200
 WANTED = (
     *(("object", "left of"), ("part", "of the"), ("multi", "except"), ("salient", "")),
     *(("object", "largest"), ("part", "below"), ("none", ""), ("multi", " and ")),
-    *(("category", "all"), ("multi", "things"), ("part", "on the right"), ("object", "at the top")),
+    *(
+        ("category", "all"),
+        ("multi", "that is not"),
+        ("part", "on the right"),
+        ("object", "without"),
+    ),
 )
+#: Numbers of the groups of `test_groups` to show.
+GROUPS = (0, 1, 2, 3)
 _CELL, _GAP = 224, 12
+_MEMBER = 116
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +75,7 @@ def choose(
             for expression in record.expressions
             if expression.granularity == granularity
             and word in expression.text
-            and (expression.targets or _is_near_miss(record, expression))
+            and (expression.targets or expression.form != "kind")
         ]
         if not found:
             raise ValueError(f"split {split!r} has no {granularity} expression with {word!r} left")
@@ -83,10 +91,30 @@ def contact_sheet(choices: Sequence[Choice], columns: int = 4) -> np.ndarray:
     return grid([_cell(choice) for choice in choices], columns, _GAP)
 
 
-def _is_near_miss(record: Record, expression: Expression) -> bool:
-    """Whether the image has the kind that is asked for in other colours: the hardest no-target case."""
-    kind = expression.text.split()[-1]
-    return any(target.category == kind for target in record.targets)
+def group_sheet(config: ScenesConfig, numbers: Sequence[int] = GROUPS) -> np.ndarray:
+    """Draws groups of the `test_groups` split, one in each row, with what all its images are asked.
+
+    Targets are outlined, and the rest is dimmed: the whole image if nothing matches.
+
+    Returns:
+        u8 RGB.
+    """
+    cells = []
+    for number in numbers:
+        for member in range(config.group_size):
+            record = make_record(config, "test_groups", number * config.group_size + member)
+            (expression,) = record.expressions
+            image = decode_image(record.image, name=record.file_name)
+            masks = [record.mask(expression.targets).astype(bool)] if expression.targets else []
+            view = fit_regions(image, masks, _MEMBER, [TARGET_COLOUR])
+            note = "" if expression.targets else f"absent: {expression.form}"
+            words = "" if member else expression.text
+            cells.append(
+                captioned(
+                    view, words or note or " ", [note] if words and note else [], lines=2, size=12
+                )
+            )
+    return grid(cells, config.group_size, _GAP // 2)
 
 
 def _contents(choice: Choice) -> Iterator[str]:

@@ -76,12 +76,16 @@ def draw_scene(
 
 def _draw_object(spot: Placed, side: int, rng: np.random.Generator) -> _Layer:
     kind = KINDS[spot.kind]
-    painter = Painter(spot.width, kind.aspect, flip=spot.flip, angle=spot.angle)
+    painter = Painter(
+        spot.width, kind.aspect, flip=spot.flip, angle=spot.angle, headroom=kind.headroom
+    )
     kind.draw(painter, _vary(COLOURS[spot.colour], rng), rng)
+    for name in spot.extras:
+        kind.extras[name](painter)
     colour, alpha, label = painter.finish()
     rows = np.linspace(1.1, 0.84, painter.height, dtype=np.float32)[:, None]
     columns = np.linspace(1.05, 0.95, painter.width, dtype=np.float32)[None]
-    texture = rng.normal(1, 0.025, alpha.shape).astype(np.float32)
+    texture = 1 + 0.025 * rng.standard_normal(alpha.shape, np.float32)
     colour *= (rows * columns * texture)[..., None]
     left, top = round(spot.x - painter.width / 2), round(spot.y - painter.height / 2)
     return _crop(_Layer(spot, left, top, colour, alpha, label, tuple(painter.parts)), side)
@@ -175,7 +179,7 @@ def _describe(background: str, side: int, image: np.ndarray, layers: list[_Layer
     nodes = []
     for number, layer in enumerate(layers):
         parts = []
-        for name in KINDS[layer.spot.kind].parts:
+        for name in (*KINDS[layer.spot.kind].parts, *layer.spot.extras):
             code = layer.parts.index(name) + 1
             region = masks[number] & (label == code)
             area, full = int(region.sum()), int((layer.label == code).sum())

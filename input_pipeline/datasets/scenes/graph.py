@@ -6,7 +6,6 @@ rounded before expressions are made, so that the stored graph leads to the decis
 
 import dataclasses
 import json
-from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,8 @@ class ObjectNode:
         full_area: number of pixels inside the image before occlusion.
         depth: 0 is the nearest; nearer objects cover farther ones.
         target: index in `Record.targets`.
-        parts: all its parts, visible or not.
+        parts: all parts that were drawn, visible or not; an extra that it does not have is not among
+            them.
     """
 
     kind: str
@@ -67,15 +67,19 @@ class SceneGraph:
     image_size: int
     objects: tuple[ObjectNode, ...]
 
-    def select(self, kind: str = "", colour: str = "") -> Iterator[int]:
+    def select(self, kind: str = "", colour: str = "") -> list[int]:
         """Indices of the objects of a kind and a colour (`""` = any)."""
-        for index, node in enumerate(self.objects):
-            if kind in ("", node.kind) and colour in ("", node.colour):
-                yield index
+        return [
+            index
+            for index, node in enumerate(self.objects)
+            if kind in ("", node.kind) and colour in ("", node.colour)
+        ]
 
     def to_json(self) -> str:
         """Compact JSON text."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        # Not `dataclasses.asdict`, which copies all values and takes as long as an object's drawing.
+        objects = [{**vars(o), "parts": [vars(part) for part in o.parts]} for o in self.objects]
+        return json.dumps({**vars(self), "objects": objects}, separators=(",", ":"))
 
 
 def from_json(text: str) -> SceneGraph:

@@ -1,7 +1,7 @@
 """The kinds of objects: their named parts, how each is drawn, where it may stand, in which colours."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -21,8 +21,11 @@ COLOURS: dict[str, Colour] = {
 _ALL = tuple(COLOURS)
 _GLASS, _RUBBER, _METAL = (176, 216, 236), (38, 38, 42), (172, 178, 186)
 _WOOD, _LEAF, _CREAM = (126, 84, 50), (70, 142, 60), (246, 238, 214)
+_CASE, _PINK, _STRAW = (142, 100, 62), (240, 150, 190), (216, 180, 110)
 
 Draw = Callable[[Painter, Colour, np.random.Generator], None]
+#: Paints an extra on an object that is already painted.
+DrawExtra = Callable[[Painter], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Kind:
 
     Attributes:
         plural: plural of its name.
-        aspect: width / height.
+        aspect: width / height, headroom included.
         parts: names of the parts that expressions may mention.
         zones: zones of a background in which it may stand.
         draw: paints it, facing right, in a given colour.
         colours: colours that its body may have.
         tilt: greatest rotation in degrees, to either side.
+        headroom: room above y = 0, in widths, for an extra.
+        extras: name -> drawing of parts that only some objects of the kind have.
     """
 
     plural: str
@@ -46,6 +51,8 @@ class Kind:
     draw: Draw
     colours: tuple[str, ...] = _ALL
     tilt: float = 3.0
+    headroom: float = 0.0
+    extras: Mapping[str, DrawExtra] = dataclasses.field(default_factory=dict)
 
 
 def _wheel(p: Painter, x: float, y: float, radius: float) -> None:
@@ -252,23 +259,85 @@ def _flower(p: Painter, c: Colour, rng: np.random.Generator) -> None:
     p.ellipse((0.5, 0.46), (0.15, 0.15), "", heart)
 
 
+def _roof_rack(p: Painter) -> None:
+    p.box(0.28, -0.13, 0.47, 0.0, "roof rack", _CASE)
+    p.box(0.47, -0.1, 0.67, 0.0, "roof rack", shade(_CASE, 1.3))
+    p.box(0.25, -0.02, 0.7, 0.02, "roof rack", _RUBBER)
+
+
+def _house_flag(p: Painter) -> None:
+    p.box(0.46, -0.24, 0.51, 0.12, "flag", _METAL)
+    p.curve([(0.51, -0.24), (0.7, -0.2), (0.92, -0.24), (0.92, 0.0), (0.7, 0.04), (0.51, 0.0)],
+            "flag", _PINK)  # fmt: skip
+
+
+def _boat_flag(p: Painter) -> None:
+    p.box(0.465, -0.24, 0.515, 0.04, "flag", _METAL)
+    p.curve([(0.51, -0.24), (0.7, -0.2), (0.94, -0.24), (0.94, -0.02), (0.7, 0.02), (0.51, -0.02)],
+            "flag", _PINK)  # fmt: skip
+
+
+def _bird_hat(p: Painter) -> None:
+    p.box(0.62, -0.14, 0.88, 0.08, "hat", _STRAW, radius=0.03)
+    p.ellipse((0.75, 0.09), (0.23, 0.045), "hat", _STRAW)
+
+
+def _robot_hat(p: Painter) -> None:
+    p.box(0.31, -0.14, 0.69, 0.1, "hat", _STRAW, radius=0.03)
+    p.ellipse((0.5, 0.1), (0.36, 0.05), "hat", _STRAW)
+
+
+def _lid(p: Painter) -> None:
+    p.ellipse((0.44, 0.05), (0.38, 0.1), "lid", _STRAW)
+    p.ellipse((0.44, -0.06), (0.07, 0.06), "lid", shade(_STRAW, 0.8))
+
+
+def _nest(p: Painter) -> None:
+    for x in (0.38, 0.5, 0.62):
+        p.ellipse((x, 0.38), (0.065, 0.085), "nest", _CREAM)
+    p.ellipse((0.5, 0.4), (0.27, 0.17), "nest", _CASE, arc=(0, 180))
+
+
 _BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 KINDS: dict[str, Kind] = {
-    "car": Kind("cars", 1.85, ("wheels", "windows"), ("ground",), _car),
-    "house": Kind("houses", 1.0, ("roof", "door", "window"), ("ground",), _house, _BRIGHT, 0),
-    "tree": Kind(
-        "trees", 0.74, ("crown", "trunk"), ("ground",), _tree, ("red", "orange", "yellow", "green")
+    "car": Kind(
+        "cars", 1.47, ("wheels", "windows"), ("ground",), _car,
+        headroom=0.14, extras={"roof rack": _roof_rack},
     ),
-    "boat": Kind("boats", 1.0, ("sail", "hull"), ("water",), _boat, tilt=6),
+    "house": Kind(
+        "houses", 0.8, ("roof", "door", "window"), ("ground",), _house, _BRIGHT, 0, 0.25,
+        {"flag": _house_flag},
+    ),
+    "tree": Kind(
+        "trees", 0.74, ("crown", "trunk"), ("ground",), _tree, ("red", "orange", "yellow", "green"),
+        extras={"nest": _nest},
+    ),
+    "boat": Kind(
+        "boats", 0.8, ("sail", "hull"), ("water",), _boat, tilt=6,
+        headroom=0.25, extras={"flag": _boat_flag},
+    ),
     "fish": Kind("fish", 1.6, ("tail", "fins"), ("water",), _fish, tilt=14),
-    "bird": Kind("birds", 1.35, ("wing", "tail", "beak"), ("sky",), _bird, tilt=10),
+    "bird": Kind(
+        "birds", 1.13, ("wing", "tail", "beak"), ("sky",), _bird, tilt=10,
+        headroom=0.15, extras={"hat": _bird_hat},
+    ),
     "plane": Kind("planes", 1.95, ("wings", "tail"), ("sky",), _plane, tilt=12),
-    "cup": Kind("cups", 1.17, ("handle", "saucer"), ("table", "shelf"), _cup, tilt=0),
+    "cup": Kind(
+        "cups", 1.02, ("handle", "saucer"), ("table", "shelf"), _cup, tilt=0,
+        headroom=0.12, extras={"lid": _lid},
+    ),
     "lamp": Kind("lamps", 0.6, ("shade", "base"), ("table", "shelf"), _lamp, tilt=0),
-    "robot": Kind("robots", 0.75, ("head", "arms", "legs"), ("ground", "table"), _robot),
+    "robot": Kind(
+        "robots", 0.675, ("head", "arms", "legs"), ("ground", "table"), _robot,
+        headroom=0.15, extras={"hat": _robot_hat},
+    ),
     "mushroom": Kind("mushrooms", 0.94, ("cap", "stem"), ("ground",), _mushroom, tilt=6),
     "flower": Kind(
         "flowers", 0.66, ("petals", "leaves"), ("ground",), _flower,
         ("red", "orange", "yellow", "blue", "purple", "white"), 5,
     ),
 }  # fmt: skip
+
+#: The kind, and the extra of a known kind, that only the splits `novel_train` and `novel_test` have.
+NOVEL_KIND = "mushroom"
+NOVEL_EXTRA = ("tree", "nest")

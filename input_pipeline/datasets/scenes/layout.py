@@ -1,14 +1,17 @@
 """Draws the objects of a scene and their places at random, with little overlap."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from input_pipeline.datasets.scenes.backgrounds import BACKGROUNDS
 from input_pipeline.datasets.scenes.config import ScenesConfig
-from input_pipeline.datasets.scenes.kinds import KINDS
+from input_pipeline.datasets.scenes.kinds import KINDS, NOVEL_EXTRA, NOVEL_KIND
 
 Rng = np.random.Generator
+T = TypeVar("T")
 
 # Range of the geometric mean of width and height, as a share of the image side. The gaps between the
 # three classes make it easy to see which object of a kind is the largest or the smallest.
@@ -17,15 +20,42 @@ _SIZE_SHARES = (0.25, 0.45, 0.30)
 _HERO_SIZE = (0.60, 0.68)
 _HERO_SHARE = 0.15
 _MAX_OVERLAP = 0.3  # Share of the smaller box.
+# Shares of scenes whose objects are all of one kind, and all of one colour: "everything that is not
+# red" is false nowhere else.
+_ONE_KIND_SHARE, _ONE_COLOUR_SHARE = 0.06, 0.08
+_PAIRED_SHARE = 0.75  # Of the kinds after the first that come in pairs.
+_EXTRA_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """An object that an image of a group must have (`present`) or must not have."""
+class Theme:
+    """What the scenes of a pair or of a group have in common.
 
-    kind: str
-    colour: str
-    present: bool
+    Attributes:
+        background: name out of `backgrounds.BACKGROUNDS`.
+        kinds: names of the kinds that may occur, the likeliest first.
+        colours: names of the preferred colours.
+        novel: whether the scenes may have what other splits keep for later (`kinds.NOVEL_EXTRA`).
+    """
+
+    background: str
+    kinds: tuple[str, ...]
+    colours: tuple[str, ...]
+    novel: bool = False
+
+    def variant(self, rng: Rng) -> "Theme":
+        """A theme of the same background and first kind; the other kinds and the colours are drawn."""
+        first, *rest = self.kinds
+        kinds = (first, *_shuffled(rest, rng))
+        one_kind = rng.random() < _ONE_KIND_SHARE
+        one_colour = rng.random() < _ONE_COLOUR_SHARE
+        if one_kind:
+            kinds = kinds[:1]
+        colours = tuple(_shuffled(_palette(), rng)[:5])
+        if one_colour:
+            colours = tuple(c for c in colours if c in KINDS[first].colours)[:1] or ("red",)
+            kinds = tuple(k for k in kinds if colours[0] in KINDS[k].colours)
+        return dataclasses.replace(self, kinds=kinds, colours=colours)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +70,7 @@ class Placed:
         angle: rotation in degrees, counterclockwise.
         hero: whether it is the salient object: large, in front of all others, which are drawn with less
             contrast.
+        extras: names of its parts that not all objects of the kind have.
     """
 
     kind: str
@@ -50,92 +81,118 @@ class Placed:
     flip: bool
     angle: float
     hero: bool
+    extras: tuple[str, ...] = ()
 
 
-def kinds_of(background: str) -> list[str]:
-    """Names of the kinds that can stand in a background."""
-    zones = BACKGROUNDS[background].zones
-    return [name for name, kind in KINDS.items() if any(z in zones for z in kind.zones)]
+def sample_theme(rng: Rng, *, novel: bool = False) -> Theme:
+    """Draws a background and the order of its kinds.
 
-
-def sample_background(rng: Rng, kind: str = "") -> str:
-    """Draws the name of a background, in which `kind` can stand if it is given."""
-    names = [name for name in BACKGROUNDS if not kind or kind in kinds_of(name)]
+    Args:
+        rng: source of randomness.
+        novel: start with what the main splits do not have: the novel kind, or the kind of the novel
+            extra.
+    """
+    first = (NOVEL_KIND, NOVEL_EXTRA[0])[rng.integers(2)] if novel else ""
+    names = [name for name in BACKGROUNDS if not novel or first in _kinds_of(name)]
     shares = np.array([BACKGROUNDS[name].share for name in names])
-    return names[rng.choice(len(names), p=shares / shares.sum())]
+    background = names[rng.choice(len(names), p=shares / shares.sum())]
+    kinds = _shuffled([k for k in _kinds_of(background) if novel or k != NOVEL_KIND], rng)
+    kinds.sort(key=lambda kind: kind != first)
+    return Theme(background, tuple(kinds), tuple(_palette()), novel)
+
+
+def narrow_theme(rng: Rng) -> Theme:
+    """Draws a theme of few kinds and colours, in whose scenes the same expressions are often true."""
+    theme = sample_theme(rng)
+    kinds = theme.kinds[: int(rng.integers(2, 4))]
+    colours = [c for c in _palette() if any(c in KINDS[kind].colours for kind in kinds)]
+    return dataclasses.replace(theme, kinds=kinds, colours=tuple(_shuffled(colours, rng)[:3]))
 
 
 def sample_layout(
-    background: str, config: ScenesConfig, rng: Rng, wish: Wish | None = None
+    theme: Theme, config: ScenesConfig, rng: Rng, like: Sequence[Placed] = ()
 ) -> list[Placed]:
     """Draws the objects of a scene.
 
-    Two or three objects are of one kind, most of the others come in pairs, and all share a few colours.
-    A kind or a colour alone therefore seldom determines an object.
+    One to three objects are of the first kind, many of the others come in pairs, and all share a few
+    colours. A kind or a colour alone therefore seldom determines an object.
 
     Args:
-        background: name out of `backgrounds.BACKGROUNDS`.
+        theme: the kinds, in the order in which they get objects, and the colours.
         config: settings of the build.
         rng: source of randomness.
-        wish: an object that the scene is to have or not to have.
+        like: objects of another scene. This one gets objects of the same kinds, sometimes one less;
+            half of them keep their colour, and none keeps its place.
 
     Returns:
         The objects, the farthest first. Objects for which there is no room are left out.
     """
-    hero = wish is None and rng.random() < _HERO_SHARE
+    hero = rng.random() < _HERO_SHARE
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
     if hero:
         count = min(count, 4)
-    names = _sample_names(background, count, rng, wish)
+    names = _changed_names(theme, like, rng) if like else _sample_names(theme, count, rng)
     placed: list[Placed] = []
     for order, (kind, colour) in enumerate(names):
-        spot = _place(kind, colour, background, placed, hero and order == 0, config, rng)
+        extras = _sample_extras(kind, theme, rng)
+        spot = _place(kind, colour, theme.background, placed, hero and order == 0, config, rng)
         if spot is not None:
-            placed.append(spot)
+            placed.append(dataclasses.replace(spot, extras=extras))
     return sorted(placed, key=lambda o: (o.hero, _bottom(o) if not _flies(o) else 0.0))
 
 
-def _sample_names(
-    background: str, count: int, rng: Rng, wish: Wish | None
-) -> list[tuple[str, str]]:
-    available = kinds_of(background)
-    order = [available[i] for i in rng.permutation(len(available))]
-    if wish and wish.kind in order and (wish.present or rng.random() < 0.75):
-        order.remove(wish.kind)
-        order.insert(0, wish.kind)
-    kinds = [order[0]] * min(count, int(rng.integers(2, 4)))
-    for kind in order[1:]:
-        room = count - len(kinds)
-        if room <= 0:
-            break
-        kinds += [kind] * min(room, 2 if rng.random() < 0.8 else 1)
-    scene_colours = [str(c) for c in rng.permutation(_palette())[:5]]
-    if wish and wish.colour not in scene_colours and rng.random() < 0.8:
-        scene_colours[0] = wish.colour
-    names: list[tuple[str, str]] = []
-    for kind in kinds:
-        names.append((kind, _sample_colour(kind, names, scene_colours, rng, wish)))
-    if wish and wish.present:
-        names[0] = (wish.kind, wish.colour)
-    return names
+def _kinds_of(background: str) -> list[str]:
+    zones = BACKGROUNDS[background].zones
+    return [name for name, kind in KINDS.items() if any(z in zones for z in kind.zones)]
 
 
 def _palette() -> list[str]:
     return list(dict.fromkeys(c for kind in KINDS.values() for c in kind.colours))
 
 
+def _shuffled(items: Sequence[T], rng: Rng) -> list[T]:
+    return [items[i] for i in rng.permutation(len(items))]
+
+
+def _sample_names(theme: Theme, count: int, rng: Rng) -> list[tuple[str, str]]:
+    first, *rest = theme.kinds
+    several = count if not rest else min(count, int(rng.choice((1, 2, 3), p=(0.15, 0.45, 0.4))))
+    kinds = [first] * several
+    for kind in rest:
+        room = count - len(kinds)
+        if room <= 0:
+            break
+        kinds += [kind] * min(room, 2 if rng.random() < _PAIRED_SHARE else 1)
+    names: list[tuple[str, str]] = []
+    for kind in kinds:
+        names.append((kind, _sample_colour(kind, names, theme.colours, rng)))
+    return names
+
+
+def _changed_names(theme: Theme, like: Sequence[Placed], rng: Rng) -> list[tuple[str, str]]:
+    kept = _shuffled(like, rng)[: len(like) - int(len(like) > 2 and rng.random() < 0.3)]
+    names: list[tuple[str, str]] = []
+    for spot in kept:
+        drawn = _sample_colour(spot.kind, names, theme.colours, rng)
+        names.append((spot.kind, spot.colour if rng.random() < 0.5 else drawn))
+    return names
+
+
 def _sample_colour(
-    kind: str, names: list[tuple[str, str]], scene: list[str], rng: Rng, wish: Wish | None
+    kind: str, names: list[tuple[str, str]], preferred: tuple[str, ...], rng: Rng
 ) -> str:
-    allowed = [
-        c for c in KINDS[kind].colours if not (wish and (kind, c) == (wish.kind, wish.colour))
-    ]
     used = {colour for other, colour in names if other == kind}
-    choice = [c for c in allowed if c in scene] or allowed
-    fresh = [c for c in choice if c not in used] or [c for c in allowed if c not in used]
-    if fresh and rng.random() < 0.8:
+    choice = [c for c in KINDS[kind].colours if c in preferred] or list(KINDS[kind].colours)
+    fresh = [c for c in choice if c not in used]
+    if fresh and rng.random() < 0.7:
         choice = fresh
     return choice[rng.integers(len(choice))]
+
+
+def _sample_extras(kind: str, theme: Theme, rng: Rng) -> tuple[str, ...]:
+    worn = rng.random() < _EXTRA_SHARE
+    names = [n for n in KINDS[kind].extras if theme.novel or (kind, n) != NOVEL_EXTRA]
+    return tuple(names) if worn else ()
 
 
 def _place(
@@ -154,14 +211,17 @@ def _place(
     size_class = _HERO_SIZE if hero else _SIZES[rng.choice(3, p=_SIZE_SHARES)]
     for attempt in range(40):
         low, high = size_class if attempt < 25 else _SIZES[0]
-        width = rng.uniform(low, high) * side * spec.aspect**0.5
+        # One call: a call for each number takes as long as the rest of an attempt.
+        dice = rng.random(6).tolist()
+        width = (low + (high - low) * dice[0]) * side * spec.aspect**0.5
         height = width / spec.aspect
-        zone = names[rng.integers(len(names))]
-        level = rng.uniform(*zones[zone]) * side
+        zone = names[int(dice[1] * len(names))]
+        near, far = zones[zone]
+        level = (near + (far - near) * dice[2]) * side
         y = level if zone == "sky" else level - height / 2
-        x = rng.uniform(min(width / 2, side / 2), max(side - width / 2, side / 2))
-        y = float(np.clip(y, height * 0.46, side - height * 0.5))
-        flip, angle = bool(rng.random() < 0.5), rng.uniform(-spec.tilt, spec.tilt)
+        x = width / 2 + (side - width) * dice[3] if width < side else side / 2
+        y = min(max(y, height * 0.46), side - height * 0.5)
+        flip, angle = dice[4] < 0.5, spec.tilt * (2 * dice[5] - 1)
         spot = Placed(kind, colour, width, x, y, flip, angle, hero)
         if all(_overlap(spot, other) < _MAX_OVERLAP for other in placed):
             return spot

@@ -1,5 +1,6 @@
 """Draws an object with named parts from supersampled polygons, in the object's own coordinates."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -35,14 +36,17 @@ class Painter:
     colour image and in the label map.
     """
 
-    def __init__(self, width: float, aspect: float, *, flip: bool, angle: float):
+    def __init__(
+        self, width: float, aspect: float, *, flip: bool, angle: float, headroom: float = 0.0
+    ):
         """Prepares an empty canvas.
 
         Args:
             width: width of the object in pixels.
-            aspect: width / height.
+            aspect: width / height, headroom included.
             flip: mirror left and right.
             angle: rotation in degrees, counterclockwise.
+            headroom: room above y = 0, in widths.
         """
         height = width / aspect
         turn = math.radians(angle)
@@ -57,7 +61,7 @@ class Painter:
             matrix = matrix @ np.diag([-1.0, 1.0])
         centre = np.array([self.width, self.height]) * (SUPERSAMPLING / 2)
         self._matrix = matrix
-        self._offset = centre - matrix @ np.array([0.5, 0.5 / aspect])
+        self._offset = centre - matrix @ np.array([0.5, 0.5 / aspect - headroom])
         self._colour = np.zeros(
             (self.height * SUPERSAMPLING, self.width * SUPERSAMPLING, 3), np.uint8
         )
@@ -92,9 +96,8 @@ class Painter:
         outline: float = 0.62,
     ) -> None:
         """Fills an ellipse, or the segment of it between two angles (degrees, clockwise)."""
-        closed = arc[1] - arc[0] >= 360
-        steps = np.radians(np.linspace(*arc, 28, endpoint=not closed))
-        x, y = np.cos(steps) * radii[0], np.sin(steps) * radii[1]
+        unit = _unit_arc(arc)
+        x, y = unit[0] * radii[0], unit[1] * radii[1]
         cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         points = np.stack([centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos], 1)
         self.polygon(points, part, colour, outline=outline)  # pyright: ignore[reportArgumentType]
@@ -169,9 +172,17 @@ class Painter:
         """
         size = (self.width, self.height)
         inside = self._label > 0
-        self._colour[~inside] = 0
-        colour = cv2.resize(self._colour, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        painted = cv2.bitwise_and(self._colour, self._colour, mask=inside.view(np.uint8))
+        colour = cv2.resize(painted, size, interpolation=cv2.INTER_AREA).astype(np.float32)
         covered = inside.astype(np.float32)
         alpha = cv2.resize(covered, size, interpolation=cv2.INTER_AREA)
         half = SUPERSAMPLING // 2
         return colour, alpha, self._label[half::SUPERSAMPLING, half::SUPERSAMPLING].copy()
+
+
+@functools.cache
+def _unit_arc(arc: tuple[float, float]) -> np.ndarray:
+    """Points of the unit circle between two angles in degrees, f64 `[2, 28]`."""
+    closed = arc[1] - arc[0] >= 360
+    steps = np.radians(np.linspace(*arc, 28, endpoint=not closed))
+    return np.stack([np.cos(steps), np.sin(steps)])

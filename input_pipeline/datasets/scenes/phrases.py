@@ -1,21 +1,20 @@
-"""Phrases for objects, and the objects of a scene graph that they mean.
+"""Noun phrases, and the objects of a scene graph that they mean.
 
-A phrase has a meaning only if it is unambiguous by a clear margin: a place needs a gap to the next
-candidate, a size a ratio of areas. Otherwise its meaning is `None`, and no expression uses it.
+A phrase has an answer only if it is clear by a margin: a place needs a gap to the next candidate, a size
+a ratio of areas, an absence a reason. Otherwise its answer is `None`, and no expression uses it.
 """
 
 import dataclasses
+import functools
 
 from input_pipeline.datasets.scenes.graph import ObjectNode, SceneGraph
 from input_pipeline.datasets.scenes.kinds import KINDS
 
 #: Least distance (share of the image side) at which an object is left of, right of, above or below
-#: another.
+#: another. An object is in a half of the image if it is half of that away from the middle.
 GAP = 0.12
 #: Least ratio of areas at which an object is larger than another.
 RATIO = 1.5
-#: Least ratio of areas at which the largest object is salient.
-SALIENT_RATIO = 2.0
 
 #: Words of a place -> axis, and direction along it (1: towards the right or the bottom).
 PLACES = {
@@ -36,18 +35,33 @@ RELATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Phrase:
-    """A phrase "{size} {colour} {kind} {place}" or "{colour} {kind} {relation} the {anchor}".
-
-    Words that are not said are `""`.
+class Answer:
+    """What an expression means in a scene.
 
     Attributes:
-        kind, colour: names out of `kinds.KINDS` and `kinds.COLOURS`.
+        targets: indices of the targets, empty if nothing matches.
+        form: name out of `refseg_jax.batch.ABSENCES`: why nothing matches; `""` if something does.
+    """
+
+    targets: tuple[int, ...]
+    form: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+    """A phrase "{size} {colour} {kind}" with at most one tail.
+
+    The tails are "{place}", "{relation} the {anchor}", "that is not {not_colour}", "with a {having}" and
+    "without a {lacking}". Words that are not said are `""`.
+
+    Attributes:
+        kind, colour, not_colour: names out of `kinds.KINDS` and `kinds.COLOURS`.
         size: key of `SIZES`.
         place: key of `PLACES`.
         relation: key of `RELATIONS`.
-        anchor: the kind to which `relation` refers. The phrase has a meaning only in scenes with exactly
+        anchor: the kind to which `relation` refers. The phrase has an answer only in scenes with exactly
             one object of it.
+        having, lacking: name of an extra of the kind.
     """
 
     kind: str
@@ -56,66 +70,105 @@ class Phrase:
     place: str = ""
     relation: str = ""
     anchor: str = ""
+    not_colour: str = ""
+    having: str = ""
+    lacking: str = ""
 
     def words(self) -> str:
         """The phrase in words, without the article in front."""
-        tail = f"{self.relation} the {self.anchor}" if self.relation else self.place
-        return " ".join(w for w in (self.size, self.colour, self.kind, tail) if w)
+        return " ".join(w for w in (self.size, self.colour, self.kind, self._tail()) if w)
+
+    def wording(self) -> str:
+        """The phrase with its words replaced by their roles, e.g. `"COLOUR KIND PLACE"`."""
+        said = [field for field in _FIELDS if getattr(self, field)]
+        return _wording(tuple(said))
+
+    def answer(self, graph: SceneGraph) -> Answer | None:
+        """The object that the phrase means, or why it means none; `None` if that is not clear."""
+        found = graph.select(self.kind)
+        if not found:
+            return Answer((), "kind")
+        if self.colour:
+            found = graph.select(self.kind, self.colour)
+            if not found:
+                return Answer((), "attribute")
+        if self.relation:
+            return self._related(graph, found)
+        if self.place:
+            return _placed(graph, found, self.place)
+        if self.size:
+            return _one(_largest(graph, found, SIZES[self.size]))
+        if self.not_colour:
+            return _one(
+                [i for i in found if graph.objects[i].colour != self.not_colour], "negation"
+            )
+        if self.having or self.lacking:
+            return self._equipped(graph, found)
+        return _one(found)
 
     def meaning(self, graph: SceneGraph) -> int | None:
-        """Index of the object that the phrase means, or `None` if none is meant by a clear margin."""
-        candidates = list(graph.select(self.kind, self.colour))
-        if self.relation:
-            candidates = self._related(graph, candidates)
-        if self.size:
-            candidates = _largest(graph, candidates, SIZES[self.size])
-        if self.place:
-            axis, sign = PLACES[self.place]
-            if plural(self.kind) == self.kind and _may_be_several(graph, candidates, axis, sign):
-                return None
-            candidates = _outermost(graph, candidates, axis, sign)
-        return candidates[0] if len(candidates) == 1 else None
+        """Index of the object that the phrase clearly means, or `None`."""
+        answer = self.answer(graph)
+        return answer.targets[0] if answer and answer.targets else None
 
-    def _related(self, graph: SceneGraph, candidates: list[int]) -> list[int]:
-        anchors = list(graph.select(self.anchor))
+    def _tail(self) -> str:
+        if self.relation:
+            return f"{self.relation} the {self.anchor}"
+        if self.not_colour:
+            return f"that is not {self.not_colour}"
+        if self.having:
+            return f"with a {self.having}"
+        return f"without a {self.lacking}" if self.lacking else self.place
+
+    def _related(self, graph: SceneGraph, found: list[int]) -> Answer | None:
+        anchors = graph.select(self.anchor)
         if len(anchors) != 1:
-            return []
+            return None
         axis, sign = RELATIONS[self.relation]
         anchor = graph.objects[anchors[0]]
-        ahead = [sign * (_at(graph.objects[i], axis) - _at(anchor, axis)) for i in candidates]
+        ahead = [sign * (at(graph.objects[i], axis) - at(anchor, axis)) for i in found]
         # A candidate at nearly the position of the anchor makes the relation unclear.
         if any(abs(distance) < GAP for distance in ahead):
-            return []
-        return [i for i, distance in zip(candidates, ahead, strict=True) if distance > 0]
+            return None
+        return _one([i for i, far in zip(found, ahead, strict=True) if far > 0], "relation")
+
+    def _equipped(self, graph: SceneGraph, found: list[int]) -> Answer | None:
+        worn = [has(graph.objects[i], self.having or self.lacking) for i in found]
+        if None in worn:
+            return None
+        wanted = bool(self.having)
+        fitting = [i for i, there in zip(found, worn, strict=True) if there == wanted]
+        return _one(fitting, "part" if wanted else "negation")
 
 
-def salient(graph: SceneGraph) -> int | None:
-    """Index of the object that is in front of all others and clearly larger than each, or `None`."""
-    order = sorted(range(len(graph.objects)), key=lambda i: graph.objects[i].area)
-    if len(order) < 2:
-        return None
-    first, second = graph.objects[order[-1]], graph.objects[order[-2]]
-    plain = first.depth == 0 and first.area >= SALIENT_RATIO * second.area
-    return order[-1] if plain else None
+_FIELDS = tuple(field.name for field in dataclasses.fields(Phrase))
 
 
-def on_side(graph: SceneGraph, kind: str, place: str) -> tuple[int, ...] | None:
-    """Indices of the objects of a kind in one half of the image; `None` if one is near the middle.
+@functools.cache
+def _wording(said: tuple[str, ...]) -> str:
+    roles = {"not_colour": "COLOUR", "having": "PART", "lacking": "PART", "anchor": "KIND"}
+    return Phrase(**{field: roles.get(field, field.upper()) for field in said}).words()
+
+
+def has(node: ObjectNode, part: str) -> bool | None:
+    """Whether an object has a part; `None` if it does, but too little of it is visible."""
+    there = [p for p in node.parts if p.name == part]
+    return (there[0].target >= 0 or None) if there else False
+
+
+def half(graph: SceneGraph, found: list[int], place: str) -> tuple[int, ...] | None:
+    """Which of some objects are in a half of the image; `None` if one of them is near the middle.
 
     Args:
         graph: the scene graph.
-        kind: name of the kind.
+        found: indices of the objects.
         place: key of `PLACES` that names the half.
     """
     axis, sign = PLACES[place]
-    found = []
-    for index in graph.select(kind):
-        distance = sign * (_at(graph.objects[index], axis) - 0.5)
-        if abs(distance) < GAP / 2:
-            return None
-        if distance > 0:
-            found.append(index)
-    return tuple(found)
+    beyond = [sign * (at(graph.objects[i], axis) - 0.5) for i in found]
+    if any(abs(distance) < GAP / 2 for distance in beyond):
+        return None
+    return tuple(i for i, distance in zip(found, beyond, strict=True) if distance > 0)
 
 
 def plural(kind: str) -> str:
@@ -123,37 +176,47 @@ def plural(kind: str) -> str:
     return KINDS[kind].plural
 
 
-def _at(node: ObjectNode, axis: str) -> float:
+def at(node: ObjectNode, axis: str) -> float:
+    """The position of an object along the axis `"x"` or `"y"`."""
     return node.x if axis == "x" else node.y
 
 
-def _outermost(graph: SceneGraph, candidates: list[int], axis: str, sign: int) -> list[int]:
-    if len(candidates) < 2:
-        return []
-    order = sorted(candidates, key=lambda i: sign * _at(graph.objects[i], axis))
-    first, second = (sign * _at(graph.objects[i], axis) for i in (order[-1], order[-2]))
-    return [order[-1]] if first - second >= GAP else []
+def _one(found: list[int], form: str = "") -> Answer | None:
+    """The answer if one object fits; if none does, the absence of that form, or unclear for `""`."""
+    if found:
+        return Answer((found[0],)) if len(found) == 1 else None
+    return Answer((), form) if form else None
 
 
-def _may_be_several(graph: SceneGraph, candidates: list[int], axis: str, sign: int) -> bool:
-    """Whether "the fish on the left" could mean all fish in that half of the image."""
-    beyond = [sign * (_at(graph.objects[i], axis) - 0.5) for i in candidates]
-    return sum(distance > -GAP / 2 for distance in beyond) > 1
+def _placed(graph: SceneGraph, found: list[int], place: str) -> Answer | None:
+    """The outermost object, if it is in that half too; none, if a single candidate is in the other."""
+    axis, sign = PLACES[place]
+    order = sorted(found, key=lambda i: sign * at(graph.objects[i], axis))
+    beyond = [sign * (at(graph.objects[i], axis) - 0.5) for i in order]
+    if len(order) == 1 and beyond[0] <= -GAP / 2:
+        return Answer((), "place")
+    if beyond[-1] < GAP / 2 or (len(order) > 1 and beyond[-1] - beyond[-2] < GAP):
+        return None
+    kind = graph.objects[order[-1]].kind
+    # "The fish on the left" could mean all fish in that half of the image.
+    if plural(kind) == kind and sum(distance > -GAP / 2 for distance in beyond) > 1:
+        return None
+    return Answer((order[-1],))
 
 
-def _largest(graph: SceneGraph, candidates: list[int], sign: int) -> list[int]:
-    """The largest (`sign` 1) or smallest (-1) candidate, if it is so by `RATIO`, else nothing.
+def _largest(graph: SceneGraph, found: list[int], sign: int) -> list[int]:
+    """The largest (`sign` 1) or smallest (-1) object, if it is so by `RATIO`, else nothing.
 
     A partly hidden object may only seem small. The visible area of the largest is therefore compared
     with the whole areas of the others, and the whole area of the smallest with their visible areas.
     """
-    if len(candidates) < 2:
+    if len(found) < 2:
         return []
     nodes = graph.objects
     if sign > 0:
-        best = max(candidates, key=lambda i: nodes[i].area)
-        rest = max(nodes[i].full_area for i in candidates if i != best)
+        best = max(found, key=lambda i: nodes[i].area)
+        rest = max(nodes[i].full_area for i in found if i != best)
         return [best] if nodes[best].area >= RATIO * rest else []
-    best = min(candidates, key=lambda i: nodes[i].full_area)
-    rest = min(nodes[i].area for i in candidates if i != best)
+    best = min(found, key=lambda i: nodes[i].full_area)
+    rest = min(nodes[i].area for i in found if i != best)
     return [best] if rest >= RATIO * nodes[best].full_area else []

@@ -1,16 +1,28 @@
 """Draws scenes as records; runs in worker processes, so it does not import TFDS."""
 
+import functools
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 from input_pipeline.building.conversion import Outcome
+from input_pipeline.datasets.scenes import groups
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
 from input_pipeline.datasets.scenes.drawing import Scene, draw_scene
-from input_pipeline.datasets.scenes.expressions import describe
-from input_pipeline.datasets.scenes.kinds import KINDS
-from input_pipeline.datasets.scenes.layout import Wish, kinds_of, sample_background, sample_layout
-from input_pipeline.datasets.scenes.phrases import Phrase
+from input_pipeline.datasets.scenes.expressions import (
+    Question,
+    Said,
+    answer_all,
+    describe,
+    question_pair,
+)
+from input_pipeline.datasets.scenes.kinds import NOVEL_EXTRA, NOVEL_KIND
+from input_pipeline.datasets.scenes.layout import Placed, sample_layout, sample_theme
 from input_pipeline.schema import Expression, Record, Target, encode_mask
+
+# Share of pairs whose second scene has the kinds of the first in other places.
+_ALIKE_SHARE = 0.35
 
 
 def make(config: ScenesConfig, item: tuple[str, int]) -> Outcome:
@@ -27,55 +39,75 @@ def make_record(config: ScenesConfig, split: str, index: int) -> Record:
         split: name out of `SPLITS`.
         index: index of the image in the split.
     """
-    rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
+    name = f"{split}-{index:06d}"
     if split.endswith("_groups"):
-        return _group_record(config, split, index, rng)
-    scene = _draw(config, rng)
-    said = describe(scene.graph, config, rng)
-    name = f"{split}-{index:06d}"
-    expressions = tuple(
-        Expression(f"{name}-{k}", s.text, s.targets, s.granularity, s.referent)
-        for k, s in enumerate(said)
+        number, member = divmod(index, config.group_size)
+        group = _group(config, split, number)
+        scene = group.scenes[member]
+        answer = group.sentence.answer(scene.graph)
+        assert answer is not None
+        said = [Said(group.sentence.text, answer.targets, "group", 0, answer.form)]
+        return _record(config, name, scene, said, f"{split}-{number:04d}")
+    scene, said = _of_pair(config, split, index)
+    return _record(config, name, scene, said)
+
+
+def questions(config: ScenesConfig, split: str, index: int) -> list[Said]:
+    """The expressions of an image that its pair is asked, see `expressions.question_pair`.
+
+    Arguments are those of `make_record`, but a split of groups has none.
+    """
+    return [said for said in _of_pair(config, split, index)[1] if said.form]
+
+
+def _of_pair(config: ScenesConfig, split: str, index: int) -> tuple[Scene, list[Said]]:
+    """An image of a pair, and its expressions."""
+    scenes, asked = _pair(config, split, index // 2)
+    scene = scenes[index % 2]
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), index, 1])
+    return scene, answer_all(asked, scene.graph, describe(scene.graph, config, rng))
+
+
+# Neighbouring images are made by the same process (`Scenes.together`).
+@functools.lru_cache(maxsize=1)
+def _group(config: ScenesConfig, split: str, number: int) -> groups.Group:
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), number])
+    granularity = groups.GRANULARITIES[number % len(groups.GRANULARITIES)]
+    return groups.draw_group(config, granularity, rng)
+
+
+@functools.lru_cache(maxsize=1)
+def _pair(
+    config: ScenesConfig, split: str, number: int
+) -> tuple[tuple[Scene, Scene], list[Question]]:
+    """Draws two scenes of one background and first kind, and what both are asked."""
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), number])
+    theme = sample_theme(rng, novel=split.startswith("novel_"))
+    alike = rng.random() < _ALIKE_SHARE
+    like: list[Placed] = []
+    scenes: list[Scene] = []
+    while len(scenes) < 2:
+        variant = theme.variant(rng)
+        layout = sample_layout(variant, config, rng, like if alike else ())
+        scene = draw_scene(theme.background, layout, config, rng)
+        # Crowding may leave a single object.
+        if len(scene.graph.objects) > 1 and (not theme.novel or _is_novel(scene)):
+            scenes.append(scene)
+            like = layout
+    first, second = scenes
+    return (first, second), question_pair((first.graph, second.graph), config, rng)
+
+
+def _is_novel(scene: Scene) -> bool:
+    kind, extra = NOVEL_EXTRA
+    return any(
+        node.kind == NOVEL_KIND or (node.kind == kind and node.part(extra) is not None)
+        for node in scene.graph.objects
     )
-    return _record(config, name, scene, expressions)
-
-
-def _draw(config: ScenesConfig, rng: np.random.Generator, wish: Wish | None = None) -> Scene:
-    """Draws scenes until one has two objects or more (crowding may leave a single one)."""
-    while True:
-        background = sample_background(rng, wish.kind if wish else "")
-        scene = draw_scene(background, sample_layout(background, config, rng, wish), config, rng)
-        if len(scene.graph.objects) >= 2:
-            return scene
-
-
-def _group_record(config: ScenesConfig, split: str, index: int, rng: np.random.Generator) -> Record:
-    """Draws an image of a group, whose kind and colour come from a random stream of the group."""
-    group, member = divmod(index, config.group_size)
-    shared = np.random.default_rng([config.seed, SPLITS.index(split), group, 1])
-    kinds = kinds_of(sample_background(shared))
-    kind = kinds[shared.integers(len(kinds))]
-    colours = KINDS[kind].colours
-    colour = colours[shared.integers(len(colours))]
-    # At least two images of a group have the object, and at least two do not.
-    positive = 2 + int(shared.integers(config.group_size - 3))
-    present = member in set(shared.permutation(config.group_size)[:positive].tolist())
-    phrase = Phrase(kind, colour)
-    while True:
-        scene = _draw(config, rng, Wish(kind, colour, present))
-        found = list(scene.graph.select(kind, colour))
-        if present == (phrase.meaning(scene.graph) is not None) and bool(found) == present:
-            break
-    name = f"{split}-{index:06d}"
-    targets = tuple(scene.graph.objects[i].target for i in found)
-    expression = Expression(
-        f"{name}-0", f"the {phrase.words()}", targets, "group", 0, f"{split}-{group:04d}"
-    )
-    return _record(config, name, scene, (expression,))
 
 
 def _record(
-    config: ScenesConfig, name: str, scene: Scene, expressions: tuple[Expression, ...]
+    config: ScenesConfig, name: str, scene: Scene, said: Sequence[Said], group: str = ""
 ) -> Record:
     done, jpeg = cv2.imencode(
         ".jpg",
@@ -96,6 +128,9 @@ def _record(
                 scene.masks, scene.categories, scene.parents, strict=True
             )
         ),
-        expressions=expressions,
+        expressions=tuple(
+            Expression(f"{name}-{k}", s.text, s.targets, s.granularity, s.referent, group, s.form)
+            for k, s in enumerate(said)
+        ),
         metadata=scene.graph.to_json(),
     )

@@ -2,10 +2,12 @@
 
     python -m tools.build_dataset --dataset=scenes --data_dir=data
 
-The splits `train`, `val` and `test` have single images. `train_groups`, `val_groups` and `test_groups`
-have groups of images that share one expression, which only some of them satisfy. Every image has its own
-random stream, seeded by (seed, split, index): splits are disjoint, and the bytes do not depend on the
-number of processes. The scene graph of an image is the `metadata` of its record.
+The splits `train`, `val` and `test` have images in pairs: what is asked of both is true of one and false
+of the other, so that the words alone do not tell whether something matches. `train_groups`, `val_groups`
+and `test_groups` have groups of images that share one expression, which about half of them satisfy.
+`novel_train` and `novel_test` have a kind and a part that no other split has. Every pair and every group
+has its own random stream, seeded by (seed, split, number): splits are disjoint, and the bytes do not
+depend on the number of processes. The scene graph of an image is the `metadata` of its record.
 """
 
 import functools
@@ -47,6 +49,8 @@ class Scenes(RecordBuilder):
         """
         self._scenes = scenes or ScenesConfig()
         known = self._scenes.name == ScenesConfig.name
+        # Whole pairs and whole groups.
+        self.together = 2 * self._scenes.group_size
         config = self._scenes.name if known else _builder_config(self._scenes.name)
         super().__init__(data_dir=data_dir, config=config, num_workers=num_workers)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from refseg_jax.batch import GRANULARITIES
+from refseg_jax.batch import SCOPES
 from refseg_jax.errors import UserError
 
 #: What a protocol reads of a pair: pixel counts at native size, those on LAVT's square, masks, maps.
@@ -95,12 +95,14 @@ class Pair:
         id: unique in the dataset.
         regions: the masks.
         present: the system's answer to "does the image contain what the expression means".
-        granularity: name out of `GRANULARITIES`, or `""`.
+        granularity: name out of `refseg_jax.batch.GRANULARITIES`, or `""`.
         group: name of the group of images, or of the video's expression, that the pair belongs to; or
             `""`.
         category: name of the category, or `""`.
         empty: whether the annotation says that the image contains nothing that the expression means;
             `None` where it does not say: then a reference without pixels is one of nothing.
+        form: name out of `refseg_jax.batch.ABSENCES`, or `""`: why nothing matches, or the absence
+            with which a match is compared.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Pair:
     group: str = ""
     category: str = ""
     empty: bool | None = None
+    form: str = ""
 
     @property
     def targeted(self) -> bool:
@@ -129,6 +132,8 @@ class Protocol(abc.ABC):
         threshold: probability in (0, 1) above which the publication's masks begin.
         reads: what the protocol reads of a pair's regions.
         columns: scores that tables show; `State.compute` always returns them.
+        absence: those of them that are told for each form of absence, over its pairs with and without a
+            target.
     """
 
     name: ClassVar[str]
@@ -136,6 +141,7 @@ class Protocol(abc.ABC):
     threshold: ClassVar[float] = 0.5
     reads: ClassVar[tuple[Reads, ...]] = ("counts",)
     columns: ClassVar[tuple[str, ...]]
+    absence: ClassVar[tuple[str, ...]] = ()
 
     def takes(self, pair: Pair) -> bool:
         """Whether the pair is scored; pairs that are not do not count at all."""
@@ -176,19 +182,23 @@ class State:
 
     Attributes:
         protocol: measures the pairs and computes the scores.
-        sums: `(scope, bucket)` -> sums; the scope is `""` for all pairs, or a granularity.
+        sums: `(scope, bucket)` -> sums; the scope is `""` for all pairs, a granularity, or `none/` and a
+            form of absence.
     """
 
     protocol: Protocol
     sums: dict[tuple[str, str], Sums] = dataclasses.field(default_factory=dict)
 
     def add(self, pair: Pair) -> None:
-        """Adds a pair to the sums of all pairs and to those of its granularity."""
+        """Adds a pair to the sums of all pairs, of its granularity and of its form of absence."""
         if not self.protocol.takes(pair):
             return
         bucket = self.protocol.bucket(pair)
         values = self.protocol.measure(pair)
-        for scope in {"", pair.granularity}:
+        scopes = {"", pair.granularity}
+        if pair.form and self.protocol.absence:
+            scopes.add(f"none/{pair.form}")
+        for scope in scopes:
             sums = self.sums.setdefault((scope, bucket), Sums())
             sums.add(values)
             sums["count"] += 1
@@ -212,6 +222,8 @@ class State:
     def compute(self) -> dict[str, float]:
         """Scores over all pairs, and as `<granularity>/<score>` over those of each granularity.
 
+        Pairs of a form of absence give `none/<form>/<score>`, for the scores of `Protocol.absence`.
+
         Scores are in [0, 1] and unrounded. Over all pairs, a column without a sample (`N_acc` where
         every pair has a target) is 0, as ReLA's evaluator prints it; a granularity leaves it out.
 
@@ -223,11 +235,13 @@ class State:
             scores = self.protocol.scores(buckets)
             if not prefix:
                 scores = {**dict.fromkeys(self.protocol.columns, 0.0), **scores}
+            if prefix.count("/") == 2:
+                scores = {name: scores[name] for name in self.protocol.absence if name in scores}
             found |= {prefix + name: value for name, value in scores.items()}
         return found
 
     def counts(self) -> dict[str, float]:
-        """The number of pairs as `count`, and of each granularity as `<granularity>/count`."""
+        """The number of pairs as `count`, and of each granularity or form as `<name>/count`."""
         number = {
             f"{prefix}count": float(sum(sums["count"] for sums in buckets.values()))
             for prefix, buckets in self._scopes()
@@ -235,7 +249,7 @@ class State:
         return {"count": 0.0, **number}
 
     def _scopes(self) -> Iterable[tuple[str, dict[str, Sums]]]:
-        for scope in ("", *GRANULARITIES):
+        for scope in ("", *SCOPES):
             buckets = {b: sums for (s, b), sums in sorted(self.sums.items()) if s == scope}
             if buckets:
                 yield f"{scope}/" if scope else "", buckets

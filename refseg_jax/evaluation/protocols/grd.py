@@ -29,6 +29,7 @@ class Grd(Protocol):
         "their R_neg; Em only as far as the paper defines it, for it has no public code"
     )
     columns: ClassVar[tuple[str, ...]] = ("mIoU", "Em", "Rneg")
+    absence: ClassVar[tuple[str, ...]] = ("Rneg",)
 
     def measure(self, pair: Pair) -> Mapping[str, int]:
         """Adapted IoU, E-measure, whether the pair is negative, and whether it is rejected rightly."""

@@ -54,6 +54,7 @@ class Gres(Protocol):
         *("gIoU", "cIoU", "N_acc", "T_acc"),
         *(f"Pr@{x}" for x in PRECISION_AT),
     )
+    absence: ClassVar[tuple[str, ...]] = ("N_acc", "T_acc")
     min_pixels: int = 0
 
     def says_present(self, pair: Pair) -> bool:

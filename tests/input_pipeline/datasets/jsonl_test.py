@@ -50,7 +50,7 @@ def test_lines_become_records(folder, tmp_path):
         "",
         other,
         line(expression="both", mask=["left.png", "right.png"]),
-        line(expression="a whale", mask=None),
+        line(expression="a whale", mask=None, form="kind"),
         line(expression="a dog\u2028or two", mask=None),
         line(expression="all of them", mask=["right.png", "left.png"]),
         line(expression="its lid", granularity="part", id="lid"),
@@ -72,6 +72,7 @@ def test_lines_become_records(folder, tmp_path):
         ("train-8", "all of them", "multi", 2),
         ("lid", "its lid", "part", 0),
     ]
+    assert [e.text for e in record.expressions if e.form == "kind"] == ["a whale"]
     masks = [record.mask(e.targets) for e in record.expressions]
     np.testing.assert_array_equal(masks[0], LEFT)
     np.testing.assert_array_equal(masks[2], RIGHT)
@@ -162,6 +163,7 @@ def test_predictions_are_a_dataset(folder, tmp_path):
             "left.png is 20 x 12, its image 12 x 20; draw it at the image's size. An EXIF flag turns "
             "the picture to 12 x 20: draw on what is seen, or save it upright",
         ),
+        (line(mask=None, form="kinds"), "unknown form 'kinds': did you mean 'kind'?"),
         (line(granularity="prat"), "unknown granularity 'prat': did you mean 'part'?"),
         (line(image="b.png"), "b.png: No such file or directory; correct the name"),
         (line(mask="none.png"), "none.png: No such file or directory; correct the name"),

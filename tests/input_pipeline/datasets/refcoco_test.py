@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -320,6 +321,18 @@ def test_results_keep_their_order_and_wait_for_the_reader():
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     assert next(items) <= 3 + 4 * 2 + 1
     results.close()
+
+
+def test_neighbours_are_mapped_by_one_process():
+    found = list(ordered_map(_process, range(10), 2, together=4))
+    assert [number for number, _ in found] == list(range(10))
+    for chunk in (found[:4], found[4:8], found[8:]):
+        assert len({process for _, process in chunk}) == 1
+    assert os.getpid() not in {process for _, process in found}
+
+
+def _process(number: int) -> tuple[int, int]:
+    return number, os.getpid()
 
 
 def _later(number: int) -> int:

@@ -51,15 +51,16 @@ def test_signals_while_a_command_is_still_imported_end_it_with_one_line(
     (package / "__init__.py").write_text("import refseg_jax.cli\n")
     slow = "import time\ntry:\n    print('begun', flush=True)\n    time.sleep(60)\n"
     (package / "slow.py").write_text(f"{slow}except BaseException:\n    pass\n")
+    # Python heeds Ctrl-C only if the process did so that started it.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    begin = "os.execv(sys.executable, [sys.executable, '-m', 'mine.slow'])"
     with subprocess.Popen(
-        [sys.executable, "-m", "mine.slow"],
+        [sys.executable, "-c", f"{heed}; {begin}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Python heeds Ctrl-C only if the process did so that started it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"

@@ -45,7 +45,7 @@ def _prediction(case: Case) -> dict[str, Any]:
 
 
 def _reference(case: Case) -> dict[str, Any]:
-    known = {n: getattr(case, n) for n in ("granularity", "group", "category", "empty")}
+    known = {n: getattr(case, n) for n in ("granularity", "group", "category", "empty", "form")}
     return {"id": case.id, "segmentation": predictions.encode(case.target), **known}
 
 
@@ -336,6 +336,7 @@ def test_a_bad_prediction_is_one_line_that_names_its_own(
             lambda line: line.update(granularity="prat"),
             "R.jsonl:2: unknown granularity 'prat': did",
         ),
+        (lambda line: line.update(form="kinds"), "R.jsonl:2: unknown form 'kinds': did you mean"),
         (lambda line: line.update(category=7), 'R.jsonl:2: "category" is 7, not a text'),
         (lambda line: line.update(empty=0), 'R.jsonl:2: "empty" is 0, not true or false'),
         (lambda line: line.update(category=None), "R.jsonl:2: pair 'pair 1' has no category"),

@@ -36,6 +36,13 @@ def test_the_table_has_a_row_for_every_granularity_in_order() -> None:
     ]
 
 
+def test_forms_of_absence_have_rows_of_their_own() -> None:
+    scores = {"N_acc": 0.5, "none/N_acc": 0.5, "none/attribute/N_acc": 0.25}
+    text = report.table(scores, ("N_acc",))
+    assert _rows(text)[1:] == [["none", "50.00"], ["none/attribute", "25.00"], ["all", "50.00"]]
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
 def test_columns_are_aligned() -> None:
     lines = report.table(SCORES, COLUMNS).splitlines()
     assert len({len(line) for line in lines}) == 1

@@ -24,6 +24,7 @@ class Case:
     group: str
     category: str
     empty: bool | None = None
+    form: str = ""
 
     @property
     def targeted(self) -> bool:
@@ -84,7 +85,7 @@ def pair_of(case: Case) -> Pair:
     )
     height, width = case.target.shape
     regions = RleRegions((height, width), predicted, reference)
-    said = (case.present, case.granularity, case.group, case.category, case.empty)
+    said = (case.present, case.granularity, case.group, case.category, case.empty, case.form)
     return Pair(case.id, regions, *said)
 
 

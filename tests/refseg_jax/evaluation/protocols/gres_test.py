@@ -125,6 +125,34 @@ def test_the_annotation_outvotes_a_mask_with_pixels() -> None:
     assert (found["gIoU"], found["N_acc"], "none/T_acc" in found) == (1.0, 1.0, False)
 
 
+@pytest.mark.parametrize("name", ["gres", "gres_paper", "grd", "cris"])
+def test_absences_are_told_by_form_and_matches_of_the_same_wordings_beside_them(name: str) -> None:
+    some, none = _few(4, 3), _few(0, 3)
+    cases = [
+        Case("a", none, none, False, "none", "", "", form="kind"),
+        Case("b", some, none, True, "none", "", "", form="kind"),
+        Case("c", some, some, True, "part", "", "", form="kind"),
+        Case("d", none, none, False, "none", "", "", form="place"),
+        Case("e", none, some, False, "object", "", "", form="place"),
+        Case("f", some, none, True, "none", "", ""),
+    ]
+    state = state_of(build_protocol(name), cases)
+    told = {key: value for key, value in state.compute().items() if key.count("/") == 2}
+    expected = {
+        "gres": {
+            "none/kind/N_acc": 1 / 2,
+            "none/kind/T_acc": 1.0,
+            "none/place/N_acc": 1.0,
+            "none/place/T_acc": 0.0,
+        },
+        "grd": {"none/kind/Rneg": 1 / 2, "none/place/Rneg": 1.0},
+        "cris": {},
+    }
+    assert told == expected[name.removesuffix("_paper")]
+    assert state.counts()["none/count"] == 4.0
+    assert state.counts().get("none/kind/count") == (None if name == "cris" else 3.0)
+
+
 def test_shares_of_nothing_are_zero_among_all_and_missing_in_a_granularity() -> None:
     """As the evaluator has `N_acc` where a set has no expression without a target.
 
