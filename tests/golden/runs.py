@@ -19,7 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "losses.json"
 STEPS = 20
 #: Settings of the dataset: those of Scenes, with small splits.
-DATA = ScenesConfig(train=64, val=8, test=16, train_groups=1, val_groups=1, test_groups=1)
+DATA = ScenesConfig(
+    train=64,
+    val=8,
+    test=16,
+    train_groups=1,
+    val_groups=1,
+    test_groups=1,
+    novel_train=2,
+    novel_test=2,
+)
 #: System -> its config file.
 CONFIGS = {"unires": "configs/scenes_unires.py", "rela": "configs/scenes_rela.py"}
 OVERRIDES = {
