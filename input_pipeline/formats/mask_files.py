@@ -6,7 +6,7 @@ a TIFF that is white at zero is inverted. The region is found in this order:
 1. A threshold that the dataset or the user states: the region has the levels (0..255) from it on.
 2. Alpha, where it varies (cut-outs): the more opaque of two levels.
 3. The brighter of exactly two levels or colours; 0 and 1 are two levels as well.
-4. A mask of one level of grey is empty at zero, else it covers the whole image, which is noted.
+4. A mask of one level or colour is empty at zero, else it covers the whole image, which is noted.
 
 Anything else (soft borders, maps of several objects) is refused, with the cure.
 """
@@ -228,16 +228,10 @@ def _cut(values: np.ndarray, threshold: int, name: str, cure: str) -> Mask:
 
 
 def _brighter(values: np.ndarray, name: str, cure: str) -> np.ndarray:
-    """The brighter of two levels or colours; of one level, nothing at zero and else everything."""
+    """The brighter of two levels or colours; of one, nothing at zero and else everything."""
     codes, coloured = _codes(values), values.ndim == 3
     low, high = codes.min(), codes.max()
     if low == high:
-        if coloured:
-            # The lowest colour of a colour map, as an empty mask is drawn, is no black.
-            raise ImageError(
-                f"{name}: shows one colour, and not whether it is the region or the background; "
-                f"{cure or _WHITE}, or write null where nothing matches"
-            )
         return np.full(codes.shape, bool(high > 0))
     is_high = codes == high
     if not (is_high | (codes == low)).all():

@@ -76,11 +76,10 @@ def describe(graph: SceneGraph, config: ScenesConfig, rng: Rng) -> list[Said]:
     for index, found in spoken.items():
         for target, sentence in sentences.parts(graph, index, found):
             of_parts[target].append(sentence)
-    told = _shuffled(of_parts.values(), rng)
-    owner = {p.target: i for i in spoken for p in graph.objects[i].parts}
-    twins = {id(of_parts[t]): _has_twin(graph, i) for t, i in owner.items() if t in of_parts}
-    told.sort(key=lambda found: not twins[id(found)])
-    drafts += told[: config.part_referents]
+    owner = {part.target: index for index in spoken for part in graph.objects[index].parts}
+    told = _shuffled(of_parts, rng)
+    told.sort(key=lambda target: not _has_twin(graph, owner[target]))
+    drafts += [of_parts[target] for target in told[: config.part_referents]]
     for made in (sentences.several(graph), sentences.categories(graph)):
         true = [sentence for sentence in made if _true(sentence, graph)]
         drafts += [[sentence] for sentence in _shuffled(true, rng)[: config.multi_referents]]
