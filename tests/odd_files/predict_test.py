@@ -1,12 +1,10 @@
 """Odd pictures through prediction: what it writes is of the picture as a person sees it."""
 
 import contextlib
-import functools
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,8 @@ from tests.refseg_jax.training.tiny_run import UNIRES, random_params, save_unire
 
 TEXT = "the red box"
 
+pytestmark = pytest.mark.usefixtures("one_compilation")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,14 +30,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
     save_unires(folder, random_params(forward), threshold=0.5)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compilation() -> Iterator[None]:
-    """Every call of the tool would compile anew; here they share what they load."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Predictor, "from_checkpoint", functools.cache(Predictor.from_checkpoint))
-        yield
 
 
 def _predict(run: Path, image: Path, out: Path, *more: str) -> tuple[int, list[str]]:

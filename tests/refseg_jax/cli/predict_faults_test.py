@@ -1,7 +1,6 @@
 """`tools.predict`: what fails for one picture, what ends all, and what is there then."""
 
 import errno
-import functools
 import json
 import os
 import signal
@@ -25,6 +24,8 @@ from tests.refseg_jax.training.tiny_run import UNIRES, random_params, save_unire
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("a.png", "b.png", "c.png")
 
+pytestmark = pytest.mark.usefixtures("one_compilation")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,14 +33,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forward = Forward(lambda rngs: build_model(UNIRES, rngs=rngs))
     save_unires(folder, random_params(forward), threshold=0.5)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compilation() -> Iterator[None]:
-    """Every call of the tool would compile anew; here they share what they load."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Predictor, "from_checkpoint", functools.cache(Predictor.from_checkpoint))
-        yield
 
 
 @pytest.fixture

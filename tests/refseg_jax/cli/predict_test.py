@@ -1,11 +1,9 @@
 """`tools.predict`: files that anybody can read, and what happens to bad input."""
 
 import base64
-import functools
 import io
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +30,14 @@ TEXTS = ("the red box", "both boxes")
 SIZES = {"a.png": (20, 30), "b.jpg": (33, 17)}
 FIELDS = {"id", "image", "expression", "segmentation", "score", "present"}
 
+pytestmark = pytest.mark.usefixtures("one_compilation")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     save_unires(folder, presence_params(-0.4), config=unires_run_config(0.5, WITH_PRESENCE))
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compilation() -> Iterator[None]:
-    """Every call of the tool would compile anew; here they share what they load."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Predictor, "from_checkpoint", functools.cache(Predictor.from_checkpoint))
-        yield
 
 
 @pytest.fixture
