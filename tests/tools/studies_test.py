@@ -84,8 +84,8 @@ def test_the_page_states_where_the_systems_recipes_differ():
     assert "{:g} for ReLA, {:g} for UniRES, as in its paper".format(*cuts) in text
     shares = (rela.objective.dice, head["objective"]["dice"] / head["objective"]["cross_entropy"])
     assert shares == (1, 1)
-    assert {rela.objective.presence, head["objective"]["presence"]} == {0.5}
-    assert "equally weighted; the term of a presence head counts half" in text
+    assert {rela.objective.presence, head["objective"]["presence"]} == {1.0}
+    assert "Cross entropy, Dice and the term of a presence head, equally weighted" in text
 
 
 @pytest.mark.parametrize("study", [RELA, NO_TARGET], ids=["rela", "no_target"])
