@@ -1,5 +1,6 @@
 """Normalisation layers; statistics are always in f32."""
 
+import math
 from typing import Any
 
 import jax
@@ -58,8 +59,8 @@ class LayerNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """Normalises groups of channels of a feature map over its whole area; `scale` and `bias` f32.
 
-    The projector head uses it where CRIS has BatchNorm, because its statistics depend on neither the
-    batch nor its sharding.
+    Its statistics depend on neither the batch nor its sharding. The projector head uses it where CRIS
+    has BatchNorm.
     """
 
     def __init__(self, width: int, *, groups: int, dtype: Any):
@@ -70,11 +71,16 @@ class GroupNorm(nnx.Module):
         self.groups = groups
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, h, w, width]` to the same shape, in the dtype of the module."""
-        rows, height, width, channels = x.shape
+    def __call__(
+        self, x: jax.Array, valid: jax.Array | None = None, *, training: bool = False
+    ) -> jax.Array:
+        """`[B, ..., width]` to the same shape, in the dtype of the module.
+
+        `valid` and `training` change nothing: they let this norm stand in for a `BatchNorm`.
+        """
+        del valid, training
         grouped = x.astype(jnp.float32).reshape(
-            rows, height * width, self.groups, channels // self.groups
+            x.shape[0], math.prod(x.shape[1:-1]), self.groups, x.shape[-1] // self.groups
         )
         y = _standardise(grouped, (1, 3), EPSILON).reshape(x.shape)
         return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
