@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from refseg_jax.images.decoding import MAX_PIXELS
+from refseg_jax.images.preprocess import BORDER
 from refseg_jax.models.rela_config import rela_config
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.sharding import MeshConfig
@@ -54,6 +55,10 @@ def base_config() -> ConfigDict:
             "context_length": 17,
             "tokenizer": "clip",
             "flip_probability": 0.0,
+            "pseudo_labelled": False,
+            "hide_probability": 0.2,
+            "hide_cells": 7,
+            "hide_colour": BORDER,
             "num_workers": 0,
             "threads": 2,
             "prefetch": 4,

@@ -40,6 +40,14 @@ class PipelineConfig:
         context_length: L, tokens of a text, SOS and EOS included.
         tokenizer: name or file, see `refseg_jax.text.tokenizers.build_tokenizer`.
         flip_probability: probability in [0, 1] that a training row is mirrored.
+        pseudo_labelled: whether models wrote the masks and the words. Training then hides patches of
+            the images, see `transforms.HideAndSeek`.
+        hide_probability: probability in [0, 1] that a patch is hidden. UniLSeg: 0.2 (section 3.3).
+        hide_cells: patches along a side of the network's square. Not stated in UniLSeg's paper; 7 are
+            patches of 32 pixels at 224, in the middle of the sizes (16 to 56) that the public code of
+            Hide-and-Seek draws from.
+        hide_colour: u8 RGB of a hidden patch. Not stated in UniLSeg's paper; as in Hide-and-Seek, the
+            mean colour, with which evaluation's features have the same mean as training's.
         num_workers: processes that prepare batches; 0 prepares them in threads of this process. An
             evaluation uses at most as many as there are cores and batches.
         threads: threads of each of these processes.
@@ -66,6 +74,10 @@ class PipelineConfig:
     context_length: int = 17
     tokenizer: str = "clip"
     flip_probability: float = 0.0
+    pseudo_labelled: bool = False
+    hide_probability: float = 0.2
+    hide_cells: int = 7
+    hide_colour: tuple[int, int, int] = preprocess.BORDER
     num_workers: int = 0
     threads: int = 2
     prefetch: int = 4

@@ -34,6 +34,7 @@ MEMBER_FIELDS = (
     "granularities",
     "context_length",
     "flip_probability",
+    "pseudo_labelled",
 )
 
 

@@ -13,13 +13,13 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from input_pipeline import transforms, workers
+from input_pipeline import labels, transforms, workers
 from input_pipeline.making import MakeRow, PipelineConfig, collate
 from input_pipeline.rows import RowTable, make_rows, of_granularities
 from input_pipeline.sources import DAMAGED, DatasetError, ExpressionTable, RecordSource
 from input_pipeline.transforms import Transform
 from input_pipeline.workers import Batches
-from refseg_jax.batch import GRANULARITIES, HostBatch
+from refseg_jax.batch import GRANULARITIES, ClassList, HostBatch
 from refseg_jax.errors import UserError, shown
 from refseg_jax.images import preprocess
 from refseg_jax.text.lengths import quoted
@@ -66,6 +66,12 @@ class TrainRows:
         if config.flip_probability:
             steps.append(transforms.HorizontalFlip(config.flip_probability))
         steps.append(transforms.ResizeImage(config.image_size, config.resize))
+        if config.pseudo_labelled and config.hide_probability:
+            steps.append(
+                transforms.HideAndSeek(
+                    config.hide_probability, config.hide_cells, config.hide_colour
+                )
+            )
         return MakeRow(config, self.source, self.rows, tuple(steps), native=False, name=self.name)
 
     @property
@@ -157,12 +163,59 @@ def eval_batches(
     steps.append(transforms.Decode(config.max_pixels))
     steps.append(transforms.ResizeImage(config.image_size, config.resize))
     make = MakeRow(config, source, rows, tuple(steps), native=True)
-    padded = -(-len(rows) // batch_size) * batch_size
+    return _padded(make, batch_size, process_index, process_count, stop)
+
+
+def label_batches(
+    config: PipelineConfig, granularity: str, *, batch_size: int, process_index: int = 0,
+    process_count: int = 1, stop: Callable[[], bool] = _never,
+) -> Batches:  # fmt: skip
+    """Yields every image of a split once, with the class of each pixel; pads the last batch.
+
+    Args:
+        config: which data to read; `pairs`, `images` and `granularities` are not used.
+        granularity: `"category"` or `"part"`, see `input_pipeline.labels.asked_classes`.
+        batch_size, process_index, process_count, stop: as in `train_batches`.
+
+    Raises:
+        UserError: as in `eval_batches`, or the dataset has no such classes.
+    """
+    config = dataclasses.replace(config, sampling="image", pairs=1, images=1)
+    source = _labelled(config)
+    steps: tuple[Transform, ...] = (
+        transforms.Decode(config.max_pixels),
+        transforms.ResizeImage(config.image_size, config.resize),
+    )
+    asked = labels.asked_classes(config, granularity)
+    rows = labels.label_rows(len(source))
+    make = labels.MakeLabels(config, source, rows, steps, native=False, asked=asked)
+    return _padded(make, batch_size, process_index, process_count, stop)
+
+
+def open_classes(config: PipelineConfig, granularity: str) -> ClassList:
+    """The classes that the images of `label_batches` are asked for; raises what that would raise."""
+    _labelled(config)
+    return labels.class_list(labels.asked_classes(config, granularity), granularity, config)
+
+
+def _labelled(config: PipelineConfig) -> RecordSource:
+    _check(config)
+    source = _open(config)
+    _check_canvas(config, ExpressionTable.of(source, config.tokenizer))
+    return source
+
+
+def _padded(
+    make: MakeRow, batch_size: int, process_index: int, process_count: int, stop: Callable[[], bool]
+) -> Batches:
+    """This process's batches of all rows, the last of which is padded."""
+    config, count = make.config, len(make.rows)
+    padded = -(-count // batch_size) * batch_size
     share = _share(batch_size, process_count)
     dataset = grain.MapDataset.range(padded).seed(0).random_map(make)
     dataset = _batched(dataset[process_index::process_count], share)
-    count = workers.evaluation_workers(config.num_workers, len(dataset))
-    return iterate(dataset, dataclasses.replace(config, num_workers=count), stop)
+    number = workers.evaluation_workers(config.num_workers, len(dataset))
+    return iterate(dataset, dataclasses.replace(config, num_workers=number), stop)
 
 
 def check_eval(config: PipelineConfig) -> None:
@@ -185,6 +238,11 @@ def _eval_rows(
     source = _open(config)
     table = ExpressionTable.of(source, config.tokenizer)
     rows = _rows(config, table)
+    _check_canvas(config, table)
+    return config, source, rows, table
+
+
+def _check_canvas(config: PipelineConfig, table: ExpressionTable) -> None:
     if len(config.canvas) != 2:
         raise UserError(f"config.eval.canvas={config.canvas}: give a height and a width")
     if (table.largest > config.canvas).any():
@@ -193,7 +251,6 @@ def _eval_rows(
             f"{table.largest[1]} (height x width), the canvas is {config.canvas}; set "
             "config.eval.canvas to at least that"
         )
-    return config, source, rows, table
 
 
 def iterate(
@@ -223,11 +280,27 @@ def _check(config: PipelineConfig) -> None:
     check_length(config.context_length)
     preprocess.check_resize(config.resize)
     preprocess.check_mask_cells(config.mask_cells)
+    _check_hiding(config)
     if not config.max_wait > 0:
         raise UserError(
             f"config.data.max_wait={config.max_wait:g}: give a positive number of seconds, or inf to "
             "wait for ever"
         )
+
+
+def _check_hiding(config: PipelineConfig) -> None:
+    if not 0 <= config.hide_probability <= 1:
+        raise UserError(
+            f"config.data.hide_probability={config.hide_probability:g}: give a share from 0 to 1"
+        )
+    if not 1 <= config.hide_cells <= config.image_size:
+        raise UserError(
+            f"config.data.hide_cells={config.hide_cells}: give the number of patches along a side, "
+            f"from 1 to {config.image_size}"
+        )
+    colour = config.hide_colour
+    if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
+        raise UserError(f"config.data.hide_colour={colour}: give red, green and blue from 0 to 255")
 
 
 def _open(config: PipelineConfig) -> RecordSource:

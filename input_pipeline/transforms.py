@@ -190,6 +190,42 @@ class ResizeImage:
         return dataclasses.replace(frame, image=image, affine=affine)
 
 
+@dataclasses.dataclass(frozen=True)
+class HideAndSeek:
+    """Hides patches of the images behind one colour (Singh and Lee, ICCV 2017); masks and texts stay.
+
+    UniLSeg trains so on pseudo labels, with a probability of 0.2 (section 3.3). Size and colour of the
+    patches are not stated there; see `PipelineConfig.hide_cells` and `hide_colour`.
+
+    Attributes:
+        probability: probability in [0, 1] that a patch is hidden.
+        cells: patches along a side of the network's square.
+        colour: u8 RGB. Only pixels that the picture reaches are painted, so the border of a letterbox
+            stays as it is everywhere else.
+    """
+
+    probability: float
+    cells: int
+    colour: tuple[int, int, int]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`; comes after `ResizeImage`. Each image of a group has patches of its own."""
+        return dataclasses.replace(
+            example, frames=tuple(self._hide(frame, rng) for frame in example.frames)
+        )
+
+    def _hide(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        assert frame.image is not None and frame.affine is not None
+        size, record = frame.image.shape[0], frame.record
+        cell = np.arange(size) * self.cells // size
+        hidden = (rng.random((self.cells, self.cells)) < self.probability)[cell][:, cell]
+        hidden &= _reached(frame.affine[1, 1], frame.affine[1, 2], size, record.height)[:, None]
+        hidden &= _reached(frame.affine[0, 0], frame.affine[0, 2], size, record.width)
+        image = frame.image.copy()
+        image[hidden] = self.colour
+        return dataclasses.replace(frame, image=image)
+
+
 def pad(example: Example, expressions: tuple[Expression | None, ...], pairs: int) -> Example:
     """An example of one image with its expressions replaced by these, padded to `pairs`."""
     padded = (*expressions, *(None,) * (pairs - len(expressions)))
@@ -216,6 +252,15 @@ def swap_sides(text: str) -> str:
     return re.sub(
         r"(?<![a-z])(left|right)(?=(most|ward|wards|er|hand)?(?![a-z]))", swap, text, flags=re.I
     )
+
+
+def _reached(scale: float, offset: float, size: int, length: int) -> np.ndarray:
+    """Which network pixels of an axis show the picture, bool `[size]`.
+
+    The cubic warp of a letterbox reads two native pixels on either side.
+    """
+    native = (np.arange(size) - offset) / scale
+    return (native > -2) & (native < length + 1)
 
 
 def _another(record: Record, expression: Expression) -> Expression | None:

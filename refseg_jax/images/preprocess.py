@@ -19,7 +19,8 @@ Resize: TypeAlias = Literal["letterbox", "stretch"]
 #: What a mask cell holds of the warped mask, see `prepare_mask`.
 MaskCells: TypeAlias = Literal["mean", "nearest"]
 
-_BORDER = tuple(round(255 * value) for value in CLIP_MEAN)
+#: Colour around a letterboxed image, u8 RGB: CLIP's mean colour, which the towers see as 0.
+BORDER = (round(255 * CLIP_MEAN[0]), round(255 * CLIP_MEAN[1]), round(255 * CLIP_MEAN[2]))
 
 
 def letterbox_affine(height: int, width: int, size: int) -> np.ndarray:
@@ -106,7 +107,7 @@ def prepare_image(rgb: np.ndarray, size: int, resize: Resize) -> tuple[np.ndarra
         (size, size),
         flags=cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=_BORDER,
+        borderValue=BORDER,
     )
     return warped, affine
 
