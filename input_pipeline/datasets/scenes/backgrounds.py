@@ -34,11 +34,15 @@ def _noise(size: int, rng: Rng, cells: tuple[int, int]) -> np.ndarray:
 def _ramp(size: int, top: tuple[float, ...], bottom: tuple[float, ...]) -> np.ndarray:
     t = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     ends = np.array([top, bottom], np.float32)
-    return np.broadcast_to(ends[0] * (1 - t) + ends[1] * t, (size, size, 3)).copy()
+    return np.repeat(ends[0] * (1 - t) + ends[1] * t, size, axis=1)
 
 
 def _over(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    return below + (above - below) * alpha[..., None]
+    # In place: a fresh array costs more than the arithmetic.
+    image = above - below
+    image *= alpha[..., None]
+    image += below
+    return image
 
 
 def _below(size: int, edge: np.ndarray | float) -> np.ndarray:
@@ -55,7 +59,10 @@ def _wavy(size: int, rng: Rng, level: float, swing: float) -> np.ndarray:
 
 
 def _grain(image: np.ndarray, rng: Rng, strength: float, cells: tuple[int, int]) -> np.ndarray:
-    return image * (1 + strength * _noise(image.shape[0], rng, cells))[..., None]
+    gain = _noise(image.shape[0], rng, cells)
+    gain *= strength
+    gain += 1
+    return image * gain[..., None]
 
 
 def _sky(size: int, rng: Rng) -> np.ndarray:

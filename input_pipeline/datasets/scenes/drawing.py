@@ -66,12 +66,13 @@ def draw_scene(
     """
     side = config.image_size
     image = np.clip(BACKGROUNDS[background].paint(side, rng), 0, 255).astype(np.float32)
-    layers = _drop_hidden([_draw_object(spot, side, rng) for spot in layout], side)
+    drawn = [_draw_object(spot, side, rng) for spot in layout]
+    layers, owner, label = _drop_hidden(drawn, side)
     hero = any(layer.spot.hero for layer in layers)
     for layer in layers:
         _cast_shadow(image, layer)
         _paste(image, layer, 0.2 if hero and not layer.spot.hero else 0.0)
-    return _describe(background, side, _photograph(image, rng), layers)
+    return _describe(background, _photograph(image, rng), layers, owner, label)
 
 
 def _draw_object(spot: Placed, side: int, rng: np.random.Generator) -> _Layer:
@@ -85,8 +86,11 @@ def _draw_object(spot: Placed, side: int, rng: np.random.Generator) -> _Layer:
     colour, alpha, label = painter.finish()
     rows = np.linspace(1.1, 0.84, painter.height, dtype=np.float32)[:, None]
     columns = np.linspace(1.05, 0.95, painter.width, dtype=np.float32)[None]
-    texture = 1 + 0.025 * rng.standard_normal(alpha.shape, np.float32)
-    colour *= (rows * columns * texture)[..., None]
+    texture = rng.standard_normal(alpha.shape, np.float32)
+    texture *= 0.025
+    texture += 1
+    texture *= rows * columns
+    colour *= texture[..., None]
     left, top = round(spot.x - painter.width / 2), round(spot.y - painter.height / 2)
     return _crop(_Layer(spot, left, top, colour, alpha, label, tuple(painter.parts)), side)
 
@@ -117,6 +121,10 @@ def _window(layer: _Layer) -> tuple[slice, slice]:
     return slice(layer.top, layer.top + height), slice(layer.left, layer.left + width)
 
 
+def _count(pixels: np.ndarray) -> int:
+    return int(np.count_nonzero(pixels))
+
+
 def _owners(layers: list[_Layer], side: int) -> tuple[np.ndarray, np.ndarray]:
     """Index of the layer that a pixel shows, i8 `[side, side]` (-1: none), and its part label, u8."""
     owner = np.full((side, side), -1, np.int8)
@@ -128,18 +136,22 @@ def _owners(layers: list[_Layer], side: int) -> tuple[np.ndarray, np.ndarray]:
     return owner, label
 
 
-def _drop_hidden(layers: list[_Layer], side: int) -> list[_Layer]:
-    """Removes objects of which too little is visible, one at a time: others may then show more."""
+def _drop_hidden(layers: list[_Layer], side: int) -> tuple[list[_Layer], np.ndarray, np.ndarray]:
+    """Removes objects of which too little is visible, one at a time: others may then show more.
+
+    Returns:
+        The other layers, and their `_owners`.
+    """
     smallest = MIN_OBJECT_AREA * (side / 128) ** 2
     while True:
-        owner, _ = _owners(layers, side)
+        owner, label = _owners(layers, side)
         for number, layer in enumerate(layers):
-            seen, full = int((owner == number).sum()), int((layer.label > 0).sum())
+            seen, full = _count(owner == number), _count(layer.label)
             if seen < smallest or seen < MIN_VISIBLE * full:
                 layers = [other for other in layers if other is not layer]
                 break
         else:
-            return layers
+            return layers, owner, label
 
 
 def _cast_shadow(image: np.ndarray, layer: _Layer) -> None:
@@ -166,13 +178,23 @@ def _paste(image: np.ndarray, layer: _Layer, haze: float) -> None:
 def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Applies exposure, tint and sensor noise; returns u8 RGB."""
     gain = rng.uniform(0.94, 1.05) * rng.uniform(0.98, 1.02, 3)
-    noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(1.0, 3.0)
-    return np.clip(image * gain.astype(np.float32) + noise, 0, 255).round().astype(np.uint8)
+    noise = rng.standard_normal(image.shape, np.float32)
+    # In place: fresh arrays cost more than the arithmetic.
+    noise *= rng.uniform(1.0, 3.0)
+    noise += image * gain.astype(np.float32)
+    np.clip(noise, 0, 255, out=noise)
+    return np.rint(noise, out=noise).astype(np.uint8)
 
 
-def _describe(background: str, side: int, image: np.ndarray, layers: list[_Layer]) -> Scene:
-    owner, label = _owners(layers, side)
-    scale = (side / 128) ** 2
+def _describe(
+    background: str,
+    image: np.ndarray,
+    layers: list[_Layer],
+    owner: np.ndarray,
+    label: np.ndarray,
+) -> Scene:
+    side = image.shape[0]
+    cells, scale = np.arange(side), (side / 128) ** 2
     masks = [owner == number for number in range(len(layers))]
     categories = [layer.spot.kind for layer in layers]
     parents = [-1] * len(layers)
@@ -182,22 +204,23 @@ def _describe(background: str, side: int, image: np.ndarray, layers: list[_Layer
         for name in (*KINDS[layer.spot.kind].parts, *layer.spot.extras):
             code = layer.parts.index(name) + 1
             region = masks[number] & (label == code)
-            area, full = int(region.sum()), int((layer.label == code).sum())
+            area, full = _count(region), _count(layer.label == code)
             seen = area >= MIN_PART_AREA * scale and area >= MIN_PART_VISIBLE * full
             parts.append(PartNode(name, area, len(masks) if seen else -1))
             if seen:
                 masks.append(region)
                 categories.append(name)
                 parents.append(number)
-        rows, columns = np.nonzero(masks[number])
+        rows, columns = np.count_nonzero(masks[number], 1), np.count_nonzero(masks[number], 0)
+        area = int(rows.sum())
         nodes.append(
             ObjectNode(
                 kind=layer.spot.kind,
                 colour=layer.spot.colour,
-                x=round(float(columns.mean() + 0.5) / side, 3),
-                y=round(float(rows.mean() + 0.5) / side, 3),
-                area=len(rows),
-                full_area=int((layer.label > 0).sum()),
+                x=round((int(columns @ cells) / area + 0.5) / side, 3),
+                y=round((int(rows @ cells) / area + 0.5) / side, 3),
+                area=area,
+                full_area=_count(layer.label),
                 depth=len(layers) - 1 - number,
                 target=number,
                 parts=tuple(parts),

@@ -4,7 +4,10 @@ It is stored as JSON in `Record.metadata`, and every expression can be verified 
 rounded before expressions are made, so that the stored graph leads to the decisions of the build.
 """
 
+import collections
 import dataclasses
+import functools
+import itertools
 import json
 
 
@@ -69,17 +72,22 @@ class SceneGraph:
 
     def select(self, kind: str = "", colour: str = "") -> list[int]:
         """Indices of the objects of a kind and a colour (`""` = any)."""
-        return [
-            index
-            for index, node in enumerate(self.objects)
-            if kind in ("", node.kind) and colour in ("", node.colour)
-        ]
+        return list(self._found.get((kind, colour), ()))
+
+    @functools.cached_property
+    def _found(self) -> dict[tuple[str, str], list[int]]:
+        found: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+        for index, node in enumerate(self.objects):
+            for key in itertools.product(("", node.kind), ("", node.colour)):
+                found[key].append(index)
+        return found
 
     def to_json(self) -> str:
         """Compact JSON text."""
         # Not `dataclasses.asdict`, which copies all values and takes as long as an object's drawing.
         objects = [{**vars(o), "parts": [vars(part) for part in o.parts]} for o in self.objects]
-        return json.dumps({**vars(self), "objects": objects}, separators=(",", ":"))
+        known = {"background": self.background, "image_size": self.image_size, "objects": objects}
+        return json.dumps(known, separators=(",", ":"))
 
 
 def from_json(text: str) -> SceneGraph:

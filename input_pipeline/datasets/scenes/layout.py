@@ -208,6 +208,7 @@ def _place(
     spec, side = KINDS[kind], config.image_size
     zones = BACKGROUNDS[background].zones
     names = [z for z in spec.zones if z in zones]
+    taken = [_box(spot) for spot in placed]
     size_class = _HERO_SIZE if hero else _SIZES[rng.choice(3, p=_SIZE_SHARES)]
     for attempt in range(40):
         low, high = size_class if attempt < 25 else _SIZES[0]
@@ -221,10 +222,10 @@ def _place(
         y = level if zone == "sky" else level - height / 2
         x = width / 2 + (side - width) * dice[3] if width < side else side / 2
         y = min(max(y, height * 0.46), side - height * 0.5)
-        flip, angle = dice[4] < 0.5, spec.tilt * (2 * dice[5] - 1)
-        spot = Placed(kind, colour, width, x, y, flip, angle, hero)
-        if all(_overlap(spot, other) < _MAX_OVERLAP for other in placed):
-            return spot
+        box = (x, y, width, height)
+        if all(_overlap(box, other) < _MAX_OVERLAP for other in taken):
+            flip, angle = dice[4] < 0.5, spec.tilt * (2 * dice[5] - 1)
+            return Placed(kind, colour, width, x, y, flip, angle, hero)
     return None
 
 
@@ -236,9 +237,15 @@ def _bottom(spot: Placed) -> float:
     return spot.y + spot.width / KINDS[spot.kind].aspect / 2
 
 
-def _overlap(a: Placed, b: Placed) -> float:
-    """Intersection of two boxes over the smaller box."""
-    ha, hb = a.width / KINDS[a.kind].aspect, b.width / KINDS[b.kind].aspect
-    across = min(a.x + a.width / 2, b.x + b.width / 2) - max(a.x - a.width / 2, b.x - b.width / 2)
-    down = min(a.y + ha / 2, b.y + hb / 2) - max(a.y - ha / 2, b.y - hb / 2)
-    return max(across, 0.0) * max(down, 0.0) / min(a.width * ha, b.width * hb)
+def _box(spot: Placed) -> tuple[float, float, float, float]:
+    """Centre x and y, width and height of an object, in pixels."""
+    return spot.x, spot.y, spot.width, spot.width / KINDS[spot.kind].aspect
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Intersection of two boxes over the smaller box; each is (x, y, width, height)."""
+    ax, ay, aw, ah = a
+    bx, by, bw, bh = b
+    across = min(ax + aw / 2, bx + bw / 2) - max(ax - aw / 2, bx - bw / 2)
+    down = min(ay + ah / 2, by + bh / 2) - max(ay - ah / 2, by - bh / 2)
+    return across * down / min(aw * ah, bw * bh) if across > 0 and down > 0 else 0.0

@@ -13,6 +13,7 @@ Point = tuple[float, float]
 
 #: Subpixels of a pixel in each direction; odd, so that a pixel has a central one.
 SUPERSAMPLING = 3
+_QUARTER = tuple(math.pi / 8 * step for step in range(5))
 _SHIFT = 4  # Fractional bits of OpenCV's polygon coordinates.
 
 
@@ -118,7 +119,6 @@ class Painter:
         if not radius:
             points = [(left, top), (right, top), (right, bottom), (left, bottom)]
         else:
-            quarter = np.linspace(0, math.pi / 2, 5)
             corners = (
                 (right - radius, bottom - radius, 0.0),
                 (left + radius, bottom - radius, math.pi / 2),
@@ -128,7 +128,7 @@ class Painter:
             points = [
                 (x + radius * math.cos(start + t), y + radius * math.sin(start + t))
                 for x, y, start in corners
-                for t in quarter
+                for t in _QUARTER
             ]
         self.polygon(points, part, colour, outline=outline)
 
@@ -136,12 +136,7 @@ class Painter:
         self, points: Sequence[Point], part: str, colour: Colour, *, outline: float = 0.62
     ) -> None:
         """Fills the smooth closed curve inside a polygon (Chaikin's corner cutting, three times)."""
-        ring = np.asarray(points, np.float64)
-        for _ in range(3):
-            following = np.roll(ring, -1, 0)
-            ring = np.stack([0.75 * ring + 0.25 * following, 0.25 * ring + 0.75 * following], 1)
-            ring = ring.reshape(-1, 2)
-        self.polygon(ring, part, colour, outline=outline)  # pyright: ignore[reportArgumentType]
+        self.polygon(_smooth(tuple(points)), part, colour, outline=outline)  # pyright: ignore[reportArgumentType]
 
     def stroke(self, points: Sequence[Point], thickness: float, colour: Colour) -> None:
         """Draws an open line in the colour image only, as a detail of the parts that it crosses."""
@@ -178,6 +173,17 @@ class Painter:
         alpha = cv2.resize(covered, size, interpolation=cv2.INTER_AREA)
         half = SUPERSAMPLING // 2
         return colour, alpha, self._label[half::SUPERSAMPLING, half::SUPERSAMPLING].copy()
+
+
+@functools.lru_cache(maxsize=256)
+def _smooth(points: tuple[Point, ...]) -> np.ndarray:
+    """Cuts the corners of a ring three times: f64 `[8 * len(points), 2]`."""
+    ring = np.array(points, np.float64)
+    for _ in range(3):
+        following = np.roll(ring, -1, 0)
+        ring = np.stack([0.75 * ring + 0.25 * following, 0.25 * ring + 0.75 * following], 1)
+        ring = ring.reshape(-1, 2)
+    return ring
 
 
 @functools.cache

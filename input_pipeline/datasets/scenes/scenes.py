@@ -21,9 +21,10 @@ from input_pipeline.building.builder import RecordBuilder
 from input_pipeline.building.conversion import Outcome, Plan
 from input_pipeline.building.shards import Summary
 from input_pipeline.datasets.scenes.config import SPLITS, ScenesConfig
+from input_pipeline.datasets.scenes.kinds import KINDS, NOVEL_KIND
 from input_pipeline.datasets.scenes.records import make
 from input_pipeline.facts.published import facts_of
-from input_pipeline.schema import features
+from input_pipeline.schema import AskedClass, features
 
 
 def _builder_config(name: str) -> tfds.core.BuilderConfig:
@@ -68,7 +69,14 @@ class Scenes(RecordBuilder):
             {
                 split: [(split, index) for index in range(self._scenes.images(split))]
                 for split in SPLITS
-            }
+            },
+            classes={
+                "category": [
+                    AskedClass(f"all {kind.plural}", name)
+                    for name, kind in KINDS.items()
+                    if name != NOVEL_KIND
+                ]
+            },
         )
 
     def _maker(self) -> Callable[[tuple[str, int]], Outcome]:
