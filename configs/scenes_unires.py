@@ -3,7 +3,7 @@
     make run
     python main.py --config=configs/scenes_unires.py --workdir=runs/scenes_unires
 
-Time: `make run` took 9 minutes on 2 cores without an accelerator, 6.6 of them training.
+Time: `make run` took 10 minutes on 2 cores without an accelerator, 7.6 of them training.
 
 Score on held-out scenes, mIoU: objects 75.8, parts 63.8, several targets 78.2, categories 82.5,
 salient object 83.2. With the words of other targets: objects 4.5, parts 8.9.
