@@ -10,6 +10,9 @@ from refseg_jax import naming
 from refseg_jax.models.rela import ReLA
 from refseg_jax.models.rela_config import PRESETS as RELA_PRESETS
 from refseg_jax.models.rela_config import ReLAConfig, rela_config
+from refseg_jax.models.unilseg import UniLSeg
+from refseg_jax.models.unilseg_config import PRESETS as UNILSEG_PRESETS
+from refseg_jax.models.unilseg_config import UniLSegConfig, unilseg_config
 from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import PRESETS as UNIRES_PRESETS
 from refseg_jax.models.unires_config import UniRESConfig, unires_config
@@ -17,6 +20,7 @@ from refseg_jax.models.unires_config import UniRESConfig, unires_config
 #: Name in configs -> model class, and the function that builds its config.
 MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
     "rela": (ReLA, rela_config),
+    "unilseg": (UniLSeg, unilseg_config),
     "unires": (UniRES, unires_config),
 }
 
@@ -25,12 +29,18 @@ MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
 _FEW = 5
 
 #: Name of a model -> its presets.
-_PRESETS: Mapping[str, Iterable[str]] = {"rela": RELA_PRESETS, "unires": UNIRES_PRESETS}
+_PRESETS: Mapping[str, Iterable[str]] = {
+    "rela": RELA_PRESETS,
+    "unilseg": UNILSEG_PRESETS,
+    "unires": UNIRES_PRESETS,
+}
 
 __all__ = [
     "MODELS",
     "ReLA",
     "ReLAConfig",
+    "UniLSeg",
+    "UniLSegConfig",
     "UniRES",
     "UniRESConfig",
     "build_model",
