@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.preprocess import BORDER
 from refseg_jax.models.rela_config import rela_config
+from refseg_jax.models.unilseg_config import unilseg_config
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.sharding import MeshConfig
 from refseg_jax.training.loop import LoopConfig
@@ -110,6 +111,12 @@ def rela(preset: str, **fields: Any) -> ConfigDict:
     """All fields of a ReLA: those of a preset, with `fields` replaced."""
     model = dataclasses.asdict(rela_config({"preset": preset, **fields}))
     return ConfigDict({"name": "rela", **model})
+
+
+def unilseg(preset: str, **fields: Any) -> ConfigDict:
+    """All fields of a UniLSeg: those of a preset, with `fields` replaced."""
+    model = dataclasses.asdict(unilseg_config({"preset": preset, **fields}))
+    return ConfigDict({"name": "unilseg", **model})
 
 
 def relation_objective() -> ConfigDict:
