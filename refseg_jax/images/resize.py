@@ -12,7 +12,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
 
 #: How logits become values at native pixels, see `logits_on_canvas`.
-Resample: TypeAlias = Literal["logits", "cris"]
+Resample: TypeAlias = Literal["logits", "cris", "unilseg"]
 
 #: The parameter of the cubic kernel in torch and OpenCV.
 _CUBIC = -0.75
@@ -170,7 +170,7 @@ def logits_on_canvas(
 
     Inverts the warp of the input: native pixel x lies at network pixel `p = a x + b`. The warp is
     separable, so it takes two products with interpolation matrices per image. The value at a native
-    pixel depends neither on the size of the canvas nor on the rest of the batch.
+    pixel depends neither on the size of the canvas nor on the rest of the batch, up to rounding.
 
     - `logits`: bilinear between mask cells, with half-pixel centres and clamped edges: the mask cell of
       network pixel p is `g = (p + 0.5) / stride - 0.5`.
@@ -178,26 +178,34 @@ def logits_on_canvas(
       size by torch's bicubic resize with aligned corners (`g = p (cells - 1) / (size - 1)`, a = -0.75,
       edges clamped); to native pixels by `cv2.warpAffine`, which is bicubic as well, with zeros
       outside. OpenCV before version 5 rounds the positions to 1/32 pixel; this code and OpenCV 5 do
-      not. The probabilities are given as logits, cut at 1e-7 from 0 and 1, beyond which the cubics
-      overshoot.
+      not.
+    - `unilseg`: the steps of UniLSeg's public code (`general_inference.py`). Logits to the network's
+      size by torch's bilinear resize with aligned corners; then probabilities; then CRIS's warp.
+
+    `cris` and `unilseg` give their probabilities as logits, cut at 1e-7 from 0 and 1, beyond which the
+    cubics overshoot.
 
     Args:
         mask_logits: f32 `[B, N, K, h, w]`.
         affine: f32 `[B, N, 2, 3]`, native to network pixels, without rotation or shear.
         mask_stride: network pixels per mask cell.
         canvas: `(Hc, Wc)` in pixels.
-        resample: `logits` or `cris`.
+        resample: `logits`, `cris` or `unilseg`.
 
     Returns:
         f32 `[B, N, K, Hc, Wc]`; values beyond the native size of an image are meaningless.
     """
-    logits, affine = jnp.asarray(mask_logits, jnp.float32), jnp.asarray(affine, jnp.float32)
-    height, width = logits.shape[-2:]
-    weights = _interpolation if resample == "logits" else _cris_weights
-    rows = weights(affine[..., 1, 1], affine[..., 1, 2], mask_stride, canvas[0], height)
-    columns = weights(affine[..., 0, 0], affine[..., 0, 2], mask_stride, canvas[1], width)
-    values = logits if resample == "logits" else jax.nn.sigmoid(logits)
+    values, affine = jnp.asarray(mask_logits, jnp.float32), jnp.asarray(affine, jnp.float32)
     exact = jax.lax.Precision.HIGHEST
+    stride = mask_stride
+    if resample == "unilseg":
+        values, stride = _aligned_bilinear(_aligned_bilinear(values, stride, 3), stride, 4), 1
+    weights = _interpolation
+    if resample != "logits":
+        values, weights = jax.nn.sigmoid(values), _warp_weights
+    height, width = values.shape[-2:]
+    rows = weights(affine[..., 1, 1], affine[..., 1, 2], stride, canvas[0], height)
+    columns = weights(affine[..., 0, 0], affine[..., 0, 2], stride, canvas[1], width)
     wide = jnp.einsum("bnkhw,bnxw->bnkhx", values, columns, precision=exact)
     native = jnp.einsum("bnyh,bnkhx->bnkyx", rows, wide, precision=exact)
     if resample == "logits":
@@ -216,12 +224,13 @@ def _interpolation(
     return jnp.maximum(1.0 - distance, 0.0)
 
 
-def _cris_weights(
+def _warp_weights(
     scale: jax.Array, offset: jax.Array, stride: int, pixels: int, cells: int
 ) -> jax.Array:
     """Weights f32 `[B, N, pixels, cells]` of both of CRIS's resizes along one axis.
 
-    The warp blends four network pixels, so its product with the first resize is a sum of four rows.
+    The warp blends four network pixels, so its product with the first resize is a sum of four rows. At
+    stride 1 the first resize changes nothing.
     """
     size = cells * stride
     first = jnp.asarray(_aligned_cubic(cells, size))
@@ -247,6 +256,16 @@ def _aligned_cubic(cells: int, pixels: int) -> np.ndarray:
         # Clamped taps fall on the same cell, whose weights add up.
         np.add.at(weights, (np.arange(pixels), cell), kernel(np.abs(position - start - tap)))
     return weights.astype(np.float32)
+
+
+def _aligned_bilinear(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    """torch's bilinear resize with aligned corners along one axis, to `factor` times its cells."""
+    cells = x.shape[axis]
+    position = np.arange(cells * factor) * ((cells - 1) / max(cells * factor - 1, 1))
+    start = np.floor(position).astype(np.int32)
+    share = jnp.asarray(position - start, jnp.float32).reshape(-1, *(1,) * (x.ndim - axis - 1))
+    before, after = (jnp.take(x, np.minimum(start + n, cells - 1), axis) for n in (0, 1))
+    return (1.0 - share) * before + share * after
 
 
 def _near(d: Any) -> Any:

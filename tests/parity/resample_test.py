@@ -1,11 +1,11 @@
-"""CRIS's resampling of masks with torch and OpenCV, and ours: one letterbox there, one back."""
+"""CRIS's and UniLSeg's resampling of masks with torch and OpenCV, and ours: a letterbox and back."""
 
 import cv2
 import numpy as np
 import pytest
 
 from refseg_jax.images.preprocess import letterbox_affine, prepare_mask
-from refseg_jax.images.resize import logits_on_canvas
+from refseg_jax.images.resize import Resample, logits_on_canvas
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -16,24 +16,34 @@ ROUNDS = int(cv2.__version__.split(".")[0]) < 5
 
 
 @pytest.mark.parametrize("shape", [(480, 640), (333, 500), (640, 427), (37, 91), (416, 416)])
-@pytest.mark.parametrize(("size", "stride"), [(416, 4), (96, 2), (416, 1)])
-def test_masks_are_those_of_cris(shape: tuple[int, int], size: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("resample", "size", "stride"),
+    [("cris", 416, 4), ("cris", 96, 2), ("cris", 416, 1), ("unilseg", 480, 4), ("unilseg", 480, 1)],
+)
+def test_masks_are_those_of_the_public_codes(
+    shape: tuple[int, int], resample: Resample, size: int, stride: int
+) -> None:
     height, width = shape
     rng = np.random.default_rng(0)
     cells = size // stride
     rough = rng.normal(0, 40, (cells, cells)).astype(np.float32)
     logits = cv2.GaussianBlur(rough, (0, 0), 3)
-    likely = torch.sigmoid(torch.from_numpy(logits))[None, None]
+    likely = torch.from_numpy(logits)[None, None]
+    if resample == "cris":
+        likely = torch.sigmoid(likely)
     if stride > 1:
+        mode = "bicubic" if resample == "cris" else "bilinear"
         likely = torch.nn.functional.interpolate(
-            likely, size=(size, size), mode="bicubic", align_corners=True
+            likely, size=(size, size), mode=mode, align_corners=True
         )
+    if resample == "unilseg":
+        likely = torch.sigmoid(likely)
     affine = letterbox_affine(height, width, size)
     back = cv2.invertAffineTransform(affine.astype(np.float64))
     full = likely[0, 0].numpy()
     theirs = cv2.warpAffine(full, back, (width, height), flags=cv2.INTER_CUBIC, borderValue=0.0)
     canvas = np.asarray(
-        logits_on_canvas(logits[None, None, None], affine[None, None], stride, (640, 640), "cris")
+        logits_on_canvas(logits[None, None, None], affine[None, None], stride, (640, 640), resample)
     )
     mine = 1.0 / (1.0 + np.exp(-canvas[0, 0, 0, :height, :width].astype(np.float64)))
     steepest = max(np.abs(np.diff(full, axis=axis)).max() for axis in (0, 1))
