@@ -56,6 +56,7 @@ def base_config() -> ConfigDict:
             "context_length": 17,
             "tokenizer": "clip",
             "flip_probability": 0.0,
+            "part_prompt": "{}",
             "pseudo_labelled": False,
             "hide_probability": 0.2,
             "hide_cells": 7,
@@ -85,7 +86,7 @@ def base_config() -> ConfigDict:
         {"batch_size": 16, "pairs": 8, "canvas": (640, 640), "threshold": 0.35, "pictures": 8}
     )
     # How logits become a mask of the image's own size, see `refseg_jax.images.resize.logits_on_canvas`:
-    # bilinear `logits`, or the steps of CRIS's public code, `cris`. Predictions do the same.
+    # bilinear `logits`, or the steps of a public code: `cris`, `unilseg`. Predictions do the same.
     config.eval.resample = "logits"
     # Names from docs/protocols.md, separated by commas. Scores of the first have plain keys; keys of
     # the others begin with the protocol's name ("gres/gIoU").
@@ -93,6 +94,9 @@ def base_config() -> ConfigDict:
     # For gres and gres_paper: a mask with fewer pixels than this, at 480 x 480, counts as "absent", and
     # the presence head is ignored (ReLA's paper: 50). 0: the head decides.
     config.eval.min_pixels = 0
+    # For every_class: pixels without a class are "ignored", or a "class" of their own that is predicted
+    # where no class is above `threshold`, see `refseg_jax.evaluation.protocols.categories.EveryClass`.
+    config.eval.background = "ignored"
     config.evals = ConfigDict()
     # Folder in the workdir for predictions and references of the last step's evaluations; "": none.
     config.eval.dump = ""

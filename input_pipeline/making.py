@@ -40,6 +40,8 @@ class PipelineConfig:
         context_length: L, tokens of a text, SOS and EOS included.
         tokenizer: name or file, see `refseg_jax.text.tokenizers.build_tokenizer`.
         flip_probability: probability in [0, 1] that a training row is mirrored.
+        part_prompt: words that ask for a part which the dataset names only by its category, with `{}`
+            for "wheel of car". UniLSeg: "all {}" (Table 1).
         pseudo_labelled: whether models wrote the masks and the words. Training then hides patches of
             the images, see `transforms.HideAndSeek`.
         hide_probability: probability in [0, 1] that a patch is hidden. UniLSeg: 0.2 (section 3.3).
@@ -74,6 +76,7 @@ class PipelineConfig:
     context_length: int = 17
     tokenizer: str = "clip"
     flip_probability: float = 0.0
+    part_prompt: str = "{}"
     pseudo_labelled: bool = False
     hide_probability: float = 0.2
     hide_cells: int = 7

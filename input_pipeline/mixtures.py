@@ -34,6 +34,7 @@ MEMBER_FIELDS = (
     "granularities",
     "context_length",
     "flip_probability",
+    "part_prompt",
     "pseudo_labelled",
 )
 

@@ -62,7 +62,11 @@ class TrainRows:
         sample: Transform = transforms.PadExpressions(config.pairs)
         if config.sampling in ("image", "referent"):
             sample = transforms.SampleExpressions(config.pairs)
-        steps: list[Transform] = [sample, transforms.Decode(config.max_pixels)]
+        steps: list[Transform] = [
+            sample,
+            transforms.PromptParts(config.part_prompt),
+            transforms.Decode(config.max_pixels),
+        ]
         if config.flip_probability:
             steps.append(transforms.HorizontalFlip(config.flip_probability))
         steps.append(transforms.ResizeImage(config.image_size, config.resize))
@@ -160,6 +164,7 @@ def eval_batches(
     steps: list[Transform] = [transforms.PadExpressions(config.pairs)]
     if config.shuffled_text:
         steps.append(transforms.ShuffleText())
+    steps.append(transforms.PromptParts(config.part_prompt))
     steps.append(transforms.Decode(config.max_pixels))
     steps.append(transforms.ResizeImage(config.image_size, config.resize))
     make = MakeRow(config, source, rows, tuple(steps), native=True)
@@ -280,6 +285,11 @@ def _check(config: PipelineConfig) -> None:
     check_length(config.context_length)
     preprocess.check_resize(config.resize)
     preprocess.check_mask_cells(config.mask_cells)
+    if "{}" not in config.part_prompt:
+        raise UserError(
+            f"config.data.part_prompt={config.part_prompt!r}: put {{}} where the part stands, as in "
+            "'all {}'"
+        )
     _check_hiding(config)
     if not config.max_wait > 0:
         raise UserError(

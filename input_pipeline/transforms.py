@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from input_pipeline import prompts
 from input_pipeline.schema import Expression, Record
 from refseg_jax.images import preprocess
 from refseg_jax.images.decoding import MAX_PIXELS, ImageError, decode_image
@@ -121,6 +122,26 @@ class ShuffleText:
             texts[k], kept[k] = ("", None) if other is None else (other.text, expression)
         frame = dataclasses.replace(frame, expressions=tuple(kept))
         return dataclasses.replace(example, frames=(frame,), texts=tuple(texts))
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptParts:
+    """Asks for parts by a template, where the dataset names them only by their category.
+
+    Attributes:
+        template: the prompt, with `{}` for the text of `input_pipeline.prompts.part`.
+    """
+
+    template: str
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """See `Transform`; comes after all that chooses expressions, and nothing is random."""
+        del rng
+        frame, texts = example.frames[0], list(example.texts)
+        for k, expression in enumerate(frame.expressions):
+            if expression is not None and _is_part_prompt(frame.record, expression):
+                texts[k] = self.template.replace("{}", texts[k])
+        return dataclasses.replace(example, texts=tuple(texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +282,11 @@ def _reached(scale: float, offset: float, size: int, length: int) -> np.ndarray:
     """
     native = (np.arange(size) - offset) / scale
     return (native > -2) & (native < length + 1)
+
+
+def _is_part_prompt(record: Record, expression: Expression) -> bool:
+    names = [prompts.part(record.targets[t].category, of="") for t in expression.targets[:1]]
+    return expression.granularity == "part" and expression.text.startswith(tuple(names))
 
 
 def _another(record: Record, expression: Expression) -> Expression | None:

@@ -13,6 +13,7 @@ from input_pipeline.transforms import (
     Frame,
     HorizontalFlip,
     PadExpressions,
+    PromptParts,
     ResizeImage,
     SampleExpressions,
     ShuffleText,
@@ -125,6 +126,30 @@ def test_words_follow_the_sampled_expressions():
 def test_padding_keeps_the_order():
     example = apply(make_example(referents([2, 1])), PadExpressions(4))
     assert ids(example) == ["0.0", "0.1", "1.0", None]
+
+
+# Prompts
+
+
+def test_parts_that_are_named_by_their_category_are_asked_by_the_template():
+    lid = Target(encode_mask(rectangle(2, 3, 1, 5)), "lid", 0, "part")
+    said = [
+        ("lid of box", (1,), "part", "all lid of box"),
+        ("the lid of the box", (1,), "part", "the lid of the box"),
+        ("the box", (0,), "object", "the box"),
+        ("box of cards", (0,), "object", "box of cards"),
+    ]
+    record = make_record(
+        targets=(*make_record().targets, lid),
+        expressions=tuple(
+            Expression(f"e{k}", text, targets, kind)
+            for k, (text, targets, kind, _) in enumerate(said)
+        ),
+    )
+    example = apply(make_example(record), PadExpressions(6), PromptParts("all {}"))
+    assert example.texts == (*(wanted for *_, wanted in said), "", "")
+    same = apply(make_example(record), PadExpressions(6), PromptParts("{}"))
+    assert same.texts[:4] == tuple(text for text, *_ in said)
 
 
 # Decoding
