@@ -28,10 +28,11 @@ from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import (
     Rule,
     Table,
+    below,
     convolution,
     linear,
+    multihead,
     norm,
-    packed,
     pointwise,
     rename,
     row,
@@ -155,10 +156,10 @@ def rela(*, live: bool) -> Table:
     rules = (
         # Before the tower's own rule, which resizes the table: the model has the window of the file.
         rename(positions, rf"{ours}stages.\1.blocks.\2.relative_positions"),
-        *_below(_SWIN, swin.ms_swin((), ours).rules),
+        *below(_SWIN, swin.ms_swin((), ours).rules),
         *_fusion(rf"{stage}\.fusion", r"vision.fusions.\1"),
         *(gates if live else ()),
-        *_below(_BERT, bert.hf_bert((), "text.").rules),
+        *below(_BERT, bert.hf_bert((), "text.").rules),
         *_pixel_decoder(re.escape(_PIXELS), "pixels"),
         *_relationship(re.escape(_REGIONS), "regions"),
     )
@@ -219,11 +220,6 @@ def _part(
     return {e.removeprefix(prefix): leaf for e, leaf in source.items() if e.startswith(prefix)}
 
 
-def _below(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The rules of a tower, for entries with a prefix."""
-    return tuple(Rule(re.escape(prefix) + rule.pattern, rule.writes) for rule in rules)
-
-
 def _pointwise(source: str, target: str) -> tuple[Rule, Rule]:
     """The rules from a 1x1 convolution to a `Linear`."""
     return (
@@ -276,30 +272,21 @@ def _relationship(source: str, target: str) -> tuple[Rule, ...]:
         rename(rf"{source}query_feat\.weight", f"{target}.queries"),
         rename(rf"{source}query_embed\.weight", f"{target}.places"),
         rename(rf"{source}level_embed\.weight", f"{target}.level_embedding"),
-        *_attention(rf"{memory}\.multihead_attn", f"{ours}.cross_attention"),
+        *multihead(rf"{memory}\.multihead_attn", f"{ours}.cross_attention"),
         *norm(rf"{memory}\.norm", f"{ours}.cross_attention_norm"),
-        *_attention(rf"{queries}\.self_attn", f"{ours}.self_attention"),
+        *multihead(rf"{queries}\.self_attn", f"{ours}.self_attention"),
         *norm(rf"{queries}\.norm", f"{ours}.self_attention_norm"),
         *linear(rf"{mlp}\.linear1", f"{ours}.mlp.up"),
         *linear(rf"{mlp}\.linear2", f"{ours}.mlp.down"),
         *norm(rf"{mlp}\.norm", f"{ours}.mlp_norm"),
         rename(rf"{source}lang_proj\.weight", f"{target}.words.kernel", transposed),
         rename(rf"{source}lang_weight", f"{target}.words_gate", row),
-        *_attention(rf"{words}\.multihead_attn", f"{target}.words_attention"),
+        *multihead(rf"{words}\.multihead_attn", f"{target}.words_attention"),
         *norm(rf"{words}\.norm", f"{target}.words_norm"),
         *norm(rf"{source}decoder_norm", f"{target}.norm"),
         *linear(rf"{source}mask_embed\.layers\.(\d+)", rf"{target}.filter.layers.\1"),
         *linear(rf"{source}minimap_embed", f"{target}.minimap"),
         *linear(rf"{source}nt_embed\.layers\.(\d+)", rf"{target}.presence.layers.\1"),
-    )
-
-
-def _attention(source: str, target: str) -> tuple[Rule, ...]:
-    """The rules of torch's MultiheadAttention."""
-    three = (f"{target}.query", f"{target}.key", f"{target}.value")
-    return (
-        *packed(source, three, "in_proj_weight", "in_proj_bias"),
-        *linear(rf"{source}\.out_proj", f"{target}.out"),
     )
 
 

@@ -6,7 +6,8 @@ refuses anything that the table does not name.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from refseg_jax.images.resize import resize_position_embedding
@@ -132,3 +133,32 @@ def packed(source: str, targets: tuple[str, str, str], weight: str, bias: str) -
     kernels = tuple((f"{t}.kernel", third(n, transposed)) for n, t in numbered)
     biases = tuple((f"{t}.bias", third(n)) for n, t in numbered)
     return Rule(rf"{source}\.{weight}", kernels), Rule(rf"{source}\.{bias}", biases)
+
+
+def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """The rules from torch's BatchNorm to ours; see `BATCHES` for the entry that they leave out."""
+    return (
+        *norm(source, target),
+        rename(rf"{source}\.running_mean", f"{target}.mean"),
+        rename(rf"{source}\.running_var", f"{target}.variance"),
+    )
+
+
+#: The entry of torch's BatchNorm that is not read -> the reason, for `Table.unread`.
+BATCHES = {
+    r".*\.num_batches_tracked": "a count of batches, which averages of a fixed momentum do not need"
+}
+
+
+def multihead(source: str, target: str) -> tuple[Rule, ...]:
+    """The rules from torch's MultiheadAttention to ours."""
+    three = (f"{target}.query", f"{target}.key", f"{target}.value")
+    return (
+        *packed(source, three, "in_proj_weight", "in_proj_bias"),
+        *linear(rf"{source}\.out_proj", f"{target}.out"),
+    )
+
+
+def below(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules of a part of a model, for entries with a prefix."""
+    return tuple(Rule(re.escape(prefix) + rule.pattern, rule.writes) for rule in rules)
