@@ -43,7 +43,7 @@ from refseg_jax.training.loop import LoopConfig, Run, Trained
 from refseg_jax.training.objectives import build_objective
 from refseg_jax.training.optim import OptimConfig
 from refseg_jax.training.preemption import Preemption
-from refseg_jax.training.state import Trainer, TrainState
+from refseg_jax.training.state import Trainer, TrainState, check_accumulation
 from refseg_jax.weights.start import check_start, published_towers
 
 FLAGS = flags.FLAGS
@@ -81,6 +81,8 @@ class Experiment:
     def train(self) -> None:
         """Trains or resumes, then runs every evaluation and writes the report."""
         config = self.config
+        optim = construct(OptimConfig, config.optim, what="config.optim")
+        check_accumulation(self.forward, optim)
         mixture = self._mixture()
         rows = mixture.rows_per_epoch
         if bool(config.steps) == bool(config.epochs):
@@ -93,7 +95,7 @@ class Experiment:
         trainer = Trainer(
             forward=self.forward,
             objective=build_objective(config.objective),
-            config=construct(OptimConfig, config.optim, what="config.optim"),
+            config=optim,
             steps=config.steps or round(config.epochs * rows / config.batch_size),
             mesh=self.mesh,
             seed=config.seed,

@@ -44,6 +44,10 @@ class BatchNorm(nnx.Module):
     `variance`. The averages are moved by assignment, so that a call in training must stay outside of
     `jax.checkpoint`, `vmap` and `scan`; flax raises an error otherwise.
 
+    Attributes:
+        frozen: whether a call in training uses the running averages, as at inference, and leaves them
+            alone. `Forward.apply_training` sets it.
+
     Args:
         width: number C of channels.
         momentum: share of the old average that stays, in [0, 1]. torch's `momentum` of 0.1 is 0.9 here.
@@ -78,8 +82,7 @@ class BatchNorm(nnx.Module):
             x: `[G, ..., width]` of any float type, with any number of axes between.
             valid: bool `[G]`, the rows that count; `None` if all do. The other rows are normalised
                 by the statistics of those that count.
-            training: whether to use the statistics of this call. A module with `frozen` set uses the
-                running averages in any case, and does not move them.
+            training: whether to use the statistics of this call, unless the module is `frozen`.
 
         Returns:
             The shape of `x`, in the dtype of the module.

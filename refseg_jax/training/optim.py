@@ -3,6 +3,11 @@
 The table of multipliers holds ordered pairs (regular expression over dotted paths, multiplier). The
 first match wins and every path must be matched. A multiplier of 0 freezes a parameter: it gets
 neither a gradient nor moments.
+
+The running averages of batch normalisation are paths of the table, too. Where their multiplier is 0,
+the layer is frozen: it normalises by its running averages in training as well. So a row that freezes a
+whole tower freezes what the tower computes. With any other multiplier they follow the batches, also
+where `scale` and `bias` are frozen, as in torch.
 """
 
 import dataclasses
@@ -39,6 +44,9 @@ class OptimConfig:
         clip_norm: bound on the global norm of the gradient, 0 for none. Not stated in the papers.
         lr_multipliers: ordered pairs (regular expression, multiplier of the rate); 0 freezes.
         accumulation: number of microbatches whose gradients make one update.
+        microbatch_statistics: allows accumulation for a model with batch normalisation, whose
+            statistics are then those of a microbatch: loss and update are not those of the whole
+            batch, and the running averages move once for each microbatch, in order.
         ema_decay: decay of an exponential average of the parameters, which evaluation and prediction
             then use; 0 for none. Bounded early in training, see `update_average`.
     """
@@ -56,6 +64,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     lr_multipliers: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
     accumulation: int = 1
+    microbatch_statistics: bool = False
     ema_decay: float = 0.0
 
 
@@ -86,7 +95,7 @@ def multipliers(paths: Iterable[str], table: Sequence[tuple[str, float]]) -> dic
     return decided
 
 
-def trainable(paths: Iterable[str], config: OptimConfig) -> frozenset[str]:
+def unfrozen(paths: Iterable[str], config: OptimConfig) -> frozenset[str]:
     """The paths of `paths` that are not frozen."""
     rates = multipliers(paths, config.lr_multipliers)
     return frozenset(path for path, multiplier in rates.items() if multiplier)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from refseg_jax import sharding
 from refseg_jax.batch import Batch, Objective
+from refseg_jax.errors import UserError
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.training import optim
 
@@ -22,9 +23,9 @@ class TrainState:
 
     Attributes:
         step: i32 `[]`, number of updates done.
-        params: path -> f32 parameter.
+        params: path -> f32 parameter or running average (of batch normalisation).
         opt_state: the optimiser's state, of the parameters that are not frozen.
-        ema: path -> f32 exponential average of the parameter, or `None` without averaging.
+        ema: path -> f32 exponential average of each of `params`, or `None` without averaging.
     """
 
     step: jax.Array
@@ -55,6 +56,10 @@ class Trainer:
         layouts: ordered pairs (regular expression over paths, layout) that say how parameters are
             sharded, see `refseg_jax.sharding`.
         seed: seed of initialisation and dropout.
+
+    Raises:
+        UserError: the config accumulates gradients and the model does not allow it, see
+            `check_accumulation`.
     """
 
     forward: Forward
@@ -65,6 +70,9 @@ class Trainer:
     layouts: tuple[tuple[str, str], ...] = sharding.DEFAULT_LAYOUTS
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_accumulation(self.forward, self.config)
+
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser over the trainable parameters."""
@@ -73,7 +81,7 @@ class Trainer:
     @property
     def trainable(self) -> frozenset[str]:
         """Paths that get gradients."""
-        return optim.trainable(self.forward.shapes, self.config)
+        return optim.unfrozen(self.forward.shapes, self.config) - self.forward.statistics
 
     def init(self, key: jax.Array) -> TrainState:
         """A fresh state, as a pure function that can be jitted; `create` makes it sharded."""
@@ -103,8 +111,8 @@ class Trainer:
         """A fresh state with given parameters, to fine-tune them.
 
         Args:
-            params: path -> f32 parameter, already laid out. Parameters that are missing are drawn
-                and created directly sharded.
+            params: path -> f32 parameter or running average, already laid out. Those that are missing
+                are drawn (running averages start at 0 and 1) and created directly sharded.
         """
         missing = self.forward.shapes.keys() - params.keys()
         if missing:
@@ -141,10 +149,10 @@ class Trainer:
         learn = self.trainable
         moving = {path: leaf for path, leaf in state.params.items() if path in learn}
         still = {path: leaf for path, leaf in state.params.items() if path not in learn}
-        gradients, terms = self._gradients(moving, still, state.step, batch)
+        gradients, terms, statistics = self._gradients(moving, still, state.step, batch)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, moving)  # pyright: ignore
         moved: Params = optax.apply_updates(moving, updates)  # pyright: ignore
-        params = {path: moved.get(path, leaf) for path, leaf in state.params.items()}
+        params = {**still, **moved, **statistics}
         ema = state.ema
         if ema is not None:
             ema = optim.update_average(ema, params, state.step, self.config.ema_decay)
@@ -164,49 +172,86 @@ class Trainer:
 
     def _gradients(
         self, moving: Params, still: Params, step: jax.Array, batch: Batch
-    ) -> tuple[Params, dict[str, jax.Array]]:
-        """Gradients and values of all terms; accumulation does not change them.
+    ) -> tuple[Params, dict[str, jax.Array], Params]:
+        """Gradients, values of all terms, and the next running averages.
 
-        A first pass adds up the weights of all microbatches. They depend on the batch alone, so the
-        compiler removes the model from that pass.
+        Accumulation changes neither gradients nor values (of a model without running averages). A first
+        pass adds up the weights of all microbatches. They depend on the batch alone, so the compiler
+        removes the model from that pass. Running averages go from each microbatch to the next.
         """
         parts = self.config.accumulation
         progress = jnp.minimum(step / max(self.steps, 1), 1.0)
         key = jax.random.fold_in(jax.random.key(self.seed + 1), step)
+        frozen = frozen_statistics(self.forward, self.config)
+        first = {path: still[path] for path in self.forward.statistics}
 
-        def terms_of(moving: Params, part: Batch, number: jax.Array) -> Mapping[str, Any]:
-            output = self.forward.apply({**moving, **still}, part, jax.random.fold_in(key, number))
-            return self.objective(output, part, progress)
+        def terms_of(
+            moving: Params, statistics: Params, part: Batch, number: jax.Array
+        ) -> tuple[Mapping[str, Any], Params]:
+            params = {**moving, **still, **statistics}
+            part_key = jax.random.fold_in(key, number)
+            output, after = self.forward.apply_training(params, part, part_key, frozen=frozen)
+            return self.objective(output, part, progress), after
 
         def weights_of(part: Batch, number: jax.Array) -> dict[str, jax.Array]:
-            return {n: t.weight * jnp.float32(1) for n, t in terms_of(moving, part, number).items()}
+            terms, _ = terms_of(moving, first, part, number)
+            return {name: term.weight * jnp.float32(1) for name, term in terms.items()}
 
         def share(
             moving: Params,
+            statistics: Params,
             part: Batch,
             number: jax.Array,
             weights: Mapping[str, jax.Array] | None = None,
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Params]]:
             values = {}
-            for name, term in terms_of(moving, part, number).items():
+            terms, after = terms_of(moving, statistics, part, number)
+            for name, term in terms.items():
                 weight = term.weight if weights is None else weights[name]
                 values[name] = term.coefficient * term.sum / jnp.maximum(weight, 1e-12)
-            return jnp.stack(list(values.values())).sum(), values
+            return jnp.stack(list(values.values())).sum(), (values, after)
 
         gradient = jax.grad(share, has_aux=True)
         if parts == 1:
-            return gradient(moving, batch, jnp.int32(0))
+            gradients, (values, statistics) = gradient(moving, first, batch, jnp.int32(0))
+            return gradients, values, statistics
 
         stacked = jax.tree.map(lambda x: _microbatches(x, parts), batch)
         numbers = jnp.arange(parts)
         weights = jax.lax.map(lambda args: weights_of(*args), (stacked, numbers))
         totals = {name: w.sum() for name, w in weights.items()}
 
-        def add(total: Any, args: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(moving, *args, totals)), None
+        def add(carry: Any, args: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            total, statistics = carry
+            gradients, (values, after) = gradient(moving, statistics, *args, totals)
+            return (jax.tree.map(jnp.add, total, (gradients, values)), after), None
 
         zeros = jax.tree.map(jnp.zeros_like, (moving, totals))
-        return jax.lax.scan(add, zeros, (stacked, numbers))[0]
+        ((gradients, values), statistics), _ = jax.lax.scan(add, (zeros, first), (stacked, numbers))
+        return gradients, values, statistics
+
+
+def frozen_statistics(forward: Forward, config: optim.OptimConfig) -> frozenset[str]:
+    """Paths of the running averages whose layers are frozen, see `refseg_jax.training.optim`."""
+    return forward.statistics - optim.unfrozen(forward.shapes, config)
+
+
+def check_accumulation(forward: Forward, config: optim.OptimConfig) -> None:
+    """Checks that accumulation keeps its promise, to change neither loss nor update.
+
+    Batch normalisation breaks it, because its statistics would be those of a microbatch.
+    `config.microbatch_statistics` allows that; frozen layers use no statistics of the batch.
+
+    Raises:
+        UserError: one line that names the fields.
+    """
+    allowed = config.accumulation == 1 or config.microbatch_statistics
+    if not allowed and forward.statistics - frozen_statistics(forward, config):
+        raise UserError(
+            f"config.optim.accumulation={config.accumulation}: the model has batch normalisation, whose "
+            "statistics would be those of a microbatch, not of the batch; set it to 1, or allow "
+            "this with --config.optim.microbatch_statistics=True"
+        )
 
 
 def _microbatches(x: jax.Array, parts: int) -> jax.Array:

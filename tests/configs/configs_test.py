@@ -24,7 +24,7 @@ from refseg_jax.naming import construct
 from refseg_jax.text.tokenizers import CLIP_EOS, CLIP_VOCAB
 from refseg_jax.training.loop import LoopConfig
 from refseg_jax.training.objectives import build_objective
-from refseg_jax.training.optim import OptimConfig, make_optimizer, trainable
+from refseg_jax.training.optim import OptimConfig, make_optimizer, unfrozen
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(
@@ -55,7 +55,7 @@ def test_model_objective_and_optimiser_are_built_without_arrays(config: Any) -> 
     assert data.image_size % data.mask_stride == 0
     build_objective(config.objective)
     optim = construct(OptimConfig, config.optim, what="config.optim")
-    learn = trainable(forward.shapes, optim)
+    learn = unfrozen(forward.shapes, optim) - forward.statistics
     assert learn and learn <= forward.shapes.keys()
     make_optimizer(optim, 100)
     construct(LoopConfig, config.loop, what="config.loop")
