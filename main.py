@@ -101,7 +101,7 @@ class Experiment:
             seed=config.seed,
         )
         steps = self.evaluations.last_step = trainer.steps
-        logging.info("parameters:\n%s", parameter_table.summary(self.forward.shapes))
+        logging.info("parameters:\n%s", parameter_table.summary(*self._variables))
         told = "%d steps of %d of %d rows; the first is compiled"
         logging.info(told, steps, config.batch_size, rows)
         trained = self._run(trainer, mixture)
@@ -187,12 +187,16 @@ class Experiment:
             if jax.process_index() == 0:
                 # Not before: a command that cannot go on says nothing of the run that is there.
                 (self.workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
-                parameter_table.write_table(self.forward.shapes, self.workdir / "parameters.txt")
+                parameter_table.write_table(*self._variables, self.workdir / "parameters.txt")
                 if mixture.exclusions:
                     leakage.write_report(self._left_out, mixture.exclusions)
             trained = run.train(start)
         checkpointer.close()
         return trained
+
+    @property
+    def _variables(self) -> tuple[dict[str, jax.ShapeDtypeStruct], frozenset[str]]:
+        return self.forward.shapes, self.forward.statistics
 
     @property
     def _left_out(self) -> Path:

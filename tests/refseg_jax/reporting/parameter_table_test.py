@@ -32,13 +32,34 @@ def test_lines_are_aligned_and_begin_with_the_towers() -> None:
     assert [line[0] for line in lines] == ["v", " ", " ", "t", "s", "t"]
 
 
-def test_the_file_has_every_parameter(tmp_path: Path) -> None:
-    path = tmp_path / "parameters.txt"
-    parameter_table.write_table(LEAVES, path)
-    rows = {
+def test_running_averages_are_counted_apart() -> None:
+    averages = {"vision.norm.mean": jax.ShapeDtypeStruct((40,), "float32")}
+    plain = parameter_table.summary(LEAVES).splitlines()
+    *lines, last = parameter_table.summary({**LEAVES, **averages}, averages.keys()).splitlines()
+    assert [line.split() for line in lines] == [line.split() for line in plain]
+    assert last.split() == ["running", "averages", "40", "not", "trained"]
+
+
+def _rows(text: str) -> dict[str, list[str]]:
+    return {
         cells[1].strip(): [cell.strip() for cell in cells[2:5]]
-        for line in path.read_text().splitlines()
+        for line in text.splitlines()
         if len(cells := line.split("|")) > 4
     }
+
+
+def test_the_file_has_every_parameter(tmp_path: Path) -> None:
+    path = tmp_path / "parameters.txt"
+    parameter_table.write_table(LEAVES, frozenset(), path)
+    rows = _rows(path.read_text())
     assert rows["vision.blocks.0.kernel"] == ["(100, 10)", "float32", "1,000"]
     assert rows.keys() - {"Name"} == LEAVES.keys()
+
+
+def test_the_file_lists_running_averages_behind_the_parameters(tmp_path: Path) -> None:
+    averages = {"vision.norm.mean": jax.ShapeDtypeStruct((40,), "float32")}
+    path = tmp_path / "parameters.txt"
+    parameter_table.write_table({**averages, **LEAVES}, averages.keys(), path)
+    parameters, _, rest = path.read_text().partition("Running averages")
+    assert _rows(parameters).keys() - {"Name"} == LEAVES.keys()
+    assert _rows(rest).keys() - {"Name"} == averages.keys()
