@@ -107,7 +107,7 @@ class ShuffleText:
     The words come from an expression of the same image and granularity that means other targets. One
     of the same category is preferred (for parts: of the same part and object category), then one of the
     same object category, then any. Pairs without such an expression become padding. Masks stay those of
-    the original expressions.
+    the original expressions. Forms of absence are of the words, so no pair keeps its own.
     """
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -119,7 +119,8 @@ class ShuffleText:
             if expression is None:
                 continue
             other = _another(frame.record, expression)
-            texts[k], kept[k] = ("", None) if other is None else (other.text, expression)
+            asked = dataclasses.replace(expression, form="")
+            texts[k], kept[k] = ("", None) if other is None else (other.text, asked)
         frame = dataclasses.replace(frame, expressions=tuple(kept))
         return dataclasses.replace(example, frames=(frame,), texts=tuple(texts))
 

@@ -353,6 +353,14 @@ def test_shuffling_never_keeps_the_words():
     assert words["k"] == "the left car"
 
 
+def test_shuffled_words_are_no_question_of_the_form_of_absence():
+    record = scene()
+    asked = tuple(dataclasses.replace(e, form="place") for e in record.expressions)
+    example = apply(make_example(dataclasses.replace(record, expressions=asked)), ShuffleText())
+    kept = [e for e in example.frames[0].expressions if e is not None]
+    assert kept and {e.form for e in kept} == {""}
+
+
 def test_padding_stays_padding_when_words_are_shuffled():
     example = apply(make_example(scene()), PadExpressions(12), ShuffleText())
     assert ids(example)[11:] == [None] and example.texts[11:] == ("",)
