@@ -21,12 +21,13 @@ class ScenesConfig:
         name: name of the TFDS config (of `a-z`, `0-9` and `_`), and of the folder in
             `<data_dir>/scenes`.
         image_size: side of the square images in pixels, at least 64.
-        seed: seed of the build; every image has a random stream of its own.
+        seed: seed of the build, at least 0; every pair and every group has a random stream of its own.
         train, val, test: number of images of the main splits. Images come in pairs that are asked the
-            same questions, so that an even number has as many questions that match as do not.
+            same questions, so that an even number has as many questions that match as do not. A split
+            of 0 images is not built.
         train_groups, val_groups, test_groups: number of groups of the group splits.
         novel_train, novel_test: number of images of the novel splits.
-        group_size: number of images of a group, which share an expression; at least 4.
+        group_size: number of images of a group, which share an expression; 4..16.
         min_objects, max_objects: least and greatest number of objects that are placed in an image, 2..8.
             A crowded image may keep fewer.
         object_referents, part_referents: greatest number of described objects and of described parts in
@@ -59,6 +60,12 @@ class ScenesConfig:
     jpeg_quality: int = 92
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), int(field.name == "wordings")
+            if field.name != "name" and (type(value) is not int or value < least):
+                raise ValueError(
+                    f"scenes: {field.name} is {value!r:.40}; it is a whole number of {least} or more"
+                )
         if self.image_size < 64:
             raise ValueError(f"scenes: image_size {self.image_size} is below 64; use 64 or more")
         if not 2 <= self.min_objects <= self.max_objects <= 8:
@@ -66,11 +73,13 @@ class ScenesConfig:
                 f"scenes: min_objects {self.min_objects}, max_objects {self.max_objects}; "
                 "2 <= min_objects <= max_objects <= 8 is needed"
             )
-        if self.group_size < 4:
+        if not 4 <= self.group_size <= 16:
             raise ValueError(
-                f"scenes: group_size {self.group_size} is below 4; a group needs two images with "
-                "its object and two without"
+                f"scenes: group_size {self.group_size} is not in 4..16; a group needs images with and "
+                "without its object, and is chosen out of 24 drafts"
             )
+        if self.jpeg_quality > 100:
+            raise ValueError(f"scenes: jpeg_quality {self.jpeg_quality} is above 100")
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_"):
             raise ValueError(f"scenes: name {self.name!r} is not made of a-z, 0-9 and _")
 
