@@ -12,7 +12,7 @@ are optional. `empty` says whether the image contains nothing that the expressio
 a mask without pixels says so:
 
     {"id": "17", "segmentation": [[10, 20, ...]], "empty": false, "granularity": "part",
-     "group": "", "category": ""}
+     "group": "", "category": "", "form": ""}
 
 Where the protocol allows it, masks are counted without being decoded. Pairs are not kept once they are
 counted. docs/protocols.md explains the protocols and the fields.
