@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from input_pipeline import oracle, pipeline
+from input_pipeline import labels, oracle, pipeline
 from input_pipeline.pipeline import PipelineConfig
 from input_pipeline.sources import DatasetError, RecordSource
-from refseg_jax.batch import HostBatch
+from refseg_jax.batch import ClassList, HostBatch
 from refseg_jax.errors import UserError
 from refseg_jax.naming import construct
 
@@ -69,6 +69,31 @@ class ExperimentData:
             cure = "or leave it out: --config.eval.oracle="
             self._check_source("", split, "config.eval.oracle", cure)
 
+    def classes(self, entry: Any, field: str) -> ClassList:
+        """The classes that every image of an entry's split is asked for.
+
+        Args:
+            entry: value of `config.evals`.
+            field: name of the entry, for messages.
+
+        Raises:
+            UserError: the split cannot be read, the entry's granularities are not of one kind of
+                class, or the dataset has no such classes.
+        """
+        config = self._evaluated(entry)
+        return pipeline.open_classes(config, _class_granularity(config, field))
+
+    def label_batches(self, entry: Any) -> Iterable[HostBatch]:
+        """This process's batches of all images of an entry's split, with the class of each pixel."""
+        config, rows = self._evaluated(entry), self._config.eval.batch_size
+        return pipeline.label_batches(
+            config,
+            _class_granularity(config, "config.evals"),
+            batch_size=rows,
+            stop=self._stop,
+            **self._process,
+        )
+
     def batches(self, entry: Any) -> Iterable[HostBatch]:
         """This process's batches of the split of an entry of `config.evals`."""
         rows = self._config.eval.batch_size
@@ -102,3 +127,7 @@ class ExperimentData:
             RecordSource(data.data_dir, dataset or data.dataset, split)
         except DatasetError as error:
             raise UserError(f"{field}: {error}; {cure}") from error
+
+
+def _class_granularity(config: PipelineConfig, field: str) -> str:
+    return labels.class_granularity(config.granularities, f"{field}.granularities")

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -23,6 +23,10 @@ TARGET_GRANULARITIES = ("object", "part", "stuff")
 #: File beside a dataset's records with the image ids of all its evaluation splits, including those that
 #: were not built: `{split: [id, ...]}`.
 HELD_OUT = "held_out.json"
+
+#: File beside a dataset's records with its closed list of classes: `{granularity: [[text, category],
+#: ...]}`, see `AskedClass`.
+CLASSES = "classes.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,19 @@ class Expression:
     referent: int = 0
     group: str = ""
     form: str = ""
+
+
+class AskedClass(NamedTuple):
+    """A class of a dataset's closed list, for which a benchmark asks every image.
+
+    Attributes:
+        text: the expression, e.g. `"all wall"` or `"wheel of car"`.
+        category: `Target.category` of its regions; `""` where that alone does not tell the class (the
+            head of a bird and that of a fish).
+    """
+
+    text: str
+    category: str = ""
 
 
 #: Ways in which other programs write COCO's id 139, as `COCO_train2014_000000000139.jpg`.

@@ -49,6 +49,9 @@ class Batch:
         native: u8 `[B, N, K, Hc, Wc]` of 0/1, the mask at native size in the upper left corner of
             the canvas; evaluation only.
         anti_text: i32 `[B, K, L]`, token ids of the anti-expression (GRSer only).
+        labels: i16 `[B, N, Hc, Wc]`, the class of each pixel as an index of `ClassList`, in the upper
+            left corner of the canvas; -1 where there is none. Only where every image is asked for every
+            class; texts and masks are then empty.
     """
 
     image: Array
@@ -61,6 +64,24 @@ class Batch:
     affine: Array
     native: Array | None = None
     anti_text: Array | None = None
+    labels: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassList:
+    """The classes that every image of a benchmark is asked for, in the benchmark's order.
+
+    Attributes:
+        names: `C` texts, e.g. `"all wall"`.
+        granularity: `"category"` or `"part"`.
+        text: i32 `[C, L]` token ids, zero-padded.
+        text_valid: bool `[C, L]`, true from SOS to EOS.
+    """
+
+    names: tuple[str, ...]
+    granularity: str
+    text: np.ndarray
+    text_valid: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,9 +53,10 @@ PIPELINE = {
     "oracle": "schema sources",
     "leakage": "schema sources",
     "making": "prompts rows schema sources transforms",
-    "pipeline": "making rows sources transforms workers",
+    "labels": "making rows schema sources transforms",
+    "pipeline": "labels making rows sources transforms workers",
     "mixtures": "leakage pipeline workers",
-    "experiment_data": "oracle pipeline sources",
+    "experiment_data": "labels oracle pipeline sources",
 }
 #: What `input_pipeline` may use of the library.
 SHARED = "batch text images errors naming locks unpickling"

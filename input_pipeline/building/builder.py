@@ -27,7 +27,7 @@ from input_pipeline.building import beam, shards
 from input_pipeline.building.conversion import BuildError, Outcome, Plan
 from input_pipeline.building.processes import ordered_map
 from input_pipeline.building.shards import Shard, Summary
-from input_pipeline.schema import HELD_OUT, features
+from input_pipeline.schema import CLASSES, HELD_OUT, features
 from refseg_jax.errors import UserError
 from refseg_jax.locks import exclusive
 
@@ -162,6 +162,8 @@ class RecordBuilder(FileReaderBuilder, skip_registration=True):
         folder = Path(str(self.data_path))
         self._finish(folder, plan, built)
         _write_held_out(folder, plan, built)
+        if plan.classes:
+            (folder / CLASSES).write_text(json.dumps(plan.classes), encoding="utf-8")
         for shard, _ in summaries:
             shard.path.rename(folder / shard.path.name)
         self._set_splits(built)

@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.schema import Expression, Record, Target, check_references, id_fault
+from input_pipeline.schema import (
+    AskedClass,
+    Expression,
+    Record,
+    Target,
+    check_references,
+    id_fault,
+)
 from refseg_jax.errors import UserError, escaped, shown
 from refseg_jax.images.decoding import ImageError, decode_image, image_notes
 from refseg_jax.images.files import read_file
@@ -63,6 +70,8 @@ class Plan:
             built or not. Training on other datasets leaves these images out. A built evaluation split
             that is missing here holds out the images of its records.
         facts: figures of the source for the build report that are no defects, e.g. its number of groups.
+        classes: granularity (`"category"` or `"part"`) -> the dataset's closed list of classes, in its
+            order, whether or not the built images show all of them.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -70,6 +79,7 @@ class Plan:
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     held_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    classes: Mapping[str, Sequence[AskedClass]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

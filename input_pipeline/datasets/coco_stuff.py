@@ -22,6 +22,7 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import (
     Classes,
     MapItem,
+    asked_classes,
     convert_categories,
     first_folders,
     list_files,
@@ -97,7 +98,8 @@ def read_plan(source: Path) -> Plan:
             held_out[split] = tuple(str(int(stem)) for stem in drawn)
     if not splits:
         raise SourceError(f"{source}: --source_dir must hold {layout}")
-    return Plan(splits, tuple(problems), held_out=held_out)
+    asked = asked_classes(n for k, n in enumerate(CLASSES.names, 1) if k not in NEVER_DRAWN)
+    return Plan(splits, tuple(problems), held_out=held_out, classes=asked)
 
 
 def _items(images: Path, maps: dict[str, Path], problems: list[str]) -> tuple[MapItem, ...]:

@@ -18,6 +18,7 @@ images is found. Crops of one image share the id, also between LIP's own train a
 `lip/<name>`.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from input_pipeline.formats.label_maps import (
     plan_pairs,
     read_labels,
 )
-from input_pipeline.schema import Expression, Target
+from input_pipeline.schema import AskedClass, Expression, Target
 
 #: Names of the values 1..19.
 _PARTS = (
@@ -66,7 +67,9 @@ def read_plan(source: Path) -> Plan:
         for split in ("train", "val")
     }
     layout = facts_of("lip").layout
-    return plan_pairs(source, choices, image_id=_image_id, layout=layout, cure=_CURE)
+    plan = plan_pairs(source, choices, image_id=_image_id, layout=layout, cure=_CURE)
+    asked = tuple(AskedClass(prompts.part(part, WHOLE)) for part in PARTS)
+    return dataclasses.replace(plan, classes={"part": asked})
 
 
 def convert(item: MapItem, source: str) -> Outcome:

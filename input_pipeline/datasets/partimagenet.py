@@ -14,17 +14,39 @@ ones. Source: README.md of github.com/TACJu/PartImageNet, and for the folders of
 datasets/README.md of github.com/facebookresearch/VLPart.
 """
 
+import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from input_pipeline import prompts
 from input_pipeline.building.conversion import Conversion, Plan, SourceError
 from input_pipeline.formats import coco_json
+from input_pipeline.schema import AskedClass
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS = ("{0}.json", "annotations/{0}.json", "annotations/{0}/{0}.json")
 
 _CORRECTED = {"tier": "tire"}
+
+#: Kind of object -> its parts: the 40 classes, in the order of the README's table.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    kind: tuple(parts.split(", "))
+    for kind, parts in {
+        "quadruped": "head, body, foot, tail",
+        "biped": "head, body, hand, foot, tail",
+        "fish": "head, body, fin, tail",
+        "bird": "head, body, wing, foot, tail",
+        "snake": "head, body",
+        "reptile": "head, body, foot, tail",
+        "car": "body, tire, side mirror",
+        "bicycle": "head, body, seat, tire",
+        "boat": "body, sail",
+        "aeroplane": "head, body, wing, engine, tail",
+        "bottle": "body, mouth",
+    }.items()
+}
 
 
 def spoken(category: str) -> tuple[str, str]:
@@ -56,13 +78,17 @@ def read_plan(source: Path) -> Plan:
             f"{source}: no train.json (nor of another split); --source_dir must be the folder that "
             "holds train.json and train/<synset>/*.JPEG"
         )
-    return coco_json.read_plan(
+    plan = coco_json.read_plan(
         files,
         spoken,
         locate=functools.partial(_locate, source),
         image_id=_imagenet_id,
         cure="copy it from ImageNet's training images",
     )
+    asked = [
+        AskedClass(prompts.part(part, kind)) for kind, parts in PARTS.items() for part in parts
+    ]
+    return dataclasses.replace(plan, classes={"part": asked})
 
 
 def _locate(source: Path, split: str, name: str) -> Path:

@@ -8,7 +8,7 @@ of saliency is a mask, of which counts what it shows (`input_pipeline.formats.ma
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import prompts
 from input_pipeline.building.conversion import ItemError, Outcome, Plan, SourceError, read_image
-from input_pipeline.schema import Expression, Target
+from input_pipeline.schema import AskedClass, Expression, Target
 from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.files import read_file, same_name
 from refseg_jax.images.kinds import kind_of
@@ -91,6 +91,11 @@ class Files:
 
     found: tuple[tuple[str, Path, Path], ...]
     problems: tuple[str, ...]
+
+
+def asked_classes(names: Iterable[str]) -> dict[str, tuple[AskedClass, ...]]:
+    """`Plan.classes` of categories with the prompt "all {}"."""
+    return {"category": tuple(AskedClass(prompts.category(name), name) for name in names)}
 
 
 def convert_categories(item: MapItem, source: str, *, classes: Classes, cure: str) -> Outcome:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from refseg_jax import sharding
@@ -22,6 +20,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.evaluation import predictions
 from refseg_jax.evaluation.counts import pair_counts
 from refseg_jax.evaluation.picture import Picture
+from refseg_jax.evaluation.processes import from_all, sum_over_processes
 from refseg_jax.evaluation.protocols import (
     Counts,
     Pair,
@@ -162,9 +161,9 @@ class Evaluator:
                     shown += self._pictures(host, seen, self.pictures - len(shown))
         for reason in quarantined:
             logging.warning("%s: left out: %s", self.name, reason)
-        states = _from_all(states)
+        states = from_all(states)
         scores = keyed_scores(states) | keyed_counts(states)
-        scores["quarantined"] = float(_sum_over_processes(len(quarantined)))
+        scores["quarantined"] = float(sum_over_processes(len(quarantined)))
         if self.show is not None and shown and jax.process_index() == 0:
             self.show(step, shown)
         return {self.prefix + key: value for key, value in scores.items()}
@@ -290,16 +289,12 @@ class Evaluator:
         if self.dump is None or not self._dumps(step):
             yield lambda seen: None
             return
-        suffix = "" if jax.process_count() == 1 else f"-{jax.process_index()}"
-        with (
-            predictions.jsonl_writer(self.dump / f"predictions{suffix}.jsonl") as predicted,
-            predictions.jsonl_writer(self.dump / f"references{suffix}.jsonl") as references,
-        ):
+        with predictions.dump_writers(self.dump) as (predicted, references):
 
             def write(seen: list[Seen]) -> None:
                 for one in seen:
                     predicted(self._prediction_line(one))
-                    references(_reference_line(one.pair))
+                    references(predictions.reference_line(one.pair))
 
             yield write
 
@@ -319,16 +314,6 @@ class Evaluator:
         )
 
 
-def _reference_line(pair: Pair) -> dict[str, Any]:
-    known = {name: getattr(pair, name) for name in ("granularity", "group", "category", "form")}
-    return {
-        "id": pair.id,
-        "segmentation": predictions.encode(pair.regions.target()),
-        "empty": pair.empty,
-        **{name: value for name, value in known.items() if value},
-    }
-
-
 def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:
     """Mean probability inside a mask, 0 for an empty one; arguments f32 and bool `[H, W]`."""
     if not mask.any():
@@ -346,24 +331,3 @@ def _worth_showing(seen: list[Seen]) -> Iterator[Seen]:
     for _, same in itertools.groupby(seen, key=lambda one: one.meta.image_ids[one.place[1]]):
         found = list(same)
         yield from found[:: -(-len(found) // _SHOWN_OF_AN_IMAGE)]
-
-
-def _from_all(states: list[State]) -> list[State]:
-    """States with the sums of all processes, on every process."""
-    if jax.process_count() == 1:
-        return states
-    text = json.dumps([state.to_json() for state in states]).encode()
-    lengths = multihost_utils.process_allgather(np.int64(len(text)))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    merged = [State(state.protocol) for state in states]
-    for row, length in zip(multihost_utils.process_allgather(padded), lengths, strict=True):
-        for state, sums in zip(merged, json.loads(row[: int(length)].tobytes()), strict=True):
-            state.add_json(sums)
-    return merged
-
-
-def _sum_over_processes(count: int) -> int:
-    if jax.process_count() == 1:
-        return count
-    return int(np.sum(multihost_utils.process_allgather(np.int64(count))))

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from refseg_jax.evaluation.protocols.base import Pair
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
@@ -58,6 +61,31 @@ def prediction_line(
         "present": bool(mask.any()) if present is None else present,
     }
     return line if soft_map is None else {**line, "map": encode_map(soft_map)}
+
+
+def reference_line(pair: Pair) -> dict[str, Any]:
+    """The line of `references.jsonl` of a pair."""
+    known = {name: getattr(pair, name) for name in ("granularity", "group", "category", "form")}
+    return {
+        "id": pair.id,
+        "segmentation": encode(pair.regions.target()),
+        "empty": pair.empty,
+        **{name: value for name, value in known.items() if value},
+    }
+
+
+@contextlib.contextmanager
+def dump_writers(folder: Path) -> Iterator[tuple[Any, Any]]:
+    """Writers as `jsonl_writer`'s of this process's `predictions.jsonl` and `references.jsonl`.
+
+    With several processes, the files are `predictions-<process>.jsonl`, likewise references.
+    """
+    suffix = "" if jax.process_count() == 1 else f"-{jax.process_index()}"
+    with (
+        jsonl_writer(folder / f"predictions{suffix}.jsonl") as predicted,
+        jsonl_writer(folder / f"references{suffix}.jsonl") as references,
+    ):
+        yield predicted, references
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def comparable(protocol: Protocol, threshold: float) -> str:
         threshold: probability above which pixels belonged to a mask; noted if not the protocol's.
     """
     line = f"{protocol.name}: comparable with {protocol.comparable}"
-    if threshold != protocol.threshold and "map" not in protocol.reads:
+    if threshold != protocol.threshold and not {"map", "argmax"} & set(protocol.reads):
         line += f" (where masks are cut at {protocol.threshold:g}, here at {threshold:g})"
     return line
 

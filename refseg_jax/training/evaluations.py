@@ -9,10 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from refseg_jax import sharding
-from refseg_jax.batch import HostBatch
+from refseg_jax.batch import ClassList, HostBatch
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation import protocols
 from refseg_jax.evaluation.evaluator import Evaluator
+from refseg_jax.evaluation.every_class import ClassEvaluator
 from refseg_jax.evaluation.picture import Picture
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.reporting import pictures, tables
@@ -37,6 +38,14 @@ class EvaluationData(Protocol):
 
     def batches(self, entry: Any) -> Iterable[HostBatch]:
         """This process's batches of the entry's split."""
+        ...
+
+    def classes(self, entry: Any, field: str) -> ClassList:
+        """The dataset's classes; raises a `UserError` if they or the entry's split cannot be read."""
+        ...
+
+    def label_batches(self, entry: Any) -> Iterable[HostBatch]:
+        """This process's batches of all images of the entry's split, with the class of each pixel."""
         ...
 
     def oracle(self) -> Mapping[str, float]:
@@ -98,13 +107,17 @@ class Evaluations:
                     f"config.eval.batch_size={rows} does not divide over the {shards} pieces that "
                     f"config.mesh cuts a batch into: choose a multiple, {cure}"
                 )
-            self._data.check(entry, field, cure)
+            if self._every_class is None:
+                self._data.check(entry, field, cure)
+            else:
+                self._data.classes(entry, field)
         self._data.check_oracle()
 
-    def at(self, *moments: str) -> list[Evaluator]:
+    def at(self, *moments: str) -> list[Evaluator | ClassEvaluator]:
         """The evaluations whose `when` is one of `moments`."""
+        make = self._evaluator if self._every_class is None else self._class_evaluator
         return [
-            self._evaluator(name, entry)
+            make(name, entry)
             for name, entry in self.config.evals.items()
             if entry.when in moments
         ]
@@ -147,30 +160,62 @@ class Evaluations:
             print(tables.full_text(scores, prefixes, self._protocols, threshold))
             print(f"summary: {self.summary}")
 
-    @functools.cached_property
+    @property
     def _protocols(self) -> tuple[protocols.Protocol, ...]:
         chosen = self.config.eval
-        return protocols.build_protocols(chosen.protocol, min_pixels=chosen.min_pixels)
+        built = protocols.build_protocols(
+            chosen.protocol, min_pixels=chosen.min_pixels, background=chosen.background
+        )
+        if len(built) > 1 and any(isinstance(one, protocols.EveryClass) for one in built):
+            raise UserError(
+                f"config.eval.protocol={chosen.protocol!r}: every_class asks other questions than the "
+                "rest; run it alone, --config.eval.protocol=every_class"
+            )
+        return built
+
+    @property
+    def _every_class(self) -> protocols.EveryClass | None:
+        """The protocol that asks every image for every class, if it is chosen."""
+        for chosen in self._protocols:
+            if isinstance(chosen, protocols.EveryClass):
+                return chosen
+        return None
 
     def _evaluator(self, name: str, entry: Any) -> Evaluator:
+        return Evaluator(
+            batches=functools.partial(self._data.batches, entry),
+            pictures=self.config.eval.pictures,
+            show=functools.partial(self._show, name),
+            protocols=self._protocols,
+            **self._shared(name, entry),
+        )
+
+    def _class_evaluator(self, name: str, entry: Any) -> ClassEvaluator:
+        assert self._every_class is not None
+        return ClassEvaluator(
+            classes=functools.partial(self._data.classes, entry, f"config.evals.{name}"),
+            batches=functools.partial(self._data.label_batches, entry),
+            protocol=self._every_class,
+            classes_at_once=self.config.eval.pairs,
+            **self._shared(name, entry),
+        )
+
+    def _shared(self, name: str, entry: Any) -> dict[str, Any]:
+        """Fields that all evaluators have."""
         chosen = self.config.eval
         model: Any = self._forward.model
-        return Evaluator(
-            name=name,
-            forward=self._forward,
-            batches=functools.partial(self._data.batches, entry),
-            mesh=self.mesh,
-            mask_stride=model.mask_stride,
-            canvas=tuple(chosen.canvas),
-            threshold=chosen.threshold,
-            resample=chosen.resample,
-            prefix=entry.prefix,
-            pictures=chosen.pictures,
-            show=functools.partial(self._show, name),
-            dump=self._workdir / chosen.dump / name if chosen.dump else None,
-            dump_at=self.last_step,
-            protocols=self._protocols,
-        )
+        return {
+            "name": name,
+            "forward": self._forward,
+            "mesh": self.mesh,
+            "mask_stride": model.mask_stride,
+            "canvas": tuple(chosen.canvas),
+            "threshold": chosen.threshold,
+            "resample": chosen.resample,
+            "prefix": entry.prefix,
+            "dump": self._workdir / chosen.dump / name if chosen.dump else None,
+            "dump_at": self.last_step,
+        }
 
     def _show(self, name: str, step: int, shown: list[Picture]) -> None:
         panels = {f"{name}/{number}": pictures.panel(p) for number, p in enumerate(shown)}

@@ -16,7 +16,13 @@ from pathlib import Path
 
 from input_pipeline.building.conversion import Conversion, Outcome, Plan, SourceError
 from input_pipeline.facts.published import facts_of
-from input_pipeline.formats.label_maps import Classes, MapItem, convert_categories, plan_pairs
+from input_pipeline.formats.label_maps import (
+    Classes,
+    MapItem,
+    asked_classes,
+    convert_categories,
+    plan_pairs,
+)
 from refseg_jax.text.encoding import EncodingError, decoded
 
 #: Classes that the development kit calls stuff.
@@ -52,6 +58,7 @@ def read_plan(source: Path) -> Plan:
             split: tuple(dataclasses.replace(item, names=names) for item in items)
             for split, items in plan.splits.items()
         },
+        classes=asked_classes(names),
     )
 
 

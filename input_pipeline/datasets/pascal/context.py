@@ -22,6 +22,7 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.formats.label_maps import (
     Classes,
     MapItem,
+    asked_classes,
     convert_categories,
     first_folders,
     list_files,
@@ -71,7 +72,8 @@ def read_plan(source: Path) -> Plan:
         for split, names in listed.items()
     }
     held_out = {"val": tuple(f"voc/{name}" for name in listed["val"])} if listed["val"] else {}
-    return Plan(splits, tuple(problems), held_out=held_out)
+    asked = asked_classes(CLASSES.names)
+    return Plan(splits, tuple(problems), held_out=held_out, classes=asked)
 
 
 def _read_list(folder: Path, split: str) -> list[str]:

@@ -7,7 +7,7 @@ from refseg_jax import naming
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.protocols.base import Counts, Pair, Protocol, Reads, Regions, State
-from refseg_jax.evaluation.protocols.categories import Part, Semseg
+from refseg_jax.evaluation.protocols.categories import Background, EveryClass, Part, Semseg
 from refseg_jax.evaluation.protocols.expressions import Cris, Lavt, RefCOCOm
 from refseg_jax.evaluation.protocols.grd import Grd
 from refseg_jax.evaluation.protocols.gres import Gres, GresPaper
@@ -17,12 +17,25 @@ from refseg_jax.evaluation.protocols.sod import Sod
 #: Every protocol, by the name that configs and `tools.score` use.
 PROTOCOLS: Mapping[str, type[Protocol]] = {
     protocol.name: protocol
-    for protocol in (Cris, Lavt, Gres, GresPaper, RefCOCOm, Grd, Semseg, Part, Sod, Rvos)
+    for protocol in (
+        Cris,
+        Lavt,
+        Gres,
+        GresPaper,
+        RefCOCOm,
+        Grd,
+        EveryClass,
+        Semseg,
+        Part,
+        Sod,
+        Rvos,
+    )
 }
 
 __all__ = [
     "PROTOCOLS",
     "Counts",
+    "EveryClass",
     "Pair",
     "Protocol",
     "Reads",
@@ -51,21 +64,29 @@ def build_protocol(name: str, **options: Any) -> Protocol:
         raise UserError(str(error)) from None
 
 
-def build_protocols(names: str, *, min_pixels: int = 0) -> tuple[Protocol, ...]:
+def build_protocols(
+    names: str, *, min_pixels: int = 0, background: Background = "ignored"
+) -> tuple[Protocol, ...]:
     """Builds several protocols by name.
 
     Args:
         names: names separated by commas, e.g. `"cris,gres"`.
         min_pixels: `Gres.min_pixels` of `gres` and `gres_paper`; 0 to follow the presence head.
+        background: `EveryClass.background` of `every_class`.
 
     Raises:
         UserError: a name is unknown or occurs twice, `part` is not the first (its keys would be those
-            of the granularity, `part/mIoU`), or no protocol takes `min_pixels`.
+            of the granularity, `part/mIoU`), or no protocol takes `min_pixels` or `background`.
     """
     chosen = [name.strip() for name in names.split(",")]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"protocol {names!r} names one twice")
-    protocols = [build_protocol(name) for name in chosen]
+    if background != "ignored" and EveryClass.name not in chosen:
+        raise UserError(f"background={background!r} is for every_class, not for {names}")
+    protocols = [
+        EveryClass(background) if name == EveryClass.name else build_protocol(name)
+        for name in chosen
+    ]
     for protocol in protocols[1:]:
         if protocol.name in GRANULARITIES:
             raise UserError(

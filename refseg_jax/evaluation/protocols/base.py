@@ -15,8 +15,9 @@ import numpy as np
 from refseg_jax.batch import SCOPES
 from refseg_jax.errors import UserError
 
-#: What a protocol reads of a pair: pixel counts at native size, those on LAVT's square, masks, maps.
-Reads: TypeAlias = Literal["counts", "square", "masks", "map"]
+#: What a protocol reads of a pair: pixel counts at native size, those on LAVT's square, masks, maps,
+#: pixel counts of the classes with the largest logits.
+Reads: TypeAlias = Literal["counts", "square", "masks", "map", "argmax"]
 
 #: Every float64 is an integer multiple of 2^-1074.
 _EXPONENT = 1074

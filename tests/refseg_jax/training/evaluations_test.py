@@ -31,6 +31,7 @@ def experiment(tmp_path: Path) -> Iterator[Experiment]:
         ("evals.test.when", "finally", r"config\.evals\.test\.when='finally'.*final"),
         ("eval.oracle", "nothing", r"config\.eval\.oracle: .*'nothing'.*config\.eval\.oracle="),
         ("eval.resample", "chris", r"config\.eval\.resample 'chris': did you mean 'cris'"),
+        ("eval.protocol", "cris,every_class", r"config\.eval\.protocol=.*alone, --config\.eval"),
         ("eval.batch_size", 3, r"config\.eval\.batch_size=3.*2 pieces.*evals\.\w+\.when=never"),
     ],
 )
@@ -49,3 +50,10 @@ def test_an_evaluation_that_cannot_run_is_told_before_training(
 def test_an_evaluation_that_never_runs_is_not_checked(experiment: Experiment) -> None:
     experiment.config.evals.val.update({"split": "nothing", "when": "never"})
     experiment.evaluations.check()
+
+
+def test_every_class_needs_one_kind_of_class(experiment: Experiment) -> None:
+    experiment.config.eval.protocol = "every_class"
+    with pytest.raises(UserError, match=r"evals\.\w+\.granularities: classes are either") as caught:
+        experiment.evaluations.check()
+    assert "\n" not in str(caught.value)
