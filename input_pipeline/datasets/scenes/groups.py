@@ -45,9 +45,13 @@ def draw_group(config: ScenesConfig, granularity: str, rng: Rng) -> Group:
         granularity: of the sentence, out of `GRANULARITIES`.
         rng: source of randomness.
     """
+    # Where a category is asked for, each scene has two of three kinds. Else those without it would have
+    # fewer kinds than the others, and need no words.
+    two_of_three = granularity == "category"
     while True:
-        theme = narrow_theme(rng)
-        layouts = [sample_layout(theme, config, rng) for _ in range(_POOL)]
+        theme = narrow_theme(rng, 3 if two_of_three else 2)
+        themes = [theme.of_two_kinds(rng) if two_of_three else theme for _ in range(_POOL)]
+        layouts = [sample_layout(one, config, rng) for one in themes]
         graphs = [_outline(layout, config) for layout in layouts]
         positive = config.group_size // 2 + int(rng.integers(-1, 2))
         negative = config.group_size - positive

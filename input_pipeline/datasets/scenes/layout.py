@@ -57,6 +57,10 @@ class Theme:
             kinds = tuple(k for k in kinds if colours[0] in KINDS[k].colours)
         return dataclasses.replace(self, kinds=kinds, colours=colours)
 
+    def of_two_kinds(self, rng: Rng) -> "Theme":
+        """A theme of two of the kinds, in random order."""
+        return dataclasses.replace(self, kinds=tuple(_shuffled(self.kinds, rng)[:2]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
@@ -101,10 +105,15 @@ def sample_theme(rng: Rng, *, novel: bool = False) -> Theme:
     return Theme(background, tuple(kinds), tuple(_palette()), novel)
 
 
-def narrow_theme(rng: Rng) -> Theme:
-    """Draws a theme of few kinds and colours, in whose scenes the same expressions are often true."""
+def narrow_theme(rng: Rng, least: int = 2) -> Theme:
+    """Draws a theme of few kinds and colours, in whose scenes the same expressions are often true.
+
+    Args:
+        rng: source of randomness.
+        least: least number of kinds, at most 3.
+    """
     theme = sample_theme(rng)
-    kinds = theme.kinds[: int(rng.integers(2, 4))]
+    kinds = theme.kinds[: int(rng.integers(least, 4))]
     colours = [c for c in _palette() if any(c in KINDS[kind].colours for kind in kinds)]
     return dataclasses.replace(theme, kinds=kinds, colours=tuple(_shuffled(colours, rng)[:3]))
 

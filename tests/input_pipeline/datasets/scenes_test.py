@@ -178,6 +178,16 @@ def test_about_half_of_a_group_have_the_target(small: Build):
             assert len({o["kind"] for scene in scenes for o in scene["objects"]}) <= 3
 
 
+def test_the_number_of_kinds_does_not_tell_which_pictures_of_a_group_have_a_category():
+    config, kinds = ScenesConfig(), dict[bool, list[int]]({True: [], False: []})
+    for number in range(3, 123, 4):
+        for member in range(config.group_size):
+            record = make_record(config, "train_groups", number * config.group_size + member)
+            there = {node["kind"] for node in json.loads(record.metadata)["objects"]}
+            kinds[bool(record.expressions[0].targets)].append(len(there))
+    assert abs(np.mean(kinds[True]) - np.mean(kinds[False])) < 0.5
+
+
 def test_groups_are_asked_at_every_granularity(small: Build):
     found = set()
     for record in itertools.chain(
