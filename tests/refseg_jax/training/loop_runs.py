@@ -92,12 +92,13 @@ def train(
     batch: int = BATCH,
     config: dict[str, Any] | None = None,
     mixture: Mixture | None = None,
+    trainer: Trainer | None = None,
     **loop: Any,
 ) -> Trained:
-    """Trains as main.py does, with the smallest model and data."""
+    """Trains as main.py does, with the smallest model (unless another is given) and data."""
     mixture = mixture or open_mixture([Member("", data_config(data_dir, "train"))])
     batches = mixture.batches(batch_size=batch, seed=1)
-    trainer = trainer_of(steps)
+    trainer = trainer or trainer_of(steps)
     checkpointer = Checkpointer(workdir / "checkpoints", keep_latest=9, best_metric="val/mIoU")
     writer = FileWriter(workdir)
     try:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from refseg_jax import sharding
 from refseg_jax.batch import Batch, SegOutput
 from refseg_jax.layers.batch_norm import BatchNorm
 from refseg_jax.layers.linear import Linear
@@ -16,6 +15,7 @@ from refseg_jax.models.forward import Forward
 from refseg_jax.training.objectives import MaskObjective
 from refseg_jax.training.optim import OptimConfig
 from refseg_jax.training.state import Trainer
+from tests.refseg_jax.training.tiny_run import one_device
 
 SIDE, CELLS, WIDTH = 8, 4, 6
 STATISTICS = {f"{layer}.{name}" for layer in ("seen", "joined") for name in ("mean", "variance")}
@@ -68,10 +68,9 @@ def normed_batch(rows: int = 4, images: int = 2, seed: int = 0) -> Batch:
     )
 
 
-def normed_trainer(mesh: Any = None, **fields: Any) -> Trainer:
+def normed_trainer(steps: int = 10, **fields: Any) -> Trainer:
     # The gradient of a bias before a norm is rounding alone: with Adam's own epsilon, its steps would
     # be full steps of random sign.
     defaults = {"lr": 0.1, "warmup": 0.0, "weight_decay": 0.1, "eps": 1e-3}
     config = OptimConfig(**{**defaults, **fields})
-    mesh = sharding.make_mesh(sharding.MeshConfig()) if mesh is None else mesh
-    return Trainer(normed_forward(), MaskObjective(1.0, 0.5), config, steps=10, mesh=mesh)
+    return Trainer(normed_forward(), MaskObjective(1.0, 0.5), config, steps, one_device())
