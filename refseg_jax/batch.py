@@ -159,7 +159,8 @@ class Term:
 
     `sum` and `weight` are scalars that are first added up over all microbatches and devices, and
     only then divided, so that accumulation, padding and sharding never change the loss. `weight`
-    may depend on the batch, but never on the parameters.
+    may depend on the batch, but never on the parameters. The one exception is accumulation over batch
+    normalisation, see `refseg_jax.training.optim.OptimConfig.microbatch_statistics`.
     """
 
     sum: Array
@@ -178,7 +179,8 @@ class Objective(Protocol):
 class Model(Protocol):
     """A system that maps `N` images times `K` expressions to `N * K` masks.
 
-    A call without `rngs` is inference: nothing is dropped.
+    A call without `rngs` is inference: nothing is dropped, and batch normalisation uses its running
+    averages. With `rngs`, its statistics are those of the pairs of the batch that are `valid`.
     """
 
     def __call__(self, batch: Batch, *, rngs: Any = None) -> SegOutput:
