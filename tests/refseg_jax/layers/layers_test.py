@@ -1,5 +1,6 @@
 """The small modules against formulas written another way."""
 
+import functools
 import math
 
 import jax
@@ -17,7 +18,9 @@ from refseg_jax.layers.norm import GroupNorm, LayerNorm, instance_norm
 from refseg_jax.layers.positions import (
     sine_positions_1d,
     sine_positions_2d,
+    sine_positions_centred,
     sine_positions_relative,
+    sine_positions_words,
 )
 from refseg_jax.layers.transformer import exact_gelu, quick_gelu
 
@@ -213,10 +216,27 @@ def test_relative_positions_have_y_before_x_and_end_after_one_turn():
             assert cell[1] == pytest.approx(math.cos(angle), abs=1e-5)
 
 
+def test_centred_positions_lie_half_a_cell_before_the_relative_ones():
+    table = sine_positions_centred(3, 5, 8, dtype=jnp.float32).reshape(3, 5, 8)
+    twice = sine_positions_relative(6, 10, 8).reshape(6, 10, 8)
+    # The centre of a cell is the end of the first half of it.
+    np.testing.assert_allclose(table, twice[::2, ::2], atol=1e-5)
+
+
+def test_positions_of_words_end_after_one_turn_at_the_end_of_the_padding():
+    table = sine_positions_words(4, 6)
+    for place, pair in np.ndindex(4, 3):
+        angle = 2 * math.pi * (place + 1) / 4 / 10000 ** (2 * pair / 6)
+        assert table[place, 2 * pair] == pytest.approx(math.sin(angle), abs=1e-5)
+        assert table[place, 2 * pair + 1] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
 def test_positions_refuse_widths_that_do_not_split():
-    with pytest.raises(ValueError, match="even width"):
-        sine_positions_1d(3, 5)
-    for make in (sine_positions_2d, sine_positions_relative):
+    for line in (sine_positions_1d, sine_positions_words):
+        with pytest.raises(ValueError, match="even width"):
+            line(3, 5)
+    centred = functools.partial(sine_positions_centred, dtype=jnp.float32)
+    for make in (sine_positions_2d, sine_positions_relative, centred):
         with pytest.raises(ValueError, match="divisible by 4"):
             make(3, 3, 6)
 
