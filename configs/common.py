@@ -12,7 +12,7 @@ from refseg_jax.models.unilseg_config import unilseg_config
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.sharding import MeshConfig
 from refseg_jax.training.loop import LoopConfig
-from refseg_jax.training.objectives import MaskObjective, RelationObjective
+from refseg_jax.training.objectives import MaskObjective, PromptObjective, RelationObjective
 from refseg_jax.training.optim import OptimConfig
 
 
@@ -126,6 +126,11 @@ def unilseg(preset: str, **fields: Any) -> ConfigDict:
 def relation_objective() -> ConfigDict:
     """All fields of ReLA's objective."""
     return ConfigDict({"name": "relation", **dataclasses.asdict(RelationObjective())})
+
+
+def prompt_objective() -> ConfigDict:
+    """All fields of UniLSeg's objective."""
+    return ConfigDict({"name": "prompt", **dataclasses.asdict(PromptObjective())})
 
 
 def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: Any) -> ConfigDict:

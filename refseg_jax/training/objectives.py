@@ -59,6 +59,53 @@ class MaskObjective:
         return terms
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptObjective:
+    """UniLSeg's objective: cross entropy and Dice of the masks after each layer of the language path.
+
+        cross_entropy CE(mask) + dice Dice(mask)
+            + earlier * sum over earlier layers [ cross_entropy CE(mask) + dice Dice(mask) ]
+            + presence CE(no target)
+
+    Liu et al. 2024 (section 4.1) name cross entropy and Dice. Not stated in the paper: their weights,
+    which are equal here; and deep supervision, which the public code has an option for (`aux_loss`).
+    All layers weigh the same by default, as in DETR.
+
+    Attributes:
+        cross_entropy: coefficient of the cross entropy, averaged over cells and pairs.
+        dice: coefficient of the Dice loss, averaged over pairs.
+        earlier: weight of each earlier layer, relative to the last; 0 trains the last one alone.
+        presence: coefficient of `presence_term`; positive if the model has a presence head, else 0.
+    """
+
+    cross_entropy: float = 1.0
+    dice: float = 1.0
+    earlier: float = 1.0
+    presence: float = 0.0
+
+    def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
+        """Sums over valid pairs; reads `aux["layer_logits"]`, f32 `[layers, B, N, K, h, w]`.
+
+        The last of the layers is `mask_logits`. Terms of the others begin with `earlier/`.
+
+        Raises:
+            ValueError: `presence` is set for a model without the head, or not set for one with it.
+        """
+        masks = MaskObjective(self.cross_entropy, self.dice, self.presence)
+        terms = masks(output, batch, progress)
+        earlier = jnp.asarray(output.aux["layer_logits"])[:-1]
+        if not (self.earlier and len(earlier)):
+            return terms
+        found = [
+            MaskObjective(self.cross_entropy, self.dice)(SegOutput(logits), batch, progress)
+            for logits in earlier
+        ]
+        for name, (first, *others) in ((n, [t[n] for t in found]) for n in found[0]):
+            total = sum((term.sum for term in others), start=first.sum)
+            terms[f"earlier/{name}"] = Term(total, first.weight, self.earlier * first.coefficient)
+        return terms
+
+
 #: ReLA's class weights: of background and "present", and of foreground and "absent".
 _BACKGROUND, _FOREGROUND = 0.9, 1.1
 
@@ -159,6 +206,7 @@ def _weighted(logits: Array, targets: jax.Array, valid: jax.Array, coefficient: 
 
 _OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mask": MaskObjective,
+    "prompt": PromptObjective,
     "relation": RelationObjective,
 }
 

@@ -162,6 +162,7 @@ def test_every_text_field_that_names_a_place_is_tried() -> None:
     ]
     others = {
         *("data.dataset", "data.split", "data.sampling", "data.resize", "data.mask_cells"),
+        "data.part_prompt",
         *("init.clip_sha256", "eval.resample", "eval.protocol", "eval.oracle"),
     }
     assert {*named} - others == {*FIELDS}

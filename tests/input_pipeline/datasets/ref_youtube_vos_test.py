@@ -59,7 +59,11 @@ def write_meta(source: Path, split: str, stored: dict[str, Any]) -> None:
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    folder = tmp_path / "source"
+    return write_source(tmp_path / "source")
+
+
+def write_source(folder: Path) -> Path:
+    """Two videos of train; of valid and test, the expressions alone."""
     write_meta(folder, "train", TRAIN)
     write_meta(folder, "valid", asked("valid1", "test1", "test2"))
     write_meta(folder, "test", asked("test1", "test2"))
