@@ -4,12 +4,12 @@
     SOURCE/TrainVal_parsing_annotations/{train,val}_segmentations/<77_471474>.png
 
 A map has the values 1..19, and 0 for the background. The prompts are "{part} of person", also for
-clothes ("hat of person"). They are not the "all {}" of UniLSeg's Table 1, because a crop may show other
-people, whose hats and arms are background: "all hat" would have a wrong mask. The labels belong to one
-person, who is their union. That person is a target and the parent of the others, but no expression means
-it, because "all person" would have to include the other people. Left and right are those of the person.
-Names are those of mmsegmentation's `LIPDataset` in plain words (`UpperClothes` is `upper clothes`);
-SSSegmentation has the same names in the same order.
+clothes ("hat of person"). They are not "all hat", because a crop may show other people, whose hats are
+background. UniLSeg's Table 1 says "all {}" nevertheless; `data.part_prompt` asks so. The labels belong
+to one person, who is their union. That person is a target and the parent of the others, but no
+expression means it, because "all person" would have to include the other people. Left and right are
+those of the person. Names are those of mmsegmentation's `LIPDataset` in plain words (`UpperClothes` is
+`upper clothes`); SSSegmentation has the same names in the same order.
 
 LIP's site says that the images are crops of COCO's. Their names have the form
 `<COCO's image id>_<annotation id>`; no document states this, and it was not checked against COCO's
