@@ -45,6 +45,7 @@ from tests.refseg_jax.exports.folders import (
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.models.rela_test import SMALL as RELA
+from tests.refseg_jax.models.small_unilseg import SMALL as UNILSEG
 from tests.refseg_jax.training.tiny_run import UNIRES, random_params
 
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
@@ -118,6 +119,19 @@ def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         found["present_logits"], expected["present_logits"], rtol=0, atol=1e-5
     )
+
+
+def test_unilseg_gives_the_models_logits(tmp_path: Path) -> None:
+    """Its running averages are arguments like the parameters: they are folded into no kernel."""
+    graphs, engine = _exported(tmp_path, UNILSEG)
+    inputs = graph_inputs(2, 3, eos=UNILSEG["eos_id"], length=LENGTH, side=UNILSEG["image_size"])
+    found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
+    assert found.keys() == expected.keys() == {"mask_logits"}
+    _agree(found["mask_logits"], expected["mask_logits"])
+    forward = forward_of(UNILSEG)
+    taken = [graph["params"] for graph in folder.read_config(tmp_path).graphs.values()]
+    assert sorted(path for paths in taken for path in paths) == sorted(forward.shapes)
+    assert forward.statistics and forward.statistics <= set(taken[GRAPHS.index("decode")])
 
 
 def test_a_graph_takes_just_the_parameters_that_it_uses() -> None:

@@ -21,6 +21,7 @@ from refseg_jax.models.forward import Forward
 from refseg_jax.training.objectives import MaskObjective, RelationObjective
 from refseg_jax.training.optim import OptimConfig
 from refseg_jax.training.state import Trainer
+from tests.refseg_jax.models import small_unilseg
 from tests.refseg_jax.models.rela_test import SMALL
 
 STEPS = 4
@@ -59,6 +60,7 @@ MODELS = {
     "unires": (UNIRES, MaskObjective(1.0, 1.0), 1e-3),
     "rela_official": ({**RELA, "relationship": "official"}, RelationObjective(), 1e-4),
     "rela_paper": ({**RELA, "relationship": "paper"}, RelationObjective(), 1e-4),
+    "unilseg": (small_unilseg.SMALL, MaskObjective(1.0, 1.0), 1e-4),
 }
 
 
@@ -139,7 +141,14 @@ def main() -> None:
         protocols=build_protocols("cris,gres,lavt"),
     )
     scores = evaluator.evaluate(state.params, 0)
-    print(json.dumps({"losses": losses, "held": held, "counts": counts.tolist(), "scores": scores}))
+    whole = jax.jit(lambda params: params, out_shardings=sharding.replicated(mesh))
+    averages = {
+        path: np.asarray(leaf).tolist()
+        for path, leaf in whole(state.params).items()
+        if path in trainer.forward.statistics
+    }
+    found = {"losses": losses, "held": held, "counts": counts.tolist(), "scores": scores}
+    print(json.dumps({**found, "averages": averages}))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def one_device(model: str = "unires") -> dict[str, Any]:
         ("unires", (2, 2, 2)),
         ("rela_official", (8, 1, 1)),
         ("rela_paper", (2, 2, 1)),
+        ("unilseg", (2, 1, 1)),
+        ("unilseg", (2, 2, 1)),
     ],
 )
 def test_layout_equals_one_device(model: str, mesh: tuple[int, int, int]):
@@ -73,6 +75,10 @@ def test_layout_equals_one_device(model: str, mesh: tuple[int, int, int]):
     assert got["held"] <= alone["held"] / cut * 1.25
     assert got["counts"] == alone["counts"]
     assert got["scores"] == alone["scores"]
+    assert got["averages"].keys() == alone["averages"].keys()
+    assert bool(got["averages"]) == (model == "unilseg")
+    for path, average in alone["averages"].items():
+        np.testing.assert_allclose(got["averages"][path], average, rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes_equal_one():

@@ -60,6 +60,8 @@ def random_params(forward: Forward, seed: int = 0) -> dict[str, jax.Array]:
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         values = rng.standard_normal(shape, np.float32)
+        if path.endswith("variance"):
+            return 0.5 + np.abs(values)
         if len(shape) < 2:
             return 0.1 * values + float(path.endswith("scale"))
         fan_in = 1 if path.endswith(("embedding", "liked")) else np.prod(shape[:-1])
