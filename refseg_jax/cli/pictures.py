@@ -1,5 +1,7 @@
 """Finds the pictures of a file or folder by their content, and says what else is there."""
 
+import contextlib
+import errno
 import os
 import re
 import unicodedata
@@ -8,11 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refseg_jax.errors import UserError, escaped
+from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.files import check_regular
 from refseg_jax.images.kinds import HEAD, has_suffix, kind_of
 
 #: Files that systems lay beside pictures; nobody needs to hear of them.
 _COMPANIONS = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini", re.IGNORECASE | re.DOTALL)
+
+#: Errors of writing that are of one picture's name, not of the folder.
+_OF_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 #: What a result's name adds to that of its picture; files that are not of a single picture.
 _RESULT = re.compile(r"(.+)-(?:\d+-(?:mask|overlay|regions)|groups-\w+)\.png", re.DOTALL)
@@ -96,6 +102,37 @@ def check_results(found: Iterable[Picture], folder: Path) -> None:
                 f"{picture.path}: this picture has the name of a result, which would replace it; name "
                 "another --output_dir"
             )
+
+
+@contextlib.contextmanager
+def costing_itself(name: object) -> Iterator[None]:
+    """Turns whatever one picture raises in the block into an `ImageError`; the others may be well.
+
+    Args:
+        name: of the picture, for the message.
+
+    Raises:
+        UserError: this picture cannot be used (`ImageError`), or none can.
+        OSError: nothing can be written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno not in _OF_NAME:
+            raise
+        raise ImageError(
+            f"{name}: its results cannot be written ({error.strerror}); rename it"
+        ) from None
+    # Decoders, warps and the model may raise anything.
+    except Exception as error:
+        if os.environ.get("REFSEG_TRACEBACK"):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ImageError(
+            f"{name}: cannot be predicted ({reason}); scale it down or replace it"
+        ) from None
 
 
 class _Search:

@@ -14,6 +14,13 @@ Of a folder, all files are taken that are images by their content; `--recursive`
 sub-folders. Whatever else is there is named once. An image that cannot be used is left out, with an
 error, and all others are done; the exit code is then 1. `predictions.jsonl` grows image by image.
 
+`--video=FILE_OR_FOLDER` takes the frames of a video one by one; the texts are encoded once. It writes
+`masks/<number of the text>/<frame>.png`, the lines, and `overlay.mp4`. A frame of a file is named by its
+number. The same command goes on where it was stopped:
+
+    python -m tools.predict --checkpoint=runs/scenes_unires --video=clip.mp4 --text="the red car" \
+        --output_dir=out
+
 `--texts=FILE` has a text on each line (UTF-8, or UTF-16 and UTF-32 with a byte order mark). They come
 after those of `--text`. Lines without a word are skipped, with a warning. A text with more tokens than
 the model reads is cut, with a warning.
@@ -26,8 +33,6 @@ empty mask. With `--maps` it also has a `"map"`: the probabilities as a grey PNG
 """
 
 import argparse
-import errno
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,14 +43,21 @@ from tqdm import tqdm
 
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import command_parser, ended, error_line, expanded, path
-from refseg_jax.cli.pictures import Picture, check_results, find_pictures, lines_of
+from refseg_jax.cli.pictures import (
+    Picture,
+    check_results,
+    costing_itself,
+    find_pictures,
+    lines_of,
+)
 from refseg_jax.cli.results import PictureResults, Results
 from refseg_jax.cli.signals import leave
+from refseg_jax.cli.texts import read_texts, warn_of_cut
+from refseg_jax.cli.video import run_video
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
-from refseg_jax.images.files import read_file
 from refseg_jax.models.region_maps import RegionMap
 from refseg_jax.prediction.predictor import (
     EXPRESSIONS_AT_ONCE,
@@ -54,14 +66,9 @@ from refseg_jax.prediction.predictor import (
     read_picture,
 )
 from refseg_jax.reporting.pictures import assignment_map, region_panel
-from refseg_jax.text.cleaning import has_word
-from refseg_jax.text.encoding import EncodingError, lines_of_any
 
 #: At most this many matches of a text are printed; the file has all of them.
 _PRINTED = 10
-
-#: Errors of writing that are of one picture's name, not of the folder.
-_OF_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 class Match(NamedTuple):
@@ -76,29 +83,6 @@ class Match(NamedTuple):
     image: str
     score: float
     pixels: int
-
-
-def read_texts(file: Path) -> list[str]:
-    """The texts of a file, one a line; a warning names the first line without a word.
-
-    Raises:
-        UserError: the file cannot be read, or no line has a word.
-    """
-    try:
-        lines = lines_of_any(read_file(file))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; check --texts") from None
-    except EncodingError as error:
-        raise UserError(f"{file}: {error}") from None
-    blank = [number for number, line in enumerate(lines, 1) if not has_word(line)]
-    skipped = set(blank)
-    texts = [line.strip() for number, line in enumerate(lines, 1) if number not in skipped]
-    if not texts:
-        raise UserError(f"{file}: no line has a word; write one text a line")
-    if blank:
-        more = f" and {len(blank) - 1} more" if len(blank) > 1 else ""
-        print(f"warning: {escaped(str(file))}:{blank[0]}{more}: no word, skipped", file=sys.stderr)
-    return texts
 
 
 def _told(one: Prediction) -> str:
@@ -159,25 +143,8 @@ class _Run:
             UserError: this picture cannot be used (`ImageError`), or none can.
             OSError: nothing can be written.
         """
-        try:
-            with self._results.of(picture.name) as results:
-                matches, told = self._write(picture, results)
-        except UserError:
-            raise
-        except OSError as error:
-            if error.errno not in _OF_NAME:
-                raise
-            raise ImageError(
-                f"{picture.path}: its results cannot be written ({error.strerror}); rename it"
-            ) from None
-        # Decoders, warps and the model may raise anything; other pictures may be well.
-        except Exception as error:
-            if os.environ.get("REFSEG_TRACEBACK"):
-                raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise ImageError(
-                f"{picture.path}: cannot be predicted ({reason}); scale it down or replace it"
-            ) from None
+        with costing_itself(picture.path), self._results.of(picture.name) as results:
+            matches, told = self._write(picture, results)
         for of_text, match in zip(self.matches, matches, strict=True):
             of_text += match
         return told
@@ -238,8 +205,10 @@ def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Predicts all pairs; returns the number of images that could not be used."""
-    given, out = options.image, options.output_dir
     texts = [*options.text, *(text for file in options.texts for text in read_texts(file))]
+    if options.video is not None:
+        return run_video(options, texts)
+    given, out = options.image, options.output_dir
     found = find_pictures(given, recursive=options.recursive, without=out)
     for line in lines_of(found):
         print(line, file=sys.stderr)
@@ -250,7 +219,7 @@ def run(options: argparse.Namespace) -> int:
     check_results(found.pictures, out)
     folder = given.is_dir()
     predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
-    _warn_of_cut(predictor.cut_short(texts))
+    warn_of_cut(predictor.cut_short(texts))
     bad = found.unusable
     with Results(out) as results:
         work = _Run(options, predictor, texts, results)
@@ -272,17 +241,6 @@ def run(options: argparse.Namespace) -> int:
     return bad
 
 
-def _warn_of_cut(texts: Sequence[str]) -> None:
-    if texts:
-        more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
-        are = "are longer than what the model reads" if more else "is longer than what it reads"
-        print(
-            f"warning: --text={texts[0][:60]!r} ...{more} {are} (config.data.context_length); the end "
-            "is left out",
-            file=sys.stderr,
-        )
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = command_parser("tools.predict", __doc__)
@@ -293,7 +251,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="a run's workdir, one checkpoint, or an export",
     )
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
-    parser.add_argument("--image", type=path, required=True, help="an image or a folder of images")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--image", type=path, help="an image or a folder of images")
+    source.add_argument("--video", type=path, help="a video file, or a folder of its frames")
     parser.add_argument(
         "--recursive", action="store_true", help="enter the sub-folders of --image, too"
     )
@@ -314,7 +274,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--maps", action="store_true", help="a line has its soft map too, for tools.score's sod"
     )
+    parser.add_argument(
+        "--fps", type=float, help="frames a second of the overlay; of a folder 6 by default"
+    )
+    parser.add_argument("--no_overlay", action="store_true", help="of --video: masks only")
     return parser
+
+
+def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses flags that are of the other source."""
+    of_image = {name: getattr(options, name) for name in ("recursive", "group_maps", "region_maps")}
+    of_video = {"fps": options.fps is not None, "no_overlay": options.no_overlay}
+    wrong, other = (of_image, "--image") if options.video is not None else (of_video, "--video")
+    for name, given in wrong.items():
+        if given:
+            parser.error(f"--{name} is for {other}")
+    if options.fps is not None and not 0 < options.fps <= 1000:
+        parser.error(f"--fps={options.fps:g}: give a number of frames a second, up to 1000")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -323,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.text and not options.texts:
         parser.error("give --text, or --texts with a file of them")
+    _check_flags(parser, options)
     return ended(lambda: min(run(options), 1))
 
 

@@ -1,8 +1,9 @@
 """Writes the results of a prediction, picture by picture."""
 
 import contextlib
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,9 @@ class Results:
         results = PictureResults(self.folder / name)
         try:
             yield results
-            self._append(results.lines)
+            append_lines(self._lines, results.lines)
         except BaseException:
             results.remove()
-            raise
-
-    def _append(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Appends whole lines, or none."""
-        data = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
-        start = self._lines.tell()
-        try:
-            while data:
-                data = data[self._lines.write(data) :]
-        except BaseException:
-            self._lines.truncate(start)
-            self._lines.seek(start)
             raise
 
 
@@ -104,17 +93,35 @@ class PictureResults:
     def save(self, what: str, pixels: np.ndarray) -> None:
         """Writes `<start>-<what>.png`, complete or not at all."""
         path = self._start.with_name(f"{self._start.name}-{what}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Short, as the name of the picture may have almost the length that is allowed.
-        partial = path.with_name(".partial")
-        try:
-            Image.fromarray(pixels).save(partial, "PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_png(path, pixels)
         self._written.append(path)
 
     def remove(self) -> None:
         """Removes what has been written."""
         for path in self._written:
             path.unlink(missing_ok=True)
+
+
+def append_lines(file: io.FileIO, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Appends whole lines of JSON to an unbuffered file, or none."""
+    data = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
+    start = file.tell()
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except BaseException:
+        file.truncate(start)
+        file.seek(start)
+        raise
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes a PNG and the folders that it lies in; complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Short, as the name of the picture may have almost the length that is allowed.
+    partial = path.with_name(".partial")
+    try:
+        Image.fromarray(pixels).save(partial, "PNG")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

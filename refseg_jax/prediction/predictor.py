@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,17 @@ class Prediction:
     present: bool
     uncleared: np.ndarray
     soft_map: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Expressions that `Predictor.words` has encoded, for any number of images.
+
+    Attributes:
+        parts: number of expressions of each part that is decoded at once, and its text features.
+    """
+
+    parts: tuple[tuple[int, Any], ...]
 
 
 class Predictor:
@@ -151,7 +162,7 @@ class Predictor:
             ExpressionError: there is no expression, or one is empty or not text.
         """
         ids, valid = self._words(expressions)
-        return list(self._each(to_rgb(image), ids, valid, maps))
+        return list(self._each(to_rgb(image), self._encoded(ids, valid), maps))
 
     def predict_each(
         self,
@@ -162,17 +173,38 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """As `predict`, one prediction after the other: of many, only a few are in memory at a time."""
         ids, valid = self._words(expressions)
-        return self._each(to_rgb(image), ids, valid, maps)
+        return self._each(to_rgb(image), self._encoded(ids, valid), maps)
+
+    def words(self, expressions: Sequence[str]) -> Words:
+        """Encodes expressions once, to ask many images for them; raises as `predict` does."""
+        return Words(tuple(self._encoded(*self._words(expressions))))
+
+    def predict_words(
+        self,
+        image: str | Path | bytes | np.ndarray | Image.Image,
+        words: Words,
+        *,
+        maps: bool = False,
+    ) -> Iterator[Prediction]:
+        """As `predict_each`, for expressions that this predictor has encoded."""
+        return self._each(to_rgb(image), words.parts, maps)
 
     def _each(
-        self, rgb: np.ndarray, ids: np.ndarray, valid: np.ndarray, maps: bool
+        self, rgb: np.ndarray, parts: Iterable[tuple[int, Any]], maps: bool
     ) -> Iterator[Prediction]:
-        """Predictions of expressions, i32 and bool `[K, L]`, in an image u8 `[H, W, 3]`."""
+        """Predictions of encoded expressions in an image u8 `[H, W, 3]`."""
         network, affine = preprocess.prepare_image(rgb, self._engine.image_size, self._resize)
         features = self._engine.encode_image(network[None])
+        for count, words in parts:
+            yield from self._predict(features, count, words, affine, rgb.shape[:2], maps)
+
+    def _encoded(self, ids: np.ndarray, valid: np.ndarray) -> Iterator[tuple[int, Any]]:
+        """Numbers and text features of expressions, i32 and bool `[K, L]`, a few at a time."""
         for start in range(0, len(ids), self._at_once):
             part = slice(start, start + self._at_once)
-            yield from self._predict(features, ids[part], valid[part], affine, rgb.shape[:2], maps)
+            padded, padded_valid = self._padded(ids[part], valid[part])
+            words = self._engine.encode_text(padded[None], padded_valid[None])
+            yield len(ids[part]), words
 
     def group_assignment(
         self, image: str | Path | bytes | np.ndarray | Image.Image
@@ -275,16 +307,14 @@ class Predictor:
     def _predict(
         self,
         features: Any,
-        ids: np.ndarray,
-        valid: np.ndarray,
+        count: int,
+        words: Any,
         affine: np.ndarray,
         size: tuple[int, ...],
         maps: bool = False,
     ) -> list[Prediction]:
-        """Predictions of at most `expressions_at_once` expressions, i32 and bool `[K, L]`."""
+        """Predictions of `count` expressions, whose text features may be padded."""
         height, width = size
-        padded, padded_valid = self._padded(ids, valid)
-        words = self._engine.encode_text(padded[None], padded_valid[None])
         logits = self._engine.decode(features, words)
         answer = self._paint(
             logits["mask_logits"],
@@ -293,13 +323,13 @@ class Predictor:
             (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
         )
         # Cropped on the host: on the device, every image size would be compiled.
-        masks, values = (np.asarray(x)[0, 0, : len(ids), :height, :width] for x in answer)
+        masks, values = (np.asarray(x)[0, 0, :count, :height, :width] for x in answer)
         head = logits.get("present_logits")
-        said = [None] * len(padded) if head is None else (np.asarray(head)[0] > 0).tolist()
+        said = [None] * count if head is None else (np.asarray(head)[0, :count] > 0).tolist()
         return [
             # Copied, so that the memory of the canvas is freed.
             _prediction(mask.copy(), value, present, maps)
-            for mask, value, present in zip(masks, values, said[: len(ids)], strict=True)
+            for mask, value, present in zip(masks, values, said, strict=True)
         ]
 
     def _masks(
