@@ -42,6 +42,7 @@ from tests.refseg_jax.exports.folders import (
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.models.rela_test import SMALL as RELA
+from tests.refseg_jax.models.small_unilseg import SMALL as UNILSEG
 from tests.refseg_jax.training.tiny_run import UNIRES, random_params
 
 pytestmark = pytest.mark.parity
@@ -125,6 +126,19 @@ def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
             assert batch * count == 1 or logits.std() > 0.01
             largest = np.abs(logits).max()
             np.testing.assert_allclose(theirs[name], logits, rtol=0, atol=1e-5 * largest)
+
+
+def test_unilseg_gives_the_models_logits(tmp_path: Path) -> None:
+    """The running averages are in the graph as they are."""
+    params, found, expected = _exported(tmp_path, UNILSEG)
+    for batch, count in ((2, 3), (1, 1)):
+        inputs = graph_inputs(batch, count, eos=UNILSEG["eos_id"], length=LENGTH)
+        ours, theirs = (engine_outputs(each, inputs) for each in (expected, found))
+        assert ours.keys() == theirs.keys() == {"mask_logits"}
+        _agree(theirs["mask_logits"], ours["mask_logits"])
+    decode = (tmp_path / "decode.onnx").read_bytes()
+    for path in forward_of(UNILSEG).statistics:
+        assert np.asarray(params[path]).tobytes() in decode, path
 
 
 def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path) -> None:
