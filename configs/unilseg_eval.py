@@ -15,8 +15,8 @@ The released checkpoint is UniLSeg-20 before any fine-tuning. The paper does not
 are fine-tuned, except for `ade20k`, so its scores need not be those of Table 2.
 
 Ref-YouTube-VOS: the masks of valid are not public. `ref_youtube_vos` scores the videos of train, to
-check a setup; for the published score, `tools.predict` writes what the benchmark's server takes
-(docs/systems/unilseg.md).
+check a setup; for the published score, `tools.rvos_submission` writes what the benchmark's server
+takes (docs/video.md).
 
 Time and score: not run here; neither the datasets nor the weights are at hand on this project's
 machines.

@@ -251,9 +251,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="a run's workdir, one checkpoint, or an export",
     )
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=path, help="an image or a folder of images")
-    source.add_argument("--video", type=path, help="a video file, or a folder of its frames")
+    parser.add_argument("--image", type=path, help="an image or a folder of images")
+    parser.add_argument("--video", type=path, help="a video file, or a folder of its frames")
     parser.add_argument(
         "--recursive", action="store_true", help="enter the sub-folders of --image, too"
     )
@@ -282,7 +281,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuses flags that are of the other source."""
+    """Refuses two sources, none, and flags that are of the other one."""
+    if (options.image is None) == (options.video is None):
+        parser.error("give either --image or --video")
     of_image = {name: getattr(options, name) for name in ("recursive", "group_maps", "region_maps")}
     of_video = {"fps": options.fps is not None, "no_overlay": options.no_overlay}
     wrong, other = (of_image, "--image") if options.video is not None else (of_video, "--video")

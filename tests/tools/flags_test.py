@@ -28,7 +28,8 @@ PATHS = {
     "doctor": {"data_dir", "source_dir", "image_dir", "config", "page"},
     "export": {"checkpoint", "output", "env"},
     "import_weights": {"source", "output", "tokenizer"},
-    "predict": {"checkpoint", "image", "texts", "output_dir"},
+    "predict": {"checkpoint", "image", "texts", "output_dir", "video"},
+    "rvos_submission": {"checkpoint", "source_dir", "output_dir"},
     "score": {"predictions", "references", "json"},
 }
 #: All others.
@@ -44,7 +45,10 @@ OTHERS = {
     "doctor": {"dataset", "mask_threshold", "splits", "num_workers"},
     "export": {"format", "step"},
     "import_weights": {"format", "sha256", "preset"},
-    "predict": {"step", "text", "recursive", "group_maps", "region_maps", "maps"},
+    "predict": {
+        *("step", "text", "recursive", "group_maps", "region_maps", "maps", "fps", "no_overlay"),
+    },
+    "rvos_submission": {"step", "split"},
     "score": {"protocol", "min_pixels"},
 }
 #: A value of each flag that must be given.
@@ -164,5 +168,6 @@ def test_every_text_field_that_names_a_place_is_tried() -> None:
         *("data.dataset", "data.split", "data.sampling", "data.resize", "data.mask_cells"),
         "data.part_prompt",
         *("init.clip_sha256", "eval.resample", "eval.protocol", "eval.oracle"),
+        "eval.background",
     }
     assert {*named} - others == {*FIELDS}
