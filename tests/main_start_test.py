@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import main
-from configs import scenes_unires
+from configs import scenes_unires, unilseg
 from main import Experiment
 from refseg_jax.checkpoints import workdir
 from refseg_jax.errors import UserError
@@ -64,6 +64,22 @@ def test_a_checkpoint_of_another_preset_names_both(experiment, tmp_path, own: bo
     with pytest.raises(UserError) as error:
         experiment(Path("/nowhere") if own else workdir).evaluate()
     one_line(error, str(workdir), "its model is of preset 'L/14', this run's of 'tiny'")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_accumulation_over_batch_norm_is_refused_before_anything_is_read(
+    tmp_path: Path, allowed: bool
+) -> None:
+    config: Any = unilseg.get_config("tiny")
+    config.model.norm = "batch"
+    config.data.data_dir = "/nowhere"
+    config.optim.update({"accumulation": 2, "microbatch_statistics": allowed})
+    experiment = Experiment(config, tmp_path)
+    with pytest.raises(UserError) as error:
+        experiment.train()
+    experiment.writer.close()
+    fields = ("config.optim.accumulation=2", "--config.optim.microbatch_statistics=True")
+    one_line(error, *(("/nowhere",) if allowed else fields))
 
 
 def test_a_second_run_in_a_workdir_is_refused_with_one_line(tmp_path: Path) -> None:
