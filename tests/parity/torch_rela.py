@@ -4,7 +4,6 @@ It is written from the formulas, with maps as `[B, h, w, C]`. Weights are read b
 code, with which the import table must agree. The text encoder is BERT of transformers.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,18 +13,18 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from refseg_jax.images.colours import IMAGENET_MEAN, IMAGENET_STD
+from tests.parity.torch_swin import Colours, TorchSwin, first, last, sine_positions
 from tests.refseg_jax.weights.rela_sources import PIXELS, REGIONS, Sizes
 
 HEADS = 8
 
 
-class TorchReLA:
+class TorchReLA(TorchSwin):
     """Inference on square images whose side is a multiple of 32."""
 
     def __init__(self, state: Mapping[str, Any], sizes: Sizes, dtype: torch.dtype = torch.float64):
-        self.state = {name: torch.as_tensor(value).to(dtype) for name, value in state.items()}
+        super().__init__(state, sizes.window, dtype)
         self.sizes = sizes
-        self.dtype = dtype
         # Gates of zeros block the words, so the fusion need not be computed.
         self.live = any(x.any() for name, x in self.state.items() if ".res_gate." in name)
         self.bert = self._bert()
@@ -61,18 +60,11 @@ class TorchReLA:
             intermediate_size=s.text_hidden,
             max_position_embeddings=s.positions,
         )
-        model = BertModel(config, add_pooling_layer=False).to(self.dtype).eval()
+        model: Any = BertModel(config, add_pooling_layer=False)
+        model = model.to(self.dtype).eval()
         own = {name.removeprefix("text_encoder."): x for name, x in self.state.items()}
         model.load_state_dict({name: own[name] for name in model.state_dict()})
         return model
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        weight = self.state[f"{name}.weight"]
-        return F.linear(x, weight.reshape(weight.shape[:2]), self.state.get(f"{name}.bias"))
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
-        return F.layer_norm(x, (x.shape[-1],), weight, bias)
 
     def _group_norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
@@ -81,13 +73,8 @@ class TorchReLA:
     # The backbone.
 
     def _backbone(self, image: Tensor, words: Tensor, valid: Tensor) -> list[Tensor]:
-        mean, deviation = (torch.tensor(x).to(self.dtype) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        pixels = first((image.to(self.dtype) / 255 - mean) / deviation)
-        name = "backbone.patch_embed"
-        patches = F.conv2d(
-            pixels, self.state[f"{name}.proj.weight"], self.state[f"{name}.proj.bias"], stride=4
-        )
-        x, maps = self._norm(last(patches), f"{name}.norm"), []
+        colours = Colours(IMAGENET_MEAN, IMAGENET_STD)
+        x, maps = self._patches(image, "backbone.patch_embed", colours), []
         for number, depth in enumerate(self.sizes.depths):
             layer = f"backbone.layers.{number}"
             for block in range(depth):
@@ -99,48 +86,8 @@ class TorchReLA:
             if self.live:
                 opened = F.relu(self._linear(fused, f"{layer}.res_gate.0"))
                 x = x + torch.tanh(self._linear(opened, f"{layer}.res_gate.2")) * fused
-            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-            x = torch.cat([x[:, r::2, c::2] for c in (0, 1) for r in (0, 1)], -1)
-            x = self._linear(
-                self._norm(x, f"{layer}.downsample.norm"), f"{layer}.downsample.reduction"
-            )
+            x = self._downsample(x, f"{layer}.downsample")
         raise ValueError("no stages")
-
-    def _block(self, x: Tensor, name: str, heads: int, odd: int) -> Tensor:
-        y = self._windows(self._norm(x, f"{name}.norm1"), f"{name}.attn", heads, odd)
-        x = x + y
-        hidden = F.gelu(self._linear(self._norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-        return x + self._linear(hidden, f"{name}.mlp.fc2")
-
-    def _windows(self, x: Tensor, name: str, heads: int, odd: int) -> Tensor:
-        window, (rows, height, width, channels) = self.sizes.window, x.shape
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        full = x.shape[1], x.shape[2]
-        shift = window // 2 if odd else 0
-        cut = lambda y: (  # noqa: E731
-            y.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4)
-        )
-        x = cut(torch.roll(x, (-shift, -shift), (1, 2)))
-        parts = self._linear(x, f"{name}.qkv").unflatten(-1, (3, heads, -1))
-        query, key, value = split(parts)
-        scores = query @ key.transpose(-1, -2) * (channels // heads) ** -0.5
-        scores = scores + self._position_bias(name)
-        if shift:
-            labels = cut(torch.roll(borders(full, window, shift), (-shift, -shift), (1, 2)))[..., 0]
-            other = labels[..., :, None] != labels[..., None, :]
-            scores = scores.masked_fill(other[:, :, :, None], -torch.inf)
-        y = (scores.softmax(-1) @ value).transpose(-2, -3).flatten(-2)
-        y = self._linear(y, f"{name}.proj").unflatten(3, (window, window)).transpose(2, 3)
-        y = torch.roll(y.reshape(rows, *full, channels), (shift, shift), (1, 2))
-        return y[:, :height, :width]
-
-    def _position_bias(self, name: str) -> Tensor:
-        window = self.sizes.window
-        table = self.state[f"{name}.relative_position_bias_table"]
-        place = torch.arange(window)
-        apart = place[:, None] - place + window - 1
-        rows = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]
-        return table[rows.reshape(window**2, window**2)].permute(2, 0, 1)
 
     def _fusion(self, x: Tensor, words: Tensor, valid: Tensor, name: str) -> Tensor:
         pixels, attention = x.flatten(1, 2), f"{name}.image_lang_att"
@@ -226,12 +173,19 @@ class TorchReLA:
             sines = sine_positions(*level.shape[1:]).flatten(0, 1).to(self.dtype)
             hidden = self._hidden(x, masks, (level.shape[1], level.shape[2]))
             layer = f"{REGIONS}.RIA_layers.{number}"
-            y = self._attend(x + places, tokens + sines, tokens, f"{layer}.multihead_attn", hidden)
+            y = self._attend(
+                x + places,
+                tokens + sines,
+                tokens,
+                f"{layer}.multihead_attn",
+                heads=HEADS,
+                hidden=hidden,
+            )
             x = self._norm(x + y, f"{layer}.norm")
             if number == 0:
                 x = x + 0.1 * self._look_at_words(x, words)
             layer = f"{REGIONS}.RLA_vision.{number}"
-            y = self._attend(x + places, x + places, x, f"{layer}.self_attn")
+            y = self._attend(x + places, x + places, x, f"{layer}.self_attn", heads=HEADS)
             x = self._norm(x + y, f"{layer}.norm")
             layer = f"{REGIONS}.transformer_ffn_layers.{number}"
             y = self._linear(F.relu(self._linear(x, f"{layer}.linear1")), f"{layer}.linear2")
@@ -257,31 +211,8 @@ class TorchReLA:
 
     def _look_at_words(self, x: Tensor, words: Tensor) -> Tensor:
         memory, layer = self._linear(words, f"{REGIONS}.lang_proj"), f"{REGIONS}.RLA_lang_att"
-        y = self._attend(x, memory, memory, f"{layer}.multihead_attn")
+        y = self._attend(x, memory, memory, f"{layer}.multihead_attn", heads=HEADS)
         return self._norm(x + y, f"{layer}.norm") * self.state[f"{REGIONS}.lang_weight"].sigmoid()
-
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, name: str, hidden: Tensor | None = None
-    ) -> Tensor:
-        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-        into, into_bias, out, out_bias = (self.state[f"{name}.{part}"] for part in names)
-        attended, _ = F.multi_head_attention_forward(
-            *(x.transpose(0, 1) for x in (query, key, value)),
-            embed_dim_to_check=query.shape[-1],
-            num_heads=HEADS,
-            in_proj_weight=into,
-            in_proj_bias=into_bias,
-            bias_k=None,
-            bias_v=None,
-            add_zero_attn=False,
-            dropout_p=0.0,
-            out_proj_weight=out,
-            out_proj_bias=out_bias,
-            training=False,
-            attn_mask=hidden,
-            need_weights=False,
-        )
-        return attended.transpose(0, 1)
 
     def _perceptron(self, x: Tensor, name: str, count: int) -> Tensor:
         for number in range(count):
@@ -290,41 +221,6 @@ class TorchReLA:
         return x
 
 
-def first(x: Tensor) -> Tensor:
-    """Moves the channels before height and width."""
-    return x.permute(0, 3, 1, 2)
-
-
-def last(x: Tensor) -> Tensor:
-    """Moves the channels after height and width."""
-    return x.permute(0, 2, 3, 1)
-
-
-def split(parts: Tensor) -> tuple[Tensor, ...]:
-    """Splits `[..., T, 3, heads, D]` into query, key and value `[..., heads, T, D]`."""
-    return tuple(x.transpose(-2, -3) for x in parts.unbind(-3))
-
-
 def instance_norm(x: Tensor) -> Tensor:
     """Normalises `[B, T, C]` over T."""
     return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
-
-
-def borders(size: tuple[int, int], window: int, shift: int) -> Tensor:
-    """`[1, h, w, 1]`: different numbers for pixels that a shift brings together from opposite ends."""
-    label = lambda n: (torch.arange(n) < shift).long()  # noqa: E731
-    return (2 * label(size[0])[:, None] + label(size[1]))[None, :, :, None]
-
-
-def sine_positions(height: int, width: int, channels: int) -> Tensor:
-    """DETR's positions `[h, w, channels]`: y in the first half; angles scaled to one full turn."""
-    half = channels // 2
-    period = 10000.0 ** (2 * (torch.arange(half).double() // 2) / half)
-
-    def along(length: int) -> Tensor:
-        angle = torch.arange(1, length + 1).double() / (length + 1e-6) * 2 * math.pi
-        angle = angle[:, None] / period
-        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1).flatten(1)
-
-    y = along(height)[:, None].expand(height, width, half)
-    return torch.cat([y, along(width)[None].expand(height, width, half)], -1)
