@@ -54,9 +54,7 @@ def test_the_export_has_the_running_averages_bit_by_bit(folder: Path, params: Pa
         assert stored[path].tobytes() == np.asarray(value).tobytes(), path
 
 
-def test_the_export_answers_as_the_checkpoint_and_as_the_model(
-    folder: Path, params: Params, tmp_path: Path
-) -> None:
+def test_the_export_answers_as_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     with compiling_once(tmp_path):
         expected, found = (
             Predictor.from_checkpoint(folder / kind).predict(picture(), TEXTS)
