@@ -21,7 +21,7 @@ Not stated in the paper, and chosen here:
   refer;
 - shares of the datasets (its Figure 3 draws them without numbers): by the number of images, see
   `SUPERVISED`; a pseudo-labelled dataset weighs 100;
-- an epoch: every object of every dataset once, as in CRIS;
+- an epoch: as many rows as all datasets have objects;
 - expressions without a target (gRefCOCO, and frames without the object): kept, with empty masks;
 - leakage: images of every evaluation set that is built are left out (docs/pretraining.md), but for
   ECSSD, which has only the split that the paper both trains on and reports in Table 6.
