@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from refseg_jax.batch import Array, Batch, SegOutput
+from refseg_jax.decoders.paper_paths import MultiModalPyramid, SymmetricTransformer
 from refseg_jax.decoders.pre_fusion import PreFusion
 from refseg_jax.decoders.presence import MaskEvidence, PresenceHead
 from refseg_jax.decoders.query_decoder import QueryDecoder, SentenceQuery
-from refseg_jax.decoders.shrunk_pyramid import ShrunkPyramid
+from refseg_jax.decoders.shrunk_pyramid import ShrunkPyramid, VisionPath
+from refseg_jax.decoders.word_activation import WordActivations
 from refseg_jax.encoders.clip_text import ClipText
 from refseg_jax.encoders.swin import Swin
 from refseg_jax.images.resize import resize_bilinear
@@ -87,9 +89,7 @@ class UniLSeg(nnx.Module):
         )
         self.pre_fusion = self._pre_fusion(rngs)
         self.word_adapter = self._word_adapter(rngs)
-        self.vision_path = ShrunkPyramid(
-            config.pyramid, config.image_tower.widths, dtype=dtype, rngs=rngs
-        )
+        self.vision_path = self._vision_path(rngs)
         self.language_path = self._language_path(rngs)
         # Built last, so that the random numbers of the other modules do not depend on them.
         self.presence = self._presence(rngs)
@@ -177,9 +177,7 @@ class UniLSeg(nnx.Module):
         seen = self.vision_path(
             maps, words, words_valid, counted, training=training, key=_key(rngs)
         )
-        queries = self.language_path(
-            seen.maps[-1], sentence, counted, training=training, key=_key(rngs)
-        )
+        queries = self._queries(seen, words, words_valid, sentence, counted, rngs)
         # At inference, nobody asks for the masks of the other layers.
         logits = self._masks(queries if training else queries[-1:], seen.masks)
         present = self._present(maps[-1], sentence, logits[-1])
@@ -189,6 +187,21 @@ class UniLSeg(nnx.Module):
             None if present is None else present.reshape(pairs),
             {"layer_logits": logits} if training else {},
         )
+
+    def _queries(
+        self,
+        seen: VisionPath,
+        words: jax.Array,
+        words_valid: jax.Array,
+        sentence: jax.Array,
+        valid: jax.Array | None,
+        rngs: nnx.Rngs | None,
+    ) -> jax.Array:
+        """The queries of G pairs after each layer of the language path, `[layers, G, mask_width]`."""
+        if isinstance(self.language_path, SymmetricTransformer):
+            return self.language_path(seen.maps, words, words_valid, sentence, key=_key(rngs))
+        training = rngs is not None
+        return self.language_path(seen.maps[-1], sentence, valid, training=training, key=_key(rngs))
 
     def _masks(self, queries: jax.Array, features: jax.Array) -> jax.Array:
         """Logits f32 `[layers, G, h, w]` of queries `[layers, G, C]` and features `[G, h, w, C]`."""
@@ -205,10 +218,19 @@ class UniLSeg(nnx.Module):
         present = self.presence(tokens, sentence)
         return present if self.evidence is None else present + self.evidence(logits)
 
-    def _pre_fusion(self, rngs: nnx.Rngs) -> PreFusion | None:
+    def _pre_fusion(self, rngs: nnx.Rngs) -> PreFusion | WordActivations | None:
         config = self.config
         if not config.pre_fusion:
             return None
+        if config.form == "paper":
+            return WordActivations(
+                config.image_tower.widths,
+                config.text_width,
+                config.heads,
+                residual=config.fusion_residual,
+                dtype=jnp.dtype(config.dtype),
+                rngs=rngs,
+            )
         return PreFusion(
             config.image_tower.widths,
             config.text_width,
@@ -220,15 +242,35 @@ class UniLSeg(nnx.Module):
 
     def _word_adapter(self, rngs: nnx.Rngs) -> Linear | None:
         config = self.config
-        if not config.vision_path or config.text_width == config.width:
+        # The paths of the paper's form have linear maps of their own.
+        unread = config.form == "paper" or not config.vision_path
+        if unread or config.text_width == config.width:
             return None
         return Linear(config.text_width, config.width, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
-    def _language_path(self, rngs: nnx.Rngs) -> QueryDecoder | SentenceQuery:
+    def _vision_path(self, rngs: nnx.Rngs) -> ShrunkPyramid | MultiModalPyramid:
+        config = self.config
+        dtype, widths = jnp.dtype(config.dtype), config.image_tower.widths
+        if config.form == "paper":
+            return MultiModalPyramid(
+                config.multi_modal, widths, config.text_width, dtype=dtype, rngs=rngs
+            )
+        return ShrunkPyramid(config.pyramid, widths, dtype=dtype, rngs=rngs)
+
+    def _language_path(self, rngs: nnx.Rngs) -> QueryDecoder | SymmetricTransformer | SentenceQuery:
         config = self.config
         dtype, sentence = jnp.dtype(config.dtype), config.embedding_width
         if not config.language_path:
             return SentenceQuery(config.mask_width, sentence_width=sentence, dtype=dtype, rngs=rngs)
+        if config.form == "paper":
+            return SymmetricTransformer(
+                config.symmetric,
+                config.image_tower.widths,
+                config.text_width,
+                sentence,
+                dtype=dtype,
+                rngs=rngs,
+            )
         return QueryDecoder(
             config.query_decoder,
             map_width=config.image_tower.widths[-1],

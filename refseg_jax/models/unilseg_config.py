@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refseg_jax import naming
+from refseg_jax.decoders.paper_paths import PathConfig
 from refseg_jax.decoders.query_decoder import QueryDecoderConfig
 from refseg_jax.decoders.shrunk_pyramid import PyramidConfig
 from refseg_jax.encoders.swin import SwinConfig
@@ -12,7 +13,7 @@ from refseg_jax.layers.batch_norm import NormKind
 from refseg_jax.layers.transformer import ACTIVATIONS
 
 #: The forms of the decoder.
-FORMS = ("official",)
+FORMS = ("official", "paper")
 
 #: Network pixels per cell of the mask features.
 STRIDE = 4
@@ -23,7 +24,11 @@ class UniLSegConfig:
     """Sizes and choices; the defaults are the public code's, with Swin-B at 480.
 
     Attributes:
-        form: `official`, the decoder of the public code (`PreFusion`, `ShrunkPyramid`, `QueryDecoder`).
+        form: `official`, the decoder of the public code (`PreFusion`, `ShrunkPyramid`, `QueryDecoder`),
+            or `paper`, that of the paper (`WordActivations`, `MultiModalPyramid`,
+            `SymmetricTransformer`).
+        fusion_residual: only for `paper`: add the map to the result of equation 1, which has no
+            residual; the public code adds it.
         pre_fusion, vision_path, language_path: the parts of Table 8 of the paper. Without Pre-Fusion,
             the paths read the maps of the backbone; without the vision path, the pyramid has no
             attention; without the language path, the query is a linear map of the sentence. Without
@@ -57,6 +62,7 @@ class UniLSegConfig:
     """
 
     form: str = "official"
+    fusion_residual: bool = False
     pre_fusion: bool = True
     vision_path: bool = True
     language_path: bool = True
@@ -159,6 +165,28 @@ class UniLSegConfig:
             dropout=self.dropout,
             norm=self.norm,
             attend=self.vision_path,
+            remat=self.remat,
+        )
+
+    @property
+    def multi_modal(self) -> PathConfig:
+        """The config of the vision path of form `paper`."""
+        return self._path(layers=int(self.vision_path))
+
+    @property
+    def symmetric(self) -> PathConfig:
+        """The config of the language path of form `paper`."""
+        return self._path(layers=self.query_layers)
+
+    def _path(self, *, layers: int) -> PathConfig:
+        return PathConfig(
+            width=self.width,
+            mask_width=self.mask_width,
+            heads=self.heads,
+            hidden=self.hidden,
+            layers=layers,
+            dropout=self.dropout,
+            norm=self.norm,
             remat=self.remat,
         )
 
