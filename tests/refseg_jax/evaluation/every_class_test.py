@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from PIL import Image
 from input_pipeline import labels, pipeline
 from input_pipeline.datasets.ade20k.scene_parsing import CONVERSIONS
 from input_pipeline.datasets.scenes.scenes import build as build_scenes
-from input_pipeline.schema import CLASSES, Expression, Record
+from input_pipeline.schema import CLASSES, AskedClass, Expression, Record
 from input_pipeline.sources import RecordSource
 from refseg_jax.batch import Batch, SegOutput
 from refseg_jax.cli.score import score
@@ -25,6 +29,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.evaluation.every_class import ClassEvaluator
 from refseg_jax.evaluation.protocols import EveryClass, build_protocols, keyed_scores
 from refseg_jax.models.forward import Forward
+from refseg_jax.text.tokenizers import build_tokenizer
 from tests.input_pipeline.datasets.scenes_made import SMALL
 from tests.input_pipeline.formats.map_files import build
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
@@ -262,6 +267,15 @@ def test_a_dataset_of_ones_own_has_the_classes_that_it_names(tmp_path: Path) -> 
         labels.asked_classes(config, "part")
 
 
+def test_parts_are_asked_by_the_prompt_of_the_model() -> None:
+    config = data_config(Path("none"), "none", part_prompt="all {}")
+    asked = [AskedClass("wheel of car"), AskedClass("sail of boat")]
+    found = labels.class_list(asked, "part", config)
+    ids, _ = build_tokenizer()(["all wheel of car", "all sail of boat"], 10)
+    np.testing.assert_array_equal(found.text, ids)
+    assert found.names == ("wheel of car", "sail of boat")
+
+
 def test_a_damaged_list_of_classes_is_one_line(scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "data")
     (path,) = (tmp_path / "data").rglob(CLASSES)
@@ -323,6 +337,38 @@ def test_images_are_encoded_once(scenes: Path) -> None:
     loop = next(equation for equation in jaxpr.eqns if equation.primitive.name == "scan")
     assert names.count("expm1") == 1
     assert "expm1" not in str(loop) and "asinh" not in str(jaxpr)
+
+
+def layout(*arguments: object, devices: int) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tests.refseg_jax.evaluation.every_class_steps"),
+            *map(str, arguments),
+        ],
+        cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def printed(process: subprocess.Popen[str]) -> dict[str, float]:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def test_devices_and_processes_give_the_scores_of_one() -> None:
+    alone = printed(layout(1, 1, devices=1))
+    assert alone["count"] == 15 * 6
+    assert printed(layout(2, 2, devices=4)) == alone
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = [layout(2, 1, f"127.0.0.1:{port}", 2, number, devices=1) for number in range(2)]
+    assert [printed(process) for process in both] == [alone, alone]
 
 
 @pytest.mark.parametrize(
