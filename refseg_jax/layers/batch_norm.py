@@ -47,13 +47,6 @@ class BatchNorm(nnx.Module):
     Attributes:
         frozen: whether a call in training uses the running averages, as at inference, and leaves them
             alone. `Forward.apply_training` sets it.
-
-    Args:
-        width: number C of channels.
-        momentum: share of the old average that stays, in [0, 1]. torch's `momentum` of 0.1 is 0.9 here.
-        epsilon: added to the variance; torch's default.
-        dtype: type of the result. Statistics are computed in f32 in any case.
-        rngs: unused (nothing is random), for the same call as other layers.
     """
 
     def __init__(
@@ -65,6 +58,16 @@ class BatchNorm(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs | None = None,
     ):
+        """Creates the variables; the running averages start at 0 and 1.
+
+        Args:
+            width: number of channels.
+            momentum: share of the old average that stays, in [0, 1]. torch's `momentum` of 0.1 is 0.9
+                here.
+            epsilon: added to the variance; torch's default.
+            dtype: type of the result. Statistics are computed in f32 in any case.
+            rngs: unused (nothing is random), for the same call as other layers.
+        """
         del rngs
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))

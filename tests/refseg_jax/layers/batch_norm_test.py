@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.errors import TraceContextError
 
 from refseg_jax.layers.batch_norm import BatchNorm, Statistic, make_norm
 from refseg_jax.layers.norm import GroupNorm
@@ -118,6 +119,14 @@ def test_a_frozen_module_uses_its_running_averages_in_training():
     norm.frozen = True
     np.testing.assert_array_equal(norm(x, None, training=True), expected)
     np.testing.assert_array_equal(norm.mean[...], before)
+
+
+@pytest.mark.parametrize("wrapped", [jax.checkpoint, jax.vmap])
+def test_a_call_whose_averages_would_be_lost_is_an_error(wrapped):
+    norm, x = _norm(), jnp.asarray(_normal(2, 7, WIDTH))
+    with pytest.raises(TraceContextError, match="Cannot mutate Statistic"):
+        wrapped(lambda x: norm(x, None, training=True))(x)
+    wrapped(lambda x: norm(x, None, training=False))(x)
 
 
 def test_statistics_of_bf16_are_computed_in_f32():
