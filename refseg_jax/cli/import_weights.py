@@ -14,6 +14,11 @@ This writes the released ReLA as a whole model. `main.py --mode=eval` takes it w
 `--config.init.checkpoint=CKPT`, tools.predict and tools.export with `--checkpoint=CKPT`. It reads words
 with BERT's tokenizer: `--tokenizer=FILE` names a downloaded tokenizer.json. Without it, the hub is asked
 for bert-base-uncased whenever the model is used.
+
+    python -m tools.import_weights --format=unilseg --source=FILE --output=CKPT
+
+This writes the released UniLSeg in the same way. It reads words with CLIP's tokenizer, which needs no
+file.
 """
 
 import argparse
@@ -36,7 +41,7 @@ from refseg_jax.models.unires import UniRES
 from refseg_jax.models.unires_config import PRESETS, UniRESConfig, unires_config
 from refseg_jax.sharding import MeshConfig, abstract_params, make_mesh
 from refseg_jax.text.tokenizers import check_tokenizer
-from refseg_jax.weights import clip, rela, towers
+from refseg_jax.weights import clip, rela, towers, unilseg
 from refseg_jax.weights.clip_files import open_clip
 from refseg_jax.weights.loader import Plan, load
 
@@ -119,6 +124,17 @@ def _import_rela(request: Request) -> Imported:
     return Imported(params, plan, {**found.run_config(tokenizer), "rela": origin})
 
 
+def _import_unilseg(request: Request) -> Imported:
+    _only_of("rela", tokenizer=request.tokenizer)
+    _only_of("CLIP's formats", preset=request.preset)
+    found = unilseg.open_unilseg(request.source, sha256=request.sha256)
+    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
+    plan = found.plan(target)
+    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
+    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
+    return Imported(params, plan, {**found.run_config(), "unilseg": origin})
+
+
 def _only_of(formats: str, **flag: str) -> None:
     """Refuses a flag that only `formats` have."""
     for name, value in flag.items():
@@ -133,7 +149,11 @@ FORMATS: Mapping[str, Callable[[Request], Imported]] = {
     "openclip": _import_clip,
     **dict.fromkeys(towers.FORMATS, _import_tower),
     "rela": _import_rela,
+    "unilseg": _import_unilseg,
 }
+
+#: Formats of whole models.
+WHOLE = ("rela", "unilseg")
 
 
 def run(request: Request, output: Path) -> Imported:
@@ -223,7 +243,7 @@ def _work(request: Request, output: Path) -> None:
         # Python, numpy and JAX raise these for files with unexpected content.
         line = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise UserError(f"{request.source}: cannot be imported ({line}); try another") from None
-    field = "checkpoint" if request.format == "rela" else "clip"
+    field = "checkpoint" if request.format in WHOLE else "clip"
     there = escaped(str(output))
     start = f" (a run starts from it by --config.init.{field}={there})"
     print(f"written: {there}{'' if request.format in towers.FORMATS else start}")

@@ -42,7 +42,13 @@ NEW = {
     r"(patch|word)_adapter\..*": "adapter between CLIP's width and the decoder's: new in UniRES",
 }
 
-_SCALE = {"logit_scale": "the temperature of CLIP's contrastive loss, which UniRES does not have"}
+_SCALE = {"logit_scale": "the temperature of CLIP's contrastive loss, which no model here has"}
+
+#: Prefix of the parameters of the text tower, for models that have only that of CLIP's towers.
+TEXT = "text."
+
+#: Why such a model reads no image tower.
+_BLIND = "CLIP's image tower: the model sees images with another"
 
 
 def _openai_block(source: str, target: str) -> tuple[Any, ...]:
@@ -193,23 +199,36 @@ def sizes(table: Table, source: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     }
 
 
-def check(facts: Facts, config: Any, *, name: str) -> None:
+def text_alone(table: Table) -> Table:
+    """The table for a model that has only the text tower of CLIP, below `TEXT`."""
+    texts = [rule for rule in table.rules if rule.writes[0][0].startswith(TEXT)]
+    images = {rule.pattern: _BLIND for rule in table.rules if rule not in texts}
+    return Table(tuple(texts), {**table.unread, **images}, {})
+
+
+#: Fields of `sizes` that are about the image tower.
+_IMAGE_SIZES = ("image_size", "patch_size", "vision_width", "vision_layers")
+
+
+def check(facts: Facts, config: Any, *, name: str, prefix: str = "") -> None:
     """Checks that the settings of a CLIP equal the config of the model that loads it.
 
     Args:
         facts: settings of the weights.
-        config: config of the model, with the fields of `UniRESConfig`.
+        config: config of the model, with the fields of `UniRESConfig` that are about its towers.
         name: the weights, for the message.
+        prefix: as in `plan_towers`.
 
     Raises:
         UserError: they differ; one line with every field to set.
     """
+    sees = not prefix
     cures = [
         f"config.model.{field}={getattr(facts, field)} (now {getattr(config, field)})"
-        for field in ("activation", "vision_heads", "text_heads", "eos_id")
+        for field in ("activation", *(("vision_heads",) if sees else ()), "text_heads", "eos_id")
         if getattr(facts, field) != getattr(config, field)
     ]
-    if config.stem_width:
+    if sees and config.stem_width:
         cures.append(f"config.model.stem_width=0 (now {config.stem_width})")
     if cures:
         raise UserError(f"{name}: the model differs from these weights: set {', '.join(cures)}")
@@ -221,7 +240,8 @@ def check(facts: Facts, config: Any, *, name: str) -> None:
     ours = (*CLIP_MEAN, *CLIP_STD)
     theirs = (*facts.mean, *facts.std)
     # Written so that NaN fails the comparison, too.
-    if len(theirs) != 6 or not all(abs(a - b) <= 1e-4 for a, b in zip(ours, theirs, strict=True)):
+    near = len(theirs) == 6 and all(abs(a - b) <= 1e-4 for a, b in zip(ours, theirs, strict=True))
+    if sees and not near:
         raise UserError(
             f"{name}: trained on images of mean {list(facts.mean)} and deviation "
             f"{list(facts.std)}, but images are normalised as OpenAI's CLIP has them; use weights "
@@ -236,18 +256,21 @@ def plan_towers(
     config: Any,
     *,
     name: str,
+    prefix: str = "",
 ) -> Plan:
     """`loader.plan` for CLIP, with an error message that also lists the sizes that differ.
 
     Args:
         table, source, target, name: as in `loader.plan`.
-        config: config of the model, with the fields of `UniRESConfig`.
+        config: config of the model, with the fields of `UniRESConfig` that are about its towers.
+        prefix: `""` for a model with both towers, `TEXT` for one with the text tower alone.
 
     Raises:
         UserError: the weights do not fit the model.
     """
+    target = {path: leaf for path, leaf in target.items() if path.startswith(prefix)}
     try:
-        return plan(table, source, target, name=name)
+        return plan(text_alone(table) if prefix else table, source, target, name=name)
     except UserError as error:
         try:
             found = sizes(table, source)
@@ -257,7 +280,7 @@ def plan_towers(
         other = [
             f"config.model.{field}={value} (now {getattr(config, field)})"
             for field, value in found.items()
-            if value != getattr(config, field)
+            if not (prefix and field in _IMAGE_SIZES) and value != getattr(config, field)
         ]
         if not other:
             raise

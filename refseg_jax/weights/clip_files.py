@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from refseg_jax.checkpoints import folder as checkpoint_folder
-from refseg_jax.checkpoints.params import load_params
+from refseg_jax.checkpoints.params import lay_out, load_params
 from refseg_jax.errors import UserError
 from refseg_jax.images.colours import CLIP_MEAN, CLIP_STD
 from refseg_jax.layers.transformer import ACTIVATIONS
@@ -94,14 +94,16 @@ def load_towers(
     config: Any,
     *,
     sha256: str = "",
+    prefix: str = "",
 ) -> dict[str, jax.Array]:
     """Loads the parameters of a model that CLIP provides.
 
     Args:
         source: as in `open_clip`, or a folder that `tools.import_weights` wrote.
         target: path -> shape, dtype and `sharding` of every parameter of the model.
-        config: config of the model, a `UniRESConfig`.
+        config: config of the model, with the fields of `UniRESConfig` that are about its towers.
         sha256: digest of the weight file, see `open_weights`.
+        prefix: as in `clip.plan_towers`.
 
     Returns:
         Path -> array with the given sharding, for all parameters that CLIP has.
@@ -111,11 +113,13 @@ def load_towers(
     """
     path = hub.local_path(source)
     if _is_checkpoint(path):
-        return _from_checkpoint(str(path), target, config, sha256)
+        return _from_checkpoint(str(path), target, config, sha256, prefix)
     found = open_clip(source, sha256=sha256)
     name = found.weights.name
-    clip.check(found.facts, config, name=name)
-    plan = clip.plan_towers(found.table, found.weights.shapes, target, config, name=name)
+    clip.check(found.facts, config, name=name, prefix=prefix)
+    plan = clip.plan_towers(
+        found.table, found.weights.shapes, target, config, name=name, prefix=prefix
+    )
     return load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
 
 
@@ -128,12 +132,22 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _from_checkpoint(
-    source: str, target: Mapping[str, jax.ShapeDtypeStruct], config: Any, sha256: str
+    source: str,
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    config: Any,
+    sha256: str,
+    prefix: str,
 ) -> dict[str, jax.Array]:
     if sha256:
         raise UserError(f"{source}: a checkpoint has digests of its own; leave the SHA-256 away")
-    old = [path for path in target if not any(re.fullmatch(new, path) for new in clip.NEW)]
-    params, stored = load_params(source, expected={path: target[path] for path in old})
+    if prefix:
+        expected = {path: leaf for path, leaf in target.items() if path.startswith(prefix)}
+        whole, stored = load_params(source)
+        own = {path: value for path, value in whole.items() if path.startswith(prefix)}
+        params = lay_out(own, expected, Path(source), stored.get("model", {}))
+    else:
+        old = [path for path in target if not any(re.fullmatch(new, path) for new in clip.NEW)]
+        params, stored = load_params(source, expected={path: target[path] for path in old})
     try:
         facts = clip.Facts(**stored["clip"]["facts"])
     except (KeyError, TypeError):
@@ -141,7 +155,7 @@ def _from_checkpoint(
             f"{source}: no checkpoint of tools.import_weights; a whole model goes into "
             "config.init.checkpoint"
         ) from None
-    clip.check(facts, config, name=source)
+    clip.check(facts, config, name=source, prefix=prefix)
     return params
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from refseg_jax.naming import read_table, unknown
 
 #: What weights are of: a tower or a whole model.
-KINDS = ("clip", "swin", "bert", "rela")
+KINDS = ("clip", "swin", "bert", "rela", "unilseg")
 
 #: Mean and deviation of the pixels, as `refseg_jax.images.colours` has them; "" for a text tower.
 COLOURS = ("clip", "imagenet", "")

@@ -65,10 +65,13 @@ def published_towers(
     asked = check_start(init, model)
     params: dict[str, jax.Array] = {}
     for name in asked:
+        prefix = model.TOWERS[name]
         if name == "clip":
-            towers = load_towers(init.clip, target, model.config, sha256=init.clip_sha256)
+            towers = load_towers(
+                init.clip, target, model.config, sha256=init.clip_sha256, prefix=prefix
+            )
         else:
-            towers = load_tower(init[name], kind=name, prefix=model.TOWERS[name], target=target)
+            towers = load_tower(init[name], kind=name, prefix=prefix, target=target)
         logging.info("%d parameters are from %s", len(towers), init[name])
         params |= towers
     return params if asked else None

@@ -9,7 +9,8 @@ import pytest
 from refseg_jax.cli import import_weights
 from refseg_jax.images import colours
 from refseg_jax.models import model_config
-from refseg_jax.models.rela_config import ReLAConfig, rela_config
+from refseg_jax.models.rela_config import ReLAConfig
+from refseg_jax.models.unilseg_config import UniLSegConfig, unilseg_config
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.naming import read_table
 from refseg_jax.weights import published
@@ -51,21 +52,31 @@ def test_presets_are_there_and_have_the_sizes():
     for weights in clips:
         sizes = PUBLISHED[weights.what.removeprefix("CLIP ViT-").replace(" at ", "@")]
         assert weights.input_size == sizes.image
-        (preset,) = (name.removeprefix("unires:") for name in weights.fits)
-        config = unires_config({"preset": preset})
+        presets = dict(name.split(":") for name in weights.fits)
+        config = unires_config({"preset": presets["unires"]})
         ours = (config.patch_size, config.vision_width, config.vision_layers, config.text_width)
         assert ours == (sizes.patch, sizes.vision, sizes.vision_layers, sizes.text)
-    (rela,) = (w for w in all_weights().values() if w.kind == "rela")
-    assert rela.input_size == ReLAConfig().image_size
+        if "unilseg" in presets:
+            reader = unilseg_config({"preset": presets["unilseg"]})
+            told = (reader.text_width, reader.text_layers, reader.embedding_width)
+            assert told == (sizes.text, sizes.text_layers, sizes.output)
+    for kind, config in (("rela", ReLAConfig()), ("unilseg", UniLSegConfig())):
+        (whole,) = (w for w in all_weights().values() if w.kind == kind)
+        assert whole.input_size == config.image_size
+        assert whole.colours == config.pixels
 
 
 def test_the_windows_and_the_vocabulary_are_those_of_the_preset():
-    config = rela_config({"preset": "B"})
     for weights in all_weights().values():
         if weights.kind == "swin":
+            (model, preset), *_ = (name.split(":") for name in weights.fits)
+            config = model_config({"name": model, "preset": preset})
             assert f"window {config.window}," in weights.what
             assert f"window{config.window}_{weights.input_size}" in weights.name.replace("-", "_")
-            assert weights.colours == config.pixels
+            # Trained with ImageNet's colours; the public UniLSeg gives it CLIP's.
+            assert weights.colours == "imagenet"
+            width = {"Swin-B": 128, "Swin-L": 192}[weights.what.split(",")[0]]
+            assert width == config.swin_width
         assert weights.kind != "bert" or (weights.input_size, weights.colours) == (0, "")
 
 

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from refseg_jax import sharding
+from refseg_jax.cli import import_weights
 from refseg_jax.errors import UserError
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.weights.start import published_towers
-from tests.refseg_jax.weights import tower_sources
+from tests.refseg_jax.weights import clip_sources, tower_sources
 
 NO_START = {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": ""}
 SMALL = {
@@ -115,6 +116,74 @@ def test_other_weights_are_named(forward: Forward[Any], tmp_path: Path):
     small = folder(tmp_path / "small", arrays(tower_sources.hf_bert(64, 2, 24, 30, 12)))
     with pytest.raises(UserError, match=r"word_embeddings\.weight -> text\.word_embedding"):
         start(forward, bert=str(small))
+
+
+#: A UniLSeg into whose text tower the small CLIP fits.
+READER = {
+    "name": "unilseg",
+    "preset": "tiny",
+    "swin_depths": (1, 1, 1),
+    **{
+        field: value
+        for field, value in clip_sources.SMALL_MODEL.items()
+        if field.startswith("text_") or field in ("vocab_size", "eos_id", "embedding_width")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def reader() -> Forward[Any]:
+    return Forward(lambda rngs: build_model(READER, rngs=rngs))
+
+
+@pytest.mark.parametrize("form", ["hf_clip", "openai_clip", "folder"])
+def test_unilseg_takes_clips_words_and_sees_with_a_swin(
+    form: str, reader: Forward[Any], tmp_path: Path
+):
+    if form == "openai_clip":
+        source = clip_sources.openai_file(tmp_path / "clip")
+    else:
+        source = clip_sources.hf_folder(tmp_path / "clip")
+    if form == "folder":
+        # The folder holds both towers, for any model.
+        command = [f"--source={source}", f"--output={tmp_path / 'imported'}"]
+        assert import_weights.main(["--format=hf_clip", *command]) == 0
+        source = tmp_path / "imported"
+    swin = folder(
+        tmp_path / "swin",
+        arrays(tower_sources.ms_swin(32, (1, 1, 1), (1, 2, 4), 8, backbone=False)),
+    )
+    params = start(reader, clip=str(source), swin=str(swin))
+    assert params is not None
+    assert {path for path in params if path.startswith("text.")} == {
+        path for path in reader.shapes if path.startswith("text.")
+    }
+    names = clip_sources.openai_shapes if form == "openai_clip" else clip_sources.hf_shapes
+    table = clip_sources.arrays(names(clip_sources.SMALL))
+    entry = {"openai_clip": ""}.get(form, "text_model.embeddings.") + "token_embedding.weight"
+    np.testing.assert_array_equal(params["text.token_embedding.embedding"], table[entry])
+    # Not CLIP's patches of 16 pixels, which have the same name.
+    assert params["vision.patch_embedding.kernel"].shape == (48, 32)
+    only = start(reader, clip=str(source))
+    assert only is not None and {path.split(".")[0] for path in only} == {"text"}
+
+
+def test_a_clip_of_another_size_names_the_fields_of_the_text_tower_alone(
+    reader: Forward[Any], tmp_path: Path
+):
+    other = clip_sources.SMALL._replace(text=128, vision=64, output=16)
+    source = clip_sources.hf_folder(tmp_path / "clip", other)
+    with pytest.raises(UserError, match=r"set config\.model\.text_heads=2 \(now 1\)$"):
+        start(reader, clip=str(source))
+    wide = build_fields(text_heads=2)
+    with pytest.raises(UserError) as error:
+        start(wide, clip=str(source))
+    told = str(error.value).split("the sizes of these weights: ")[1]
+    assert told == "config.model.embedding_width=16 (now 24), config.model.text_width=128 (now 64)"
+
+
+def build_fields(**fields: Any) -> Forward[Any]:
+    return Forward(lambda rngs: build_model({**READER, **fields}, rngs=rngs))
 
 
 def test_a_clip_is_for_models_that_have_one():
