@@ -90,6 +90,8 @@ ablation: $(VENV)/.library ## repeat the studies (hours)
 		--page=docs/results/no_target.md
 	$(BIN)/python -m tools.ablation --study=no_target --steps=160 --jobs=2 \
 		--output_dir=runs/ablation/no_target_160 --page=docs/results/no_target_160.md
+	$(BIN)/python -m tools.ablation --study=unilseg_parts --seeds 0 \
+		--output_dir=runs/ablation/unilseg_parts --page=docs/results/unilseg_parts.md
 
 python: ## print the Python that the environment is made of
 	@$(check_python)

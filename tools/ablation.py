@@ -92,8 +92,9 @@ def study_trainings(options: argparse.Namespace) -> Mapping[tuple[str, int], Tra
 
 
 def _check(options: argparse.Namespace) -> None:
-    if len(set(options.seeds)) < max(2, len(options.seeds)):
-        raise UserError(f"--seeds {options.seeds}: name two or more, all different")
+    least = 1 if STUDIES[options.study].noise else 2
+    if len(set(options.seeds)) < max(least, len(options.seeds)):
+        raise UserError(f"--seeds {options.seeds}: name {least} or more, all different")
     for name in ("steps", "jobs"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)}: at least 1")

@@ -1,4 +1,7 @@
-"""Writes the page of an ablation: means over seeds, differences, and whether the seeds resolve them."""
+"""Writes the page of an ablation: means over seeds, differences, and whether the seeds resolve them.
+
+A page of a single seed judges its differences by the noise that its study states.
+"""
 
 import dataclasses
 import math
@@ -97,7 +100,7 @@ def markdown(
         lines.append(f"| {table.heading} | " + " | ".join(study.metrics) + " |")
         lines.append("|---" * (len(study.metrics) + 1) + "|")
         for number, row in enumerate(table.rows):
-            texts = [_text(table, number, rows, metric) for metric in study.metrics]
+            texts = [_text(table, number, rows, metric, study.noise) for metric in study.metrics]
             lines.append(f"| {row.label} | " + " | ".join(texts) + " |")
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
@@ -105,6 +108,14 @@ def markdown(
 
 def _reading(study: Study, seeds: Sequence[int]) -> list[str]:
     """Lines that explain the tables, and how many of their differences chance explains."""
+    if len(seeds) == 1:
+        least = 2 * math.hypot(study.noise, study.noise)
+        return [
+            f"Scores are percent on held-out scenes, of one training from seed {seeds[0]}. In brackets: "
+            "the difference to the first row of the table, or ≈ where it is unresolved: at most "
+            f"{100 * least:.1f} points. That is two standard errors if scores scatter over seeds by "
+            f"{100 * study.noise:.1f} points, the most in `group_tokens` on the first version of Scenes."
+        ]
     return [
         "Scores are percent on held-out scenes, as mean ± standard error over seeds "
         f"{', '.join(map(str, seeds))}. In brackets: the difference to the first row of the table, "
@@ -112,14 +123,22 @@ def _reading(study: Study, seeds: Sequence[int]) -> list[str]:
     ]
 
 
-def _text(table: Table, number: int, rows: Sequence[Scores], metric: str) -> str:
+def _text(table: Table, number: int, rows: Sequence[Scores], metric: str, noise: float) -> str:
     found, base = ([one[metric] for one in rows[row]] for row in (number, 0))
+    if len(found) == 1:
+        less = Cell(found[0] - base[0], math.hypot(noise, noise))
+        text = f"{100 * found[0]:.2f}"
+        return f"{text}{_bracket(less)}" if number else text
     cell = Cell.of(found)
     text = f"{100 * cell.mean:.2f} ± {100 * cell.error:.2f}"
     if not number:
         return text
-    less = difference(found, base, paired=_paired(table, number))
-    return f"{text} ({100 * less.mean:+.2f})" if less.resolved else f"{text} (≈)"
+    return text + _bracket(difference(found, base, paired=_paired(table, number)))
+
+
+def _bracket(less: Cell) -> str:
+    """A difference behind its score, or ≈ where it is unresolved."""
+    return f" ({100 * less.mean:+.2f})" if less.resolved else " (≈)"
 
 
 def _paired(table: Table, number: int) -> bool:

@@ -44,10 +44,11 @@ class UniLSegConfig:
         text_width, text_layers, text_heads: of CLIP's text tower.
         activation: of the MLPs in the text tower, `quick_gelu` (OpenAI's CLIP) or `gelu`.
         embedding_width: channels of the sentence, which the text tower projects.
-        width: channels of the vision path. Words of another width get a linear map to it.
+        width: channels of the vision path, and of the language path of `paper`. Words of another width
+            get a linear map to it.
         heads: attention heads of all parts of the decoder.
         hidden: width inside the MLPs of both paths.
-        mask_width: channels of the mask features and of the language path.
+        mask_width: channels of the mask features, and of the language path of `official`.
         query_layers: layers of the language path.
         dropout: rate in both paths.
         norm: after each convolution of the decoder: `batch`, as in the public code, or `group`, for
@@ -126,7 +127,9 @@ class UniLSegConfig:
             ValueError: they do not.
         """
         if self.text_width % self.text_heads:
-            raise ValueError(f"text_heads={self.text_heads} does not divide {self.text_width=}")
+            raise ValueError(
+                f"text_heads={self.text_heads} does not divide text_width={self.text_width}"
+            )
         for width in (*self.image_tower.widths, self.width, self.mask_width):
             if width % self.heads or width % 4:
                 raise ValueError(
@@ -229,11 +232,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "text_layers": 2,
         "text_heads": 4,
         "embedding_width": 96,
-        "width": 96,
+        "width": 64,
         "heads": 4,
-        "hidden": 192,
-        "mask_width": 64,
-        "query_layers": 3,
+        "hidden": 128,
+        "mask_width": 32,
+        "query_layers": 2,
         "dropout": 0.0,
         "norm": "group",
     },

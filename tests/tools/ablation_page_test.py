@@ -5,7 +5,16 @@ import pytest
 import scipy.special
 
 from tools.ablation_page import Cell, Scores, by_chance, difference, markdown
-from tools.studies import GROUP_TOKENS, NO_TARGET, RELA, Row, Study, Table, by_pixels
+from tools.studies import (
+    GROUP_TOKENS,
+    NO_TARGET,
+    RELA,
+    UNILSEG_PARTS,
+    Row,
+    Study,
+    Table,
+    by_pixels,
+)
 
 
 def test_a_cell_is_the_mean_and_its_standard_error():
@@ -74,6 +83,18 @@ def test_rows_of_the_same_trainings_are_compared_seed_by_seed():
     _, same, other = _rows(_page(rows, scores))
     assert same[1] == "62.00 ± 12.12 (+2.00)"
     assert other[1] == "62.00 ± 12.12 (≈)"
+
+
+def test_a_single_seed_is_judged_by_the_noise_of_other_studies():
+    study = dataclasses.replace(
+        UNILSEG_PARTS, tables=(Table("parts", tuple(Row(n, n) for n in ("a", "b", "c"))),)
+    )
+    scores: list[Scores] = [[dict.fromkeys(study.metrics, value)] for value in (0.30, 0.345, 0.346)]
+    text = markdown(study, [scores], seeds=(0,), steps=200, command="make it")
+    assert [row[1] for row in _rows(text)] == ["30.00", "34.50 (≈)", "34.60 (+4.60)"]
+    assert "of one training from seed 0." in text
+    assert "at most 4.5 points" in text and "over seeds by 1.6 points" in text
+    assert "±" not in text and "chance" not in text.lower()
 
 
 def test_two_rows_of_zeros_differ_in_nothing():

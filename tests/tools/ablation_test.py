@@ -115,8 +115,8 @@ def test_a_config_file_that_was_edited_between_two_calls_is_an_error(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--seeds", "3"), "--seeds [3]: name two or more, all different"),
-        (("--seeds", "3", "3"), "--seeds [3, 3]: name two or more, all different"),
+        (("--seeds", "3"), "--seeds [3]: name 2 or more, all different"),
+        (("--seeds", "3", "3"), "--seeds [3, 3]: name 2 or more, all different"),
         (("--jobs=0",), "--jobs=0: at least 1"),
         (("--jobs=-1",), "--jobs=-1: at least 1"),
         (("--steps=0",), "--steps=0: at least 1"),

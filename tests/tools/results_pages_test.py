@@ -38,7 +38,7 @@ def test_a_page_is_what_its_command_writes(page: Path, monkeypatch: pytest.Monke
     study = STUDIES[options.study]
     tables = _cells(text, study)
 
-    def cell(table: Table, number: int, rows: object, metric: str) -> str:
+    def cell(table: Table, number: int, rows: object, metric: str, noise: float) -> str:
         return tables[study.tables.index(table)][number][study.metrics.index(metric)]
 
     monkeypatch.setattr(ablation_page, "_text", cell)

@@ -12,6 +12,7 @@ from tools.studies import (
     PAPER_MIN_PIXELS,
     RELA,
     STUDIES,
+    UNILSEG_PARTS,
     Study,
     by_matched_pixels,
     by_pixels,
@@ -131,6 +132,19 @@ def test_who_says_that_nothing_is_there_is_compared_on_one_training(study: Study
         assert len({row.variant for row in table.rows}) == 1
         assert table.rows[0].read is summary
         assert by_pixels in [row.read for row in table.rows]
+
+
+def test_table_8_adds_one_part_of_unilseg_after_the_other():
+    names = {"PF": "pre_fusion", "LP": "language_path", "VP": "vision_path"}
+    (table,) = UNILSEG_PARTS.tables
+    for row in table.rows:
+        variant = UNILSEG_PARTS.variants[row.variant]
+        model = resolved(_ROOT / UNILSEG_PARTS.config, (*UNILSEG_PARTS.fields, *variant.overrides))[
+            "model"
+        ]
+        on = {part for part, field in names.items() if model[field]}
+        assert on == {part for part in names if f"+{part}" in row.label}, row.label
+    assert [row.label.count("+") for row in table.rows] == [0, 1, 2, 3]
 
 
 def test_labels_say_how_a_row_is_read():

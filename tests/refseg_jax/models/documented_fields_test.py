@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from refseg_jax.models import ReLAConfig, UniRESConfig
-from refseg_jax.training.objectives import MaskObjective, RelationObjective
+from refseg_jax.models import ReLAConfig, UniLSegConfig, UniRESConfig
+from refseg_jax.training.objectives import MaskObjective, PromptObjective, RelationObjective
 
 _PAGES = Path(__file__).parents[3] / "docs" / "systems"
 
@@ -38,6 +38,8 @@ def _documented(page: Path, group: str) -> dict[str, str]:
         ("unires.md", "objective", MaskObjective),
         ("rela.md", "model", ReLAConfig),
         ("rela.md", "objective", RelationObjective),
+        ("unilseg.md", "model", UniLSegConfig),
+        ("unilseg.md", "objective", PromptObjective),
     ],
 )
 def test_every_field_is_documented_with_its_default(page: str, group: str, fields: Any):
