@@ -27,7 +27,7 @@ def _cells(text: str, study: Study) -> list[list[list[str]]]:
     return tables
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", _PAGES, ids=[page.stem for page in _PAGES])
 def test_a_page_is_what_its_command_writes(page: Path, monkeypatch: pytest.MonkeyPatch):
     """Its numbers are taken from it; all the rest is made anew."""
     text = page.read_text()

@@ -105,7 +105,8 @@ def test_pictures_of_phones_are_read_as_they_are_seen(kind: str) -> None:
         seen = orientation.turn(PIXELS, flag)
         found = decode(data, name="x")
         assert found.pixels.shape == seen.shape
-        assert np.abs(found.pixels.astype(int) - seen).mean() < 8
+        # A picture that is turned wrongly differs by 85; encoders blur the colours at the edges.
+        assert np.abs(found.pixels.astype(int) - seen).mean() < 20
         assert seen_size(data) == seen.shape[:2]
         assert not image_notes(data, annotated=seen.shape[:2], name="x")[found.turned :]
     # Without EXIF.
