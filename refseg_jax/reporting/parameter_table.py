@@ -67,7 +67,8 @@ def write_table(shapes: Mapping[str, Any], statistics: Set[str], path: Path) -> 
     averages = {name: leaf for name, leaf in shapes.items() if name in statistics}
     text = _table(parameters)
     if averages:
-        text += f"\n{_AVERAGES.capitalize()} of batch normalisation, which are not trained:\n{_table(averages)}"
+        heading = f"{_AVERAGES.capitalize()} of batch normalisation, which are not trained:"
+        text += f"\n{heading}\n{_table(averages)}"
     path.write_text(text)
 
 
