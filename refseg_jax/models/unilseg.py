@@ -1,7 +1,18 @@
 """UniLSeg (Liu et al., "Universal Segmentation at Arbitrary Granularity with Language Instruction").
 
-CVPR 2024. The public code (yongliu20/UniLSeg) has the model and the inference of single images; it has
-neither training nor evaluation.
+CVPR 2024. The public code (yongliu20/UniLSeg, commit d45e37a) has the model and the inference of single
+images; it has neither training nor evaluation. Form `official` computes what it computes.
+
+Ambiguities of that form, which its released inference does not settle:
+
+- Dropout. The public code drops attention weights, too, and nothing else in Pre-Fusion. They are not
+  dropped here, because flash kernels never store them.
+- The resolution of the loss: stride 4, that of the mask features (`mask_stride`).
+- Batch statistics: over the pairs of image and expression that count. The public code has one expression
+  for each image of a batch, so that the two are the same there.
+- The masks of earlier layers of the language path: products with the same mask features. The public code
+  computes them and returns the last one.
+- The parts that Table 8 of the paper leaves out, see `UniLSegConfig`.
 """
 
 from collections.abc import Mapping

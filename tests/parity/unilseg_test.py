@@ -293,7 +293,7 @@ def words_that_are_padding(patch: Patch) -> None:
     plain = UniLSeg.encode_text
 
     def all_valid(self: UniLSeg, text: Any, text_valid: Any, **rest: Any) -> Any:
-        return plain(self, text, np.ones_like(text_valid), **rest)
+        return plain(self, text, jnp.ones_like(text_valid), **rest)
 
     patch.setattr(UniLSeg, "encode_text", all_valid)
 
