@@ -80,6 +80,8 @@ class ExperimentData:
             UserError: the split cannot be read, the entry's granularities are not of one kind of
                 class, or the dataset has no such classes.
         """
+        cure = f"or leave it out: --{field}.when=never"
+        self._check_source(entry.dataset, entry.split, field, cure)
         config = self._evaluated(entry)
         return pipeline.open_classes(config, _class_granularity(config, field))
 

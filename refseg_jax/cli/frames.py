@@ -18,15 +18,12 @@ from refseg_jax.cli.pictures import Picture, find_pictures
 from refseg_jax.errors import UserError
 from refseg_jax.images.decoding import Decoded, ImageError
 from refseg_jax.images.files import check_regular, read_file
-from refseg_jax.images.kinds import HEAD, kind_of
+from refseg_jax.images.kinds import HEAD, VIDEO, kind_of
 from refseg_jax.images.orientation import exif_orientation
 from refseg_jax.prediction.predictor import read_picture
 
 #: Frames a second of a folder: Ref-YouTube-VOS annotates every fifth frame of 30.
 FOLDER_RATE = 6.0
-
-#: Name of videos among the formats of `refseg_jax.images.kinds`.
-_VIDEO = "a video"
 
 
 class Frame(NamedTuple):
@@ -167,7 +164,7 @@ def _check_is_video(path: Path) -> None:
             kind = kind_of(file.read(HEAD))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a video with --video") from None
-    if kind is None or kind.name != _VIDEO:
+    if kind is None or kind.name != VIDEO:
         what = "is no video" if kind is None else f"is {kind.name}, no video"
         cure = "; name a picture with --image" if kind is not None and kind.is_picture else ""
         raise UserError(f"{path}: {what} (MP4, MOV, AVI, MKV or WebM){cure}")

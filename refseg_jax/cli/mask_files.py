@@ -71,7 +71,7 @@ class FrameLines:
             of_frame = lines[start : start + expressions]
             if len(of_frame) < expressions or not of_frame[-1].endswith(b"\n"):
                 break
-            self.frames.add(json.loads(of_frame[0])["image"])
+            self.frames.add(_image_of(of_frame[0], path))
             sound += sum(map(len, of_frame))
         self._file.truncate(sound)
 
@@ -85,6 +85,15 @@ class FrameLines:
         """Appends the lines of a frame, or none."""
         append_lines(self._file, lines)
         self.frames.add(frame)
+
+
+def _image_of(line: bytes, path: Path) -> str:
+    try:
+        return str(json.loads(line)["image"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path}: a line of it is damaged; delete the folder, or name another --output_dir"
+        ) from None
 
 
 @contextlib.contextmanager

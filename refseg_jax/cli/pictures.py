@@ -12,7 +12,7 @@ from typing import NamedTuple
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.files import check_regular
-from refseg_jax.images.kinds import HEAD, has_suffix, kind_of
+from refseg_jax.images.kinds import HEAD, VIDEO, has_suffix, kind_of
 
 #: Files that systems lay beside pictures; nobody needs to hear of them.
 _COMPANIONS = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini", re.IGNORECASE | re.DOTALL)
@@ -200,6 +200,9 @@ class _Search:
                 kind = kind_of(file.read(HEAD))
         except OSError as error:
             self.errors.append(f"{path}: {error.strerror}; give a picture that can be read")
+            return
+        if chosen and kind is not None and kind.name == VIDEO:
+            self.errors.append(f"{path}: is a video; name it with --video")
             return
         meant = chosen or has_suffix(name) or (kind is not None and kind.is_picture)
         if not meant:

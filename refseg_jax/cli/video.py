@@ -193,7 +193,8 @@ def write_overlay(
                         "the overlay out with --no_overlay"
                     )
             if drawn.shape != first:
-                print(f"warning: {escaped(frame)}: of another size, not in the overlay")
+                line = f"warning: {escaped(frame)}: of another size, not in the overlay"
+                print(line, file=sys.stderr)
                 continue
             writer.write(drawn)
         if writer is not None:

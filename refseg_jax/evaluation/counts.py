@@ -67,9 +67,10 @@ def pair_counts(
         often = (rows[..., :, None] * columns[..., None, :])[:, :, None]
     parts = tuple(p * often for p in (predicted * target, predicted, target))
     # One reduction over triples: three separate ones take XLA's CPU backend 20 times as long.
-    sums = jax.lax.reduce(parts, (jnp.int32(0),) * 3, _add_each, (3, 4))
+    sums = jax.lax.reduce(parts, (jnp.int32(0),) * 3, add_each, (3, 4))
     return jnp.stack(sums, -1)
 
 
-def _add_each(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def add_each(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Element-wise sum of two tuples, for `jax.lax.reduce` over several arrays at once."""
     return tuple(a + b for a, b in zip(one, other, strict=True))

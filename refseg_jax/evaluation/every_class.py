@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from refseg_jax import sharding
 from refseg_jax.batch import Array, Batch, ClassList, HostBatch
 from refseg_jax.evaluation import predictions
+from refseg_jax.evaluation.counts import add_each
 from refseg_jax.evaluation.processes import from_all, sum_over_processes
 from refseg_jax.evaluation.protocols import (
     EveryClass,
@@ -329,8 +330,8 @@ def class_counts(predicted: jax.Array, labels: jax.Array, count: int) -> jax.Arr
 
     def of(number: jax.Array) -> jax.Array:
         found, wanted = predicted == number, labels == number
-        sums = (jnp.sum(x, (1, 2), dtype=jnp.int32) for x in (found & wanted, found, wanted))
-        return jnp.stack(tuple(sums), -1)
+        parts = tuple(x.astype(jnp.int32) for x in (found & wanted, found, wanted))
+        return jnp.stack(jax.lax.reduce(parts, (jnp.int32(0),) * 3, add_each, (1, 2)), -1)
 
     # One class at a time: its masks are all that is in memory.
     return jnp.moveaxis(jax.lax.map(of, jnp.arange(count)), 0, 1)

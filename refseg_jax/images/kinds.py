@@ -18,6 +18,9 @@ _AVIF_PILLOW = "install Pillow 11.3 or newer, or save it as PNG"
 _UNPACK, _DOWNLOAD = "unpack it", "download the picture itself"
 _ITSELF = "give the picture itself, as PNG or JPEG"
 
+#: Name of a video among the formats.
+VIDEO = "a video"
+
 #: Suffixes of files that were meant to be pictures, whatever they contain.
 _SUFFIXES = re.compile(
     r"\.(a?png|avif|bmp|dib|gif|hei[cf]|hif|j2k|jp2|jpe|jpe?g|jfif|jxl|p[bfgnp]m|tga|tiff?|webp)",
@@ -94,7 +97,7 @@ _NO_PICTURES = (
     (rb"\x89HDF\r\n\x1a\n", "HDF5", _SAVE),
     (rb".{344}(n\+1|ni1)\0", "NIfTI", _SAVE),
     (rb"%PDF-", "a PDF", _SAVE),
-    (rb"....ftyp(mp4|iso|qt  |M4V|avc1|3gp)|RIFF....AVI |\x1a\x45\xdf\xa3", "a video", _SAVE),
+    (rb"....ftyp(mp4|iso|qt  |M4V|avc1|3gp)|RIFF....AVI |\x1a\x45\xdf\xa3", VIDEO, _SAVE),
     (rb"PK\x03\x04", "a zip archive (perhaps NumPy's .npz)", _UNPACK),
     (rb"\x1f\x8b", "a file that gzip compressed", _UNPACK),
     (rb"BZh[1-9]1AY&SY", "a file that bzip2 compressed", _UNPACK),

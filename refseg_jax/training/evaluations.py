@@ -109,6 +109,10 @@ class Evaluations:
                 )
             if self._every_class is None:
                 self._data.check(entry, field, cure)
+            elif entry.shuffled:
+                raise UserError(
+                    f"{field}.shuffled: every_class has no words of other targets; {cure[3:]}"
+                )
             else:
                 self._data.classes(entry, field)
         self._data.check_oracle()
@@ -117,9 +121,7 @@ class Evaluations:
         """The evaluations whose `when` is one of `moments`."""
         make = self._evaluator if self._every_class is None else self._class_evaluator
         return [
-            make(name, entry)
-            for name, entry in self.config.evals.items()
-            if entry.when in moments
+            make(name, entry) for name, entry in self.config.evals.items() if entry.when in moments
         ]
 
     def report(

@@ -324,6 +324,28 @@ def test_flags_of_the_other_source_are_refused(
     assert told in capsys.readouterr().err
 
 
+def test_a_video_as_an_image_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_file(tmp_path / "clip.mp4")
+    flags = [f"--checkpoint={run}", f"--image={clip}", f"--output_dir={tmp_path / 'out'}"]
+    assert predict.main([*flags, "--text=x"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {clip}: is a video; name it with --video"
+
+
+def test_a_damaged_line_of_an_earlier_call_is_one_line(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call(run, folder, out) == 0
+    path = out / "predictions.jsonl"
+    path.write_text("{" + path.read_text())
+    capsys.readouterr()
+    assert call(run, folder, out) == 1
+    assert "a line of it is damaged; delete the folder" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_frames_are_turned_as_a_person_sees_them(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

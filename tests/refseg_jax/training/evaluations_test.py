@@ -1,5 +1,7 @@
 """What an evaluation needs is looked for before the training."""
 
+import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import jax
 import pytest
 
 from configs import scenes_unires
+from input_pipeline.schema import Expression, Record
 from main import Experiment
 from refseg_jax import sharding
 from refseg_jax.errors import UserError
@@ -54,6 +57,41 @@ def test_an_evaluation_that_never_runs_is_not_checked(experiment: Experiment) ->
 
 def test_every_class_needs_one_kind_of_class(experiment: Experiment) -> None:
     experiment.config.eval.protocol = "every_class"
+    experiment.config.evals.shuffled.when = "never"
     with pytest.raises(UserError, match=r"evals\.\w+\.granularities: classes are either") as caught:
         experiment.evaluations.check()
     assert "\n" not in str(caught.value)
+
+
+def test_every_class_is_scored_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asking(record: Record) -> Record:
+        asked = Expression(f"{record.image_id}-a", "all boxes", (0, 1), "category")
+        other = Expression(f"{record.image_id}-b", "all lids", (2,), "category")
+        return dataclasses.replace(record, expressions=(asked, other))
+
+    build_tiny_dataset(tmp_path / "data", {"train": 1, "val": 3, "test": 4}, change=asking)
+    config: Any = scenes_unires.get_config()
+    config.data.update(
+        {
+            "data_dir": str(tmp_path / "data"),
+            "dataset": "tiny",
+            "granularities": ("category",),
+        }
+    )
+    config.eval.update({"protocol": "every_class", "background": "class", "dump": "dump"})
+    config.eval.update({"oracle": "", "batch_size": 2, "pairs": 1, "canvas": (64, 64)})
+    built = Experiment(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"evals\.shuffled\.shuffled: every_class.*when=never"):
+        built.evaluations.check()
+    config.evals.shuffled.when = "never"
+    built.evaluations.check()
+    params = jax.jit(built.forward.init)(jax.random.key(0))
+    built.evaluations.report(params, 0)
+    built.writer.close()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["count"] == 4 * 3 and 0 <= summary["mIoU"] <= 1
+    assert {"mAcc", "aAcc", "fg_mIoU", "IoU/background"} <= summary.keys()
+    assert "every_class: comparable with mIoU over" in capsys.readouterr().out
+    assert len((tmp_path / "run/dump/test/predictions.jsonl").read_text().splitlines()) == 12
