@@ -30,7 +30,11 @@ DATA = ScenesConfig(
     novel_test=2,
 )
 #: System -> its config file.
-CONFIGS = {"unires": "configs/scenes_unires.py", "rela": "configs/scenes_rela.py"}
+CONFIGS = {
+    "unires": "configs/scenes_unires.py",
+    "rela": "configs/scenes_rela.py",
+    "unilseg": "configs/scenes_unilseg.py",
+}
 OVERRIDES = {
     "steps": STEPS,
     "batch_size": 4,
