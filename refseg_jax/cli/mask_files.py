@@ -63,17 +63,17 @@ class FrameLines:
     def __init__(self, path: Path, expressions: int) -> None:
         """Opens the file, without what a killed run has left of its last frame."""
         self.frames: set[str] = set()
-        self._file = path.open("a+b", buffering=0)
-        self._file.seek(0)
         sound = 0
-        lines = self._file.read().splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         for start in range(0, len(lines), expressions):
             of_frame = lines[start : start + expressions]
             if len(of_frame) < expressions or not of_frame[-1].endswith(b"\n"):
                 break
             self.frames.add(_image_of(of_frame[0], path))
             sound += sum(map(len, of_frame))
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(sound)
+        self._file.seek(sound)
 
     def __enter__(self) -> "FrameLines":
         return self
