@@ -3,6 +3,12 @@
     python -m tools.build_dataset --dataset=scenes --data_dir=data
     python main.py --config=configs/scenes_unilseg.py --workdir=runs/scenes_unilseg
 
+Time: not measured on a quiet machine. Its 600 steps took 34 minutes, compilation included, on 2 cores
+that some twenty other processes shared.
+
+Score on held-out scenes (one run, seed 0), mIoU: objects 58.1, parts 52.1, several targets 70.4,
+categories 77.4, salient object 60.8. With the words of other targets: objects 13.3, parts 12.7.
+
 The decoder is the paper's, with a residual around Pre-Fusion. The prompts are those of Table 1: "all
 houses", "the most salient object", and for objects and parts the captions. Masks are cut at 0.5.
 """
