@@ -292,7 +292,7 @@ def _with(section: str, **fields: Any) -> dict[str, Any]:
         (_with("model", low_tokens=4), "parameter 'vision.low_tokens' is (5, 32), the model's is"),
         (_with("model", high_tokens=0), "parameter 'high_filter.attention.key.bias' is not in"),
         (_with("model", colour="red"), "unknown field of model 'unires' 'colour'"),
-        (_with("model", name="unilseg"), "unknown model 'unilseg'"),
+        (_with("model", name="nothing"), "unknown model 'nothing'"),
         (_with("model", image_size="large"), "version ("),
         (_with("model", eos_id=7), "config.data.tokenizer 'clip' ends texts by token 49407"),
         (_with("data", resize="leterbox"), "did you mean 'letterbox'"),
