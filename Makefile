@@ -37,7 +37,7 @@ LIGHT_TESTS := tests/layout_test.py $(addprefix tests/, configs docs input_pipel
 # page faults of 4 KB were an eighth of its CPU time in a step of ReLA.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help python setup run test test-light test-oldest lint docs parity bench bench-gpu soak ablation clean link
+.PHONY: help python setup run test test-long test-light test-oldest lint docs parity bench bench-gpu soak ablation clean link
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,11 +51,15 @@ run: $(VENV)/.library ## build the Scenes dataset, train UniRES on it, score it,
 test: $(VENV)/.test ## run the tests, or some: `make test TESTS=tests/refseg_jax/text`
 	$(BIN)/python $(PYTEST) $(TWO_WORKERS) $(TESTS)
 
+test-long: $(VENV)/.test ## run the tests that take a minute each: golden numbers, the notebook, layouts over devices
+	$(BIN)/python $(PYTEST) $(TWO_WORKERS) -m long $(TESTS)
+
 test-light: $(VENV)/.test ## run the tests that compile no large model
 	$(BIN)/python $(PYTEST) $(TWO_WORKERS) $(LIGHT_TESTS)
 
-test-oldest: $(OLDEST)/.test ## run the tests on Python 3.11 with the oldest versions that are allowed
+test-oldest: $(OLDEST)/.test ## run both on Python 3.11 with the oldest versions that are allowed
 	$(OLDEST)/bin/python $(PYTEST) $(TWO_WORKERS) $(TESTS)
+	$(OLDEST)/bin/python $(PYTEST) $(TWO_WORKERS) -m long $(TESTS)
 
 lint: $(VENV)/.test ## check style and types
 	$(BIN)/ruff check .

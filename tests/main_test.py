@@ -316,6 +316,7 @@ def test_a_canvas_that_is_too_small_is_told_before_the_training(place: Place, tm
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.long
 def test_a_run_starts_from_clip_and_resumes_without_it(place: Place, tmp_path: Path) -> None:
     size = SMALL._replace(vocab=CLIP_VOCAB)
     source = hf_folder(tmp_path / "clip", size)

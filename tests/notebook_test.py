@@ -31,6 +31,7 @@ def test_without_the_code_the_first_cell_asks_where_it_is(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_notebook_runs(tmp_path, monkeypatch):
     for name in ("main.py", "configs", "tools", "input_pipeline", "refseg_jax"):

@@ -12,6 +12,7 @@ import pytest
 from tests.golden.runs import CONFIGS, GOLDEN, run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("system", CONFIGS)
 def test_the_first_steps_and_the_scores_are_the_golden_ones(system: str, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())[system]

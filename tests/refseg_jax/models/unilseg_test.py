@@ -98,6 +98,7 @@ def test_bf16_is_close_to_f32() -> None:
     assert np.linalg.norm(half - full) < 0.1 * np.linalg.norm(full)
 
 
+@pytest.mark.long
 def test_training_gives_the_masks_of_all_layers_and_remat_changes_no_gradient() -> None:
     batch, key = micro_batch(), jax.random.key(0)
 

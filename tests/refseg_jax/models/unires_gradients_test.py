@@ -39,6 +39,7 @@ def test_every_parameter_that_matters_gets_a_finite_gradient(params, dtype):
             assert np.abs(gradient).max() > 0.0, path
 
 
+@pytest.mark.long
 def test_remat_changes_nothing_but_memory(params):
     plain, remat = (_loss_and_gradients(params, remat=remat) for remat in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, remat)
@@ -53,6 +54,7 @@ def test_remat_changes_nothing_but_memory(params):
     assert (always, with_remat - always) == (3, 9)
 
 
+@pytest.mark.long
 def test_remat_with_dropout_keeps_its_pattern(params):
     key = jax.random.key(3)
     plain, remat = (_loss_and_gradients(params, key, remat=remat) for remat in (False, True))

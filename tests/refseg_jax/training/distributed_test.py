@@ -46,6 +46,9 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(out.splitlines()[-1])
 
 
+pytestmark = pytest.mark.long
+
+
 @cache
 def one_device(model: str = "unires") -> dict[str, Any]:
     return result(start(model, 1, 1, 1, devices=1))

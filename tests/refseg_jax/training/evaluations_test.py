@@ -63,6 +63,7 @@ def test_every_class_needs_one_kind_of_class(experiment: Experiment) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_every_class_is_scored_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from input_pipeline import pipeline
 from refseg_jax import sharding
@@ -19,6 +20,7 @@ from tests.refseg_jax.training.tiny_run import WITH_PRESENCE, data_config, one_d
 STEPS = 25
 
 
+@pytest.mark.long
 def test_the_presence_term_falls_and_the_head_tells_what_is_there(tmp_path: Path) -> None:
     build_tiny_dataset(tmp_path, {"train": 12})
     config = data_config(tmp_path, "train", pairs=6)
