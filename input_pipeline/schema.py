@@ -24,8 +24,8 @@ TARGET_GRANULARITIES = ("object", "part", "stuff")
 #: were not built: `{split: [id, ...]}`.
 HELD_OUT = "held_out.json"
 
-#: File beside a dataset's records with its closed list of classes: `{granularity: [[text, category],
-#: ...]}`, see `AskedClass`.
+#: File beside a dataset's records with its closed list of classes, see `AskedClass`. It holds
+#: `{granularity: [[text, category], ...]}`.
 CLASSES = "classes.json"
 
 

@@ -30,7 +30,7 @@ ANNOTATIONS = ("{0}.json", "annotations/{0}.json", "annotations/{0}/{0}.json")
 
 _CORRECTED = {"tier": "tire"}
 
-#: Kind of object -> its parts: the 40 classes, in the order of the README's table.
+#: The parts of each kind of object, 40 classes in the order of the README's table.
 PARTS: Mapping[str, tuple[str, ...]] = {
     kind: tuple(parts.split(", "))
     for kind, parts in {

@@ -13,7 +13,7 @@ from refseg_jax.layers.norm import LayerNorm
 from refseg_jax.layers.transformer import Mlp
 
 
-class _Layer(nnx.Module):
+class TwoAttentions(nnx.Module):
     """Two attentions and an MLP, each with a norm before its residual, `x += norm(branch(x))`.
 
     Equation 5 states this for self-attention. Not stated in the paper: the same norm and residual for
@@ -78,7 +78,7 @@ class _Layer(nnx.Module):
         return x + dropout(self.mlp_norm(self.mlp(x)), self.dropout, key)
 
 
-class MultiModalLayer(_Layer):
+class MultiModalLayer(TwoAttentions):
     """The layer of the vision path: self-attention over cells and words, then attention to the words.
 
         f_m = [f_c + Pos ; f_w]                                           equations 2 and 3
@@ -117,7 +117,7 @@ class MultiModalLayer(_Layer):
         return self._think(x, keys[2])
 
 
-class SymmetricLayer(_Layer):
+class SymmetricLayer(TwoAttentions):
     """The layer of the language path: attention to the image, then self-attention with the prompt.
 
         s = norm(cross_attention(q = s, k = f_c + Pos, v = f_c)) + s
