@@ -45,6 +45,33 @@ def construct(constructor: Callable[..., T], fields: Mapping[str, Any], *, what:
     return constructor(**{name: _frozen(value) for name, value in fields.items()})
 
 
+def from_preset(
+    constructor: Callable[..., T],
+    presets: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Any],
+    *,
+    default: str,
+    what: str,
+) -> T:
+    """Calls `construct` with the fields of a preset, some of them overridden.
+
+    Args:
+        constructor: the dataclass or function.
+        presets: name -> its fields.
+        fields: the fields that override them; `preset` names the preset.
+        default: name of the preset if `fields` names none.
+        what: what is being built, for the message.
+
+    Raises:
+        ValueError: the preset is unknown (the message names the nearest), or as in `construct`.
+    """
+    given = dict(fields)
+    preset = given.pop("preset", default)
+    if preset not in presets:
+        raise ValueError(unknown(f"preset of {what}", preset, presets))
+    return construct(constructor, {**presets[preset], **given}, what=what)
+
+
 def from_mapping(
     table: Mapping[str, Callable[..., T]], config: Mapping[str, Any], *, what: str
 ) -> T:

@@ -220,8 +220,4 @@ def rela_config(fields: Mapping[str, Any]) -> ReLAConfig:
         ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
             fit together.
     """
-    given = dict(fields)
-    preset = given.pop("preset", "B")
-    if preset not in PRESETS:
-        raise ValueError(naming.unknown("preset of model 'rela'", preset, PRESETS))
-    return naming.construct(ReLAConfig, {**PRESETS[preset], **given}, what="model 'rela'")
+    return naming.from_preset(ReLAConfig, PRESETS, fields, default="B", what="model 'rela'")

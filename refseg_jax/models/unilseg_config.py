@@ -250,8 +250,4 @@ def unilseg_config(fields: Mapping[str, Any]) -> UniLSegConfig:
         ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
             fit together.
     """
-    given = dict(fields)
-    preset = given.pop("preset", "B")
-    if preset not in PRESETS:
-        raise ValueError(naming.unknown("preset of model 'unilseg'", preset, PRESETS))
-    return naming.construct(UniLSegConfig, {**PRESETS[preset], **given}, what="model 'unilseg'")
+    return naming.from_preset(UniLSegConfig, PRESETS, fields, default="B", what="model 'unilseg'")

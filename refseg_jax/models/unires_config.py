@@ -183,8 +183,4 @@ def unires_config(fields: Mapping[str, Any]) -> UniRESConfig:
         ValueError: a preset or field is unknown (the message names the nearest), or the sizes do not
             fit together.
     """
-    given = dict(fields)
-    preset = given.pop("preset", "B/16")
-    if preset not in PRESETS:
-        raise ValueError(naming.unknown("preset of model 'unires'", preset, PRESETS))
-    return naming.construct(UniRESConfig, {**PRESETS[preset], **given}, what="model 'unires'")
+    return naming.from_preset(UniRESConfig, PRESETS, fields, default="B/16", what="model 'unires'")
