@@ -204,7 +204,11 @@ class ExpressionTable:
 
     @classmethod
     def _read(cls, source: RecordSource, tokenizer: str) -> "ExpressionTable":
-        count = functools.partial(count_tokens, build_tokenizer(tokenizer)) if tokenizer else None
+        count = None
+        if tokenizer:
+            # Many expressions have the same text, in datasets of prompts nearly all.
+            once = functools.lru_cache(maxsize=1 << 16)
+            count = once(functools.partial(count_tokens, build_tokenizer(tokenizer)))
         tokens: list[int] = []
         rows: list[tuple[int, int, int, int, int]] = []
         groups: dict[tuple[str, str], int] = {}
