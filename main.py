@@ -63,7 +63,8 @@ class Experiment:
         self.mesh = sharding.make_mesh(construct(sharding.MeshConfig, config.mesh, what="mesh"))
         self.forward = Forward(lambda rngs: build_model(config.model.to_dict(), rngs=rngs))
         model: Any = self.forward.model
-        check_tokenizer(config.data.tokenizer, config.data.context_length, model.config)
+        data = config.data
+        check_tokenizer(data.tokenizer, data.context_length, model.config, data.anti_prefix)
         self.writer = make_writer(workdir)
         self.preemption = Preemption()
         self.data = ExperimentData(
@@ -143,7 +144,7 @@ class Experiment:
         for rows in mixture.rows:
             data = rows.config
             try:
-                check_tokenizer(data.tokenizer, data.context_length, model.config)
+                check_tokenizer(data.tokenizer, data.context_length, model.config, data.anti_prefix)
                 output = jax.eval_shape(self.forward.apply, self.forward.shapes, rows.padding.batch)
             except (UserError, ValueError, TypeError) as error:
                 field = f"config.mixture.{rows.name}" if rows.name else "config.data"

@@ -55,6 +55,7 @@ def base_config() -> ConfigDict:
             "mask_cells": "mean",
             "context_length": 17,
             "tokenizer": "clip",
+            "anti_prefix": "",
             "flip_probability": 0.0,
             "part_prompt": "{}",
             "pseudo_labelled": False,

@@ -16,7 +16,8 @@ from refseg_jax.errors import UserError, escaped
 from refseg_jax.images import preprocess
 from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.segmentation import SegmentationError
-from refseg_jax.text.tokenizers import Tokenizer, build_tokenizer
+from refseg_jax.text.anti import anti_text
+from refseg_jax.text.tokenizers import AntiPrefix, Tokenizer, build_tokenizer, prefix_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class PipelineConfig:
             `refseg_jax.images.preprocess.prepare_mask`.
         context_length: L, tokens of a text, SOS and EOS included.
         tokenizer: name or file, see `refseg_jax.text.tokenizers.build_tokenizer`.
+        anti_prefix: what stands before an anti-expression, see `refseg_jax.text.tokenizers.AntiPrefix`;
+            `""`: batches have no `anti_text`.
         flip_probability: probability in [0, 1] that a training row is mirrored.
         part_prompt: words that ask for a part which the dataset names only by its category, with `{}`
             for "wheel of car". UniLSeg: "all {}" (Table 1).
@@ -75,6 +78,7 @@ class PipelineConfig:
     mask_cells: preprocess.MaskCells = "mean"
     context_length: int = 17
     tokenizer: str = "clip"
+    anti_prefix: AntiPrefix = ""
     flip_probability: float = 0.0
     part_prompt: str = "{}"
     pseudo_labelled: bool = False
@@ -197,6 +201,10 @@ class MakeRow:
                 example = _without(example, k)
             else:
                 batch.text[0, k], batch.text_valid[0, k] = ids[0], valid[0]
+        if batch.anti_text is not None:
+            prefix = prefix_id(tokenizer, config.anti_prefix)
+            texts, valid = np.asarray(batch.text), np.asarray(batch.text_valid)
+            batch.anti_text[:] = anti_text(texts, valid, prefix)
         frames = [
             self._pack_frame(batch, n, frame, left_out) for n, frame in enumerate(example.frames)
         ]
@@ -284,6 +292,7 @@ class MakeRow:
             size=np.ones((1, n, 2), np.int32),
             affine=np.tile(np.eye(2, 3, dtype=np.float32), (1, n, 1, 1)),
             native=np.zeros((1, n, k, *c.canvas), np.uint8) if self.native else None,
+            anti_text=np.zeros((1, k, c.context_length), np.int32) if c.anti_prefix else None,
         )
         empty = ("",) * (n * k)
         meta = RowMeta(key, ("",) * n, empty, ("",) * k, empty, error)

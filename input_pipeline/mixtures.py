@@ -33,6 +33,7 @@ MEMBER_FIELDS = (
     "images",
     "granularities",
     "context_length",
+    "anti_prefix",
     "flip_probability",
     "part_prompt",
     "pseudo_labelled",

@@ -22,8 +22,9 @@ from input_pipeline.workers import Batches
 from refseg_jax.batch import GRANULARITIES, ClassList, HostBatch
 from refseg_jax.errors import UserError, shown
 from refseg_jax.images import preprocess
+from refseg_jax.text.anti import check_anti_length
 from refseg_jax.text.lengths import quoted
-from refseg_jax.text.tokenizers import build_tokenizer, check_length
+from refseg_jax.text.tokenizers import build_tokenizer, check_length, prefix_id
 
 
 def _never() -> bool:
@@ -281,8 +282,11 @@ def _prepared(dataset: grain.MapDataset, config: PipelineConfig) -> grain.IterDa
 
 def _check(config: PipelineConfig) -> None:
     """Checks the config first, because a mistake in it would look like damage of every row."""
-    build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     check_length(config.context_length)
+    if config.anti_prefix:
+        check_anti_length(config.context_length)
+        prefix_id(tokenizer, config.anti_prefix)
     preprocess.check_resize(config.resize)
     preprocess.check_mask_cells(config.mask_cells)
     if "{}" not in config.part_prompt:

@@ -48,7 +48,8 @@ class Batch:
             coordinate of a pixel is its index.
         native: u8 `[B, N, K, Hc, Wc]` of 0/1, the mask at native size in the upper left corner of
             the canvas; evaluation only.
-        anti_text: i32 `[B, K, L]`, token ids of the anti-expression (GRSer only).
+        anti_text: i32 `[B, K, L]`, token ids of the anti-expression (GRSer only), valid at one position
+            more than `text`, see `refseg_jax.text.anti.anti_text`.
         labels: i16 `[B, N, Hc, Wc]`, the class of each pixel as an index of `ClassList`, in the upper
             left corner of the canvas; -1 where there is none. Only where every image is asked for every
             class; texts and masks are then empty.

@@ -7,20 +7,30 @@ import importlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from refseg_jax.errors import UserError, shown
 from refseg_jax.text import clip_vocabulary
+from refseg_jax.text.anti import check_anti_length
 from refseg_jax.text.cleaning import ExpressionError, clean
 from refseg_jax.text.vocabulary_file import read_vocabulary, same_vocabulary
+
+#: What stands before an anti-expression (`refseg_jax.text.anti`). `""`: there are no anti-expressions.
+#: `token`: a token of its own, whose meaning is learned. `word`: the word "no", which pretrained text
+#: encoders know, but which expressions hold as well ("the cat with no collar"). GRSer's paper writes
+#: `<no>` and does not say which it is.
+AntiPrefix: TypeAlias = Literal["", "token", "word"]
 
 #: Ids of start and end of a text in CLIP's vocabulary, and the size of the vocabulary.
 CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
 
 #: A name on the Hugging Face hub; what ends as a file does, or begins by a dot, is a path.
 _HUB_NAME = re.compile(r"(?!.*\.json$)\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
+
+#: A token of BERT's vocabularies that no text is encoded to.
+_FREE = "[unused0]"
 
 #: Words that no vocabulary has: letters, a rare script, a symbol.
 _UNKNOWN_WORDS = ("qzxjwv", "\U00013000\U00013001", "\u2603")
@@ -39,10 +49,13 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: number of tokens in the vocabulary.
         eos_id: id of the token that ends a text.
+        free_id: id of a token that no text has, for a token of one's own: one that the vocabulary keeps
+            free (BERT's `[unused0]`), else `vocab_size`, for which a model needs one more row.
     """
 
     vocab_size: int
     eos_id: int
+    free_id: int
 
     def __call__(
         self, texts: Sequence[str | bytes], context_length: int
@@ -72,6 +85,7 @@ class ClipTokenizer:
 
     vocab_size = CLIP_VOCAB
     eos_id = CLIP_EOS
+    free_id = CLIP_VOCAB
 
     def __init__(self) -> None:
         """Loads the vocabulary.
@@ -132,6 +146,8 @@ class JsonTokenizer:
             self.eos_id = self._special("<|endoftext|>", "[SEP]", "</s>")
             # Not `get_vocab_size`, which counts tokens: ids may have holes.
             self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+            free = self._tokenizer.token_to_id(_FREE)
+            self.free_id = self.vocab_size if free is None else free
         with self._explained("cannot encode words that it does not know", _NO_UNKNOWN):
             for text in _UNKNOWN_WORDS:
                 self._tokenizer.encode(text, add_special_tokens=False)
@@ -275,13 +291,41 @@ def check_length(context_length: int) -> None:
         )
 
 
-def check_tokenizer(name: str, context_length: int, model: Any) -> None:
+def prefix_id(tokenizer: Tokenizer, prefix: AntiPrefix) -> int:
+    """Id of the token that stands before an anti-expression.
+
+    Args:
+        tokenizer: the vocabulary.
+        prefix: `"token"` (its id is `Tokenizer.free_id`) or `"word"`.
+
+    Raises:
+        UserError: the prefix is neither, or the vocabulary does not have the word "no" as one token.
+    """
+    if prefix == "token":
+        return tokenizer.free_id
+    if prefix != "word":
+        raise UserError(
+            f"config.data.anti_prefix={shown(prefix)!r}: give token, word, or '' for none"
+        )
+    ids, valid = tokenizer(["no", _UNKNOWN_WORDS[0]], 8)
+    if valid[0].sum() != 3 or ids[0, 1] == ids[1, 1]:
+        raise UserError(
+            "config.data.anti_prefix=word: the vocabulary does not have the word 'no' as one token; "
+            "set it to token"
+        )
+    return int(ids[0, 1])
+
+
+def check_tokenizer(
+    name: str, context_length: int, model: Any, anti_prefix: AntiPrefix = ""
+) -> None:
     """Checks that a tokenizer fits a model, which would otherwise train on wrong words without an error.
 
     Args:
         name: the tokenizer, as in `build_tokenizer`.
         context_length: L of the texts.
         model: the model's config, with `vocab_size`, `eos_id` and `text_positions`.
+        anti_prefix: what stands before an anti-expression, if there are any.
 
     Raises:
         UserError: they do not fit, or the tokenizer does not exist.
@@ -304,6 +348,18 @@ def check_tokenizer(name: str, context_length: int, model: Any) -> None:
         raise UserError(
             f"config.data.context_length={context_length} is more than the "
             f"{model.text_positions} text positions of the model"
+        )
+    if anti_prefix:
+        _check_prefix(tokenizer, context_length, model, anti_prefix)
+
+
+def _check_prefix(tokenizer: Tokenizer, length: int, model: Any, prefix: AntiPrefix) -> None:
+    check_anti_length(length)
+    needed = prefix_id(tokenizer, prefix) + 1
+    if needed > model.vocab_size:
+        raise UserError(
+            f"config.data.anti_prefix={prefix}: the vocabulary has no unused token, and the model no "
+            f"row for a new one: set config.model.vocab_size={needed}, or config.data.anti_prefix=word"
         )
 
 
