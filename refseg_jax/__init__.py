@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from refseg_jax.batch import Batch as Batch
     from refseg_jax.batch import SegOutput as SegOutput
     from refseg_jax.models import build_model as build_model
-    from refseg_jax.prediction.predictor import Prediction as Prediction
+    from refseg_jax.prediction.painting import Prediction as Prediction
     from refseg_jax.prediction.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 #: Public name -> the module that holds it.
 _PUBLIC = {
     "Batch": "refseg_jax.batch",
-    "Prediction": "refseg_jax.prediction.predictor",
+    "Prediction": "refseg_jax.prediction.painting",
     "Predictor": "refseg_jax.prediction.predictor",
     "SegOutput": "refseg_jax.batch",
     "build_model": "refseg_jax.models",

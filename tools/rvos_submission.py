@@ -39,7 +39,9 @@ from refseg_jax.cli.signals import leave
 from refseg_jax.cli.texts import warn_of_cut
 from refseg_jax.cli.video import predict_frames
 from refseg_jax.errors import UserError, escaped
-from refseg_jax.prediction.predictor import Prediction, Predictor, read_picture
+from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.pictures import read_picture
+from refseg_jax.prediction.predictor import Predictor
 from refseg_jax.text.cleaning import has_word
 
 #: Files of the output folder.

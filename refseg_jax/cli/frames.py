@@ -20,7 +20,7 @@ from refseg_jax.images.decoding import Decoded, ImageError
 from refseg_jax.images.files import check_regular, read_file
 from refseg_jax.images.kinds import HEAD, VIDEO, kind_of
 from refseg_jax.images.orientation import exif_orientation
-from refseg_jax.prediction.predictor import read_picture
+from refseg_jax.prediction.pictures import read_picture
 
 #: Frames a second of a folder: Ref-YouTube-VOS annotates every fifth frame of 30.
 FOLDER_RATE = 6.0

@@ -59,12 +59,9 @@ from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
 from refseg_jax.models.region_maps import RegionMap
-from refseg_jax.prediction.predictor import (
-    EXPRESSIONS_AT_ONCE,
-    Prediction,
-    Predictor,
-    read_picture,
-)
+from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.pictures import read_picture
+from refseg_jax.prediction.predictor import EXPRESSIONS_AT_ONCE, Predictor
 from refseg_jax.reporting.pictures import assignment_map, region_panel
 
 #: At most this many matches of a text are printed; the file has all of them.

@@ -20,7 +20,8 @@ from refseg_jax.errors import UserError, escaped
 from refseg_jax.evaluation.predictions import prediction_line
 from refseg_jax.images.decoding import Decoded, ImageError
 from refseg_jax.images.drawing import draw_regions
-from refseg_jax.prediction.predictor import Prediction, Predictor, Words
+from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.predictor import Predictor, Words
 
 #: Files of the output folder.
 RECORD, LINES, OVERLAY, MASKS = "video.json", "predictions.jsonl", "overlay.mp4", "masks"

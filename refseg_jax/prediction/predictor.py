@@ -1,58 +1,28 @@
 """Predicts masks for images and expressions, with nothing but a checkpoint or an export."""
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
-from PIL import Image
 
 from refseg_jax.checkpoints.folder import another_version
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
-from refseg_jax.evaluation.counts import map_of_logits, predicted_mask
-from refseg_jax.evaluation.evaluator import mask_score
 from refseg_jax.exports.folder import is_export
 from refseg_jax.images import preprocess
-from refseg_jax.images.decoding import Decoded, ImageError, ImageWarning, decode, decode_pillow
-from refseg_jax.images.files import read_file
-from refseg_jax.images.resize import Resample, check_resample, logits_on_canvas
+from refseg_jax.images.resize import check_resample
 from refseg_jax.models.region_maps import RegionMap, highest_regions
 from refseg_jax.prediction.engines import Engine, ParameterEngine
+from refseg_jax.prediction.painting import Painter, Prediction
+from refseg_jax.prediction.pictures import PictureLike, to_rgb
 from refseg_jax.prediction.reader import read_engine
 from refseg_jax.text.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
-
-#: Sides of canvases are multiples of this many pixels, so that few shapes are compiled. (For the same
-#: reason, the number of expressions is padded to a power of two.)
-_CANVAS_STEP = 128
 
 #: Default number of expressions decoded at once: for an image of 4000 x 3000 pixels, their logits take
 #: 400 MB.
 EXPRESSIONS_AT_ONCE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The answer to one expression.
-
-    Attributes:
-        mask: bool `[H, W]` at the image's own size; empty if `present` is false.
-        score: mean probability inside `uncleared`, in [0, 1]; 0 if that is empty.
-        present: whether something matches: the answer of the presence head or, for a model without
-            one, whether `uncleared` has any pixels.
-        uncleared: bool `[H, W]`, the mask before it is cleared where `present` is false. ReLA's
-            evaluator scores this one (`refseg_jax.evaluation.protocols.gres`).
-        soft_map: u8 `[H, W]`, the probability as 0..255, not cleared either; `None` unless asked for.
-    """
-
-    mask: np.ndarray
-    score: float
-    present: bool
-    uncleared: np.ndarray
-    soft_map: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +70,13 @@ class Predictor:
         self._tokenizer = build_tokenizer(config["data"]["tokenizer"])
         check_tokenizer(config["data"]["tokenizer"], self._length, self._engine.config)
         preprocess.check_resize(self._resize)
-        self._threshold = float(config["eval"]["threshold"])
-        if not 0.0 < self._threshold < 1.0:
-            raise UserError(f"config.eval.threshold={self._threshold} is not between 0 and 1")
+        threshold = float(config["eval"]["threshold"])
+        if not 0.0 < threshold < 1.0:
+            raise UserError(f"config.eval.threshold={threshold} is not between 0 and 1")
         # Early runs had only one way.
-        self._resample: Resample = config["eval"].get("resample", "logits")
-        check_resample(self._resample)
-        self._paint = jax.jit(self._masks, static_argnums=3)
+        resample: Any = config["eval"].get("resample", "logits")
+        check_resample(resample)
+        self._painter = Painter(self._engine.mask_stride, threshold, resample)
 
     @classmethod
     def from_checkpoint(
@@ -142,7 +112,7 @@ class Predictor:
 
     def predict(
         self,
-        image: str | Path | bytes | np.ndarray | Image.Image,
+        image: PictureLike,
         expressions: Sequence[str],
         *,
         maps: bool = False,
@@ -166,7 +136,7 @@ class Predictor:
 
     def predict_each(
         self,
-        image: str | Path | bytes | np.ndarray | Image.Image,
+        image: PictureLike,
         expressions: Sequence[str],
         *,
         maps: bool = False,
@@ -181,7 +151,7 @@ class Predictor:
 
     def predict_words(
         self,
-        image: str | Path | bytes | np.ndarray | Image.Image,
+        image: PictureLike,
         words: Words,
         *,
         maps: bool = False,
@@ -206,9 +176,7 @@ class Predictor:
             words = self._engine.encode_text(padded[None], padded_valid[None])
             yield len(ids[part]), words
 
-    def group_assignment(
-        self, image: str | Path | bytes | np.ndarray | Image.Image
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def group_assignment(self, image: PictureLike) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Similarities of group tokens and patches, for the maps of UniRES's Figure 5.
 
         Args:
@@ -235,7 +203,7 @@ class Predictor:
 
     def region_maps(
         self,
-        image: str | Path | bytes | np.ndarray | Image.Image,
+        image: PictureLike,
         expressions: Sequence[str],
         *,
         regions: int = 4,
@@ -314,80 +282,6 @@ class Predictor:
         maps: bool = False,
     ) -> list[Prediction]:
         """Predictions of `count` expressions, whose text features may be padded."""
-        height, width = size
         logits = self._engine.decode(features, words)
-        answer = self._paint(
-            logits["mask_logits"],
-            affine[None, None],
-            np.array([[[height, width]]], np.int32),
-            (_round_up(height, _CANVAS_STEP), _round_up(width, _CANVAS_STEP)),
-        )
-        # Cropped on the host: on the device, every image size would be compiled.
-        masks, values = (np.asarray(x)[0, 0, :count, :height, :width] for x in answer)
         head = logits.get("present_logits")
-        said = [None] * count if head is None else (np.asarray(head)[0, :count] > 0).tolist()
-        return [
-            # Copied, so that the memory of the canvas is freed.
-            _prediction(mask.copy(), value, present, maps)
-            for mask, value, present in zip(masks, values, said, strict=True)
-        ]
-
-    def _masks(
-        self, logits: jax.Array, affine: jax.Array, size: jax.Array, canvas: tuple[int, int]
-    ) -> tuple[jax.Array, jax.Array]:
-        """Logits f32 `[1, K, h, w]` to masks and logits on the canvas, `[1, 1, K, Hc, Wc]`."""
-        wide = logits_on_canvas(
-            logits[:, None], affine, self._engine.mask_stride, canvas, self._resample
-        )
-        return predicted_mask(wide, size, self._threshold), wide
-
-
-def to_rgb(image: str | Path | bytes | np.ndarray | Image.Image) -> np.ndarray:
-    """The u8 RGB pixels `[H, W, 3]` of `read_picture`, with an `ImageWarning` for each of its notes."""
-    picture = read_picture(image)
-    for note in picture.notes:
-        # Python shows equal warnings of a line once.
-        warnings.warn(note, ImageWarning, stacklevel=3)
-    return picture.pixels
-
-
-def read_picture(image: str | Path | bytes | np.ndarray | Image.Image) -> Decoded:
-    """Reads any image that `Predictor.predict` takes, as a person sees it.
-
-    The orientation flag of EXIF is followed (for an array, which has none, nothing is turned), and
-    samples of more than 8 bits are read by their depth; a note tells where that was guessed.
-
-    Raises:
-        ImageError: the file cannot be read or is not an image, or the array has another dtype or
-            shape.
-    """
-    if isinstance(image, str | Path):
-        try:
-            return decode(read_file(image), name=str(image))
-        except OSError as error:
-            raise ImageError(f"{image}: {error.strerror}; name an image file") from None
-    if isinstance(image, bytes):
-        return decode(image, name=f"image of {len(image)} bytes")
-    if isinstance(image, Image.Image):
-        return decode_pillow(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ImageError(
-                f"array of {image.dtype} {list(image.shape)}: an image is uint8 [H, W, 3], RGB"
-            )
-        return Decoded(image, False, ())
-    raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
-
-
-def _prediction(
-    uncleared: np.ndarray, logits: np.ndarray, said: bool | None, maps: bool
-) -> Prediction:
-    """One prediction; `said` is the answer of the presence head, `None` without one."""
-    present = bool(uncleared.any()) if said is None else said
-    mask = uncleared if present else np.zeros_like(uncleared)
-    score, soft_map = mask_score(logits, uncleared), map_of_logits(logits) if maps else None
-    return Prediction(mask, score, present, uncleared, soft_map)
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
+        return self._painter(logits["mask_logits"], head, count, affine, size, maps=maps)

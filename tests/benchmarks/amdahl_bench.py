@@ -17,7 +17,8 @@ import pytest
 from refseg_jax.images import preprocess
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
-from refseg_jax.prediction.predictor import Prediction, Predictor
+from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.predictor import Predictor
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
 from tests.refseg_jax.training.tiny_run import random_params
 
@@ -77,7 +78,7 @@ def parts_of(predictor: Predictor, rgb: np.ndarray) -> tuple[Callable[[], Any], 
     features, affine = see()
 
     def express() -> list[Prediction]:
-        words = predictor._tokenizer(["the box on the left"], predictor._length)
-        return predictor._predict(features, *words, affine, rgb.shape[:2])
+        ((count, words),) = predictor.words(["the box on the left"]).parts
+        return predictor._predict(features, count, words, affine, rgb.shape[:2])
 
     return see, express

@@ -14,7 +14,8 @@ from PIL import Image
 from refseg_jax.cli import predict, score
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
-from refseg_jax.prediction.predictor import Predictor, read_picture, to_rgb
+from refseg_jax.prediction.pictures import read_picture, to_rgb
+from refseg_jax.prediction.predictor import Predictor
 from tests.odd_files.made import MADE, PICTURE
 from tests.odd_files.ways import jsonl
 from tests.refseg_jax.training.tiny_run import UNIRES, random_params, save_unires

@@ -15,7 +15,7 @@ from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.prediction.engines import Engine
-from refseg_jax.prediction.predictor import Prediction
+from refseg_jax.prediction.painting import Prediction
 from tests.refseg_jax.training.tiny_run import (
     UNIRES,
     WITH_PRESENCE,

@@ -14,7 +14,8 @@ from refseg_jax.evaluation.protocols import build_protocols
 from refseg_jax.exports.exporter import export
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
-from refseg_jax.prediction.predictor import Prediction, Predictor
+from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.training.tiny_run import (
     WITH_PRESENCE,
     build_many_sizes,

@@ -19,7 +19,9 @@ from refseg_jax.images.decoding import CLEAR, ImageError, ImageWarning, decode_i
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.prediction.engines import ParameterEngine
-from refseg_jax.prediction.predictor import Prediction, Predictor, read_picture, to_rgb
+from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.pictures import read_picture, to_rgb
+from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.training.tiny_run import (
     SIZES,
     UNIRES,
@@ -173,7 +175,7 @@ def test_expressions_together_answer_as_one_by_one(predictor: Predictor) -> None
 def test_expressions_are_decoded_in_chunks_of_an_image_encoded_once(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, paint = predictor._engine.encode_image, predictor._paint
+    encode, paint = predictor._engine.encode_image, predictor._painter._paint
     encoded, painted = [], []
 
     def encoding(image: Any) -> Any:
@@ -186,7 +188,7 @@ def test_expressions_are_decoded_in_chunks_of_an_image_encoded_once(
         return answer
 
     monkeypatch.setattr(predictor._engine, "encode_image", encoding)
-    monkeypatch.setattr(predictor, "_paint", painting)
+    monkeypatch.setattr(predictor._painter, "_paint", painting)
     image = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
     # 8, 8 and 5: what lies on the device does not grow with the number of expressions.
     texts = [f"{text} {number}" for number in range(4) for text in TEXTS] + ["the box"]
@@ -205,7 +207,8 @@ def test_expressions_are_decoded_in_chunks_of_an_image_encoded_once(
 def test_many_sizes_and_counts_take_one_compilation(predictor: Predictor) -> None:
     predictor.predict(np.zeros((8, 9, 3), np.uint8), TEXTS)
     engine: Any = predictor._engine
-    compiled = (engine._encode_text, engine._decode, predictor._paint)
+    paint: Any = predictor._painter._paint
+    compiled = (engine._encode_text, engine._decode, paint)
     before = [function._cache_size() for function in compiled]
     for height, width, count in ((1, 1, 5), (100, 128, 6), (128, 1, 7), (64, 64, 8)):
         predictor.predict(np.zeros((height, width, 3), np.uint8), ["box"] * count)

@@ -1,0 +1,51 @@
+"""Reads the pictures that a predictor takes: paths, encoded bytes, Pillow images, arrays."""
+
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from refseg_jax.images.decoding import Decoded, ImageError, ImageWarning, decode, decode_pillow
+from refseg_jax.images.files import read_file
+
+#: Path of a file, encoded bytes, an array u8 RGB `[H, W, 3]`, or a Pillow image.
+PictureLike: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
+
+
+def to_rgb(image: PictureLike) -> np.ndarray:
+    """The u8 RGB pixels `[H, W, 3]` of `read_picture`, with an `ImageWarning` for each of its notes."""
+    picture = read_picture(image)
+    for note in picture.notes:
+        # Python shows equal warnings of a line once.
+        warnings.warn(note, ImageWarning, stacklevel=3)
+    return picture.pixels
+
+
+def read_picture(image: PictureLike) -> Decoded:
+    """Reads any image that `Predictor.predict` takes, as a person sees it.
+
+    The orientation flag of EXIF is followed (for an array, which has none, nothing is turned), and
+    samples of more than 8 bits are read by their depth; a note tells where that was guessed.
+
+    Raises:
+        ImageError: the file cannot be read or is not an image, or the array has another dtype or
+            shape.
+    """
+    if isinstance(image, str | Path):
+        try:
+            return decode(read_file(image), name=str(image))
+        except OSError as error:
+            raise ImageError(f"{image}: {error.strerror}; name an image file") from None
+    if isinstance(image, bytes):
+        return decode(image, name=f"image of {len(image)} bytes")
+    if isinstance(image, Image.Image):
+        return decode_pillow(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ImageError(
+                f"array of {image.dtype} {list(image.shape)}: an image is uint8 [H, W, 3], RGB"
+            )
+        return Decoded(image, False, ())
+    raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
