@@ -70,7 +70,7 @@ TOP = {
     "main": "input_pipeline refseg_jax",
 }
 #: What `refseg_jax.models.MODELS` has.
-SYSTEMS = ("rela", "unilseg", "unires")
+SYSTEMS = ("grser", "rela", "unilseg", "unires")
 MOST_ROOMS = 20
 MOST_LINES = 400
 

@@ -7,6 +7,9 @@ from typing import Any
 from flax import nnx
 
 from refseg_jax import naming
+from refseg_jax.models.grser import GRSer
+from refseg_jax.models.grser_config import PRESETS as GRSER_PRESETS
+from refseg_jax.models.grser_config import GRSerConfig, grser_config
 from refseg_jax.models.rela import ReLA
 from refseg_jax.models.rela_config import PRESETS as RELA_PRESETS
 from refseg_jax.models.rela_config import ReLAConfig, rela_config
@@ -19,6 +22,7 @@ from refseg_jax.models.unires_config import UniRESConfig, unires_config
 
 #: Name in configs -> model class, and the function that builds its config.
 MODELS: Mapping[str, tuple[Callable[..., nnx.Module], Callable[..., Any]]] = {
+    "grser": (GRSer, grser_config),
     "rela": (ReLA, rela_config),
     "unilseg": (UniLSeg, unilseg_config),
     "unires": (UniRES, unires_config),
@@ -30,6 +34,7 @@ _FEW = 5
 
 #: Name of a model -> its presets.
 _PRESETS: Mapping[str, Iterable[str]] = {
+    "grser": GRSER_PRESETS,
     "rela": RELA_PRESETS,
     "unilseg": UNILSEG_PRESETS,
     "unires": UNIRES_PRESETS,
@@ -37,6 +42,8 @@ _PRESETS: Mapping[str, Iterable[str]] = {
 
 __all__ = [
     "MODELS",
+    "GRSer",
+    "GRSerConfig",
     "ReLA",
     "ReLAConfig",
     "UniLSeg",

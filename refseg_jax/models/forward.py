@@ -118,9 +118,16 @@ class Forward(Generic[M]):
         """Image features of a separable model, at inference."""
         return self.bind(params).encode_image(image)  # pyright: ignore
 
-    def encode_text(self, params: Mapping[str, Any], text: jax.Array, text_valid: jax.Array) -> Any:
-        """Text features of a separable model, at inference."""
-        return self.bind(params).encode_text(text, text_valid)  # pyright: ignore
+    def encode_text(
+        self,
+        params: Mapping[str, Any],
+        text: jax.Array,
+        text_valid: jax.Array,
+        anti_text: jax.Array | None = None,
+    ) -> Any:
+        """Text features of a separable model, at inference; `anti_text` if the model reads it."""
+        anti = () if anti_text is None else (anti_text,)
+        return self.bind(params).encode_text(text, text_valid, *anti)  # pyright: ignore
 
     def decode(self, params: Mapping[str, Any], image: Any, text: Any) -> SegOutput:
         """Masks from the features of a separable model, at inference."""

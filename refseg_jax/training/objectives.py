@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from refseg_jax.batch import Array, Batch, Objective, SegOutput, Term
-from refseg_jax.naming import from_mapping
+from refseg_jax.naming import from_mapping, unknown
 from refseg_jax.training import losses
 
 
@@ -165,6 +165,81 @@ class RelationObjective:
         return terms
 
 
+#: How the weight of the triplet term follows training, see `GroupObjective.schedule`.
+SCHEDULES = ("growing", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupObjective:
+    """GRSer's objective (Wu et al. 2023, section 3.4, equations 5 and 6).
+
+        CE(mask, Y) + mirror CE(mask of the anti-expression, 1 - Y) + triplet (t / T) L_tri
+
+    Both cross entropies count positive pairs alone (the note under equation 6): a negative image is
+    told by its distances, not by an empty mask. The triplet loss counts all valid pairs:
+
+        positive: max(d_pos - d_neg + margin, 0)        negative: max(d_neg - d_pos + margin, 0)
+
+    Attributes:
+        mirror: lambda of equation 6, coefficient of the mirror cross entropy; 0 leaves it out. Its value
+            is not stated in the paper; 1 gives target and background the same weight.
+        mirror_negatives: whether negative pairs count in the mirror cross entropy, with a mask that is 1
+            everywhere: all of such an image is background. The paper says that they do not.
+        margin: m of the triplet loss (1, section 5.2). That of the decision is a field of the model.
+        triplet: coefficient of the triplet loss at the end of training; 0 leaves it out.
+        schedule: `growing`: the coefficient is multiplied by the completed share of training, the t / T
+            of the paper, which counts epochs. `constant`: it is not.
+        dice: coefficient of the Dice loss of positive pairs, of both masks. The paper has none; from
+            random weights, Dice teaches small targets in far fewer steps.
+    """
+
+    mirror: float = 1.0
+    mirror_negatives: bool = False
+    margin: float = 1.0
+    triplet: float = 1.0
+    schedule: str = "growing"
+    dice: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ValueError: the schedule is unknown.
+        """
+        if self.schedule not in SCHEDULES:
+            raise ValueError(unknown("objective.schedule", self.schedule, SCHEDULES))
+
+    def __call__(self, output: SegOutput, batch: Batch, progress: Array) -> dict[str, Term]:
+        """Sums over valid pairs; reads `d_pos`, `d_neg` and `mirror_logits` of `aux`."""
+        masks = jnp.asarray(batch.mask, jnp.float32) / 255.0
+        valid = jnp.asarray(batch.valid, jnp.float32)
+        present = valid * jnp.asarray(batch.present, jnp.float32)
+        logits = jnp.asarray(output.mask_logits, jnp.float32)
+        terms = self._masks("", logits, masks, present, 1.0)
+        if self.mirror:
+            pairs = valid if self.mirror_negatives else present
+            mirrored = jnp.asarray(output.aux["mirror_logits"], jnp.float32)
+            terms |= self._masks("mirror/", mirrored, 1.0 - masks, pairs, self.mirror)
+        if self.triplet:
+            gap = jnp.asarray(output.aux["d_pos"]) - jnp.asarray(output.aux["d_neg"])
+            loss = jnp.maximum(jnp.where(jnp.asarray(batch.present), gap, -gap) + self.margin, 0.0)
+            share = progress if self.schedule == "growing" else 1.0
+            terms["triplet"] = Term((loss * valid).sum(), valid.sum(), self.triplet * share)
+        return terms
+
+    def _masks(
+        self, prefix: str, logits: jax.Array, masks: jax.Array, pairs: jax.Array, factor: float
+    ) -> dict[str, Term]:
+        """Cross entropy and Dice of the pairs that count, f32 `[B, N, K]`, times a factor."""
+        cells = losses.sigmoid_cross_entropy(logits, masks).mean(-1).mean(-1)
+        terms = {f"{prefix}cross_entropy": Term((cells * pairs).sum(), pairs.sum(), factor)}
+        if self.dice:
+            overlaps = losses.dice(logits, masks)
+            total = (overlaps * pairs).sum()
+            terms[f"{prefix}dice"] = Term(total, pairs.sum(), factor * self.dice)
+        return terms
+
+
 def presence_term(output: SegOutput, batch: Batch, coefficient: float) -> Term:
     """ReLA's no-target term: class-weighted cross entropy of "absent", over valid pairs.
 
@@ -205,6 +280,7 @@ def _weighted(logits: Array, targets: jax.Array, valid: jax.Array, coefficient: 
 
 
 _OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "group": GroupObjective,
     "mask": MaskObjective,
     "prompt": PromptObjective,
     "relation": RelationObjective,
