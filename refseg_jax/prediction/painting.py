@@ -46,7 +46,8 @@ class Painter:
             threshold: a pixel is in the mask where its probability is larger, in (0, 1).
             resample: see `refseg_jax.images.resize.logits_on_canvas`.
         """
-        self._mask_stride, self._threshold, self._resample = mask_stride, threshold, resample
+        self._mask_stride, self._threshold = mask_stride, threshold
+        self._resample: Resample = resample
         self._paint = jax.jit(self._masks, static_argnums=3)
 
     def __call__(
