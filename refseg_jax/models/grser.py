@@ -132,7 +132,7 @@ class GRSer(nnx.Module):
         """
         if anti_text is None:
             raise ValueError(
-                "the model needs anti-expressions: set config.data.anti_prefix, e.g. to 'no'"
+                "the model needs anti-expressions: set config.data.anti_prefix to token or word"
             )
         valid = jnp.asarray(text_valid)
         anti_valid = valid | jnp.pad(valid, ((0, 0), (0, 0), (1, 0)))[..., :-1]

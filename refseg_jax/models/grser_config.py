@@ -146,7 +146,7 @@ class GRSerConfig:
 #: Preset -> the fields that differ from the paper's.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "B": {},
-    # For Scenes; uses CLIP's vocabulary, which needs no download.
+    # For Scenes; uses CLIP's vocabulary, which needs no download, and one more row for `<no>`.
     "tiny": {
         "image_size": 128,
         "mask_stride": 2,
@@ -155,7 +155,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "swin_heads": (1, 2, 4),
         "window": 8,
         "drop_path": 0.0,
-        "vocab_size": 49408,
+        "vocab_size": 49409,
         "eos_id": 49407,
         "text_positions": 24,
         "text_width": 96,
