@@ -1,4 +1,4 @@
-"""Cuts a group of images into rows of N; the input pipeline and the predictor share this code.
+"""Cuts a group of images into rows of up to N, as an evaluation does.
 
 A model of groups lets the images of a row ask each other, so that an answer depends on who shares the
 row. The rows follow from the names of the images alone, never from the order in which they are given.
@@ -12,22 +12,20 @@ class GroupRow(NamedTuple):
     """A row of a group.
 
     Attributes:
-        images: N indices of images, in the order of their names.
-        counted: for each of them, whether its answer in this row counts. That of an image that fills up
-            a row does not: it counts in another row, or at another place of this one.
+        images: indices of up to N images, in the order of their names.
+        reused: how many of them, the first ones, have their answers in the row before.
     """
 
     images: tuple[int, ...]
-    counted: tuple[bool, ...]
+    reused: int
 
 
 def group_rows(names: Sequence[str], size: int) -> list[GroupRow]:
-    """Cuts a group into rows, in which each image counts once.
+    """Cuts a group into rows, in which each image has one answer.
 
-    Every row has N images. The last row of a group of more than N is its last N images: those that
-    counted in the row before take part again. In a group of fewer than N, all images are repeated
-    equally often, or some once more than others. GRSer's paper does not say how a group is cut or its
-    last row filled; full rows look like those of training.
+    The last row of a group of more than N is its last N images: some of the row before take part again.
+    A group of fewer than N is one short row. GRSer's paper does not say how a group is cut or its last
+    row filled.
 
     Args:
         names: names of the images; of equal names, the one that is given first comes first.
@@ -39,14 +37,8 @@ def group_rows(names: Sequence[str], size: int) -> list[GroupRow]:
     if size < 1:
         raise ValueError(f"rows of {size} images; give 1 or more")
     order = sorted(range(len(names)), key=lambda index: names[index])
-    count = len(order)
-    if 0 < count < size:
-        places = [place * count // size for place in range(size)]
-        new = [place == 0 or places[place] != places[place - 1] for place in range(size)]
-        return [GroupRow(tuple(order[place] for place in places), tuple(new))]
     rows = []
-    for start in range(0, count, size):
-        first = min(start, count - size)
-        counted = tuple(first + place >= start for place in range(size))
-        rows.append(GroupRow(tuple(order[first : first + size]), counted))
+    for start in range(0, len(order), size):
+        first = max(0, min(start, len(order) - size))
+        rows.append(GroupRow(tuple(order[first : first + size]), start - first))
     return rows
