@@ -1,35 +1,23 @@
-"""The single entry point to attention: `attention` picks the fastest kernel for the backend."""
+"""The single entry point to attention: `attention` picks the fastest kernel for the target."""
 
 import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.layers import target
 from refseg_jax.layers.chunked_attention import MASKED, chunked_attention
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 
 #: Number of keys from which kernels that do not store the scores are worth it.
 FLASH_MIN_KEYS = 128
 
-_portable = contextvars.ContextVar("portable_attention", default=False)
 
-
-@contextlib.contextmanager
-def portable_attention() -> Iterator[None]:
-    """Makes attention use plain XLA operations on every backend, as exports need it.
-
-    This takes effect while a function is traced. A function that `jax.jit` has already traced keeps
-    its kernels.
-    """
-    token = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(token)
+def portable_attention() -> contextlib.AbstractContextManager[None]:
+    """Makes layers use plain XLA operations, as exports need it."""
+    return target.compiling_for(target.PORTABLE)
 
 
 def attention(
@@ -59,15 +47,13 @@ def attention(
         `[B, T, heads, D]` with the dtype of the query.
     """
     mask = _scores_mask(query.shape[1], key_valid, causal, visible)
-    if _portable.get():
-        return _batched(query, key, value, mask, bias)
-    backend = jax.default_backend()
+    platform = target.current().platform
     plain = key_valid is None and visible is None and bias is None
-    if backend == "cpu":
+    if platform == "cpu":
         if key.shape[1] >= FLASH_MIN_KEYS:
             return chunked_attention(query, key, value, mask, bias)
         return _head_loop(query, key, value, mask, bias)
-    if backend in ("gpu", "cuda") and plain and _cudnn_takes(query, key):
+    if platform == "gpu" and plain and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"
         )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from refseg_jax.images.resize import axis_phases
+from refseg_jax.layers import target
 from refseg_jax.layers.linear import Initializer, contract, fan_in_uniform
 
 
@@ -27,7 +28,7 @@ class Conv3x3(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, h, w, I]` to `[B, h, w, O]` of the module's dtype."""
-        run = _convolve_on_cpu if jax.default_backend() == "cpu" else _convolve
+        run = _convolve_on_cpu if target.current().platform == "cpu" else _convolve
         return run(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from refseg_jax.layers import target
 from refseg_jax.layers.linear import Linear
 
 #: (height, width) of the map of each level. The tokens of all levels are concatenated in this order.
@@ -227,7 +228,7 @@ weighted_rows.defvjp(_forward, _backward)
 
 def _pieces(entries: jax.Array, width: int) -> int:
     """The number of equal pieces into which the backward pass cuts axis 1."""
-    if jax.default_backend() != "cpu":
+    if target.current().platform != "cpu":
         return 1
     rows, count, each = entries.shape
     most = max(1, CHUNK_NUMBERS // (rows * each * width))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from refseg_jax.layers import target
+
 #: `(key, shape, dtype) -> array`, as in `jax.nn.initializers`.
 Initializer: TypeAlias = Callable[..., jax.Array]
 
@@ -27,7 +29,7 @@ def contract(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
     Returns:
         `[..., O]` of type `dtype`.
     """
-    preferred = jnp.float32 if jax.default_backend() == "cpu" else None
+    preferred = jnp.float32 if target.current().platform in ("cpu", "any") else None
     product = jnp.matmul(
         x.astype(dtype).reshape(-1, x.shape[-1]),
         kernel.astype(dtype),

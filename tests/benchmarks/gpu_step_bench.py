@@ -20,7 +20,7 @@ import pytest
 
 from refseg_jax import sharding
 from refseg_jax.batch import Batch
-from refseg_jax.layers.attention import portable_attention
+from refseg_jax.layers.target import PORTABLE, compiling_for
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.training.objectives import MaskObjective
@@ -204,11 +204,8 @@ def count_flops(plain: Trainer, fit: Fit) -> float:
     cuDNN would count as zero.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), fit.batch)
-    with portable_attention():
-        # A new function, because a trace of `plain.step` may have been cached before.
-        lowered = jax.jit(lambda state, batch: plain.step(state, batch)).lower(
-            plain.abstract(), shapes
-        )
+    with compiling_for(PORTABLE):
+        lowered = jax.jit(plain.step).lower(plain.abstract(), shapes)
     cost: Any = lowered.cost_analysis()
     return float(cost["flops"])
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from refseg_jax.layers.attention import portable_attention
+from refseg_jax.layers.target import PORTABLE, compiling_for
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 
@@ -42,7 +42,7 @@ def see(forward: Forward[Any], params: Any, images: Any) -> jax.Array:
 
 def count_flops(forward: Forward[Any], images: np.ndarray) -> float:
     """Operations of the forward pass as XLA counts them, with attention written out."""
-    with portable_attention():
+    with compiling_for(PORTABLE):
         lowered = jax.jit(functools.partial(see, forward)).lower(dict(forward.shapes), images)
     cost: Any = lowered.cost_analysis()
     return float(cost["flops"])

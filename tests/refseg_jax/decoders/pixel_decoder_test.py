@@ -10,6 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from refseg_jax.decoders.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from refseg_jax.layers.target import Target, compiling_for
 from refseg_jax.models.forward import Forward
 
 SMALL = PixelDecoderConfig(width=64, mask_width=12, layers=2, heads=2, points=2, hidden=24)
@@ -51,9 +52,8 @@ def test_it_computes_in_f32_whatever_the_towers_do():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_no_product_is_left_to_a_chips_own_precision(monkeypatch):
+def test_no_product_is_left_to_a_chips_own_precision():
     """TPUs multiply f32 in bf16 unless told otherwise."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     products, seen = ("dot_general", "conv_general_dilated"), []
 
     def visit(jaxpr):
@@ -68,7 +68,8 @@ def test_no_product_is_left_to_a_chips_own_precision(monkeypatch):
     def value(params, maps):
         return sum(jnp.sum(x) for x in jax.tree.leaves(forward.bind(params)(maps)))
 
-    visit(jax.make_jaxpr(jax.grad(value))(_params(), _maps()).jaxpr)
+    with compiling_for(Target("tpu")):
+        visit(jax.make_jaxpr(jax.grad(value))(_params(), _maps()).jaxpr)
     assert len(seen) > 40
     high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
     assert set(seen) == {(high, high), (highest, highest)}

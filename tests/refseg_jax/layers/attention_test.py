@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from refseg_jax.layers import attention as attention_module
-from refseg_jax.layers.attention import attention, portable_attention
+from refseg_jax.layers.attention import attention
 from refseg_jax.layers.chunked_attention import CHUNK_SCORES, chunked_attention
+from refseg_jax.layers.target import PORTABLE, Target, compiling_for
 
 
 def _arrays(batch=3, queries=5, keys=4, heads=2, width=6, dtype=np.float32):
@@ -30,47 +31,42 @@ def _reference(query, key, value, mask=None, bias=None):
     return np.einsum("bhts,bshd->bthd", weights, value)
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_plain(portable):
+@pytest.mark.parametrize("target", [Target("cpu"), PORTABLE])
+def test_plain(target):
     arrays = _arrays()
-    if portable:
-        with portable_attention():
-            result = attention(*arrays)
-    else:
+    with compiling_for(target):
         result = attention(*arrays)
     np.testing.assert_allclose(result, _reference(*arrays), atol=1e-6)
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_invalid_keys_are_not_seen(portable):
+@pytest.mark.parametrize("target", [Target("cpu"), PORTABLE])
+def test_invalid_keys_are_not_seen(target):
     arrays = _arrays()
     valid = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    context = portable_attention if portable else _nothing
-    with context():
+    with compiling_for(target):
         result = attention(*arrays, key_valid=jnp.asarray(valid))
     np.testing.assert_allclose(result, _reference(*arrays, valid[:, None, None]), atol=1e-6)
     np.testing.assert_allclose(result[2], np.broadcast_to(arrays[2][2].mean(0), (5, 2, 6)), 1e-5)
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_causal(portable):
+@pytest.mark.parametrize("target", [Target("cpu"), PORTABLE])
+def test_causal(target):
     arrays = _arrays(queries=5, keys=5)
-    context = portable_attention if portable else _nothing
-    with context():
+    with compiling_for(target):
         result = attention(*arrays, causal=True)
     np.testing.assert_allclose(
         result, _reference(*arrays, np.tril(np.ones((5, 5), bool))), atol=1e-6
     )
 
 
-@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("target", [Target("cpu"), PORTABLE])
 @pytest.mark.parametrize("keys", [4, attention_module.FLASH_MIN_KEYS])
-def test_a_query_sees_the_valid_keys_that_are_visible_to_it(portable, keys):
+def test_a_query_sees_the_valid_keys_that_are_visible_to_it(target, keys):
     arrays = _arrays(keys=keys)
     rng = np.random.default_rng(1)
     visible, valid = rng.random((3, 5, keys)) < 0.5, rng.random((3, keys)) < 0.8
     visible[0, 1] = False
-    with (portable_attention if portable else _nothing)():
+    with compiling_for(target):
         alone = attention(*arrays, visible=jnp.asarray(visible))
         both = attention(*arrays, visible=jnp.asarray(visible), key_valid=jnp.asarray(valid))
     np.testing.assert_allclose(alone, _reference(*arrays, visible[:, None]), atol=1e-6)
@@ -79,14 +75,14 @@ def test_a_query_sees_the_valid_keys_that_are_visible_to_it(portable, keys):
     np.testing.assert_allclose(alone[0, 1], arrays[2][0].mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("target", [Target("cpu"), PORTABLE])
 @pytest.mark.parametrize("keys", [4, attention_module.FLASH_MIN_KEYS])
-def test_a_row_sees_what_is_visible_at_its_place_in_the_group(portable, keys):
+def test_a_row_sees_what_is_visible_at_its_place_in_the_group(target, keys):
     arrays = _arrays(batch=6, keys=keys)
     rng = np.random.default_rng(1)
     visible, valid = rng.random((3, 5, keys)) < 0.5, rng.random((6, keys)) < 0.8
     bias = rng.standard_normal((2, 5, keys)).astype(np.float32)
-    with (portable_attention if portable else _nothing)():
+    with compiling_for(target):
         biased = attention(*arrays, bias=jnp.asarray(bias))
         shown = attention(*arrays, bias=jnp.asarray(bias), visible=jnp.asarray(visible))
         one = attention(*arrays, visible=jnp.asarray(visible[:1]), key_valid=jnp.asarray(valid))
@@ -159,26 +155,29 @@ def test_no_piece_of_chunked_attention_copies_more_than_itself(monkeypatch, bias
 
 def test_long_rows_of_keys_take_the_chunked_kernel_and_exports_do_not():
     arrays = _arrays(queries=8, keys=attention_module.FLASH_MIN_KEYS)
-    # A new function each time: the context acts on tracing, which jax caches by function.
-    assert "custom_vjp_call" in str(jax.make_jaxpr(lambda *a: attention(*a))(*arrays))
-    with portable_attention():
-        assert "custom_vjp_call" not in str(jax.make_jaxpr(lambda *a: attention(*a))(*arrays))
+    assert "custom_vjp_call" in str(jax.make_jaxpr(attention)(*arrays))
+    with compiling_for(PORTABLE):
+        assert "custom_vjp_call" not in str(jax.make_jaxpr(attention)(*arrays))
 
 
 def test_the_gpu_rule_takes_cudnn_only_where_it_can(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     chosen = []
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda q, *_, **k: chosen.append(k["implementation"]) or q
     )
     long = _arrays(queries=128, keys=128, width=8, dtype=jnp.bfloat16)
     attention(*long)
-    assert chosen == ["cudnn"]
-    attention(*(x.astype(np.float32) for x in long))
-    attention(*long, key_valid=jnp.ones((3, 128), bool))
-    attention(*long, bias=jnp.zeros((2, 128, 128)))
-    attention(*_arrays(keys=20, width=8, dtype=jnp.bfloat16))
-    attention(*_arrays(queries=128, keys=128, width=6, dtype=jnp.bfloat16))
+    with compiling_for(Target("tpu")):
+        attention(*long)
+    assert chosen == []
+    with compiling_for(Target("gpu")):
+        attention(*long)
+        assert chosen == ["cudnn"]
+        attention(*(x.astype(np.float32) for x in long))
+        attention(*long, key_valid=jnp.ones((3, 128), bool))
+        attention(*long, bias=jnp.zeros((2, 128, 128)))
+        attention(*_arrays(keys=20, width=8, dtype=jnp.bfloat16))
+        attention(*_arrays(queries=128, keys=128, width=6, dtype=jnp.bfloat16))
     assert chosen == ["cudnn"]
 
 
@@ -187,11 +186,3 @@ def test_bf16_accumulates_in_f32():
     result = np.asarray(attention(*arrays), np.float32)
     expected = _reference(*(np.asarray(x, np.float32) for x in arrays))
     np.testing.assert_allclose(result, expected, atol=0.01)
-
-
-class _nothing:
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *_):
-        return None
