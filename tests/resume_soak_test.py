@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refseg_jax.checkpoints.params import load_params
+from refseg_jax.checkpoints import folder
+from refseg_jax.checkpoints.arrays import read_arrays
 from tests.input_pipeline.building.pools import build_pool
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
 from tests.main_test import OVERRIDES, ROOT
@@ -22,6 +23,25 @@ pytestmark = pytest.mark.slow
 
 STEPS = 40
 SINGLE, MIXTURE = "scenes_unires.py", "mres_unires.py:tiny,one,two"
+NORMED = "scenes_unilseg.py"
+#: Fields of the smallest UniLSeg with batch normalisation, in place of those of UniRES; its parameters
+#: and running averages are averaged.
+NORMED_FIELDS = {
+    "model.image_size": 32,
+    "model.form": "official",
+    "model.swin_width": 16,
+    "model.swin_depths": (1, 1),
+    "model.swin_heads": (1, 2),
+    "model.text_layers": 1,
+    "model.text_width": 16,
+    "model.embedding_width": 16,
+    "model.query_layers": 1,
+    "model.dropout": 0.1,
+    "model.norm": "batch",
+    "optim.ema_decay": 0.9,
+    "optim.muon": "",
+    "loop.eval_every": 10,
+}
 #: Seconds after which a run that gets nowhere counts as hung.
 PATIENCE = 300
 
@@ -39,8 +59,9 @@ class Runs:
     def start(
         self, workdir: Path, *more: str, config: str = SINGLE, **variables: str
     ) -> subprocess.Popen[bytes]:
+        own = {name: value for name, value in OVERRIDES.items() if not name.startswith("model.")}
         fields: dict[str, Any] = {
-            **OVERRIDES,
+            **(OVERRIDES if config != NORMED else {**own, **NORMED_FIELDS}),
             "steps": STEPS,
             "data.data_dir": self.folder / "data",
             "loop.save_every": 4,
@@ -106,12 +127,18 @@ def kill_at(process: subprocess.Popen[bytes], workdir: Path, step: int) -> None:
     process.wait()
 
 
-def assert_same_params(workdir: Path, expected: Path) -> None:
-    params, _ = load_params(workdir, step=STEPS)
-    wanted, _ = load_params(expected, step=STEPS)
-    assert params.keys() == wanted.keys()
-    for path, value in wanted.items():
-        np.testing.assert_array_equal(params[path], value, err_msg=path)
+def state(workdir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint: parameters, averages, moments."""
+    last = workdir / "checkpoints" / str(STEPS)
+    record = folder.read_record(last)
+    return read_arrays(last, record, dict.fromkeys(record.arrays))
+
+
+def assert_same_state(workdir: Path, expected: Path) -> None:
+    found, wanted = state(workdir), state(expected)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -131,10 +158,25 @@ def test_a_mixture_that_is_killed_three_times_ends_as_if_it_had_not_been(runs: R
     assert_killed_ends_as(runs, alone, *fields, config=MIXTURE, seed=7)
 
 
+def test_batch_normalisation_that_is_killed_ends_as_if_it_had_not_been(runs: Runs) -> None:
+    alone = runs.folder / "normed"
+    finish(runs.start(alone, config=NORMED), alone)
+    arrays = state(alone)
+    averages = [name for name in arrays if name.endswith((".norm.mean", ".norm.variance"))]
+    assert {name.split("/")[0] for name in averages} == {"params", "ema"}
+    for name in averages:
+        # They have moved, and the average of an average lags behind it.
+        assert (arrays[name] != float(name.endswith("variance"))).any(), name
+    assert (
+        arrays["params/vision_path.masks.norm.mean"] != arrays["ema/vision_path.masks.norm.mean"]
+    ).any()
+    assert_killed_ends_as(runs, alone, config=NORMED, seed=11)
+
+
 def assert_killed_ends_as(
     runs: Runs, alone: Path, *more: str, config: str = SINGLE, seed: int
 ) -> None:
-    """A run that is killed at three steps has the rows and the parameters of `alone`."""
+    """A run that is killed at three steps has the rows and the state of `alone`."""
     workdir = runs.folder / f"killed-{seed}"
     rng = np.random.default_rng(seed)
     for step in sorted(rng.choice(np.arange(5, STEPS - 1), 3, replace=False)):
@@ -148,7 +190,7 @@ def assert_killed_ends_as(
     assert len(seen) > len(expected), "no step was done twice, so nothing was resumed"
     for step, rows in seen:
         assert rows == expected[step], f"step {step} had other rows"
-    assert_same_params(workdir, alone)
+    assert_same_state(workdir, alone)
 
 
 def test_two_processes_train_on_the_same_batches_to_the_same_loss(runs: Runs, alone: Path) -> None:
