@@ -165,11 +165,17 @@ def identity(checkpoint: str, step: str) -> dict[str, Any]:
     """
     path = Path(checkpoint)
     found = {
-        str(file.relative_to(path)): [file.stat().st_size, file.stat().st_mtime_ns]
+        str(file.relative_to(path)): writing(file)
         for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json")
         for file in path.glob(pattern)
     }
     return {"path": str(path.resolve()), "step": step, "manifests": found}
+
+
+def writing(file: Path) -> list[int]:
+    """Size of a file in bytes and time of its writing in ns."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def check_apart(source: Path, out: Path) -> None:

@@ -13,7 +13,14 @@ from tqdm import tqdm
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import error_line
 from refseg_jax.cli.frames import Frame, open_video, silence_opencv
-from refseg_jax.cli.mask_files import FrameLines, MaskFiles, check_apart, going_on, identity
+from refseg_jax.cli.mask_files import (
+    FrameLines,
+    MaskFiles,
+    check_apart,
+    going_on,
+    identity,
+    writing,
+)
 from refseg_jax.cli.pictures import costing_itself
 from refseg_jax.cli.texts import warn_of_cut
 from refseg_jax.errors import UserError, escaped
@@ -55,6 +62,8 @@ def run_video(options: argparse.Namespace, texts: Sequence[str]) -> int:
     warn_of_cut(predictor.cut_short(texts))
     asked = {
         "video": str(options.video.resolve()),
+        # Frames of a folder may be put back, and frames that failed are then repeated.
+        "content": None if options.video.is_dir() else writing(options.video),
         "texts": list(texts),
         "maps": options.maps,
         "checkpoint": identity(options.checkpoint, options.step),

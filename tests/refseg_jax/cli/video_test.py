@@ -192,6 +192,17 @@ def test_results_of_another_call_are_kept(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_a_file_that_was_replaced_is_another_call(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, out = write_file(tmp_path / "clip.mp4", count=2), tmp_path / "out"
+    assert call(run, clip, out) == 0
+    assert call(run, clip, out) == 0
+    write_file(clip, count=3)
+    assert call(run, clip, out) == 1
+    assert "results of another call (other content); delete it" in capsys.readouterr().err
+
+
 def of_mixed_sizes(folder: Path) -> Path:
     Image.fromarray(picture(0)[:20]).save(folder / "10.png")
     return folder
