@@ -52,7 +52,7 @@ class _VideoMasks:
     """Predicts and writes the masks of one video.
 
     Attributes:
-        bad: frames whose masks are empty because they could not be used.
+        bad: frames that could not be used.
     """
 
     def __init__(self, video: Video, images: Path, out: Path, bad: Iterable[str]) -> None:
@@ -69,17 +69,25 @@ class _VideoMasks:
         return frame not in self.bad and self._masks.has(frame) and self._blank.has(frame)
 
     def predict(self, predictor: Predictor) -> None:
-        """Writes the masks of all frames that are not done."""
+        """Writes the masks of all frames that are not done and can be used."""
         left = [frame for frame in self._video.frames if not self.is_done(frame)]
-        if not left:
-            return
         self.bad = set(left) if self._asked else set()
-        if self._asked:
+        if left and self._asked:
             words = predictor.words([question.text for question in self._asked])
             predict_frames(
                 self._frames(left), predictor, words, self.is_done, self._write, progress=False
             )
-        self._complete(left)
+
+    def complete(self) -> None:
+        """Writes empty masks for bad frames and for expressions without a word.
+
+        From then on, only `bad` tells these frames from those that were predicted.
+        """
+        for frame in self._video.frames:
+            for files in (self._masks, self._blank):
+                if not files.has(frame):
+                    size = self._size = self._size or self._known_size()
+                    files.write(frame, [np.zeros(size, bool)] * files.count)
 
     def _frames(self, names: Sequence[str]) -> Iterator[Frame]:
         for name in names:
@@ -90,14 +98,6 @@ class _VideoMasks:
         self._masks.write(frame, [one.mask for one in answers])
         self.bad.discard(frame)
         self._size = answers[0].mask.shape[0], answers[0].mask.shape[1]
-
-    def _complete(self, frames: Sequence[str]) -> None:
-        """Writes empty masks for bad frames and for expressions without a word."""
-        size = self._size or self._known_size()
-        for frame in frames:
-            for files in (self._masks, self._blank):
-                if not files.has(frame):
-                    files.write(frame, [np.zeros(size, bool)] * files.count)
 
     def _known_size(self) -> tuple[int, int]:
         """Size of any frame of the video."""
@@ -144,6 +144,7 @@ def run(options: argparse.Namespace) -> int:
             if masks.bad:
                 bad_of[video.name] = sorted(masks.bad)
             write_json(out / BAD, bad_of)
+            masks.complete()
     bad = sum(map(len, bad_of.values()))
     empty = f"; {bad} frames could not be used and have empty masks" if bad else ""
     print(f"{escaped(str(out / MASKS))}: videos: {len(found)}, expressions: {expressions}{empty}")

@@ -122,6 +122,30 @@ def test_a_damaged_frame_is_empty_and_told_until_it_is_put_back(
     assert masks(out)["aa/0/00005.png"].any() and kept.stat().st_mtime_ns == time
 
 
+def test_a_call_that_is_killed_forgets_no_bad_frame(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_videos(source, {"aa": (["00000", "00005"], {"0": "the red box", "1": " "})})
+    hold_out(source, "other")
+    (source / "valid" / "JPEGImages" / "aa" / "00005.jpg").unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rvos_submission, "write_json", kill)
+        with pytest.raises(Killed):
+            call(run, source, out)
+    assert set(masks(out)) == {"aa/0/00000.png"}
+    # The empty masks are not taken for predicted ones, however often it is called.
+    assert call(run, source, out) == call(run, source, out) == 1
+    assert len(masks(out)) == 4
+
+
 def test_the_published_file_of_valid(
     run: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
