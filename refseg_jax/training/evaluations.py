@@ -92,6 +92,11 @@ class Evaluations:
             UserError: one line that names the field and the cure.
         """
         rows, shards = self.config.eval.batch_size, sharding.batch_shards(self.mesh)
+        threshold = self.config.eval.threshold
+        if not 0.0 < threshold < 1.0:
+            raise UserError(
+                f"config.eval.threshold={threshold:g}: give a probability between 0 and 1"
+            )
         _ = self._protocols
         # Building them checks the fields that they share.
         _ = self.at(*MOMENTS)
@@ -102,7 +107,7 @@ class Evaluations:
                 raise UserError(f"{field}.when={entry.when!r}: choose one of {', '.join(MOMENTS)}")
             if entry.when == "never":
                 continue
-            if rows % shards:
+            if rows < 1 or rows % shards:
                 raise UserError(
                     f"config.eval.batch_size={rows} does not divide over the {shards} pieces that "
                     f"config.mesh cuts a batch into: choose a multiple, {cure}"
@@ -112,6 +117,11 @@ class Evaluations:
             elif entry.shuffled:
                 raise UserError(
                     f"{field}.shuffled: every_class has no words of other targets; {cure[3:]}"
+                )
+            elif self.config.eval.pairs < 1:
+                raise UserError(
+                    f"config.eval.pairs={self.config.eval.pairs}: give the number of classes that are "
+                    "in memory at a time, e.g. 8"
                 )
             else:
                 self._data.classes(entry, field)

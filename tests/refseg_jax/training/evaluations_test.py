@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def experiment(tmp_path: Path) -> Iterator[Experiment]:
         ("eval.resample", "chris", r"config\.eval\.resample 'chris': did you mean 'cris'"),
         ("eval.protocol", "cris,every_class", r"config\.eval\.protocol=.*alone, --config\.eval"),
         ("eval.batch_size", 3, r"config\.eval\.batch_size=3.*2 pieces.*evals\.\w+\.when=never"),
+        ("eval.batch_size", 0, r"config\.eval\.batch_size=0.*2 pieces.*evals\.\w+\.when=never"),
+        ("eval.threshold", 1.0, r"config\.eval\.threshold=1: give a probability between 0 and 1"),
+        ("eval.threshold", math.nan, r"config\.eval\.threshold=nan: give a probability"),
     ],
 )
 def test_an_evaluation_that_cannot_run_is_told_before_training(
@@ -61,6 +65,9 @@ def test_every_class_needs_one_kind_of_class(experiment: Experiment) -> None:
     with pytest.raises(UserError, match=r"evals\.\w+\.granularities: classes are either") as caught:
         experiment.evaluations.check()
     assert "\n" not in str(caught.value)
+    experiment.config.eval.pairs = 0
+    with pytest.raises(UserError, match=r"config\.eval\.pairs=0: give the number of classes"):
+        experiment.evaluations.check()
 
 
 @pytest.mark.long
