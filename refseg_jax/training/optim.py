@@ -1,4 +1,4 @@
-"""The optimiser: AdamW (or Muon) with warm-up, a cosine or drops, and learning rates by parameter.
+"""The optimiser: AdamW (or Muon) with warm-up, a decay or drops, and learning rates by parameter.
 
 The table of multipliers holds ordered pairs (regular expression over dotted paths, multiplier). The
 first match wins and every path must be matched. A multiplier of 0 freezes a parameter: it gets
@@ -33,6 +33,9 @@ class OptimConfig:
         end_lr_share: learning rate at the end of the cosine, as a share of the peak in [0, 1].
         drops: shares of training in (0, 1) at which the rate falls to a tenth; they replace the
             cosine.
+        power: exponent of a polynomial decay `(1 - t)^power` over the share t of training after the
+            warm-up, which replaces the cosine; 0 keeps the cosine. LAVT: 0.9. GRSer's paper (section
+            5.2) says "polynomial" and follows LAVT.
         warmup: share of training over which the rate grows linearly from 0. UniRES: one epoch of 15
             in fine-tuning, 5 of 50 in pre-training (supplement A.3).
         weight_decay: AdamW's decoupled decay, times the rate. UniRES: 5e-4 (supplement A.3).
@@ -54,6 +57,7 @@ class OptimConfig:
     lr: float = 1e-4
     end_lr_share: float = 0.0
     drops: tuple[float, ...] = ()
+    power: float = 0.0
     warmup: float = 0.05
     weight_decay: float = 5e-4
     undecayed: str = ""
@@ -102,35 +106,42 @@ def unfrozen(paths: Iterable[str], config: OptimConfig) -> frozenset[str]:
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Update -> learning rate: a linear warm-up to `lr`, then the cosine or the drops.
+    """Update -> learning rate: a linear warm-up to `lr`, then the cosine, the polynomial or the drops.
 
-    The cosine reaches `end_lr_share * lr` at update `steps`. Drops are counted from the start of
-    training, warm-up included.
+    Cosine and polynomial reach `end_lr_share * lr` at update `steps`. Drops are counted from the start
+    of training, warm-up included.
 
     Args:
         config: the optimiser's fields.
         steps: updates of the whole training.
 
     Raises:
-        ValueError: a drop is not in (0, 1), or `drops` and `end_lr_share` are both set.
+        ValueError: a drop is not in (0, 1), `power` is negative, or `drops` is set together with
+            `end_lr_share` or `power`.
     """
     warmup = round(config.warmup * steps)
+    if config.power < 0:
+        raise ValueError(f"optim.power={config.power}: an exponent above 0, or 0 for the cosine")
     if config.drops:
         return _dropping(config, steps, warmup)
-    cosine = optax.cosine_decay_schedule(
-        config.lr, decay_steps=max(steps - warmup, 1), alpha=config.end_lr_share
-    )
+    decay, left = config.end_lr_share, max(steps - warmup, 1)
+    if config.power:
+        fall = optax.polynomial_schedule(config.lr, decay * config.lr, config.power, left)
+    else:
+        fall = optax.cosine_decay_schedule(config.lr, decay_steps=left, alpha=decay)
     if not warmup:
         # A warm-up of no steps would give the same rates, but optax would log a message about it.
-        return cosine
+        return fall
     rise = optax.linear_schedule(0.0, config.lr, transition_steps=warmup)
-    return optax.join_schedules([rise, cosine], [warmup])
+    return optax.join_schedules([rise, fall], [warmup])
 
 
 def _dropping(config: OptimConfig, steps: int, warmup: int) -> optax.Schedule:
-    if config.end_lr_share or not all(0.0 < share < 1.0 for share in config.drops):
+    inside = all(0.0 < share < 1.0 for share in config.drops)
+    if config.end_lr_share or config.power or not inside:
         raise ValueError(
-            f"optim.drops={config.drops}: shares of training in (0, 1), with optim.end_lr_share=0"
+            f"optim.drops={config.drops}: shares of training in (0, 1), with optim.end_lr_share=0 and "
+            "optim.power=0"
         )
     constant = optax.piecewise_constant_schedule(
         config.lr, {round(share * steps): 0.1 for share in config.drops}

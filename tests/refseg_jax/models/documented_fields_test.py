@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-from refseg_jax.models import ReLAConfig, UniLSegConfig, UniRESConfig
-from refseg_jax.training.objectives import MaskObjective, PromptObjective, RelationObjective
+from refseg_jax.models import GRSerConfig, ReLAConfig, UniLSegConfig, UniRESConfig
+from refseg_jax.training.objectives import (
+    GroupObjective,
+    MaskObjective,
+    PromptObjective,
+    RelationObjective,
+)
 
 _PAGES = Path(__file__).parents[3] / "docs" / "systems"
 
@@ -40,6 +45,8 @@ def _documented(page: Path, group: str) -> dict[str, str]:
         ("rela.md", "objective", RelationObjective),
         ("unilseg.md", "model", UniLSegConfig),
         ("unilseg.md", "objective", PromptObjective),
+        ("grser.md", "model", GRSerConfig),
+        ("grser.md", "objective", GroupObjective),
     ],
 )
 def test_every_field_is_documented_with_its_default(page: str, group: str, fields: Any):

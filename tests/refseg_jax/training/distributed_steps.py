@@ -18,14 +18,16 @@ from refseg_jax.evaluation.evaluator import Evaluator
 from refseg_jax.evaluation.protocols import build_protocols
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
-from refseg_jax.training.objectives import MaskObjective, RelationObjective
+from refseg_jax.training.objectives import GroupObjective, MaskObjective, RelationObjective
 from refseg_jax.training.optim import OptimConfig
 from refseg_jax.training.state import Trainer
-from tests.refseg_jax.models import small_unilseg
+from tests.refseg_jax.models import small_grser, small_unilseg
 from tests.refseg_jax.models.rela_test import SMALL
 
 STEPS = 4
 ROWS = 16
+#: Images of a row, for a model of groups.
+GROUP = 3
 UNIRES: dict[str, Any] = {
     "name": "unires",
     "preset": "tiny",
@@ -55,30 +57,34 @@ RELA: dict[str, Any] = {
     "vocab_size": 512,
     "eos_id": 511,
 }
+GRSER: dict[str, Any] = {**small_grser.SMALL, "vocab_size": 512, "eos_id": 511}
 #: Learning rates at which rounding errors hardly grow: Adam makes full steps for tiny gradients too.
 MODELS = {
     "unires": (UNIRES, MaskObjective(1.0, 1.0), 1e-3),
     "rela_official": ({**RELA, "relationship": "official"}, RelationObjective(), 1e-4),
     "rela_paper": ({**RELA, "relationship": "paper"}, RelationObjective(), 1e-4),
+    "grser": (GRSER, GroupObjective(dice=1.0, schedule="constant"), 1e-4),
     "unilseg": (small_unilseg.SMALL, MaskObjective(1.0, 1.0), 1e-4),
 }
 
 
-def global_batch(step: int, side: int, cells: int) -> Batch:
+def global_batch(step: int, images: int, side: int, cells: int) -> Batch:
     """A random batch, the same for every layout; images have `side` x `side` pixels, masks `cells`."""
+    pairs = (ROWS, images, 2)
     rng = np.random.default_rng(step)
     text = rng.integers(1, 500, (ROWS, 2, 6), np.int32)
     text[:, :, -1] = 511
     return Batch(
-        image=rng.integers(0, 256, (ROWS, 1, side, side, 3), np.uint8),
+        image=rng.integers(0, 256, (*pairs[:2], side, side, 3), np.uint8),
         text=text,
         text_valid=np.ones((ROWS, 2, 6), bool),
-        mask=rng.integers(0, 256, (ROWS, 1, 2, cells, cells), np.uint8),
-        present=np.random.default_rng([step, 1]).random((ROWS, 1, 2)) < 0.8,
-        valid=rng.random((ROWS, 1, 2)) < 0.8,
-        size=np.full((ROWS, 1, 2), side, np.int32),
-        affine=np.tile(np.eye(2, 3, dtype=np.float32), (ROWS, 1, 1, 1)),
-        native=rng.integers(0, 2, (ROWS, 1, 2, side, side), np.uint8),
+        mask=rng.integers(0, 256, (*pairs, cells, cells), np.uint8),
+        present=np.random.default_rng([step, 1]).random(pairs) < 0.8,
+        valid=rng.random(pairs) < 0.8,
+        size=np.full((*pairs[:2], 2), side, np.int32),
+        affine=np.tile(np.eye(2, 3, dtype=np.float32), (*pairs[:2], 1, 1)),
+        native=rng.integers(0, 2, (*pairs, side, side), np.uint8),
+        anti_text=np.roll(text, 1, -1),
     )
 
 
@@ -98,7 +104,8 @@ def main() -> None:
         steps=STEPS,
         mesh=mesh,
     )
-    side, stride = model["image_size"], model["mask_stride"]
+    side, stride = model["image_size"], trainer.forward.model.mask_stride
+    images = GROUP if sys.argv[1] == "grser" else 1
     state, step = trainer.create(), trainer.compile_step()
     device = mesh.local_devices[0]
     held = sum(
@@ -111,7 +118,7 @@ def main() -> None:
     mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
     losses = []
     for number in range(STEPS):
-        rows = jax.tree.map(lambda x: x[mine], global_batch(number, side, side // stride))
+        rows = jax.tree.map(lambda x: x[mine], global_batch(number, images, side, side // stride))
         state, metrics = step(state, sharding.put_batch(rows, mesh))
         losses.append(float(metrics["loss"]))
 
@@ -124,10 +131,16 @@ def main() -> None:
         canvas = logits_on_canvas(logits, batch.affine, stride, (side, side))
         return pair_counts(canvas, batch.native, batch.size, 0.35)
 
-    rows = jax.tree.map(lambda x: x[mine], global_batch(99, side, side // stride))
+    rows = jax.tree.map(lambda x: x[mine], global_batch(99, images, side, side // stride))
     counts = sharding.local_rows(count(state.params, sharding.put_batch(rows, mesh)))
     metas = [
-        RowMeta(str(i), ("",), (f"{i}-0", f"{i}-1"), ("a", "b"), ("object", "part"))
+        RowMeta(
+            str(i),
+            ("",) * images,
+            tuple(f"{i}-{pair}" for pair in range(2 * images)),
+            ("a", "b"),
+            ("object", "part") * images,
+        )
         for i in range(ROWS)[mine]
     ]
     evaluator = Evaluator(

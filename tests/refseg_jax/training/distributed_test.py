@@ -64,6 +64,8 @@ def one_device(model: str = "unires") -> dict[str, Any]:
         ("unires", (2, 2, 2)),
         ("rela_official", (8, 1, 1)),
         ("rela_paper", (2, 2, 1)),
+        ("grser", (2, 1, 1)),
+        ("grser", (2, 2, 1)),
         ("unilseg", (2, 1, 1)),
         ("unilseg", (2, 2, 1)),
     ],

@@ -57,6 +57,21 @@ def test_schedule_that_drops():
         optim.make_schedule(optim.OptimConfig(drops=(50,)), 100)
 
 
+def test_schedule_of_a_polynomial():
+    config = optim.OptimConfig(lr=2.0, warmup=0.0, power=0.9)
+    schedule = optim.make_schedule(config, 100)
+    # LAVT's factor of the rate at an iteration.
+    expected = [2.0 * (1 - step / 100) ** 0.9 for step in (0, 1, 50, 99, 100)]
+    found = [float(schedule(step)) for step in (0, 1, 50, 99, 100)]
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    late = optim.make_schedule(dataclasses.replace(config, warmup=0.5, end_lr_share=0.5), 100)
+    assert [float(late(step)) for step in (25, 50, 100)] == pytest.approx([1.0, 2.0, 1.0])
+    with pytest.raises(ValueError, match=r"optim\.power=-1: an exponent above 0"):
+        optim.make_schedule(optim.OptimConfig(power=-1), 100)
+    with pytest.raises(ValueError, match=r"optim\.power=0"):
+        optim.make_schedule(optim.OptimConfig(power=0.9, drops=(0.5,)), 100)
+
+
 def test_decay_of_chosen_paths():
     config = optim.OptimConfig(lr=0.1, warmup=0.0, weight_decay=0.3, undecayed=r".*norm.*")
     params = {"norm.kernel": jnp.ones((2, 2)), "a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2)}
