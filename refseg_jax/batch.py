@@ -107,6 +107,9 @@ class RowMeta:
         forms: `N * K` names out of `ABSENCES`: why nothing matches, or the absence with which a match
             is compared; `""` where it is unknown; empty as `categories` is.
         left_out: why single pairs, or images of a group, were left out of the row; they are padding.
+        reused: indices of the images that fill a row of a group up. They are valid, because the model
+            compares the images of a row; but another row has them as well, so that an evaluation does
+            not score their pairs here.
     """
 
     key: str
@@ -119,6 +122,7 @@ class RowMeta:
     categories: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    reused: tuple[int, ...] = ()
 
 
 class HostBatch(NamedTuple):
@@ -202,4 +206,31 @@ class SeparableModel(Model, Protocol):
 
     def decode(self, image_features: Any, text_features: Any, *, rngs: Any = None) -> SegOutput:
         """Features of N images and K expressions to the `N * K` masks of each row."""
+        ...
+
+
+class GroupModel(Model, Protocol):
+    """A model in which the images of a row ask each other: who shares a row decides the answers.
+
+    It works on any number N of images, which lie in the order of their names, and needs `anti_text`. Its
+    parts are those of a `SeparableModel` but for that.
+
+    Attributes:
+        group_size: N of the rows that evaluation and prediction make of a group (`group_rows`).
+    """
+
+    group_size: int
+
+    def encode_image(self, image: Array, *, rngs: Any = None) -> Any:
+        """As in `SeparableModel`."""
+        ...
+
+    def encode_text(
+        self, text: Array, text_valid: Array, anti_text: Array, *, rngs: Any = None
+    ) -> Any:
+        """i32, bool and i32 `[B, K, L]` to text features (a pytree with leading axes `[B, K]`)."""
+        ...
+
+    def decode(self, image_features: Any, text_features: Any, *, rngs: Any = None) -> SegOutput:
+        """As in `SeparableModel`."""
         ...

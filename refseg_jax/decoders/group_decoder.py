@@ -99,6 +99,7 @@ class GroupAnswer(NamedTuple):
         embedding: z_n in the space of L', f32 `[B, N, K, width]`.
         language_heatmap: M^l, f32 `[B, N, K, h, w]` in [-1, 1].
         vision_heatmaps: M^v in the order of the predictor's channels, f32 `[B, N, K, h, w, G]`.
+        shown: i32 `[B, G, K]`, the image whose heatmap each channel has.
         order: i32 `[B, I, K]`, the images from the most to the least trusted expert.
     """
 
@@ -106,6 +107,7 @@ class GroupAnswer(NamedTuple):
     embedding: jax.Array
     language_heatmap: jax.Array
     vision_heatmaps: jax.Array
+    shown: jax.Array
     order: jax.Array
 
 
@@ -250,6 +252,7 @@ class GroupDecoder(nnx.Module):
             self.embed(self._pool(triphasic, logits)).astype(jnp.float32),
             heatmap.reshape(cells),
             ordered.reshape(*cells, config.group_size),
+            jnp.take_along_axis(order, places, 1),
             order,
         )
 

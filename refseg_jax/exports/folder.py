@@ -50,7 +50,8 @@ class ExportConfig:
         format: key of `refseg_jax.exports.exporter.FORMATS`.
         model: the resolved config of the model (`name` and every field).
         data: `dataset` (names of all training datasets, separated by commas), `licences` (dataset ->
-            text), `resize`, `context_length` and `tokenizer` (name of a file in the folder).
+            text), `resize`, `context_length`, `tokenizer` (name of a file in the folder) and
+            `anti_prefix` (early exports lack it, and have no anti-expressions).
         eval: `threshold`, `resample` as `refseg_jax.images.resize.logits_on_canvas` takes it, and
             `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
         step: number of updates that made the parameters.

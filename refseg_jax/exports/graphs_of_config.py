@@ -20,6 +20,7 @@ class Description:
         params: graph -> paths of the parameters that it takes; none if it holds its weights itself.
         image_size, mask_stride: see `refseg_jax.prediction.engines.Engine`.
         model: the fields of the model's config, as attributes.
+        group_size: see `refseg_jax.prediction.engines.Engine`.
     """
 
     files: dict[str, str]
@@ -27,6 +28,7 @@ class Description:
     image_size: int
     mask_stride: int
     model: Any
+    group_size: int | None
 
 
 def read_description(path: Path, config: ExportConfig) -> Description:
@@ -42,14 +44,17 @@ def read_description(path: Path, config: ExportConfig) -> Description:
     """
     try:
         graphs = config.graphs
-        _, (_, size, _, _) = graphs["encode_image"]["inputs"]["image"]
+        _, (*rows, size, _, _) = graphs["encode_image"]["inputs"]["image"]
         _, (_, _, length) = graphs["encode_text"]["inputs"]["text"]
-        _, (_, _, cells, _) = graphs["decode"]["outputs"]["mask_logits"]
+        _, (*_, cells, _) = graphs["decode"]["outputs"]["mask_logits"]
         files = {name: str(graphs[name]["file"]) for name in GRAPHS}
         given = config.data["context_length"]
         params = {name: list(graphs[name].get("params", ())) for name in GRAPHS}
         model = types.SimpleNamespace(**config.model)
-        description = Description(files, params, size, size // cells, model)
+        # Rows of a group have an axis of images.
+        group_size = model.group_size if len(rows) == 2 else None
+        stride = size // cells
+        description = Description(files, params, size, stride, model, group_size)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"{path / folder.CONFIG}: it does not describe the graphs ({error}); export again"

@@ -57,9 +57,9 @@ def main(folder: Path, output: Path) -> None:
 def _convert(
     graphs: Graphs, params: dict[str, jax.Array], length: int, output: Path
 ) -> dict[str, Any]:
-    batch, count = export.symbolic_shape("b, k")
-    inputs = graphs.inputs(batch, count, length)
-    names = {"encode_image": ["image"], "encode_text": ["text", "text_valid"]}
+    batch, count, images = export.symbolic_shape("b, k, n")
+    inputs = graphs.inputs(batch, count, length, images)
+    names = {name: list(given) for name, given in graphs.arguments.items()}
     names["decode"] = [name for features in inputs["decode"] for name in features]
     return {
         name: _write(getattr(graphs, name), params, inputs[name], names[name], output)
@@ -105,18 +105,24 @@ def _write(
 def compare(graphs: Graphs, params: dict[str, jax.Array], length: int, output: Path) -> float:
     """The largest difference of logits from JAX's, relative to the largest logit.
 
-    The inputs are two random images with three random texts each.
+    The inputs are two random images with three random texts each, or two groups of three images.
 
     Raises:
         ValueError: the difference exceeds `TOLERANCE`.
     """
     rng = np.random.default_rng(0)
     size, config = graphs.forward.model.image_size, graphs.forward.model.config
-    image = rng.integers(0, 256, (2, size, size, 3), np.uint8)
-    text = rng.integers(0, config.vocab_size, (2, 3, length), np.int32)
+    rows = (2,) if graphs.group_size is None else (2, 3)
+    image = rng.integers(0, 256, (*rows, size, size, 3), np.uint8)
     ends = rng.integers(1, length, (2, 3, 1))
-    text = np.where(np.arange(length) == ends, config.eos_id, text).astype(np.int32)
-    texts = {"text": text, "text_valid": np.arange(length) <= ends}
+
+    def draw() -> np.ndarray:
+        text = rng.integers(0, config.vocab_size, (2, 3, length), np.int32)
+        return np.where(np.arange(length) == ends, config.eos_id, text).astype(np.int32)
+
+    texts = {"text": draw(), "text_valid": np.arange(length) <= ends}
+    if "anti_text" in graphs.arguments["encode_text"]:
+        texts["anti_text"] = draw()
 
     def run(name: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         session = onnxruntime.InferenceSession(
@@ -141,11 +147,10 @@ def _logits(
     graphs: Graphs,
     params: dict[str, jax.Array],
     image: np.ndarray,
-    text: np.ndarray,
-    text_valid: np.ndarray,
+    **texts: np.ndarray,
 ) -> Features:
     features = jax.jit(graphs.encode_image)(params, image)
-    words = jax.jit(graphs.encode_text)(params, text, text_valid)
+    words = jax.jit(graphs.encode_text)(params, **texts)
     return jax.jit(graphs.decode)(params, features, words)
 
 

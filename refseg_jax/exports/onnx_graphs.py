@@ -1,6 +1,7 @@
 """Writes the three functions of a model as ONNX graphs with their weights inside.
 
-Batch size `b` and number of expressions `k` are dynamic. Each graph holds the parameters that it uses.
+Batch size `b` and number of expressions `k` are dynamic, and a group's number of images `n`. Each graph
+holds the parameters that it uses.
 All is computed in f32, whatever dtype the model was trained in.
 """
 

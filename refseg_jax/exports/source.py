@@ -76,7 +76,9 @@ def read_source(path: Path, step: Step = "latest") -> Source:
         forward = forward_of(config["model"])
         check_params(params, forward.shapes)
         model: Any = forward.model
-        check_tokenizer(tokenizer, data["context_length"], model.config)
+        # Early runs had no anti-expressions.
+        anti_prefix = data.get("anti_prefix", "")
+        check_tokenizer(tokenizer, data["context_length"], model.config, anti_prefix)
         return Source(
             params=params,
             model={"name": config["model"]["name"], **dataclasses.asdict(model.config)},
@@ -88,6 +90,7 @@ def read_source(path: Path, step: Step = "latest") -> Source:
                 "resize": data["resize"],
                 "context_length": data["context_length"],
                 "tokenizer": folder.TOKENIZER,
+                "anti_prefix": anti_prefix,
             },
             eval={
                 "threshold": config["eval"]["threshold"],

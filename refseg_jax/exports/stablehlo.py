@@ -1,13 +1,13 @@
 """Writes the three functions of a model as StableHLO, for servers without this code.
 
 Each file is one `jax.export` artefact for CPUs, CUDA GPUs and TPUs, with a symbolic batch size `b` and
-a symbolic number of expressions `k`. Its first argument is a flat dict of the parameters that it uses,
+a symbolic number of expressions `k`; of a model of groups, the number of images `n` is symbolic as well.
+Its first argument is a flat dict of the parameters that it uses,
 which are read from `model.safetensors` beside it, so that weights are stored only once. JAX reads
 artefacts that are up to six months older than itself
 (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,19 @@ def write_graphs(target: Path, source: Source) -> dict[str, Graph]:
         Name -> description of the graph, for `ExportConfig.graphs`.
     """
     graphs = Graphs(forward_of(source.model))
-    batch, count = export.symbolic_shape("b, k")
+    batch, count, images = export.symbolic_shape("b, k, n")
+    length = source.data["context_length"]
     with portable_attention():
-        inputs = graphs.inputs(batch, count, source.data["context_length"])
+        inputs = graphs.inputs(batch, count, length, images)
         # Concrete shapes, to find the parameters that a function uses; they do not depend on shapes.
-        examples = graphs.inputs(1, 1, source.data["context_length"])
-        return {
-            name: _write(target, getattr(graphs, name), inputs[name], examples[name])
-            for name in GRAPHS
-        }
+        examples = graphs.inputs(1, 1, length)
+        return {name: _write(target, graphs, name, inputs[name], examples[name]) for name in GRAPHS}
 
 
 def _write(
-    target: Path, function: Callable[..., Any], inputs: tuple[Any, ...], examples: tuple[Any, ...]
+    target: Path, graphs: Graphs, name: str, inputs: tuple[Any, ...], examples: tuple[Any, ...]
 ) -> Graph:
-    name = function.__name__
-    graphs: Graphs = function.__self__  # pyright: ignore[reportFunctionMemberAccess]
-    shapes = graphs.forward.shapes
+    function, shapes = getattr(graphs, name), graphs.forward.shapes
     used = used_params(function, shapes, *examples)
 
     def run(params: Mapping[str, Any], *arguments: Any) -> Any:
@@ -66,11 +62,11 @@ def _write(
     file = f"{name}.stablehlo"
     (target / file).write_bytes(exported.serialize())
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    names = list(inspect.signature(function).parameters)[1:]
+    named = zip(graphs.arguments[name], inputs, strict=True)
     return {
         "file": file,
         "params": used,
-        "inputs": {n: described(x) for n, x in zip(names, inputs, strict=True)},
+        "inputs": {argument: described(x) for argument, x in named},
         "outputs": described(outputs),
     }
 

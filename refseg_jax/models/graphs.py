@@ -9,7 +9,12 @@ image (the axis N of `refseg_jax.batch` is left out) and K expressions.
                                                                    present_logits f32 [b, k]
 
 The names of the features are those of UniRES here. A model without a presence head returns no
-`present_logits`.
+`present_logits`. Rows of a `refseg_jax.batch.GroupModel` hold N images: its graphs keep the axis, and
+read anti-expressions.
+
+    encode_image  image u8 [b, n, S, S, 3]                       -> [b, n, ...]
+    encode_text   text, anti_text i32 and text_valid [b, k, L]   -> [b, k, ...]
+    decode        the features of both                           -> [b, n, k, h, w] and [b, n, k]
 """
 
 import functools
@@ -20,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refseg_jax.batch import Array
+from refseg_jax.batch import Array, SegOutput
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 
@@ -32,63 +37,117 @@ GRAPHS = ("encode_image", "encode_text", "decode")
 
 
 class Graphs:
-    """The three functions of a separable model; pure, so that they can be jitted and exported."""
+    """The three functions of a separable model; pure, so that they can be jitted and exported.
+
+    Attributes:
+        forward: the model.
+        group_size: see `refseg_jax.batch.GroupModel`; `None` for other models.
+    """
 
     def __init__(self, forward: Forward[Any]) -> None:
         self.forward = forward
-        model = forward.model
-        size: int = model.image_size
-        image = jax.ShapeDtypeStruct((1, 1, size, size, 3), np.uint8)
-        words = jax.ShapeDtypeStruct((1, 1, 2), np.int32)
-        valid = jax.ShapeDtypeStruct((1, 1, 2), np.bool_)
+        self.group_size = group_size_of(forward.model)
+        inputs = self._encoder_inputs(1, 1, 2, 1)
         # The structure of the features, which flat dicts do not keep.
         self._image = jax.tree.structure(
-            jax.eval_shape(forward.encode_image, forward.shapes, image)
+            jax.eval_shape(self._encoded_image, forward.shapes, *inputs["encode_image"])
         )
         self._text = jax.tree.structure(
-            jax.eval_shape(forward.encode_text, forward.shapes, words, valid)
+            jax.eval_shape(forward.encode_text, forward.shapes, *inputs["encode_text"])
         )
 
-    def encode_image(self, params: Mapping[str, Any], image: Array) -> Features:
-        """u8 `[b, S, S, 3]` to image features."""
-        features = self.forward.encode_image(params, jnp.asarray(image)[:, None])
-        return {name: leaf[:, 0] for name, leaf in _named(features).items()}
+    @property
+    def arguments(self) -> dict[str, tuple[str, ...]]:
+        """The names of each function's arguments (without the parameters), by its name."""
+        texts = ("text", "text_valid")
+        return {
+            "encode_image": ("image",),
+            "encode_text": texts if self.group_size is None else (*texts, "anti_text"),
+            "decode": ("image_features", "text_features"),
+        }
 
-    def encode_text(self, params: Mapping[str, Any], text: Array, text_valid: Array) -> Features:
-        """i32 and bool `[b, k, L]` to text features."""
-        return _named(self.forward.encode_text(params, jnp.asarray(text), jnp.asarray(text_valid)))
+    def encode_image(self, params: Mapping[str, Any], image: Array) -> Features:
+        """u8 `[b, S, S, 3]`, of a group `[b, n, S, S, 3]`, to image features."""
+        features = _named(self._encoded_image(params, image))
+        return {name: self._without_images(leaf) for name, leaf in features.items()}
+
+    def encode_text(
+        self,
+        params: Mapping[str, Any],
+        text: Array,
+        text_valid: Array,
+        anti_text: Array | None = None,
+    ) -> Features:
+        """i32, bool and i32 `[b, k, L]` to text features; `anti_text` is that of a group alone."""
+        anti = None if anti_text is None else jnp.asarray(anti_text)
+        texts = jnp.asarray(text), jnp.asarray(text_valid), anti
+        return _named(self.forward.encode_text(params, *texts))
 
     def decode(
         self, params: Mapping[str, Any], image_features: Features, text_features: Features
     ) -> Features:
         """Features to `mask_logits` f32 `[b, k, h, w]`; with a presence head also `present_logits`."""
-        image = self._unnamed(self._image, {n: x[:, None] for n, x in image_features.items()})
-        output = self.forward.decode(params, image, self._unnamed(self._text, text_features))
-        logits = {"mask_logits": output.mask_logits[:, 0]}
+        output = self.decoded(params, image_features, text_features)
+        logits = {"mask_logits": self._without_images(output.mask_logits)}
         if output.present_logits is not None:
-            logits["present_logits"] = output.present_logits[:, 0]
+            logits["present_logits"] = self._without_images(output.present_logits)
         return logits
 
-    def inputs(self, batch: Any, count: Any, length: int) -> dict[str, tuple[Any, ...]]:
+    def decoded(
+        self, params: Mapping[str, Any], image_features: Features, text_features: Features
+    ) -> SegOutput:
+        """The whole output of `decode`, with the axis N and what only some models have in `aux`."""
+        seen = {name: self._with_images(leaf) for name, leaf in image_features.items()}
+        image = self._unnamed(self._image, seen)
+        return self.forward.decode(params, image, self._unnamed(self._text, text_features))
+
+    def inputs(
+        self, batch: Any, count: Any, length: int, images: Any = 1
+    ) -> dict[str, tuple[Any, ...]]:
         """The abstract arguments of each function (without the parameters), by its name.
 
         Args:
-            batch: number b of images, which may be symbolic.
-            count: number k of expressions, which may be symbolic.
+            batch: number b of images, or of groups; may be symbolic, as `count` and `images`.
+            count: number k of expressions.
             length: L, length of the texts.
+            images: number n of images of a group.
         """
-        size = self.forward.model.image_size
-        image = (jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),)
-        text = tuple(jax.ShapeDtypeStruct((batch, count, length), t) for t in (np.int32, np.bool_))
-        features = (
-            jax.eval_shape(self.encode_image, self.forward.shapes, *image),
-            jax.eval_shape(self.encode_text, self.forward.shapes, *text),
+        found = self._encoder_inputs(batch, count, length, images)
+        found["decode"] = (
+            jax.eval_shape(self.encode_image, self.forward.shapes, *found["encode_image"]),
+            jax.eval_shape(self.encode_text, self.forward.shapes, *found["encode_text"]),
         )
-        return {"encode_image": image, "encode_text": text, "decode": features}
+        return found
+
+    def _encoder_inputs(
+        self, batch: Any, count: Any, length: int, images: Any
+    ) -> dict[str, tuple[Any, ...]]:
+        size = self.forward.model.image_size
+        rows = (batch,) if self.group_size is None else (batch, images)
+        text = jax.ShapeDtypeStruct((batch, count, length), np.int32)
+        texts = {"text_valid": jax.ShapeDtypeStruct(text.shape, np.bool_)}
+        return {
+            "encode_image": (jax.ShapeDtypeStruct((*rows, size, size, 3), np.uint8),),
+            "encode_text": tuple(texts.get(n, text) for n in self.arguments["encode_text"]),
+        }
+
+    def _encoded_image(self, params: Mapping[str, Any], image: Array) -> Any:
+        return self.forward.encode_image(params, self._with_images(jnp.asarray(image)))
+
+    def _with_images(self, x: Any) -> Any:
+        return x[:, None] if self.group_size is None else x
+
+    def _without_images(self, x: Any) -> Any:
+        return x[:, 0] if self.group_size is None else x
 
     def _unnamed(self, structure: Any, features: Features) -> Any:
         blank = jax.tree.unflatten(structure, range(structure.num_leaves))
         return jax.tree.unflatten(structure, [features[name] for name in _named(blank)])
+
+
+def group_size_of(model: Any) -> int | None:
+    """`group_size` of a `refseg_jax.batch.GroupModel`, `None` of other models."""
+    return getattr(model, "group_size", None)
 
 
 def forward_of(model: Mapping[str, Any]) -> Forward[Any]:

@@ -85,6 +85,11 @@ class GRSer(nnx.Module):
         """Network pixels per mask cell."""
         return self.config.mask_stride
 
+    @property
+    def group_size(self) -> int:
+        """Images of a row in evaluation and prediction."""
+        return self.config.group_size
+
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> SegOutput:
         """Masks of all pairs of image and expression of a batch.
 
@@ -165,8 +170,9 @@ class GRSer(nnx.Module):
             distances of z_n to L and L_anti. In training also `mirror_logits`, f32 `[B, N, K, h, w]`,
             the masks of the anti-expression, for which L and L_anti change places in queries and ranks.
             At inference also `language_heatmap` f32 `[B, N, K, h', w']` at stride 4, `vision_heatmaps`
-            f32 `[B, N, K, h', w', G]` in the order of the predictor's channels, and `expert_order`
-            i32 `[B, N, K]`, the images on the axis N from the most to the least trusted.
+            f32 `[B, N, K, h', w', G]` in the order of the predictor's channels, `channel_images`
+            i32 `[B, G, K]`, the image on the axis N that each channel shows, and `expert_order`
+            i32 `[B, N, K]`, the images from the most to the least trusted.
         """
         training = rngs is not None
         pairs = (*image_features.maps[0].shape[:2], text_features.words.shape[1])
@@ -186,6 +192,7 @@ class GRSer(nnx.Module):
         else:
             aux["language_heatmap"] = answer.language_heatmap
             aux["vision_heatmaps"] = answer.vision_heatmaps
+            aux["channel_images"] = answer.shown
             aux["expert_order"] = answer.order
         present = distances[1] - distances[0] - self.config.margin
         return SegOutput(self._masks(answer), present, aux)

@@ -8,7 +8,8 @@ All have the three functions of `refseg_jax.models.graphs`, with its names and s
     decode        image features, text features               -> mask_logits f32 [b, k, h, w]
                                                                  (present_logits f32 [b, k])
 
-Only a model with a presence head has `present_logits`.
+Only a model with a presence head has `present_logits`. The images of a model of groups have an axis n
+more: `image` u8 `[b, n, S, S, 3]`, and logits `[b, n, k, ...]`.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import numpy as np
 
 from refseg_jax.batch import Array
 from refseg_jax.models.graphs import Features, Graphs, check_params, forward_of
+from refseg_jax.models.heat_maps import HeatMaps
 from refseg_jax.models.region_maps import RegionMaps
 
 
@@ -29,22 +31,27 @@ class Engine(Protocol):
         image_size: side of the square network input in pixels.
         mask_stride: network pixels per mask cell.
         config: has the fields that `refseg_jax.text.tokenizers.check_tokenizer` reads.
+        group_size: see `refseg_jax.batch.GroupModel`; `None` for a model that answers image by image.
     """
 
     image_size: int
     mask_stride: int
     config: Any
+    group_size: int | None
 
     def encode_image(self, image: Array) -> Any:
-        """u8 `[b, S, S, 3]` to image features."""
+        """u8 `[b, S, S, 3]`, of a group `[b, n, S, S, 3]`, to image features."""
         ...
 
-    def encode_text(self, text: Array, text_valid: Array) -> Any:
-        """i32 and bool `[b, k, L]` to text features."""
+    def encode_text(self, text: Array, text_valid: Array, *anti_text: Array) -> Any:
+        """i32 and bool `[b, k, L]` to text features; a group's model takes `anti_text` i32 as well."""
         ...
 
     def decode(self, image_features: Any, text_features: Any) -> Features:
-        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` f32 `[b, k]` if the model has them."""
+        """`mask_logits` f32 `[b, k, h, w]`, and `present_logits` f32 `[b, k]` if the model has them.
+
+        Those of a group are `[b, n, k, h, w]` and `[b, n, k]`.
+        """
         ...
 
 
@@ -69,6 +76,7 @@ class ParameterEngine:
         self.mask_stride: int = self.forward.model.mask_stride
         self.config: Any = self.forward.model.config
         graphs = Graphs(self.forward)
+        self.group_size: int | None = graphs.group_size
         self._encode_image = jax.jit(graphs.encode_image)
         self._encode_text = jax.jit(graphs.encode_text)
         self._decode = jax.jit(graphs.decode)
@@ -78,14 +86,17 @@ class ParameterEngine:
         self._regions = jax.jit(
             lambda params, *inputs: self.forward.bind(params).region_maps(*inputs)
         )
+        self._heat = jax.jit(
+            lambda params, *features: HeatMaps.of(graphs.decoded(params, *features).aux)
+        )
 
     def encode_image(self, image: Array) -> Features:
         """See `Engine`."""
         return self._encode_image(self.params, image)
 
-    def encode_text(self, text: Array, text_valid: Array) -> Features:
+    def encode_text(self, text: Array, text_valid: Array, *anti_text: Array) -> Features:
         """See `Engine`."""
-        return self._encode_text(self.params, text, text_valid)
+        return self._encode_text(self.params, text, text_valid, *anti_text)
 
     def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""
@@ -120,3 +131,17 @@ class ParameterEngine:
             return None
         found = self._regions(self.params, image[None, None], text[None], text_valid[None])
         return RegionMaps(*(np.asarray(x)[0, 0] for x in found))
+
+    def heat_maps(self, image_features: Features, text_features: Features) -> HeatMaps | None:
+        """The heatmaps that the images of a row draw for each other, see `HeatMaps`.
+
+        Args:
+            image_features, text_features: as in `decode`, of one row.
+
+        Returns:
+            Arrays `[n, k, ...]` on the host, or `None` if the model has no heatmaps.
+        """
+        if self.group_size is None:
+            return None
+        found = self._heat(self.params, image_features, text_features)
+        return HeatMaps(*(np.asarray(x)[0] for x in found))

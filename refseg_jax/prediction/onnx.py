@@ -33,7 +33,7 @@ class OnnxEngine:
             ) from None
         graphs = read_description(path, config)
         self.image_size, self.mask_stride = graphs.image_size, graphs.mask_stride
-        self.config = graphs.model
+        self.config, self.group_size = graphs.model, graphs.group_size
         self._sessions = {}
         for name, file in graphs.files.items():
             graph = path / file
@@ -52,9 +52,10 @@ class OnnxEngine:
         """See `Engine`."""
         return self._run("encode_image", {"image": image})
 
-    def encode_text(self, text: Array, text_valid: Array) -> Features:
+    def encode_text(self, text: Array, text_valid: Array, *anti_text: Array) -> Features:
         """See `Engine`."""
-        return self._run("encode_text", {"text": text, "text_valid": text_valid})
+        anti = {"anti_text": anti_text[0]} if anti_text else {}
+        return self._run("encode_text", {"text": text, "text_valid": text_valid, **anti})
 
     def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""

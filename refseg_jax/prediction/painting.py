@@ -26,6 +26,8 @@ class Prediction:
         uncleared: bool `[H, W]`, the mask before it is cleared where `present` is false. ReLA's
             evaluator scores this one (`refseg_jax.evaluation.protocols.gres`).
         soft_map: u8 `[H, W]`, the probability as 0..255, not cleared either; `None` unless asked for.
+        presence: logit of the presence head, which is above 0 if `present`; for a model of groups,
+            `d_neg - d_pos - m`. `None` for a model without a head.
     """
 
     mask: np.ndarray
@@ -33,6 +35,7 @@ class Prediction:
     present: bool
     uncleared: np.ndarray
     soft_map: np.ndarray | None = None
+    presence: float | None = None
 
 
 class Painter:
@@ -79,13 +82,13 @@ class Painter:
         )
         # Cropped on the host: on the device, every image size would be compiled.
         masks, values = (np.asarray(x)[0, 0, :count, :height, :width] for x in answer)
-        said = [None] * count
+        said: list[float | None] = [None] * count
         if present_logits is not None:
-            said = (np.asarray(present_logits)[0, :count] > 0).tolist()
+            said = np.asarray(present_logits)[0, :count].tolist()
         return [
             # Copied, so that the memory of the canvas is freed.
-            _prediction(mask.copy(), value, present, maps)
-            for mask, value, present in zip(masks, values, said, strict=True)
+            _prediction(mask.copy(), value, presence, maps)
+            for mask, value, presence in zip(masks, values, said, strict=True)
         ]
 
     def _masks(
@@ -97,13 +100,13 @@ class Painter:
 
 
 def _prediction(
-    uncleared: np.ndarray, logits: np.ndarray, said: bool | None, maps: bool
+    uncleared: np.ndarray, logits: np.ndarray, presence: float | None, maps: bool
 ) -> Prediction:
-    """One prediction; `said` is the answer of the presence head, `None` without one."""
-    present = bool(uncleared.any()) if said is None else said
+    """One prediction; `presence` is the logit of the presence head, `None` without one."""
+    present = bool(uncleared.any()) if presence is None else presence > 0
     mask = uncleared if present else np.zeros_like(uncleared)
     score, soft_map = mask_score(logits, uncleared), map_of_logits(logits) if maps else None
-    return Prediction(mask, score, present, uncleared, soft_map)
+    return Prediction(mask, score, present, uncleared, soft_map, presence)
 
 
 def _round_up(number: int, step: int) -> int:

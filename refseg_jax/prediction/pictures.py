@@ -1,12 +1,15 @@
 """Reads the pictures that a predictor takes: paths, encoded bytes, Pillow images, arrays."""
 
+import collections
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from refseg_jax.errors import UserError, shown
 from refseg_jax.images.decoding import Decoded, ImageError, ImageWarning, decode, decode_pillow
 from refseg_jax.images.files import read_file
 
@@ -49,3 +52,31 @@ def read_picture(image: PictureLike) -> Decoded:
             )
         return Decoded(image, False, ())
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
+
+
+def names_of(images: Sequence[PictureLike], names: Sequence[str] | None = None) -> list[str]:
+    """Names that tell the images of a group apart and order them.
+
+    Args:
+        images: at least one.
+        names: a name for each image. `None`: paths as they are given, and the positions of images that
+            have none, `"000000"`, `"000001"`, ...
+
+    Raises:
+        UserError: there is no image, the number of names is another one, or two images share a name.
+    """
+    if isinstance(images, str | Path | bytes) or not len(images):
+        raise UserError("images: give a list of one or more")
+    if names is None:
+        told = [
+            str(image) if isinstance(image, str | Path) else f"{position:06d}"
+            for position, image in enumerate(images)
+        ]
+    else:
+        told = list(names)
+    if len(told) != len(images):
+        raise UserError(f"names: there are {len(told)} for {len(images)} images; give one for each")
+    name, times = collections.Counter(told).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{shown(name)}: {times} images have this name; give each one of its own")
+    return told

@@ -1,9 +1,8 @@
 """Predicts masks for images and expressions, with nothing but a checkpoint or an export."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,28 +11,26 @@ from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
 from refseg_jax.exports.folder import is_export
 from refseg_jax.images import preprocess
+from refseg_jax.images.groups import group_rows
 from refseg_jax.images.resize import check_resample
+from refseg_jax.models.heat_maps import HeatMap, heat_map
 from refseg_jax.models.region_maps import RegionMap, highest_regions
 from refseg_jax.prediction.engines import Engine, ParameterEngine
 from refseg_jax.prediction.painting import Painter, Prediction
-from refseg_jax.prediction.pictures import PictureLike, to_rgb
+from refseg_jax.prediction.pictures import PictureLike, names_of, to_rgb
 from refseg_jax.prediction.reader import read_engine
-from refseg_jax.text.tokenizers import ExpressionError, build_tokenizer, check_tokenizer
+from refseg_jax.prediction.texts import TextEncoder, Words, padded
 
 #: Default number of expressions decoded at once: for an image of 4000 x 3000 pixels, their logits take
 #: 400 MB.
 EXPRESSIONS_AT_ONCE = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """Expressions that `Predictor.words` has encoded, for any number of images.
+class _Place(NamedTuple):
+    """Where an image lies in the network's square: affine f32 `[2, 3]`, native height and width."""
 
-    Attributes:
-        parts: number of expressions of each part that is decoded at once, and its text features.
-    """
-
-    parts: tuple[tuple[int, Any], ...]
+    affine: np.ndarray
+    size: tuple[int, int]
 
 
 class Predictor:
@@ -51,8 +48,9 @@ class Predictor:
         Args:
             model: parameters of a model of this code (dotted path -> array), or an engine.
             config: the run's resolved config; its sections `model`, `data` and `eval` are read.
-            expressions_at_once: how many expressions are decoded at once, which bounds the memory for
-                logits. Masks do not depend on it; scores do by rounding only.
+            expressions_at_once: how many expressions of an image are decoded at once, which bounds the
+                memory for logits; of a group, as many pairs of image and expression, but at least one
+                expression. Masks do not depend on it; scores do by rounding only.
 
         Raises:
             UserError: a value of the config or of `expressions_at_once` is invalid, or the tokenizer
@@ -66,9 +64,7 @@ class Predictor:
         given = isinstance(model, Mapping)
         self._engine: Engine = ParameterEngine(model, config["model"]) if given else model
         self._resize = config["data"]["resize"]
-        self._length = config["data"]["context_length"]
-        self._tokenizer = build_tokenizer(config["data"]["tokenizer"])
-        check_tokenizer(config["data"]["tokenizer"], self._length, self._engine.config)
+        self._texts = TextEncoder(self._engine, config["data"])
         preprocess.check_resize(self._resize)
         threshold = float(config["eval"]["threshold"])
         if not 0.0 < threshold < 1.0:
@@ -110,6 +106,11 @@ class Predictor:
                 config = {**config, "eval": {**config["eval"], "threshold": threshold}}
             return cls(model, config, expressions_at_once=expressions_at_once)
 
+    @property
+    def group_size(self) -> int:
+        """Images that are asked together, at most; 1 for a model that answers image by image."""
+        return self._engine.group_size or 1
+
     def predict(
         self,
         image: PictureLike,
@@ -118,6 +119,8 @@ class Predictor:
         maps: bool = False,
     ) -> list[Prediction]:
         """Predicts a mask for each expression; the image is encoded once for all of them.
+
+        For a model of groups, the image is a group of one.
 
         Args:
             image: path of a file, encoded bytes, an array u8 RGB `[H, W, 3]`, or a Pillow image.
@@ -131,8 +134,7 @@ class Predictor:
             ImageError: the image cannot be used.
             ExpressionError: there is no expression, or one is empty or not text.
         """
-        ids, valid = self._words(expressions)
-        return list(self._each(to_rgb(image), self._encoded(ids, valid), maps))
+        return list(self.predict_each(image, expressions, maps=maps))
 
     def predict_each(
         self,
@@ -142,12 +144,18 @@ class Predictor:
         maps: bool = False,
     ) -> Iterator[Prediction]:
         """As `predict`, one prediction after the other: of many, only a few are in memory at a time."""
-        ids, valid = self._words(expressions)
-        return self._each(to_rgb(image), self._encoded(ids, valid), maps)
+        texts = self._texts.ids(expressions)
+        return self._each(to_rgb(image), self._texts.parts(*texts, self._at_once), maps)
 
-    def words(self, expressions: Sequence[str]) -> Words:
-        """Encodes expressions once, to ask many images for them; raises as `predict` does."""
-        return Words(tuple(self._encoded(*self._words(expressions))))
+    def words(self, expressions: Sequence[str], *, images: int = 1) -> Words:
+        """Encodes expressions once, to ask many images for them; raises as `predict` does.
+
+        Args:
+            expressions: at least one.
+            images: how many images `predict_row` will be given, at most.
+        """
+        at_once = max(1, self._at_once // images)
+        return Words(tuple(self._texts.parts(*self._texts.ids(expressions), at_once)))
 
     def predict_words(
         self,
@@ -159,22 +167,85 @@ class Predictor:
         """As `predict_each`, for expressions that this predictor has encoded."""
         return self._each(to_rgb(image), words.parts, maps)
 
+    def predict_group(
+        self,
+        images: Sequence[PictureLike],
+        expressions: Sequence[str],
+        *,
+        names: Sequence[str] | None = None,
+        maps: bool = False,
+    ) -> list[list[Prediction]]:
+        """Predicts which images of a group show what each expression means, and where.
+
+        The images ask each other, if the model is one of groups. They are cut into rows by their names
+        as an evaluation does it (`refseg_jax.images.groups.group_rows`), so that the order in which they
+        are given changes no answer. Other models answer image by image.
+
+        Args:
+            images: at least one, as in `predict`.
+            expressions: at least one.
+            names: a name for each image, all different. By default paths as they are given, and the
+                positions of images that have none.
+            maps: as in `predict`.
+
+        Returns:
+            For each image, in the order given, one prediction for each expression.
+
+        Raises:
+            ImageError, ExpressionError: as in `predict`.
+            UserError: there is no image, or the names do not tell the images apart.
+        """
+        rows = group_rows(names_of(images, names), self.group_size)
+        words = self.words(expressions, images=min(len(images), self.group_size))
+        found: list[list[Prediction]] = [[] for _ in images]
+        for row in rows:
+            answers = self.predict_row([images[i] for i in row.images], words, maps=maps)
+            for image, answer in zip(row.images[row.reused :], answers[row.reused :], strict=True):
+                found[image] = answer
+        return found
+
+    def predict_row(
+        self, images: Sequence[PictureLike], words: Words, *, maps: bool = False
+    ) -> list[list[Prediction]]:
+        """Predicts the images of one row of a group, for expressions that this predictor has encoded.
+
+        Args:
+            images: as in `predict`: up to `group_size`, in the order of their names.
+            words: what `words` returned.
+            maps: as in `predict`.
+
+        Returns:
+            For each image, one prediction for each expression.
+        """
+        features, places = self._see([to_rgb(image) for image in images])
+        found: list[list[Prediction]] = [[] for _ in images]
+        for count, part in words.parts:
+            answers = self._predict(features, count, part, places, maps)
+            for known, answer in zip(found, answers, strict=True):
+                known += answer
+        return found
+
     def _each(
         self, rgb: np.ndarray, parts: Iterable[tuple[int, Any]], maps: bool
     ) -> Iterator[Prediction]:
         """Predictions of encoded expressions in an image u8 `[H, W, 3]`."""
-        network, affine = preprocess.prepare_image(rgb, self._engine.image_size, self._resize)
-        features = self._engine.encode_image(network[None])
+        features, places = self._see([rgb])
         for count, words in parts:
-            yield from self._predict(features, count, words, affine, rgb.shape[:2], maps)
+            yield from self._predict(features, count, words, places, maps)[0]
 
-    def _encoded(self, ids: np.ndarray, valid: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """Numbers and text features of expressions, i32 and bool `[K, L]`, a few at a time."""
-        for start in range(0, len(ids), self._at_once):
-            part = slice(start, start + self._at_once)
-            padded, padded_valid = self._padded(ids[part], valid[part])
-            words = self._engine.encode_text(padded[None], padded_valid[None])
-            yield len(ids[part]), words
+    def _see(self, pictures: Sequence[np.ndarray]) -> tuple[Any, list[_Place]]:
+        """Features of the images of a row, u8 `[H, W, 3]` each, and their places."""
+        size = self._engine.image_size
+        prepared = [preprocess.prepare_image(rgb, size, self._resize) for rgb in pictures]
+        networks = np.stack([network for network, _ in prepared])
+        features = self._engine.encode_image(
+            networks if self._engine.group_size is None else networks[None]
+        )
+        places = [
+            _Place(affine, (rgb.shape[0], rgb.shape[1]))
+            for rgb, (_, affine) in zip(pictures, prepared, strict=True)
+        ]
+        return features, places
 
     def group_assignment(self, image: PictureLike) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Similarities of group tokens and patches, for the maps of UniRES's Figure 5.
@@ -223,14 +294,14 @@ class Predictor:
             UserError: the model has no regions, or the engine runs exported graphs.
         """
         engine = self._parameters("regions")
-        ids, valid = self._words(expressions)
+        ids, valid = self._texts.ids(expressions)
         rgb = to_rgb(image)
         network, affine = preprocess.prepare_image(rgb, engine.image_size, self._resize)
         height, width, _ = rgb.shape
         found = []
         for start in range(0, len(ids), self._at_once):
             part = slice(start, start + self._at_once)
-            maps = engine.region_maps(network, *self._padded(ids[part], valid[part]))
+            maps = engine.region_maps(network, *padded(ids[part], valid[part], self._at_once))
             if maps is None:
                 raise UserError(
                     "the model has no regions, so that there are no maps of them; leave out "
@@ -238,6 +309,33 @@ class Predictor:
                 )
             found += highest_regions(maps, regions, affine, engine.image_size, (height, width))
         return found[: len(ids)]
+
+    def heat_maps(self, images: Sequence[PictureLike], words: Words) -> list[list[HeatMap]]:
+        """Heatmaps of the images of one row of a group: GRSer's Figure 4.
+
+        Args:
+            images, words: as in `predict_row`.
+
+        Returns:
+            For each image one map for each expression, which `refseg_jax.reporting.pictures.heat_panel`
+            draws.
+
+        Raises:
+            ImageError: an image cannot be used.
+            UserError: the model has no heatmaps, or the engine runs exported graphs.
+        """
+        engine = self._parameters("heat")
+        features, places = self._see([to_rgb(image) for image in images])
+        found: list[list[HeatMap]] = [[] for _ in images]
+        for count, part in words.parts:
+            maps = engine.heat_maps(features, part)
+            if maps is None:
+                raise UserError(
+                    "the model has no heatmaps: its images do not ask each other; leave out --heatmaps"
+                )
+            for n, (known, place) in enumerate(zip(found, places, strict=True)):
+                known += [heat_map(maps, (n, k), engine.image_size, *place) for k in range(count)]
+        return found
 
     def _parameters(self, of: str) -> ParameterEngine:
         """The engine; raises a `UserError` if it runs exported graphs."""
@@ -254,34 +352,20 @@ class Predictor:
         Raises:
             ExpressionError: as in `predict`.
         """
-        self._words(expressions)
-        _, valid = self._tokenizer(expressions, self._length + 1)
-        return [text for text, long in zip(expressions, valid[:, -1], strict=True) if long]
-
-    def _words(self, expressions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids i32 `[K, L]` and their validity bool `[K, L]`."""
-        if isinstance(expressions, str):
-            raise ExpressionError("expressions is one text; give a list of them")
-        if not expressions:
-            raise ExpressionError("there is no expression; give at least one")
-        return self._tokenizer(expressions, self._length)
-
-    def _padded(self, ids: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Repeats the last expression up to a power of two, so that few shapes are compiled."""
-        count = min(1 << (len(ids) - 1).bit_length(), self._at_once)
-        padding = ((0, count - len(ids)), (0, 0))
-        return np.pad(ids, padding, mode="edge"), np.pad(valid, padding, mode="edge")
+        return self._texts.cut_short(expressions)
 
     def _predict(
-        self,
-        features: Any,
-        count: int,
-        words: Any,
-        affine: np.ndarray,
-        size: tuple[int, ...],
-        maps: bool = False,
-    ) -> list[Prediction]:
-        """Predictions of `count` expressions, whose text features may be padded."""
+        self, features: Any, count: int, words: Any, places: Sequence[_Place], maps: bool
+    ) -> list[list[Prediction]]:
+        """Predictions of `count` expressions, whose text features may be padded, image by image."""
         logits = self._engine.decode(features, words)
-        head = logits.get("present_logits")
-        return self._painter(logits["mask_logits"], head, count, affine, size, maps=maps)
+        masks, head = logits["mask_logits"], logits.get("present_logits")
+        if self._engine.group_size is None:
+            (place,) = places
+            return [self._painter(masks, head, count, *place, maps=maps)]
+        return [
+            self._painter(
+                masks[:, n], None if head is None else head[:, n], count, *place, maps=maps
+            )
+            for n, place in enumerate(places)
+        ]

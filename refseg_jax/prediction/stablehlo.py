@@ -36,7 +36,7 @@ class StablehloEngine:
             raise UserError(f"{path / folder.WEIGHTS}: it has no {missing[0]!r}; export again")
         self._params = jax.device_put({name: weights[name] for name in used})
         self.image_size, self.mask_stride = graphs.image_size, graphs.mask_stride
-        self.config = graphs.model
+        self.config, self.group_size = graphs.model, graphs.group_size
         # Jitted, so that each shape is compiled only once.
         self._graphs = {
             name: jax.jit(read_graph(path / file).call) for name, file in graphs.files.items()
@@ -46,9 +46,9 @@ class StablehloEngine:
         """See `Engine`."""
         return self._run("encode_image", image)
 
-    def encode_text(self, text: Array, text_valid: Array) -> Features:
+    def encode_text(self, text: Array, text_valid: Array, *anti_text: Array) -> Features:
         """See `Engine`."""
-        return self._run("encode_text", text, text_valid)
+        return self._run("encode_text", text, text_valid, *anti_text)
 
     def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from refseg_jax.images import preprocess
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.prediction.painting import Prediction
@@ -69,16 +68,14 @@ def test_share_of_amdahls_limit():
 def parts_of(predictor: Predictor, rgb: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The two parts of `predict`: the work for an image, and that for one expression on it."""
 
-    def see() -> tuple[Any, np.ndarray]:
-        size = predictor._engine.image_size
-        network, affine = preprocess.prepare_image(rgb, size, "letterbox")
-        features = predictor._engine.encode_image(network[None])
-        return jax.block_until_ready(features), affine
+    def see() -> tuple[Any, Any]:
+        features, places = predictor._see([rgb])
+        return jax.block_until_ready(features), places
 
-    features, affine = see()
+    features, places = see()
 
     def express() -> list[Prediction]:
         ((count, words),) = predictor.words(["the box on the left"]).parts
-        return predictor._predict(features, count, words, affine, rgb.shape[:2])
+        return predictor._predict(features, count, words, places, False)[0]
 
     return see, express

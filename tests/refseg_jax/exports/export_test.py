@@ -118,8 +118,8 @@ def test_the_config_holds_what_a_predictor_needs_and_no_paths(folder: Path) -> N
 def test_the_tokenizer_is_read_from_the_folder(folder: Path, tmp_path: Path) -> None:
     path = folder / "safetensors"
     predictor = Predictor.from_checkpoint(path)
-    assert not isinstance(predictor._tokenizer, ClipTokenizer)
-    found, expected = (t(TEXTS, 10) for t in (predictor._tokenizer, build_tokenizer()))
+    assert not isinstance(predictor._texts.tokenizer, ClipTokenizer)
+    found, expected = (t(TEXTS, 10) for t in (predictor._texts.tokenizer, build_tokenizer()))
     np.testing.assert_array_equal(found[0], expected[0])
     model = json.loads((path / "tokenizer.json").read_text())["model"]
     assert json.loads((path / "vocab.json").read_text()) == model["vocab"]
@@ -140,7 +140,7 @@ def test_another_tokenizer_goes_along(tmp_path: Path) -> None:
     export(tmp_path / "run", "safetensors", tmp_path / "out", command=["x"])
     (tmp_path / "words.json").unlink()
     predictor = Predictor.from_checkpoint(tmp_path / "out")
-    ids, _ = predictor._tokenizer(["red cat"], 5)
+    ids, _ = predictor._texts.tokenizer(["red cat"], 5)
     assert ids.tolist() == [[2, 5, 4, 3, 0]]
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings["eos_token"] == "[SEP]"
