@@ -41,7 +41,8 @@ class Target:
     @classmethod
     def of(cls, device: Any) -> "Target":
         """The target of a JAX device, which may be one that is compiled for and not there."""
-        return cls(_SAME.get(device.platform, device.platform), device.device_kind)
+        platform: Any = device.platform
+        return cls(_SAME.get(platform, platform), device.device_kind)
 
 
 #: For exports.
