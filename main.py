@@ -154,9 +154,9 @@ class Experiment:
                     f"{shape}: {error}"
                 ) from error
             headed = output.present_logits is not None
-            absent |= "none" in data.granularities
+            absent |= not rows.table.present.all()
         if headed and not absent:
-            logging.warning("no granularities with 'none': nothing teaches the presence head a no")
+            logging.warning("every expression has a target: nothing teaches the presence head a no")
         return mixture
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:

@@ -7,12 +7,18 @@ from ml_collections import ConfigDict
 
 from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.preprocess import BORDER
+from refseg_jax.models.grser_config import grser_config
 from refseg_jax.models.rela_config import rela_config
 from refseg_jax.models.unilseg_config import unilseg_config
 from refseg_jax.models.unires_config import unires_config
 from refseg_jax.sharding import MeshConfig
 from refseg_jax.training.loop import LoopConfig
-from refseg_jax.training.objectives import MaskObjective, PromptObjective, RelationObjective
+from refseg_jax.training.objectives import (
+    GroupObjective,
+    MaskObjective,
+    PromptObjective,
+    RelationObjective,
+)
 from refseg_jax.training.optim import OptimConfig
 
 
@@ -20,7 +26,7 @@ def base_config() -> ConfigDict:
     """All fields of an experiment; each config file changes what it needs.
 
     Most groups of fields become a dataclass or the arguments of one class, whose docstring explains
-    them: `data` (`input_pipeline.making.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
+    them: `data` (`input_pipeline.settings.PipelineConfig`), `model` (`refseg_jax.models`), `objective`
     (`refseg_jax.training.objectives`), `optim` (`refseg_jax.training.optim.OptimConfig`), `loop`
     (`refseg_jax.training.loop.LoopConfig`), `mesh` (`refseg_jax.sharding.MeshConfig`), `checkpoint`
     (`refseg_jax.checkpoints.checkpointer.Checkpointer`).
@@ -37,9 +43,10 @@ def base_config() -> ConfigDict:
     # `checkpoint`: all parameters of another run (a workdir, one checkpoint, or an exported folder).
     # `clip`, or `swin` and `bert`: published towers; the other parameters stay random. Each is a
     # weight file, its folder, or a name on the hub; `clip` also a folder of tools.import_weights.
+    # `lavt`: the file of a released LAVT, for both towers and the fusion between them.
     # `clip_sha256`: digest of the CLIP file, checked if it is given.
     config.init = ConfigDict(
-        {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": ""}
+        {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": "", "lavt": ""}
     )
 
     config.data = ConfigDict(
@@ -50,6 +57,7 @@ def base_config() -> ConfigDict:
             "sampling": "image",
             "pairs": 8,
             "images": 1,
+            "negatives": 0.5,
             "granularities": ("object", "part", "multi", "category", "salient"),
             "resize": "letterbox",
             "mask_cells": "mean",
@@ -124,6 +132,12 @@ def unilseg(preset: str, **fields: Any) -> ConfigDict:
     return ConfigDict({"name": "unilseg", **model})
 
 
+def grser(preset: str, **fields: Any) -> ConfigDict:
+    """All fields of a GRSer: those of a preset, with `fields` replaced."""
+    model = dataclasses.asdict(grser_config({"preset": preset, **fields}))
+    return ConfigDict({"name": "grser", **model})
+
+
 def relation_objective() -> ConfigDict:
     """All fields of ReLA's objective."""
     return ConfigDict({"name": "relation", **dataclasses.asdict(RelationObjective())})
@@ -132,6 +146,11 @@ def relation_objective() -> ConfigDict:
 def prompt_objective() -> ConfigDict:
     """All fields of UniLSeg's objective."""
     return ConfigDict({"name": "prompt", **dataclasses.asdict(PromptObjective())})
+
+
+def group_objective() -> ConfigDict:
+    """All fields of GRSer's objective."""
+    return ConfigDict({"name": "group", **dataclasses.asdict(GroupObjective())})
 
 
 def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: Any) -> ConfigDict:
@@ -155,6 +174,7 @@ def evaluation(
     prefix: str = "",
     when: str = "final",
     shuffled: bool = False,
+    positives_only: bool = False,
 ) -> ConfigDict:
     """One entry of `config.evals`.
 
@@ -166,6 +186,7 @@ def evaluation(
         when: `"during"` (during training and after it), `"final"` (after it) or `"never"`.
         shuffled: replace each expression by one of another target, to see whether the model reads the
             words (`input_pipeline.transforms.ShuffleText`).
+        positives_only: leave out pairs of an image and an expression that means nothing in it.
     """
     return ConfigDict(
         {
@@ -175,5 +196,6 @@ def evaluation(
             "prefix": prefix,
             "when": when,
             "shuffled": shuffled,
+            "positives_only": positives_only,
         }
     )

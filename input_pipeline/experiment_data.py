@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from input_pipeline import labels, oracle, pipeline
-from input_pipeline.pipeline import PipelineConfig
+from input_pipeline.settings import PipelineConfig
 from input_pipeline.sources import DatasetError, RecordSource
 from refseg_jax.batch import ClassList, HostBatch
 from refseg_jax.errors import UserError
@@ -119,6 +119,7 @@ class ExperimentData:
             split=entry.split,
             granularities=tuple(entry.granularities or data.granularities),
             shuffled_text=entry.shuffled,
+            positives_only=entry.positives_only,
             pairs=chosen.pairs,
             canvas=tuple(chosen.canvas),
         )

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from input_pipeline.making import MakeRow, PipelineConfig
+from input_pipeline.making import MakeRow
 from input_pipeline.rows import RowTable
 from input_pipeline.schema import CLASSES, AskedClass, Record
+from input_pipeline.settings import PipelineConfig
 from input_pipeline.sources import DatasetError, RecordSource, dataset_folder, split_names
 from input_pipeline.transforms import Example, Frame
 from refseg_jax.batch import ClassList, HostBatch, RowMeta
@@ -117,8 +118,9 @@ def class_list(asked: Sequence[AskedClass], granularity: str, config: PipelineCo
 
 def label_rows(records: int) -> RowTable:
     """A row for each record."""
-    each = np.arange(records)
-    return RowTable(each.astype(np.int32), np.zeros(records, np.int32), each, each + 1)
+    each, none = np.arange(records), np.zeros(records, np.int32)
+    there = np.ones(records, bool)
+    return RowTable(each.astype(np.int32), none, each, each + 1, there, np.zeros_like(each))
 
 
 def label_map(record: Record, asked: Sequence[AskedClass]) -> np.ndarray:
@@ -154,8 +156,8 @@ class MakeLabels(MakeRow):
 
     asked: tuple[AskedClass, ...] = ()
 
-    def _read(self, key: str, row: int, left_out: list[str]) -> Example:
-        del left_out
+    def _read(self, key: str, row: int, rng: np.random.Generator, left_out: list[str]) -> Example:
+        del rng, left_out
         records, _ = self.rows.entries(row)
         return Example(key, (Frame(self.source[int(records[0])], ()),), ())
 

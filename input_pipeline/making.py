@@ -7,91 +7,17 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import prompts
-from input_pipeline.rows import RowTable, Sampling
+from input_pipeline.rows import GROUPED, RowTable
 from input_pipeline.schema import Expression, Record
+from input_pipeline.settings import PipelineConfig
 from input_pipeline.sources import DAMAGED, DatasetError, RecordSource
 from input_pipeline.transforms import Example, Frame, Transform
 from refseg_jax.batch import Batch, HostBatch, RowMeta
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.images import preprocess
-from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.segmentation import SegmentationError
 from refseg_jax.text.anti import anti_text
-from refseg_jax.text.tokenizers import AntiPrefix, Tokenizer, build_tokenizer, prefix_id
-
-
-@dataclasses.dataclass(frozen=True)
-class PipelineConfig:
-    """Which data to read, and how to make batches of it.
-
-    Attributes:
-        data_dir: folder of built datasets.
-        dataset: name of the dataset, `<data_dir>/<dataset>`.
-        split: name of its split.
-        image_size: side of the network's square input in pixels.
-        mask_stride: network pixels per mask cell.
-        sampling: what a row is, see `input_pipeline.rows.Sampling`. An evaluation uses `expressions`
-            instead of `image` and `referent`.
-        pairs: K, expressions of a row.
-        images: N, images of a row.
-        granularities: granularities of the expressions to use, out of `GRANULARITIES`.
-        resize: `"letterbox"` or `"stretch"`, see `refseg_jax.images.preprocess`.
-        mask_cells: `"mean"` or `"nearest"`, what a cell of a training target holds, see
-            `refseg_jax.images.preprocess.prepare_mask`.
-        context_length: L, tokens of a text, SOS and EOS included.
-        tokenizer: name or file, see `refseg_jax.text.tokenizers.build_tokenizer`.
-        anti_prefix: what stands before an anti-expression, see `refseg_jax.text.tokenizers.AntiPrefix`;
-            `""`: batches have no `anti_text`.
-        flip_probability: probability in [0, 1] that a training row is mirrored.
-        part_prompt: words that ask for a part which the dataset names only by its category, with `{}`
-            for "wheel of car". UniLSeg: "all {}" (Table 1).
-        pseudo_labelled: whether models wrote the masks and the words. Training then hides patches of
-            the images, see `transforms.HideAndSeek`.
-        hide_probability: probability in [0, 1] that a patch is hidden. UniLSeg: 0.2 (section 3.3).
-        hide_cells: patches along a side of the network's square. Not stated in UniLSeg's paper; 7 are
-            patches of 32 pixels at 224, in the middle of the sizes (16 to 56) that the public code of
-            Hide-and-Seek draws from.
-        hide_colour: u8 RGB of a hidden patch. Not stated in UniLSeg's paper; as in Hide-and-Seek, the
-            mean colour, with which evaluation's features have the same mean as training's.
-        num_workers: processes that prepare batches; 0 prepares them in threads of this process. An
-            evaluation uses at most as many as there are cores and batches.
-        threads: threads of each of these processes.
-        prefetch: batches that each of these processes keeps ready.
-        max_wait: seconds to wait for a batch before the run stops with an error, because a worker or a
-            thread hangs. It is far longer than a batch takes; `inf` waits for ever.
-        canvas: `(Hc, Wc)` in pixels, at least the size of every image of an evaluation.
-        shuffled_text: whether to evaluate with the words of other targets, see
-            `transforms.ShuffleText`.
-        max_pixels: images with more pixels are refused before they are decoded.
-    """
-
-    data_dir: str
-    dataset: str
-    split: str
-    image_size: int
-    mask_stride: int
-    sampling: Sampling = "image"
-    pairs: int = 8
-    images: int = 1
-    granularities: tuple[str, ...] = ("object",)
-    resize: preprocess.Resize = "letterbox"
-    mask_cells: preprocess.MaskCells = "mean"
-    context_length: int = 17
-    tokenizer: str = "clip"
-    anti_prefix: AntiPrefix = ""
-    flip_probability: float = 0.0
-    part_prompt: str = "{}"
-    pseudo_labelled: bool = False
-    hide_probability: float = 0.2
-    hide_cells: int = 7
-    hide_colour: tuple[int, int, int] = preprocess.BORDER
-    num_workers: int = 0
-    threads: int = 2
-    prefetch: int = 4
-    max_wait: float = 600.0
-    canvas: tuple[int, int] = (640, 640)
-    shuffled_text: bool = False
-    max_pixels: int = MAX_PIXELS
+from refseg_jax.text.tokenizers import Tokenizer, build_tokenizer, prefix_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +53,7 @@ class MakeRow:
         tokenizer = build_tokenizer(self.config.tokenizer)
         example, left_out = None, list[str]()
         try:
-            example = self._read(key, row, left_out)
+            example = self._read(key, row, rng, left_out)
             return self._make(example, rng, tokenizer, left_out)
         except Exception as error:  # Whatever a decoder or a warp raises costs this row alone.
             records, _ = self.rows.entries(row)
@@ -136,9 +62,9 @@ class MakeRow:
                 where = _name(example.frames[0].record)
             return self._blank(key, "; ".join([*left_out, _reason(error, where)]))
 
-    def _read(self, key: str, row: int, left_out: list[str]) -> Example:
-        records, positions = self.rows.entries(row)
-        if self.config.sampling != "group":
+    def _read(self, key: str, row: int, rng: np.random.Generator, left_out: list[str]) -> Example:
+        records, positions = self.rows.drawn(row, rng)
+        if self.config.sampling not in GROUPED:
             record = self.source[int(records[0])]
             if (positions == DAMAGED).any():
                 raise DatasetError(
@@ -149,12 +75,14 @@ class MakeRow:
             frames = [Frame(record, expressions)]
         else:
             frames = list[Frame]()
-            for number, position in zip(records, positions, strict=True):
+            for n, (number, position) in enumerate(zip(records, positions, strict=True)):
+                reused = n < self.rows.reused[row]
                 try:
                     record = self.source[int(number)]
-                    frames.append(Frame(record, (record.expressions[position],)))
+                    frames.append(Frame(record, (record.expressions[position],), reused=reused))
                 except DatasetError as error:
-                    left_out.append(_reason(error, ""))
+                    if not reused:
+                        left_out.append(_reason(error, ""))
         if not frames:
             raise DatasetError("no image of the group is left")
         first = frames[0].expressions
@@ -183,7 +111,7 @@ class MakeRow:
             for step in self.steps:
                 alone = step(alone, np.random.default_rng(0))
         except Exception as error:
-            if len(example.frames) > 1:
+            if len(example.frames) > 1 and not frame.reused:
                 left_out.append(_reason(error, _name(frame.record)))
             return False
         return True
@@ -220,6 +148,7 @@ class MakeRow:
             categories=self._of_each(example, category_of),
             forms=self._of_each(example, lambda record, e: e.form),
             left_out=tuple(left_out),
+            reused=tuple(n for n, frame in enumerate(example.frames) if frame.reused),
         )
         return HostBatch(batch, (meta,), self.name)
 
@@ -251,7 +180,8 @@ class MakeRow:
                 if same == k:
                     self._pack_mask(batch, (0, n, k), frame, expression)
             except Exception as error:
-                left_out.append(_reason(error, _name(record)))
+                if not frame.reused:
+                    left_out.append(_reason(error, _name(record)))
                 first[expression.targets] = -1
             if first[expression.targets] < 0:
                 kept[k] = None

@@ -19,7 +19,8 @@ from absl import logging
 
 from input_pipeline import leakage, pipeline
 from input_pipeline.leakage import Exclusion
-from input_pipeline.pipeline import PipelineConfig, TrainRows
+from input_pipeline.pipeline import TrainRows
+from input_pipeline.settings import PipelineConfig
 from input_pipeline.workers import Batches
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
@@ -31,6 +32,7 @@ MEMBER_FIELDS = (
     "sampling",
     "pairs",
     "images",
+    "negatives",
     "granularities",
     "context_length",
     "anti_prefix",

@@ -149,6 +149,8 @@ class ExpressionTable:
         referent: i32 `[E]`, as in `Expression`.
         granularity: i8 `[E]`, index in `GRANULARITIES`.
         group: i32 `[E]`, a number for each pair (group, text), or -1 for expressions without a group.
+        text: i32 `[E]`, a number for each text, or -1 where the record could not be read.
+        present: bool `[E]`, whether the expression has a target.
         largest: i32 `[2]`, the largest height and the largest width of the split's images in pixels.
         image: bytes `[R]`, image ids of the `R` records in UTF-8, empty if one could not be read.
         tokens: i32 `[E]`, tokens that the text takes when nothing is cut, SOS and EOS included; 0 if it
@@ -160,6 +162,8 @@ class ExpressionTable:
     referent: np.ndarray
     granularity: np.ndarray
     group: np.ndarray
+    text: np.ndarray
+    present: np.ndarray
     largest: np.ndarray
     image: np.ndarray
     tokens: np.ndarray | None = None
@@ -210,8 +214,9 @@ class ExpressionTable:
             once = functools.lru_cache(maxsize=1 << 16)
             count = once(functools.partial(count_tokens, build_tokenizer(tokenizer)))
         tokens: list[int] = []
-        rows: list[tuple[int, int, int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
         groups: dict[tuple[str, str], int] = {}
+        texts: dict[str, int] = {}
         largest = np.zeros(2, np.int32)
         images = [b""] * len(source)
         damaged: list[DatasetError] = []
@@ -221,7 +226,7 @@ class ExpressionTable:
             except DatasetError as error:
                 damaged.append(error)
                 tokens += [-1] * len(GRANULARITIES)
-                rows += [(index, DAMAGED, 0, kind, -1) for kind in range(len(GRANULARITIES))]
+                rows += [(index, DAMAGED, 0, kind, -1, -1, 0) for kind in range(len(GRANULARITIES))]
                 continue
             images[index] = record.image_id.encode()
             largest = np.maximum(largest, (record.height, record.width))
@@ -232,22 +237,25 @@ class ExpressionTable:
                 granularity = GRANULARITIES.index(expression.granularity)
                 if count is not None:
                     tokens.append(count(expression.text))
-                rows.append((index, position, expression.referent, granularity, group))
+                text = texts.setdefault(expression.text, len(texts))
+                places = (index, position, expression.referent, granularity)
+                rows.append((*places, group, text, bool(expression.targets)))
         if damaged and len(damaged) == len(source):
             raise damaged[0]
-        columns = np.array(rows, np.int32).reshape(-1, 5).T
-        record, position, referent, granularity, group = columns
+        columns = np.array(rows, np.int32).reshape(-1, 7).T
+        record, position, referent, granularity, group, text, present = columns
         kinds = granularity.astype(np.int8)
         named = np.array(images, np.bytes_)
         counted = np.array(tokens, np.int32) if count is not None else None
-        return cls(record, position, referent, kinds, group, largest, named, counted)
+        there = present.astype(bool)
+        return cls(record, position, referent, kinds, group, text, there, largest, named, counted)
 
     def select(self, wanted: np.ndarray) -> "ExpressionTable":
         """The table of the expressions for which `wanted`, bool `[E]`, is true.
 
         Records keep their indices.
         """
-        columns = ["record", "position", "referent", "granularity", "group"]
+        columns = ["record", "position", "referent", "granularity", "group", "text", "present"]
         columns += ["tokens"] * (self.tokens is not None)
         return dataclasses.replace(self, **{name: getattr(self, name)[wanted] for name in columns})
 

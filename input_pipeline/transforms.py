@@ -24,6 +24,7 @@ class Frame:
             `None` before.
         affine: f32 `[2, 3]`, native to network pixels; `None` before `ResizeImage`.
         flipped: whether the image was mirrored, so that masks must be too.
+        reused: whether another row has the image as well, see `RowMeta.reused`.
     """
 
     record: Record
@@ -31,6 +32,7 @@ class Frame:
     image: np.ndarray | None = None
     affine: np.ndarray | None = None
     flipped: bool = False
+    reused: bool = False
 
     def mask(self, expression: Expression) -> np.ndarray:
         """The mask of an expression, u8 `[H, W]` of 0/1 at native size, mirrored if the image was."""
@@ -138,10 +140,11 @@ class PromptParts:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """See `Transform`; comes after all that chooses expressions, and nothing is random."""
         del rng
-        frame, texts = example.frames[0], list(example.texts)
-        for k, expression in enumerate(frame.expressions):
-            if expression is not None and _is_part_prompt(frame.record, expression):
-                texts[k] = self.template.replace("{}", texts[k])
+        texts = list(example.texts)
+        for k, text in enumerate(example.texts):
+            # Of a group, any image that has the part tells.
+            if any(_is_part_prompt(f.record, f.expressions[k]) for f in example.frames):
+                texts[k] = self.template.replace("{}", text)
         return dataclasses.replace(example, texts=tuple(texts))
 
 
@@ -285,7 +288,9 @@ def _reached(scale: float, offset: float, size: int, length: int) -> np.ndarray:
     return (native > -2) & (native < length + 1)
 
 
-def _is_part_prompt(record: Record, expression: Expression) -> bool:
+def _is_part_prompt(record: Record, expression: Expression | None) -> bool:
+    if expression is None:
+        return False
     names = [prompts.part(record.targets[t].category, of="") for t in expression.targets[:1]]
     return expression.granularity == "part" and expression.text.startswith(tuple(names))
 

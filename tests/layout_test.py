@@ -53,11 +53,12 @@ PIPELINE = {
     "rows": "sources",
     "oracle": "schema sources",
     "leakage": "schema sources",
-    "making": "prompts rows schema sources transforms",
-    "labels": "making rows schema sources transforms",
-    "pipeline": "labels making rows sources transforms workers",
-    "mixtures": "leakage pipeline workers",
-    "experiment_data": "labels oracle pipeline sources",
+    "settings": "rows",
+    "making": "prompts rows schema settings sources transforms",
+    "labels": "making rows schema settings sources transforms",
+    "pipeline": "labels making rows settings sources transforms workers",
+    "mixtures": "leakage pipeline settings workers",
+    "experiment_data": "labels oracle pipeline settings sources",
 }
 #: What `input_pipeline` may use of the library.
 SHARED = "batch text images errors naming locks unpickling"

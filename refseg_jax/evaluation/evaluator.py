@@ -58,7 +58,7 @@ class Outputs(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A valid pair of a batch.
+    """A pair of a batch that is scored.
 
     Attributes:
         pair: the pair as the protocols read it.
@@ -231,7 +231,7 @@ class Evaluator:
         return rows, columns
 
     def _seen(self, host: HostBatch, outputs: Outputs) -> list[Seen]:
-        """The valid pairs of a batch."""
+        """The pairs of a batch that are scored."""
         counts, squared, present, logits = (
             None if array is None else sharding.local_rows(array) for array in outputs
         )
@@ -322,8 +322,10 @@ def mask_score(logits: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _valid(host: HostBatch) -> Iterator[tuple[int, int, int, RowMeta]]:
-    for b, n, k in zip(*np.nonzero(host.batch.valid), strict=True):
-        yield int(b), int(n), int(k), host.meta[b]
+    for b, n, k in np.argwhere(host.batch.valid).tolist():
+        # The row that has the image of its own scores it.
+        if n not in host.meta[b].reused:
+            yield b, n, k, host.meta[b]
 
 
 def _worth_showing(seen: list[Seen]) -> Iterator[Seen]:

@@ -131,7 +131,7 @@ def test_base_has_exactly_the_fields_of_the_dataclasses() -> None:
     ):
         assert set(fields) == set(constructor.__dataclass_fields__)
     # These follow from the model and from the evaluation.
-    derived = {"image_size", "mask_stride", "canvas", "shuffled_text"}
+    derived = {"image_size", "mask_stride", "canvas", "shuffled_text", "positives_only"}
     assert set(base.data) == set(PipelineConfig.__dataclass_fields__) - derived
 
 

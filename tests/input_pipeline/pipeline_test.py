@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from input_pipeline.pipeline import (
-    PipelineConfig,
     check_eval,
     eval_batches,
     train_batches,
 )
-from input_pipeline.schema import Expression, Record
+from input_pipeline.schema import Record
 from refseg_jax.errors import UserError
 from tests.input_pipeline.batches import (
     EVERY,
@@ -263,69 +262,6 @@ def test_a_canvas_that_does_not_hold_every_image_is_refused(tmp_path: Path):
         with pytest.raises(UserError, match=r"up to 32 x 40 .* canvas is .*config.eval.canvas"):
             eval_batches(make_config(tmp_path, canvas=canvas), batch_size=1)
     assert len(list(eval_batches(make_config(tmp_path, canvas=(32, 40)), batch_size=1))) == 4
-
-
-# Groups
-
-
-@pytest.fixture(scope="module")
-def group_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images 0..4 share "any box" (2 has no such thing), 5 and 6 share "the lid"."""
-
-    def grouped(record: Record) -> Record:
-        number = int(record.image_id[-1])
-        text, targets = ("any box", (1,)) if number < 5 else ("the lid", (2,))
-        targets = () if number == 2 else targets
-        shared = Expression(f"{record.image_id}-g", text, targets, "group", group="g")
-        return dataclasses.replace(record, expressions=(*record.expressions, shared))
-
-    folder = tmp_path_factory.mktemp("groups")
-    build_tiny_dataset(folder, {"val": 7}, change=grouped)
-    return folder
-
-
-def make_group_config(group_dir: Path, images: int) -> PipelineConfig:
-    return make_config(
-        group_dir, sampling="group", granularities=("group",), pairs=1, images=images
-    )
-
-
-@pytest.mark.parametrize(("images", "rows"), [(1, 7), (2, 4), (3, 3), (8, 2)])
-def test_images_of_a_group_share_their_words(group_dir: Path, images: int, rows: int):
-    found = {record.image_id: record for record in records(group_dir)}
-    seen = []
-    config = make_group_config(group_dir, images)
-    assert rows_per_epoch(config) == rows
-    for values, meta in rows_of(list(eval_batches(config, batch_size=rows))):
-        assert meta.error == "" and len(meta.image_ids) == images
-        there = [bool(name) for name in meta.image_ids]
-        assert [bool(name) for name in meta.pair_ids] == there
-        assert values["valid"][:, 0].tolist() == there, (
-            "where images are missing, pairs are invalid"
-        )
-        for n, name in enumerate(filter(None, meta.image_ids)):
-            seen.append(name)
-            record = found[name]
-            shared = record.expressions[-1]
-            assert meta.expressions == (shared.text,)
-            said = (meta.pair_ids[n], meta.granularities[n], meta.groups[n], meta.categories[n])
-            kind = {(1,): "box", (2,): "lid", (): ""}[shared.targets]
-            assert said == (shared.id, "group", "g", kind), "of this image, not of the row's first"
-            assert values["size"][n].tolist() == [record.height, record.width]
-            assert values["present"][n, 0] == bool(shared.targets) == (name != "val2")
-            native = values["native"][n, 0, : record.height, : record.width]
-            np.testing.assert_array_equal(native, record.mask(shared.targets))
-    assert sorted(seen) == sorted(found)
-
-
-def test_groups_train(group_dir: Path):
-    config = dataclasses.replace(make_group_config(group_dir, 2), flip_probability=1.0)
-    rows = rows_of(take(train_batches(config, batch_size=4, seed=0), 2))
-    assert sorted(meta.key for _, meta in rows[:4]) == [f"val/{row}" for row in range(4)]
-    for values, meta in rows:
-        there = [bool(name) for name in meta.image_ids]
-        assert meta.error == "" and values["valid"][:, 0].tolist() == there
-        assert values["image"][there].any((1, 2, 3)).all()
 
 
 def test_expressions_that_the_granularities_leave_out_are_counted_in_the_log(

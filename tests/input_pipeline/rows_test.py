@@ -26,7 +26,9 @@ def table() -> ExpressionTable:
     granularity = np.array([GRANULARITIES.index(name) for name in names], np.int8)
     largest = np.array([9, 9], np.int32)
     images = np.array([b"a", b"b", b"c", b"d"])
-    return ExpressionTable(record, position, referent, granularity, group, largest, images)
+    text, present = np.zeros_like(group), np.ones(len(group), bool)
+    columns = (record, position, referent, granularity, group, text, present)
+    return ExpressionTable(*columns, largest, images)
 
 
 def slices(rows: RowTable) -> list[list[tuple[int, int]]]:
@@ -72,7 +74,8 @@ def test_every_expression_is_evaluated_exactly_once(pairs: int):
 
 def test_a_row_is_a_group_cut_to_the_number_of_images():
     every = ("object", "part")
-    assert make("group", *every, images=2) == [[(0, 1), (1, 0)], [(3, 1)], [(2, 0), (3, 0)]]
+    # The last row of the first group has its second image again.
+    assert make("group", *every, images=2) == [[(0, 1), (1, 0)], [(1, 0), (3, 1)], [(2, 0), (3, 0)]]
     assert make("group", *every, images=8) == [[(0, 1), (1, 0), (3, 1)], [(2, 0), (3, 0)]]
 
 

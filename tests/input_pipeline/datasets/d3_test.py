@@ -198,11 +198,12 @@ def test_a_row_holds_images_of_one_group_with_one_description(tmp_path: Path):
         read.append(([record.image_id for record, _ in found], texts.pop()))
     assert read == [
         (["d3/0", "d3/1"], "a dog on a leash"),
-        (["d3/2"], "a dog on a leash"),
+        (["d3/1", "d3/2"], "a dog on a leash"),
         (["d3/0", "d3/1"], "a dog without a leash"),
-        (["d3/2"], "a dog without a leash"),
+        (["d3/1", "d3/2"], "a dog without a leash"),
         (["d3/3"], "a clown"),
     ]
+    assert rows.reused.tolist() == [0, 1, 0, 1, 0]
 
 
 def test_the_report_compares_with_the_paper(tmp_path: Path):

@@ -166,7 +166,9 @@ def test_rows_of_groups(tmp_path: Path):
         ]
         assert len({(e.group, e.text) for e in expressions}) == 1
         groups.append((expressions[0].group, len(expressions)))
-    assert sorted(groups) == [("Accordion", 2), ("Accordion", 8), ("Rolling_pin", 3)]
+    assert sorted(groups) == [("Accordion", 8), ("Accordion", 8), ("Rolling_pin", 3)]
+    # Of ten images, the second row repeats six.
+    assert sorted(rows.reused.tolist()) == [0, 0, 6]
 
 
 def test_groups_that_are_not_whole(tmp_path: Path):

@@ -14,6 +14,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from input_pipeline import pipeline
+from input_pipeline.making import collate
 from input_pipeline.schema import Expression, Record
 from refseg_jax.batch import HostBatch
 from refseg_jax.errors import UserError
@@ -153,7 +154,7 @@ def test_scores_do_not_depend_on_the_order(
     def mixed() -> list[HostBatch]:
         rows = list(pipeline.eval_batches(data_config(data_dir), batch_size=1))
         random.Random(3).shuffle(rows)
-        return [pipeline.collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
+        return [collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
 
     assert make_evaluator(data_dir, forward, batches=mixed).evaluate(params, 0) == dumped[0]
 
@@ -181,7 +182,7 @@ def test_images_of_a_row_are_scored_and_named_as_they_are_alone(
     found = {}
     for n in (1, images):
         config = data_config(
-            videos, sampling="group", granularities=("object", "none"), images=n, pairs=2
+            videos, sampling="group", granularities=("object", "none"), images=n, pairs=1
         )
         evaluator = make_evaluator(
             videos,
