@@ -61,7 +61,7 @@ class GRSer(nnx.Module):
     """
 
     #: Published towers from which the model can start -> prefix of their parameters.
-    TOWERS: ClassVar[Mapping[str, str]] = {"swin": "vision.swin.", "bert": "text."}
+    TOWERS: ClassVar[Mapping[str, str]] = {"swin": "vision.swin.", "bert": "text.", "lavt": "vision."}
 
     def __init__(self, config: GRSerConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _TORCH, _PICKLE = (".pt", ".pth", ".bin"), ".pkl"
 ENDINGS = (*_TORCH, _PICKLE, ".safetensors")
 
 
-def open_weights(path: Path, *, sha256: str = "") -> Weights:
+def open_weights(path: Path, *, sha256: str = "", beside: Collection[str] = ()) -> Weights:
     """Opens a weight file without reading its arrays.
 
     Args:
@@ -46,6 +46,8 @@ def open_weights(path: Path, *, sha256: str = "") -> Weights:
             order of their names (`cat model-*.safetensors | sha256sum`). `""` skips the check: a
             flipped bit in the numbers of a safetensors file or of a pickle (also of torch before 1.6)
             then goes unnoticed.
+        beside: keys of state dicts that a file of torch may hold beside that of the model; their entries
+            have the key and a dot before their names.
 
     Raises:
         UserError: the file is missing, damaged, malicious or of another kind, or its digest differs.
@@ -60,9 +62,9 @@ def open_weights(path: Path, *, sha256: str = "") -> Weights:
     # byte is the brace of the header.
     other = start[8:9] != b"{"
     if path.suffix == _PICKLE or (start[:1] == b"\x80" and other):
-        weights: Weights = BarePickle(path)
+        weights: Weights = BarePickle(path, beside)
     elif path.suffix in _TORCH or (start[:4] == b"PK\x03\x04" and other):
-        weights = TorchFile(path)
+        weights = TorchFile(path, beside)
     else:
         weights = SafetensorFiles(path, shards)
     for entry in weights.shapes:

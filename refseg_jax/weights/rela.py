@@ -23,6 +23,7 @@ from refseg_jax.models.rela import ReLA
 from refseg_jax.models.rela_config import ReLAConfig
 from refseg_jax.weights import bert, hub, loader, swin, towers
 from refseg_jax.weights.folder import weight_file
+from refseg_jax.weights.lavt import fusion, gate, pointwise_linear
 from refseg_jax.weights.loader import Plan, Weights
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import (
@@ -149,15 +150,12 @@ def rela(*, live: bool) -> Table:
     ours = "vision.swin."
     stage = r"backbone\.layers\.(\d+)"
     positions = rf"{stage}\.blocks\.(\d+)\.attn\.relative_position_bias_table"
-    gates = (
-        rename(rf"{stage}\.res_gate\.0\.weight", r"vision.gates.\1.up.kernel", transposed),
-        rename(rf"{stage}\.res_gate\.2\.weight", r"vision.gates.\1.down.kernel", transposed),
-    )
+    gates = gate(rf"{stage}\.res_gate", r"vision.gates.\1")
     rules = (
         # Before the tower's own rule, which resizes the table: the model has the window of the file.
         rename(positions, rf"{ours}stages.\1.blocks.\2.relative_positions"),
         *below(_SWIN, swin.ms_swin((), ours).rules),
-        *_fusion(rf"{stage}\.fusion", r"vision.fusions.\1"),
+        *fusion(rf"{stage}\.fusion", r"vision.fusions.\1"),
         *(gates if live else ()),
         *below(_BERT, bert.hf_bert((), "text.").rules),
         *_pixel_decoder(re.escape(_PIXELS), "pixels"),
@@ -220,32 +218,12 @@ def _part(
     return {e.removeprefix(prefix): leaf for e, leaf in source.items() if e.startswith(prefix)}
 
 
-def _pointwise(source: str, target: str) -> tuple[Rule, Rule]:
-    """The rules from a 1x1 convolution to a `Linear`."""
-    return (
-        rename(rf"{source}\.weight", f"{target}.kernel", pointwise),
-        rename(rf"{source}\.bias", f"{target}.bias"),
-    )
-
-
-def _fusion(source: str, target: str) -> tuple[Rule, ...]:
-    attention = rf"{source}\.image_lang_att"
-    return (
-        *_pointwise(rf"{source}\.vis_project\.0", f"{target}.vision"),
-        *_pointwise(rf"{attention}\.f_query\.0", f"{target}.query"),
-        *_pointwise(rf"{attention}\.f_key\.0", f"{target}.key"),
-        *_pointwise(rf"{attention}\.f_value\.0", f"{target}.value"),
-        *_pointwise(rf"{attention}\.W\.0", f"{target}.out"),
-        *_pointwise(rf"{source}\.project_mm\.0", f"{target}.join"),
-    )
-
-
 def _pixel_decoder(source: str, target: str) -> tuple[Rule, ...]:
     """The rules of the pixel decoder; levels are ordered from the coarsest to the finest in both."""
     layer, ours = rf"{source}transformer\.encoder\.layers\.(\d+)", rf"{target}.layers.\1"
     attention = rf"{layer}\.self_attn"
     return (
-        *_pointwise(rf"{source}input_proj\.(\d+)\.0", rf"{target}.projections.\1.linear"),
+        *pointwise_linear(rf"{source}input_proj\.(\d+)\.0", rf"{target}.projections.\1.linear"),
         *norm(rf"{source}input_proj\.(\d+)\.1", rf"{target}.projections.\1.norm"),
         rename(rf"{source}transformer\.level_embed", f"{target}.level_embedding"),
         *linear(rf"{attention}\.sampling_offsets", f"{ours}.attention.offsets"),
@@ -260,7 +238,7 @@ def _pixel_decoder(source: str, target: str) -> tuple[Rule, ...]:
         *norm(rf"{source}adapter_1\.norm", f"{target}.lateral.norm"),
         rename(rf"{source}layer_1\.weight", f"{target}.convolution.kernel", convolution),
         *norm(rf"{source}layer_1\.norm", f"{target}.convolution_norm"),
-        *_pointwise(rf"{source}mask_features", f"{target}.mask_projection"),
+        *pointwise_linear(rf"{source}mask_features", f"{target}.mask_projection"),
     )
 
 

@@ -8,7 +8,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ class TorchFile:
     Entries have the names of torch's `state_dict()`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, beside: Collection[str] = ()):
         """Reads the structure, but no arrays (except those of numpy, which lie in it).
+
+        Args:
+            path: the file.
+            beside: further state dicts to read, see `refseg_jax.weights.torch_objects.entries`.
 
         Raises:
             UserError: the file is missing, damaged, of another kind, or contains more than tensors.
@@ -52,7 +56,7 @@ class TorchFile:
                 )
         data = self._bytes(members[0], path.stat().st_size)
         made = run(TorchUnpickler(Metered(io.BytesIO(data))), name=self.name, cure=CURE)
-        self._entries = _checked(made, self.name, self._misfit)
+        self._entries = _checked(made, self.name, self._misfit, beside)
         self.shapes = _shapes(self._entries)
         self._last: tuple[str, bytes] = "", b""
 
@@ -108,8 +112,12 @@ class BarePickle:
     The format has no checksums: only a digest of the file finds a flipped bit in its numbers.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, beside: Collection[str] = ()):
         """Reads the structure, and the arrays that lie in it: those of numpy, and pickled tensors.
+
+        Args:
+            path: the file.
+            beside: further state dicts to read, see `refseg_jax.weights.torch_objects.entries`.
 
         Raises:
             UserError: the file is missing, damaged, of another kind, or contains more than arrays.
@@ -122,7 +130,7 @@ class BarePickle:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}; check the path") from None
         self._places = reader.places
-        self._entries = _checked(made, self.name, self._misfit)
+        self._entries = _checked(made, self.name, self._misfit, beside)
         self.shapes = _shapes(self._entries)
 
     def read(self, entry: str) -> np.ndarray:
@@ -157,9 +165,11 @@ class BarePickle:
         return tensor.misfit(self._places[tensor.storage.key][1])
 
 
-def _checked(made: Any, name: str, misfit: Callable[[Tensor], str | None]) -> _Entries:
+def _checked(
+    made: Any, name: str, misfit: Callable[[Tensor], str | None], beside: Collection[str]
+) -> _Entries:
     """The entries of an object, whose tensors fit their storages."""
-    found = dict(entries(made, name))
+    found = dict(entries(made, name, beside))
     for entry, one in found.items():
         if isinstance(one, Tensor) and (trouble := misfit(one)):
             raise UserError(f"{name}: entry {entry!r} {trouble}; {AGAIN}")

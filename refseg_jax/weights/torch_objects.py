@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,10 @@ class Numbers:
         return found
 
 
+class Settings:
+    """An `argparse.Namespace`: what a training was called with, which nobody reads."""
+
+
 class Module:
     """A TorchScript module, reduced to its attributes."""
 
@@ -115,13 +119,21 @@ class Module:
         self.attributes: dict[Any, Any] = {}
 
 
-def entries(made: Any, name: str) -> Iterator[tuple[str, Tensor | Numbers]]:
+def entries(
+    made: Any, name: str, beside: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor | Numbers]]:
     """The names and arrays of the state dict in the object that a pickle describes.
+
+    Args:
+        made: the object.
+        name: of the file, for messages.
+        beside: keys of further state dicts beside it, whose entries have the key and a dot before
+            their names.
 
     Raises:
         UserError: there is no state dict, or there are several.
     """
-    made = _state_dict(made, name)
+    made = _state_dict(made, name, beside)
     seen = 0
     waiting = [("", made, 0)]
     while waiting:
@@ -141,7 +153,7 @@ def entries(made: Any, name: str) -> Iterator[tuple[str, Tensor | Numbers]]:
                 waiting.append((f"{prefix}.{key}" if prefix else key, one, depth + 1))
 
 
-def _state_dict(made: Any, name: str) -> Any:
+def _state_dict(made: Any, name: str, beside: Collection[str]) -> Any:
     """The state dict in an object: the object itself, or the one dict of weights in it.
 
     A training checkpoint holds the weights beside other things, among them arrays of numpy, so that
@@ -156,10 +168,13 @@ def _state_dict(made: Any, name: str) -> Any:
         if not full:
             continue
         inner = [key for key, value in made.items() if isinstance(key, str) and id(value) in full]
+        further = [key for key in inner if key in beside and len(inner) > 1]
+        inner = [key for key in inner if key not in further]
         if len(inner) > 1:
             raise UserError(f"{name}: several state dicts: {', '.join(inner)[:200]!r}; {CURE}")
         if inner:
-            return made[inner[0]]
+            joined = {f"{key}.{entry}": one for key in further for entry, one in made[key].items()}
+            return {**made[inner[0]], **joined} if joined else made[inner[0]]
     if not _has(made, Numbers):
         raise UserError(f"{name}: it holds no weights; name a file of a model's state dict")
     return made

@@ -25,7 +25,7 @@ from refseg_jax.unpickling import (
     opcodes,
     scalar,
 )
-from refseg_jax.weights.torch_objects import Module, Numbers, Storage, Tensor
+from refseg_jax.weights.torch_objects import Module, Numbers, Settings, Storage, Tensor
 
 #: The first pickle of a file of torch before 1.6.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -79,6 +79,9 @@ def _dict(*pairs: Any) -> dict[Any, Any]:
 
 
 _NDARRAY = "numpy.ndarray"
+
+#: What command lines are parsed to; trainings store theirs beside the weights.
+_SETTINGS = "argparse.Namespace"
 
 
 def _array(kind: Any, *_: Any) -> Numbers:
@@ -181,6 +184,8 @@ class TorchUnpickler(StrictUnpickler):
             return _Global(full, self.latin1_bytes)
         if full == _NDARRAY:
             return _Global(full)
+        if full == _SETTINGS:
+            return _Global(full)
         if module in ("torch", "torch.cuda") and name in _STORAGES:
             return _Global(name)
         if module.split(".")[0] == "__torch__":
@@ -220,9 +225,10 @@ class TorchUnpickler(StrictUnpickler):
 
     def _load_newobj(self) -> None:
         arguments, mark = self.stack.pop(), self.stack.pop()  # pyright: ignore
-        if mark != _Global("__torch__") or arguments != ():
+        if mark not in (_Global("__torch__"), _Global(_SETTINGS)) or arguments != ():
             raise RefusedError("it makes an object that is no TorchScript module")
-        self.stack.append(Module())  # pyright: ignore
+        made = Settings() if mark == _Global(_SETTINGS) else Module()
+        self.stack.append(made)  # pyright: ignore
 
     def _load_build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]  # pyright: ignore
@@ -230,7 +236,9 @@ class TorchUnpickler(StrictUnpickler):
             made.fill(state)
         elif isinstance(made, Module) and type(state) is dict:
             made.attributes = state
-        elif type(made) is not dict:  # Attributes of an OrderedDict (`_metadata`) are ignored.
+        elif (
+            not isinstance(made, Settings) and type(made) is not dict
+        ):  # Attributes of an OrderedDict (`_metadata`) are ignored.
             raise RefusedError("it sets attributes of something that is no TorchScript module")
 
     def _load_frame(self) -> None:

@@ -108,7 +108,7 @@ def test_no_flag_is_taken_for_a_longer_one(command: str) -> None:
 #: Fields of a config that name a file or folder.
 FIELDS = (
     *("data.data_dir", "data.tokenizer", "init.checkpoint", "init.clip", "init.swin", "init.bert"),
-    "eval.dump",
+    *("init.lavt", "eval.dump"),
 )
 
 

@@ -19,7 +19,7 @@ from refseg_jax.models.forward import Forward
 from refseg_jax.weights.start import published_towers
 from tests.refseg_jax.weights import clip_sources, tower_sources
 
-NO_START = {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": ""}
+NO_START = {"checkpoint": "", "clip": "", "clip_sha256": "", "swin": "", "bert": "", "lavt": ""}
 SMALL = {
     "name": "rela",
     "preset": "tiny",
