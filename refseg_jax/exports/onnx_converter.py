@@ -21,7 +21,7 @@ from jax import export
 from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import load_file
 
-from refseg_jax.layers.attention import portable_attention
+from refseg_jax.layers.target import PORTABLE, compiling_for
 from refseg_jax.models.graphs import GRAPHS, Features, Graphs, described, dimensions, forward_of
 
 #: Largest allowed difference of logits from JAX's, relative to the largest logit.
@@ -48,7 +48,7 @@ def main(folder: Path, output: Path) -> None:
     params = {
         path: jnp.asarray(value) for path, value in load_file(folder / "model.safetensors").items()
     }
-    with portable_attention():
+    with compiling_for(PORTABLE):
         converted = _convert(graphs, params, length, output)
     error = compare(graphs, params, length, output)
     (output / "graphs.json").write_text(json.dumps({"error": error, "graphs": converted}))

@@ -17,7 +17,7 @@ from jax import export
 from jax.extend.core import Literal
 
 from refseg_jax.exports.source import Source
-from refseg_jax.layers.attention import portable_attention
+from refseg_jax.layers.target import PORTABLE, compiling_for
 from refseg_jax.models.graphs import GRAPHS, Graphs, described, forward_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -39,7 +39,7 @@ def write_graphs(target: Path, source: Source) -> dict[str, Graph]:
     graphs = Graphs(forward_of(source.model))
     batch, count, images = export.symbolic_shape("b, k, n")
     length = source.data["context_length"]
-    with portable_attention():
+    with compiling_for(PORTABLE):
         inputs = graphs.inputs(batch, count, length, images)
         # Concrete shapes, to find the parameters that a function uses; they do not depend on shapes.
         examples = graphs.inputs(1, 1, length)

@@ -1,6 +1,5 @@
 """The single entry point to attention: `attention` picks the fastest kernel for the target."""
 
-import contextlib
 from typing import Any
 
 import jax
@@ -13,11 +12,6 @@ from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 
 #: Number of keys from which kernels that do not store the scores are worth it.
 FLASH_MIN_KEYS = 128
-
-
-def portable_attention() -> contextlib.AbstractContextManager[None]:
-    """Makes layers use plain XLA operations, as exports need it."""
-    return target.compiling_for(target.PORTABLE)
 
 
 def attention(

@@ -15,7 +15,7 @@ import jax
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu", "any"]
 
 #: JAX's names of platforms that take the kernels of another.
-_SAME: dict[str, Platform] = {"cuda": "gpu", "rocm": "gpu"}
+_SAME: dict[str, Any] = {"cuda": "gpu", "rocm": "gpu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Target:
     @classmethod
     def of(cls, device: Any) -> "Target":
         """The target of a JAX device, which may be one that is compiled for and not there."""
-        platform: Any = device.platform
-        return cls(_SAME.get(platform, platform), device.device_kind)
+        return cls(_SAME.get(device.platform, device.platform), device.device_kind)
 
 
 #: For exports.
