@@ -7,6 +7,7 @@ and the table must cover every path.
 """
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -66,13 +67,16 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A `(data, fsdp, tensor)` mesh over all devices, with Auto axes.
 
+    Neighbours in the mesh are neighbours in the network. Slices (of TPUs, or hosts with GPUs) are
+    joined by a slower one, over which the axis `data` runs as far as it goes, then `fsdp`.
+
     Args:
         config: sizes of the axes.
         devices: the devices; all devices of all processes by default.
 
     Raises:
-        ValueError: the product of the sizes is not the number of devices, or processes would share
-            rows of the batch.
+        ValueError: the product of the sizes is not the number of devices, processes would share
+            rows of the batch, or the axis `tensor` would run over the slow network between slices.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -85,9 +89,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh {dict(zip(AXES, sizes, strict=True))} needs {int(np.prod(sizes))} devices, "
             f"there are {len(devices)}: set one of the axes to -1"
         )
-    mesh = jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    mesh = Mesh(_placed(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     if batch_shards(mesh) % jax.process_count():
         raise ValueError(
             f"mesh {dict(mesh.shape)} over {jax.process_count()} processes: each must have rows of "
@@ -189,6 +191,27 @@ def everywhere(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
+
+
+def _placed(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in an array of the given sizes; `jax.make_mesh` takes neither slices nor parts of
+    a TPU's physical axes (2 x 8 of a v6e 4x4).
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = sizes
+    over_data = math.gcd(data, slices)
+    over_fsdp = slices // over_data
+    if fsdp % over_fsdp:
+        raise ValueError(
+            f"mesh {dict(zip(AXES, sizes, strict=True))} over {slices} slices: data * fsdp must be a "
+            "multiple of their number; make tensor smaller"
+        )
+    inside = (data // over_data, fsdp // over_fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, (over_data, over_fsdp, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def _spec(

@@ -1,5 +1,7 @@
 """The sharding table; layouts over several devices are tested in `distributed_test`."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,46 @@ def test_mesh_takes_the_devices_that_are_left():
 def test_mesh_that_does_not_fit_is_refused(sizes):
     with pytest.raises(ValueError, match="mesh"):
         sharding.make_mesh(sharding.MeshConfig(*sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Card:
+    """A GPU, eight of which are in a host."""
+
+    id: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H200"
+
+    @property
+    def process_index(self) -> int:
+        return self.id // 8
+
+    slice_index = process_index
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hosts"),
+    [
+        # The hosts along `data`, then along `fsdp`, where `data` has not enough.
+        ((16, 1, 1), [[[0]]] * 8 + [[[1]]] * 8),
+        ((-1, 8, 1), [[[0]] * 8, [[1]] * 8]),
+        ((-1, 2, 2), [[[0, 0]] * 2] * 2 + [[[1, 1]] * 2] * 2),
+        ((1, -1, 1), [[[0]] * 8 + [[1]] * 8]),
+        ((1, 2, 8), [[[0] * 8, [1] * 8]]),
+    ],
+)
+def test_the_network_between_slices_is_used_least(sizes, hosts):
+    cards = [_Card(number) for number in range(16)]
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), cards)
+    found = [[[card.slice_index for card in row] for row in rows] for rows in mesh.devices]
+    assert found == hosts
+    assert {card.id for card in mesh.devices.flat} == set(range(16))
+
+
+def test_an_axis_tensor_that_leaves_its_slice_is_refused():
+    cards = [_Card(number) for number in range(16)]
+    with pytest.raises(ValueError, match=r"'tensor': 16} over 2 slices: .*; make tensor smaller"):
+        sharding.make_mesh(sharding.MeshConfig(1, 1, 16), cards)
 
 
 def test_every_parameter_must_be_covered():
