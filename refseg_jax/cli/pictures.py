@@ -21,8 +21,8 @@ _COMPANIONS = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini", re.IGNOREC
 _OF_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 #: What a result's name adds to that of its picture; files that are not of a single picture.
-_RESULT = re.compile(r"(.+)-(?:\d+-(?:mask|overlay|regions)|groups-\w+)\.png", re.DOTALL)
-_SHARED = frozenset({"predictions.jsonl", "matches.jsonl"})
+_RESULT = re.compile(r"(.+)-(?:\d+-(?:mask|overlay|regions|heatmaps)|groups-\w+)\.png", re.DOTALL)
+_SHARED = re.compile(r"predictions\.jsonl|matches\.jsonl|sheet-\d+\.png")
 
 
 class Picture(NamedTuple):
@@ -97,7 +97,7 @@ def check_results(found: Iterable[Picture], folder: Path) -> None:
             continue
         name = _key(place.relative_to(there).as_posix())
         parts = _RESULT.fullmatch(name)
-        if name in _SHARED or (parts is not None and parts[1] in names):
+        if _SHARED.fullmatch(name) or (parts is not None and parts[1] in names):
             raise UserError(
                 f"{picture.path}: this picture has the name of a result, which would replace it; name "
                 "another --output_dir"

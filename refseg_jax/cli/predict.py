@@ -21,6 +21,16 @@ number. The same command goes on where it was stopped:
     python -m tools.predict --checkpoint=runs/scenes_unires --video=clip.mp4 --text="the red car" \
         --output_dir=out
 
+`--group` asks the pictures of a folder together: which of them show it, and where. GRSer lets them ask
+each other, up to N at a time by the order of their names; other models answer picture by picture. It
+writes `matches.jsonl` with a line for each pair (`present`, `score`, `margin`, `mask`; the margin is the
+presence head's logit, above 0 if present), the masks, and `sheet-<number of the text>.png`. `--heatmaps`
+draws what the words and each picture of a row point at, in their own order and in that of trust (GRSer's
+Figure 4):
+
+    python -m tools.predict --checkpoint=runs/scenes_grser --group --image=FOLDER --text="the red car" \
+        --output_dir=out
+
 `--texts=FILE` has a text on each line (UTF-8, or UTF-16 and UTF-32 with a byte order mark). They come
 after those of `--text`. Lines without a word are skipped, with a warning. A text with more tokens than
 the model reads is cut, with a warning.
@@ -43,6 +53,7 @@ from tqdm import tqdm
 
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import command_parser, ended, error_line, expanded, path
+from refseg_jax.cli.groups import run_group
 from refseg_jax.cli.pictures import (
     Picture,
     check_results,
@@ -205,6 +216,8 @@ def run(options: argparse.Namespace) -> int:
     texts = [*options.text, *(text for file in options.texts for text in read_texts(file))]
     if options.video is not None:
         return run_video(options, texts)
+    if options.group:
+        return run_group(options, texts)
     given, out = options.image, options.output_dir
     found = find_pictures(given, recursive=options.recursive, without=out)
     for line in lines_of(found):
@@ -263,6 +276,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a file of texts, one a line; may be given several times",
     )
     parser.add_argument("--output_dir", type=path, required=True)
+    parser.add_argument(
+        "--group", action="store_true", help="ask the pictures of a folder together (GRSer)"
+    )
+    parser.add_argument(
+        "--heatmaps", action="store_true", help="of --group: draw the heatmaps in their order too"
+    )
     parser.add_argument("--group_maps", action="store_true", help="draw the group tokens too")
     parser.add_argument(
         "--region_maps", action="store_true", help="draw minimap and region masks too (ReLA)"
@@ -281,12 +300,20 @@ def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     """Refuses two sources, none, and flags that are of the other one."""
     if (options.image is None) == (options.video is None):
         parser.error("give either --image or --video")
-    of_image = {name: getattr(options, name) for name in ("recursive", "group_maps", "region_maps")}
+    of_image = {
+        name: getattr(options, name)
+        for name in ("recursive", "group_maps", "region_maps", "group", "heatmaps")
+    }
     of_video = {"fps": options.fps is not None, "no_overlay": options.no_overlay}
     wrong, other = (of_image, "--image") if options.video is not None else (of_video, "--video")
     for name, given in wrong.items():
         if given:
             parser.error(f"--{name} is for {other}")
+    if options.heatmaps and not options.group:
+        parser.error("--heatmaps is for --group")
+    for name in ("group_maps", "region_maps"):
+        if options.group and getattr(options, name):
+            parser.error(f"--{name} is for single pictures; leave out --group")
     if options.fps is not None and not 0 < options.fps <= 1000:
         parser.error(f"--fps={options.fps:g}: give a number of frames a second, up to 1000")
 

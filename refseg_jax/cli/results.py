@@ -40,8 +40,9 @@ class Results:
         self.folder = folder
         with contextlib.ExitStack() as held:
             held.enter_context(exclusive(folder / _LOCK, self._busy))
-            for name in (_LINES, "matches.jsonl"):
-                (folder / name).unlink(missing_ok=True)
+            sheets = [p for p in folder.glob("sheet-*.png") if p.stem[6:].isdecimal()]
+            for path in (folder / _LINES, folder / "matches.jsonl", *sheets):
+                path.unlink(missing_ok=True)
             # Without a buffer, so that lines are in the file as soon as they are written.
             self._lines = held.enter_context((folder / _LINES).open("xb", buffering=0))
             self._held = held.pop_all()

@@ -1,4 +1,4 @@
-"""Draws panels and pages of results, maps of group tokens, and region maps."""
+"""Draws panels and pages of results, maps of group tokens, region maps, and heatmaps of groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 from refseg_jax.evaluation.picture import Picture
 from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR
 from refseg_jax.images.sheets import GAP, captioned, fit, fit_regions, grid, row
+from refseg_jax.models.heat_maps import HeatMap
 from refseg_jax.models.region_maps import RegionMap
 
 _CELL = 224
 
 #: Side in pixels of the two upper views of `region_panel`; those below are half as large.
 _REGIONS = 360
+
+#: Side in pixels of a heatmap in `heat_panel`; the predicted mask is twice as large.
+_HEAT = 150
 
 
 def panel(picture: Picture) -> np.ndarray:
@@ -99,8 +103,47 @@ def region_panel(image: np.ndarray, mask: np.ndarray, found: RegionMap, words: s
     return captioned(grid(rows, 1, 0), words, [f"present {found.present:.2f}"])
 
 
+def heat_panel(
+    image: np.ndarray, mask: np.ndarray, found: HeatMap, names: Sequence[str], words: str
+) -> np.ndarray:
+    """Draws mask and heatmaps of one image of a group, as in GRSer's Figure 4.
+
+    On the left is the predicted mask. On the right each row begins with the heatmap of the words; then
+    come those of the images of the row: in the first row in the order of the images, in the second from
+    the most to the least trusted. Below each stand the name of the image that it is drawn by and its
+    largest cosine. Each heatmap is stretched to its own range of values.
+
+    Args:
+        image: u8 `[H, W, 3]`, RGB.
+        mask: bool `[H, W]`, the predicted mask.
+        found: heatmaps of the image, of n images of its row.
+        names: n names of these images.
+        words: the expression.
+
+    Returns:
+        u8 `[h, w, 3]`, RGB; its size depends on n alone.
+    """
+    small = fit(image, _HEAT)
+
+    def cell(values: np.ndarray, name: str) -> np.ndarray:
+        laid = lay_over(values, found, (small.shape[0], small.shape[1]), smooth=True)
+        drawn = row([_tinted(small, _whole_range(laid))], _HEAT)
+        return captioned(drawn, name, [f"{values.max():.2f}"], size=13)
+
+    language = cell(found.language, "the words")
+    raw = [cell(values, name) for values, name in zip(found.vision, names, strict=True)]
+    ranked = [raw[index] for index in found.order]
+    rows = [grid([language, *cells], len(raw) + 1, GAP) for cells in (raw, ranked)]
+    heat = grid(rows, 1, 0)
+    shown = row([fit_regions(image, [mask], 2 * _HEAT, [PREDICTED_COLOUR])], 2 * _HEAT)
+    canvas = np.full((len(heat), shown.shape[1] + GAP + heat.shape[1], 3), 255, np.uint8)
+    canvas[2 * GAP : 2 * GAP + len(shown), : shown.shape[1]] = shown
+    canvas[:, shown.shape[1] + GAP :] = heat
+    return captioned(canvas, words, ["above: the order of names; below: the order of trust"])
+
+
 def lay_over(
-    values: np.ndarray, found: RegionMap, size: tuple[int, int], *, smooth: bool
+    values: np.ndarray, found: RegionMap | HeatMap, size: tuple[int, int], *, smooth: bool
 ) -> np.ndarray:
     """Warps a map of the network's square back to the image; undoes letterboxing and stretching.
 
@@ -133,9 +176,7 @@ def lay_over(
 def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
     """Draws each cell in the colour of its probability, 0 to 1, and numbers on the highest cells."""
     size = (image.shape[0], image.shape[1])
-    heat = (255 * lay_over(found.minimap, found, size, smooth=False)).round().astype(np.uint8)
-    coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-    drawing = Image.fromarray((0.4 * image + 0.6 * coloured).astype(np.uint8))
+    drawing = Image.fromarray(_tinted(image, lay_over(found.minimap, found, size, smooth=False)))
     pen = ImageDraw.Draw(drawing)
     font = ImageFont.load_default(16)
     cells = np.arange(found.minimap.size, dtype=np.float32).reshape(found.minimap.shape)
@@ -155,6 +196,13 @@ def _minimap(image: np.ndarray, found: RegionMap) -> np.ndarray:
                 stroke_fill=(0, 0, 0),
             )
     return np.asarray(drawing)
+
+
+def _tinted(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The image under the colours of `shares`, f32 `[H, W]` in [0, 1]."""
+    heat = (255 * shares).round().astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    return (0.4 * image + 0.6 * coloured).astype(np.uint8)
 
 
 def _whole_range(values: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ OTHERS = {
     "import_weights": {"format", "sha256", "preset"},
     "predict": {
         *("step", "text", "recursive", "group_maps", "region_maps", "maps", "fps", "no_overlay"),
+        *("group", "heatmaps"),
     },
     "rvos_submission": {"step", "split"},
     "score": {"protocol", "min_pixels"},
@@ -166,7 +167,7 @@ def test_every_text_field_that_names_a_place_is_tried() -> None:
     ]
     others = {
         *("data.dataset", "data.split", "data.sampling", "data.resize", "data.mask_cells"),
-        "data.part_prompt",
+        *("data.part_prompt", "data.anti_prefix"),
         *("init.clip_sha256", "eval.resample", "eval.protocol", "eval.oracle"),
         "eval.background",
     }
