@@ -116,16 +116,19 @@ class FileVideo:
 
     def __iter__(self) -> Iterator[Frame]:
         """See `Video`. Where the file ends early, the last frame is one that cannot be read."""
-        stream, number = self._open(), 0
+        stream, number, reached = self._open(), 0, 0.0
+        rate = stream.get(cv2.CAP_PROP_FPS)
         try:
             while stream.grab():
+                reached = stream.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
                 name = f"{number:06d}"
                 yield Frame(name, functools.partial(self._decoded, stream, name))
                 number += 1
         finally:
             stream.release()
-        # Some formats state no number of frames, or one that is off by one.
-        if number < self._stated - 1:
+        # Some formats state no number of frames, or one that is off by one. Of others, OpenCV takes the
+        # duration times the rate, which are more frames than there are where their distances vary.
+        if max(number, reached * rate + 1.0) < self._stated - 1:
             yield Frame(f"{number:06d}", functools.partial(self._ended, number))
 
     def _open(self) -> cv2.VideoCapture:
