@@ -1,0 +1,69 @@
+"""GRSer on Scenes: which pictures of a group have what is asked for, and where.
+
+    python -m tools.build_dataset --dataset=scenes --data_dir=data
+    python main.py --config=configs/scenes_grser.py --workdir=runs/scenes_grser
+
+Time and score: not measured yet.
+
+Half of the batches are groups of `train_groups`. There are only 400 of them, so the other half are
+pictures of `train` that are asked for the same text: of two neighbouring pictures, one has it and one
+does not (docs/scenes.md, "Questions").
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, evaluation, group_objective, grser, member
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config: Any = base_config()
+    config.steps = 600
+    config.batch_size = 4
+    config.data.update(
+        {
+            "dataset": "scenes",
+            "split": "train_groups",
+            "sampling": "group",
+            "images": 8,
+            "pairs": 1,
+            "granularities": ("group",),
+            "anti_prefix": "token",
+        }
+    )
+    config.mixture.groups = member()
+    config.mixture.texts = member(
+        split="train",
+        sampling="text",
+        granularities=("object", "part", "multi", "category", "none"),
+    )
+    config.model = grser("tiny")
+    config.objective = group_objective()
+    config.objective.update({"dice": 1.0})
+    config.optim.update(
+        {
+            "lr": 5e-3,
+            "weight_decay": 0.01,
+            "warmup": 0.05,
+            "b2": 0.98,
+            "muon": r".*\.kernel",
+        }
+    )
+    config.loop.update({"log_every": 10, "eval_every": 200, "save_every": 100})
+    config.eval.update(
+        {
+            "canvas": (128, 128),
+            "batch_size": 8,
+            "pairs": 1,
+            "threshold": 0.5,
+            "pictures": 16,
+            "protocol": "grd,gres",
+            "dump": "dump",
+        }
+    )
+    config.evals.val = evaluation("val_groups", prefix="val/", when="during")
+    config.evals.test = evaluation("test_groups")
+    config.checkpoint.best_metric = "val/mIoU"
+    return config
