@@ -75,12 +75,12 @@ def run_video(options: argparse.Namespace, texts: Sequence[str]) -> int:
         words = predictor.words(texts)
         before, bad = len(lines.frames), video.problems
         bad += predict_frames(video, predictor, words, done, write, maps=options.maps)
-        used, found = len(lines.frames), write.found
+        used = len(lines.frames)
         if used and not options.no_overlay:
             rate = options.fps or video.rate
             write_overlay(out / OVERLAY, (f for f in video if done(f.name)), masks.read, rate)
-    for text, number in zip(texts, found, strict=True):
-        print(f"{escaped(text)}: in {number} of {used - before} frames")
+    for text, number in zip(texts, write.found, strict=True):
+        print(f"{escaped(text)}: in {number} of {write.frames} frames")
     went_on = f" ({before} of an earlier call)" if before else ""
     skipped = f"; {bad} could not be used" if bad else ""
     print(f"{escaped(str(out))}: frames: {used}{went_on}, texts: {len(texts)}{skipped}")
@@ -91,13 +91,14 @@ class _Writer:
     """Writes the masks and lines of a frame.
 
     Attributes:
+        frames: number of frames that were written.
         found: for each text the number of frames with a mask.
     """
 
     def __init__(
         self, masks: MaskFiles, lines: FrameLines, texts: Sequence[str], maps: bool
     ) -> None:
-        self.found = [0] * len(texts)
+        self.frames, self.found = 0, [0] * len(texts)
         self._masks, self._lines, self._texts, self._maps = masks, lines, texts, maps
 
     def __call__(self, frame: str, answers: Sequence[Prediction]) -> None:
@@ -113,6 +114,7 @@ class _Writer:
                     for k, (text, one) in enumerate(zip(self._texts, answers, strict=True))
                 ],
             )  # fmt: skip
+        self.frames += 1
         for k, one in enumerate(answers):
             self.found[k] += bool(one.mask.any())
 

@@ -14,6 +14,7 @@ from refseg_jax.cli import frames, predict, video
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.prediction.predictor import Predictor
+from refseg_jax.prediction.texts import TextEncoder
 from tests.refseg_jax.training.tiny_run import UNIRES, random_params, save_unires
 
 TEXTS = ("the red box", "both boxes")
@@ -84,13 +85,13 @@ def test_a_folder_of_frames_gives_the_masks_of_each_picture(
     run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
-    encode = Predictor._encoded
+    encode = TextEncoder.parts
 
-    def counting(self: Predictor, *arguments: Any) -> Any:
+    def counting(self: TextEncoder, *arguments: Any) -> Any:
         encoded.append(arguments)
         return encode(self, *arguments)
 
-    monkeypatch.setattr(Predictor, "_encoded", counting)
+    monkeypatch.setattr(TextEncoder, "parts", counting)
     out = tmp_path / "out"
     assert call(run, folder, out) == 0
     assert len(encoded) == 1
@@ -142,6 +143,20 @@ def test_a_damaged_frame_costs_itself(
     assert "frames: 4 (3 of an earlier call)" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(played(out / "overlay.mp4")) == FRAMES
+
+
+def test_deleted_masks_are_written_again_and_counted(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call(run, folder, out) == 0
+    told, text = capsys.readouterr().out.splitlines(), (out / "predictions.jsonl").read_text()
+    shutil.rmtree(out / "masks" / "1")
+    assert call(run, folder, out) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == told[:2]
+    assert f"of {FRAMES} frames" in told[0]
+    assert (out / "predictions.jsonl").read_text() == text
+    assert len([*(out / "masks" / "1").iterdir()]) == FRAMES
 
 
 def test_a_killed_call_goes_on_from_whole_frames(
