@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from input_pipeline import labels, oracle, pipeline
+from input_pipeline.making import blank_row
 from input_pipeline.settings import PipelineConfig
 from input_pipeline.sources import DatasetError, RecordSource
-from refseg_jax.batch import ClassList, HostBatch
+from refseg_jax.batch import Batch, ClassList, HostBatch
 from refseg_jax.errors import UserError
 from refseg_jax.naming import construct
 
@@ -102,6 +103,14 @@ class ExperimentData:
         return pipeline.eval_batches(
             self._evaluated(entry), batch_size=rows, stop=self._stop, **self._process
         )
+
+    def blank_row(self, entry: Any) -> Batch:
+        """A row of padding of `batches`, without a look at the dataset."""
+        return blank_row(self._evaluated(entry), native=True)
+
+    def blank_label_row(self, entry: Any) -> Batch:
+        """A row of padding of `label_batches`, without a look at the dataset."""
+        return blank_row(labels.label_settings(self._evaluated(entry)), labels=True)
 
     def oracle(self) -> dict[str, float]:
         """Scores of `config.eval.oracle` as `"oracle/<granularity>/mIoU"`, empty without that split."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from input_pipeline.making import MakeRow
+from input_pipeline.making import MakeRow, blank_row
 from input_pipeline.rows import RowTable
 from input_pipeline.schema import CLASSES, AskedClass, Record
 from input_pipeline.settings import PipelineConfig
@@ -116,6 +116,11 @@ def class_list(asked: Sequence[AskedClass], granularity: str, config: PipelineCo
     return ClassList(names, granularity, *tokenizer(texts, config.context_length))
 
 
+def label_settings(config: PipelineConfig) -> PipelineConfig:
+    """The settings of rows of one image each, whose texts and masks are empty."""
+    return dataclasses.replace(config, sampling="image", pairs=1, images=1)
+
+
 def label_rows(records: int) -> RowTable:
     """A row for each record."""
     each, none = np.arange(records), np.zeros(records, np.int32)
@@ -178,6 +183,4 @@ class MakeLabels(MakeRow):
         return HostBatch(batch, (meta,), self.name)
 
     def _blank(self, key: str, error: str = "") -> HostBatch:
-        blank = super()._blank(key, error)
-        labels = np.full((1, self.config.images, *self.config.canvas), -1, np.int16)
-        return blank._replace(batch=dataclasses.replace(blank.batch, labels=labels))
+        return super()._blank(key, error)._replace(batch=blank_row(self.config, labels=True))

@@ -210,23 +210,35 @@ class MakeRow:
         return any(frame.expressions[k] is not None for frame in example.frames)
 
     def _blank(self, key: str, error: str = "") -> HostBatch:
-        c = self.config
-        n, k, cells = c.images, c.pairs, c.image_size // c.mask_stride
-        batch = Batch(
-            image=np.zeros((1, n, c.image_size, c.image_size, 3), np.uint8),
-            text=np.zeros((1, k, c.context_length), np.int32),
-            text_valid=np.zeros((1, k, c.context_length), bool),
-            mask=np.zeros((1, n, k, cells, cells), np.uint8),
-            present=np.zeros((1, n, k), bool),
-            valid=np.zeros((1, n, k), bool),
-            size=np.ones((1, n, 2), np.int32),
-            affine=np.tile(np.eye(2, 3, dtype=np.float32), (1, n, 1, 1)),
-            native=np.zeros((1, n, k, *c.canvas), np.uint8) if self.native else None,
-            anti_text=np.zeros((1, k, c.context_length), np.int32) if c.anti_prefix else None,
-        )
+        n, k = self.config.images, self.config.pairs
         empty = ("",) * (n * k)
         meta = RowMeta(key, ("",) * n, empty, ("",) * k, empty, error)
-        return HostBatch(batch, (meta,), self.name)
+        return HostBatch(blank_row(self.config, native=self.native), (meta,), self.name)
+
+
+def blank_row(config: PipelineConfig, *, native: bool = False, labels: bool = False) -> Batch:
+    """The arrays of one row of padding, with the shapes and types of all other rows.
+
+    Args:
+        config: how batches are made.
+        native: whether there are masks at native size, see `Batch.native`.
+        labels: whether there is the class of each pixel, see `Batch.labels`.
+    """
+    n, k, length = config.images, config.pairs, config.context_length
+    size, cells = config.image_size, config.image_size // config.mask_stride
+    return Batch(
+        image=np.zeros((1, n, size, size, 3), np.uint8),
+        text=np.zeros((1, k, length), np.int32),
+        text_valid=np.zeros((1, k, length), bool),
+        mask=np.zeros((1, n, k, cells, cells), np.uint8),
+        present=np.zeros((1, n, k), bool),
+        valid=np.zeros((1, n, k), bool),
+        size=np.ones((1, n, 2), np.int32),
+        affine=np.tile(np.eye(2, 3, dtype=np.float32), (1, n, 1, 1)),
+        native=np.zeros((1, n, k, *config.canvas), np.uint8) if native else None,
+        anti_text=np.zeros((1, k, length), np.int32) if config.anti_prefix else None,
+        labels=np.full((1, n, *config.canvas), -1, np.int16) if labels else None,
+    )
 
 
 def category_of(record: Record, expression: Expression) -> str:

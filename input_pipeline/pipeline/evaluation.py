@@ -54,7 +54,7 @@ def label_batches(
     Raises:
         UserError: as in `eval_batches`, or the dataset has no such classes.
     """
-    config = dataclasses.replace(config, sampling="image", pairs=1, images=1)
+    config = labels.label_settings(config)
     source = _labelled(config)
     steps: tuple[Transform, ...] = (
         transforms.Decode(config.max_pixels),

@@ -168,6 +168,23 @@ class Evaluator:
             self.show(step, shown)
         return {self.prefix + key: value for key, value in scores.items()}
 
+    def lower(self, params: Mapping[str, Any], batch: Batch) -> jax.stages.Lowered:
+        """Lowers the function that scores the first batches, of which it keeps most.
+
+        Args:
+            params: path -> shape, type and layout.
+            batch: shapes, types and layouts of a batch.
+        """
+        weights = None
+        if self._reads("square"):
+            rows, layout = batch.size.shape[:2], sharding.batch_sharding(self.mesh)
+            weights = tuple(
+                jax.ShapeDtypeStruct((*rows, length), np.int32, sharding=layout)
+                for length in self.canvas
+            )
+        compiled: Any = self._compiled
+        return compiled.lower(params, batch, self._keeps(0, self.dump is not None), weights)
+
     @functools.cached_property
     def _compiled(self) -> Callable[..., Outputs]:
         """One compiled function for images of all native sizes, since the canvas is static."""
@@ -204,9 +221,7 @@ class Evaluator:
         waiting: tuple[HostBatch, Outputs] | None = None
         for number, host in enumerate(self.batches()):
             # Decided by the number of the batch, because all processes must run the same function.
-            begun = number * len(host.meta) < self.pictures
-            keep = self._reads("masks", "map") or dumps
-            keep |= self.show is not None and begun
+            keep = self._keeps(number * len(host.meta), dumps)
             batch, weights = sharding.put_batch((host.batch, self._weights(host)), self.mesh)
             running = host, self._compiled(params, batch, keep, weights)
             if waiting is not None:
@@ -214,6 +229,11 @@ class Evaluator:
             waiting = running
         if waiting is not None:
             yield waiting
+
+    def _keeps(self, rows: int, dumps: bool) -> bool:
+        """Whether the logits of a batch are needed, before which there were `rows` rows."""
+        shows = self.show is not None and rows < self.pictures
+        return shows or dumps or self._reads("masks", "map")
 
     def _reads(self, *names: Reads) -> bool:
         return any(name in protocol.reads for protocol in self.protocols for name in names)

@@ -167,6 +167,20 @@ class ClassEvaluator:
         scores["quarantined"] = float(sum_over_processes(len(quarantined)))
         return {self.prefix + key: value for key, value in scores.items()}
 
+    def lower(self, params: Mapping[str, Any], batch: Batch) -> jax.stages.Lowered:
+        """Lowers the function that scores a batch; arguments as those of `Evaluator.lower`.
+
+        Raises:
+            UserError: the list of classes cannot be read.
+        """
+        classes, everywhere = self.classes(), sharding.replicated(self.mesh)
+        texts = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(functools.partial(self._texts, classes=classes), params),
+        )
+        compiled: Any = self._compiled
+        return compiled.lower(params, batch, texts, len(classes.names), self.dump is not None)
+
     def _names(self, classes: ClassList) -> tuple[str, ...]:
         return (*classes.names, BACKGROUND) if self._has_background else classes.names
 
