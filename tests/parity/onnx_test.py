@@ -42,6 +42,7 @@ from tests.refseg_jax.exports.folders import (
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.models.rela_test import SMALL as RELA
+from tests.refseg_jax.models.small_grser import SMALL as GRSER
 from tests.refseg_jax.models.small_unilseg import SMALL as UNILSEG
 from tests.refseg_jax.training.tiny_run import UNIRES, random_params
 
@@ -139,6 +140,19 @@ def test_unilseg_gives_the_models_logits(tmp_path: Path) -> None:
     decode = (tmp_path / "decode.onnx").read_bytes()
     for path in forward_of(UNILSEG).statistics:
         assert np.asarray(params[path]).tobytes() in decode, path
+
+
+def test_grser_gives_the_models_logits(tmp_path: Path) -> None:
+    """For any number of groups, images and expressions."""
+    _, found, expected = _exported(tmp_path, GRSER)
+    for rows, images, count in ((2, 3, 2), (1, 1, 1), (1, 7, 3)):
+        inputs = graph_inputs(rows, count, eos=GRSER["eos_id"], length=LENGTH, images=images)
+        ours, theirs = (engine_outputs(each, inputs) for each in (expected, found))
+        assert ours["mask_logits"].shape == (rows, images, count, 16, 16)
+        assert ours.keys() == theirs.keys() == {"mask_logits", "present_logits"}
+        for name, logits in ours.items():
+            largest = np.abs(logits).max()
+            np.testing.assert_allclose(theirs[name], logits, rtol=0, atol=1e-5 * largest)
 
 
 def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.prediction.engines import Engine
 from refseg_jax.prediction.painting import Prediction
+from refseg_jax.text.anti import anti_text
 from tests.refseg_jax.training.tiny_run import (
     UNIRES,
     WITH_PRESENCE,
@@ -99,24 +100,29 @@ def picture(seed: int = 0) -> np.ndarray:
 
 
 def graph_inputs(
-    batch: int, count: int, *, eos: int, length: int, side: int = 32
+    batch: int, count: int, *, eos: int, length: int, side: int = 32, images: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Square images, and texts of different lengths."""
+    """Square images, and texts of different lengths; with `images`, groups and anti-expressions."""
     rng = np.random.default_rng(batch)
     ends = rng.integers(2, length, (batch, count, 1))
     place = np.arange(length)
     text = rng.integers(1, eos, (batch, count, length))
-    return {
+    inputs = {
         "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
         "text": np.where(place < ends, text, np.where(place == ends, eos, 0)).astype(np.int32),
         "text_valid": place <= ends,
     }
+    if images is not None:
+        inputs["image"] = rng.integers(0, 256, (batch, images, side, side, 3), np.uint8)
+        inputs["anti_text"] = anti_text(inputs["text"], inputs["text_valid"], eos + 1)
+    return inputs
 
 
 def engine_outputs(engine: Engine, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs of all three functions of an engine."""
     seen = engine.encode_image(inputs["image"])
-    words = engine.encode_text(inputs["text"], inputs["text_valid"])
+    names = ("text", "text_valid", "anti_text")
+    words = engine.encode_text(*(inputs[name] for name in names if name in inputs))
     return {name: np.asarray(logits) for name, logits in engine.decode(seen, words).items()}
 
 
