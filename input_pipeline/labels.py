@@ -5,6 +5,7 @@ A benchmark asks every image for every class of the dataset's list, so rows have
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,7 @@ def asked_classes(config: PipelineConfig, granularity: str) -> tuple[AskedClass,
         granularity: `"category"` or `"part"`.
 
     Raises:
-        DatasetError: the file of the list is damaged, or there is no class.
+        DatasetError: the file of the list is damaged, or there is no class, or one twice.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
     path = folder / CLASSES
@@ -67,6 +68,13 @@ def asked_classes(config: PipelineConfig, granularity: str) -> tuple[AskedClass,
         raise DatasetError(
             f"{folder}: no class of granularity {granularity!r}; set the evaluation's "
             "granularities to what the dataset has"
+        )
+    (text, often), *_ = Counter(one.text for one in asked).most_common(1)
+    if often > 1:
+        # Of its two logits the first would always win.
+        raise DatasetError(
+            f"{folder}: {shown(text)} is {often} classes of its list; correct the names in its source "
+            "and build it again"
         )
     return asked
 

@@ -284,6 +284,15 @@ def test_a_damaged_list_of_classes_is_one_line(scenes: Path, tmp_path: Path) -> 
         labels.asked_classes(data_config(tmp_path / "data", "scenes/small"), "category")
 
 
+def test_a_class_that_is_listed_twice_is_one_line(tmp_path: Path) -> None:
+    build_tiny_dataset(tmp_path, {"val": 1})
+    listed = [["all wall", "wall"], ["all door", "door"], ["all wall", "partition"]]
+    (tmp_path / "tiny" / "1.0.0" / CLASSES).write_text(json.dumps({"category": listed}))
+    with pytest.raises(UserError, match=r"all wall is 2 classes of its list; correct") as caught:
+        labels.asked_classes(data_config(tmp_path, "tiny"), "category")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("chosen", [(), ("object",), ("category", "part")])
 def test_classes_are_categories_or_parts(chosen: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"x\.granularities: .*set it to \('category',\)"):
