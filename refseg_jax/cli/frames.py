@@ -25,6 +25,9 @@ from refseg_jax.prediction.pictures import read_picture
 #: Frames a second of a folder: Ref-YouTube-VOS annotates every fifth frame of 30.
 FOLDER_RATE = 6.0
 
+#: Least and largest number of frames a second that OpenCV writes.
+RATES = (0.01, 1000.0)
+
 
 class Frame(NamedTuple):
     """A frame of a video.
@@ -78,7 +81,7 @@ class FolderVideo:
 
     def __init__(self, folder: Path) -> None:
         """Lists the pictures and compares their sizes, by their headers."""
-        found = find_pictures(folder)
+        found = find_pictures(folder, recursive=None)
         self.rate = FOLDER_RATE
         self.notes = [*(f"error: {e}" for e in found.errors), *(f"note: {n}" for n in found.notes)]
         self.problems = found.unusable
@@ -110,7 +113,7 @@ class FileVideo:
         stream.release()
         if not some:
             raise UserError(f"{path}: no frame of this video can be read; save it again as MP4")
-        self.rate = float(rate) if 0 < rate < 1000 else FOLDER_RATE
+        self.rate = float(rate) if RATES[0] <= rate < RATES[1] else FOLDER_RATE
         self.notes: list[str] = []
         self.problems, self.files = 0, [path]
 

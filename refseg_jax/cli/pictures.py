@@ -54,7 +54,9 @@ class Found(NamedTuple):
     notes: list[str]
 
 
-def find_pictures(path: Path, *, recursive: bool = False, without: Path | None = None) -> Found:
+def find_pictures(
+    path: Path, *, recursive: bool | None = False, without: Path | None = None
+) -> Found:
     """Finds the pictures that a path names.
 
     A file is taken as it is. Of a folder, all files that begin like a picture are taken, and those that
@@ -62,7 +64,7 @@ def find_pictures(path: Path, *, recursive: bool = False, without: Path | None =
 
     Args:
         path: a file or a folder.
-        recursive: whether to enter sub-folders.
+        recursive: whether to enter sub-folders; `None` if not, and no flag would enter them.
         without: a folder that is not entered, because results go there.
 
     Raises:
@@ -138,7 +140,7 @@ def costing_itself(name: object) -> Iterator[None]:
 class _Search:
     """Collects what folders hold."""
 
-    def __init__(self, recursive: bool, without: Path | None) -> None:
+    def __init__(self, recursive: bool | None, without: Path | None) -> None:
         self.pictures: list[Picture] = []
         self.errors: list[str] = []
         self._recursive = recursive
@@ -158,7 +160,8 @@ class _Search:
         if self._hidden:
             notes.append(f"{_first(self._hidden)}: hidden, left out")
         if self._folders:
-            notes.append(f"{_first(self._folders)}: not entered; --recursive enters sub-folders")
+            cure = "" if self._recursive is None else "; --recursive enters sub-folders"
+            notes.append(f"{_first(self._folders)}: not entered{cure}")
         number = len(self.errors) + sum(map(len, self._unread.values()))
         return Found(self.pictures, [*self.errors, *unread], number, notes)
 

@@ -53,6 +53,7 @@ from tqdm import tqdm
 
 from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import command_parser, ended, error_line, expanded, path
+from refseg_jax.cli.frames import RATES
 from refseg_jax.cli.groups import run_group
 from refseg_jax.cli.pictures import (
     Picture,
@@ -314,8 +315,10 @@ def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     for name in ("group_maps", "region_maps"):
         if options.group and getattr(options, name):
             parser.error(f"--{name} is for single pictures; leave out --group")
-    if options.fps is not None and not 0 < options.fps <= 1000:
-        parser.error(f"--fps={options.fps:g}: give a number of frames a second, up to 1000")
+    if options.fps is not None and not RATES[0] <= options.fps <= RATES[1]:
+        parser.error(
+            f"--fps={options.fps:g}: give a number of frames a second from {RATES[0]} to {RATES[1]:g}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_jax.cli.frames import open_video
-from refseg_jax.images.decoding import ImageError
+from refseg_jax.cli.frames import RATES, Frame, open_video
+from refseg_jax.cli.video import write_overlay
+from refseg_jax.images.decoding import Decoded, ImageError
 
 WIDTH, HEIGHT = 48, 32
 
@@ -51,6 +52,22 @@ def frames_of(path: Path) -> list[str]:
         assert frame.read().pixels.shape == (HEIGHT, WIDTH, 3)
         names.append(frame.name)
     return names
+
+
+def test_folders_among_the_frames_are_named_without_a_flag_that_videos_have_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "out").mkdir()
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "0.png")
+    assert open_video(tmp_path).notes == [f"note: {tmp_path}/out: not entered"]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_rates_that_are_allowed_can_be_written(tmp_path: Path, rate: float) -> None:
+    decoded = Decoded(np.zeros((HEIGHT, WIDTH, 3), np.uint8), False, ())
+    path, frame = tmp_path / "o.mp4", Frame("0", lambda: decoded)
+    write_overlay(path, [frame] * 3, lambda _: [np.ones((HEIGHT, WIDTH), bool)], rate)
+    assert len(frames_of(path)) == 3
 
 
 def test_frames_at_varying_distances_are_all_of_a_file(tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ def test_without_the_codec_the_masks_can_be_had(
         (("--video=a", "--recursive"), "--recursive is for --image"),
         (("--video=a", "--region_maps"), "--region_maps is for --image"),
         (("--image=a", "--fps=3"), "--fps is for --video"),
-        (("--video=a", "--fps=0"), "--fps=0: give a number of frames a second"),
+        (("--video=a", "--fps=0.001"), "--fps=0.001: give a number of frames a second from 0.01"),
         (("--video=a", "--image=b"), "give either --image or --video"),
         ((), "give either --image or --video"),
     ],
