@@ -9,7 +9,10 @@ evaluation asks every image for all 150 and gives each pixel to the class with t
 (`every_class`).
 
 Recipe: not stated in the paper; that of `configs/unilseg.py`. An epoch is every class of every image
-once. `--config.model.norm=group` suits a few devices with small batches.
+once. The checkpoint's batch normalisation wants large batches. For small ones, freeze it, so that it
+keeps its running averages; gradients can then be accumulated, too:
+
+    --config.optim.lr_multipliers='((r".*_path\..*\.norms?\..*",0.0),(r"vision\..*",0.1),(".*",1.0))'
 
 Time and score: not run at full size here. The paper reports 45.2 (UniLSeg-20) and 49.5 (UniLSeg-100)
 mIoU.

@@ -1,5 +1,6 @@
 """UniLSeg's configs: their data, schedules and benchmarks, on small copies of the datasets."""
 
+import ast
 import importlib
 import re
 from collections import Counter
@@ -17,8 +18,11 @@ from input_pipeline.facts.published import all_facts
 from input_pipeline.mixtures import Mixture, open_mixture, read_members
 from refseg_jax.evaluation.protocols import PROTOCOLS, build_protocols
 from refseg_jax.images.preprocess import BORDER
+from refseg_jax.models.graphs import forward_of
+from refseg_jax.models.unilseg_config import FORMS
 from refseg_jax.text.tokenizers import build_tokenizer
-from refseg_jax.training.optim import OptimConfig, make_schedule, multipliers
+from refseg_jax.training.optim import OptimConfig, make_schedule, multipliers, unfrozen
+from refseg_jax.training.state import check_accumulation
 from tests.configs.unilseg_sources import PSEUDO, SOURCES, build_datasets
 from tests.input_pipeline.batches import take
 
@@ -209,6 +213,24 @@ def test_published_scores_are_those_of_tables_2_to_7_and_of_the_page() -> None:
     assert [name for name, b in BENCHMARKS.items() if not any(b.scores.values())] == [
         "ref_youtube_vos"
     ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_flag_for_small_batches_freezes_batch_normalisation_alone(form: str) -> None:
+    config: Any = ade20k_unilseg.get_config("tiny")
+    config.model.update({"form": form, "norm": "batch"})
+    found = re.search(r"--config\.optim\.lr_multipliers='(.*)'", ade20k_unilseg.__doc__ or "")
+    assert found
+    rows = ast.literal_eval(found[1])
+    assert rows[1:] == config.optim.lr_multipliers
+    forward = forward_of(config.model.to_dict())
+    optim = OptimConfig(**{**config.optim.to_dict(), "lr_multipliers": rows, "accumulation": 4})
+    check_accumulation(forward, optim)
+    layers = {path.rpartition(".")[0] for path in forward.statistics}
+    frozen = forward.shapes.keys() - unfrozen(forward.shapes, optim)
+    assert layers and frozen == {
+        path for path in forward.shapes if path.rpartition(".")[0] in layers
+    }
 
 
 def test_ade20k_is_tuned_and_scored_on_its_150_classes(data_dir: Path) -> None:
