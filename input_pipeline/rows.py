@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from input_pipeline.sources import ExpressionTable
+from input_pipeline.sources import DAMAGED, ExpressionTable
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.images.groups import group_rows
 from refseg_jax.naming import unknown
@@ -196,8 +196,11 @@ def _slices(table: ExpressionTable, sampling: Sampling, granularities: tuple[str
     keys: tuple[np.ndarray, ...] = (table.record,)
     within = table.record
     if sampling in GROUPED:
-        keys = (table.group if sampling == "group" else table.text,)
-        wanted &= keys[0] >= 0
+        key = table.group if sampling == "group" else table.text
+        # A record that cannot be read is a row of its own, which is met and quarantined.
+        damaged = table.position == DAMAGED
+        key = np.where(damaged, key.max(initial=-1) + 1 + table.record, key)
+        keys, wanted = (key,), wanted & (key >= 0)
         # The order of ids, so that it does not matter in which order a dataset has its images.
         within = np.unique(table.image, return_inverse=True)[1][table.record]
     elif sampling == "referent":

@@ -259,6 +259,10 @@ class ExpressionTable:
         columns += ["tokens"] * (self.tokens is not None)
         return dataclasses.replace(self, **{name: getattr(self, name)[wanted] for name in columns})
 
+    def of_targets(self) -> "ExpressionTable":
+        """The table of the expressions with a target, and of the records that could not be read."""
+        return self.select(self.present | (self.position == DAMAGED))
+
     def __len__(self) -> int:
         return len(self.record)
 

@@ -111,7 +111,7 @@ def _eval_rows(
     check_settings(config)
     source = RecordSource(config.data_dir, config.dataset, config.split)
     table = ExpressionTable.of(source, config.tokenizer)
-    used = table.select(table.present) if config.positives_only else table
+    used = table.of_targets() if config.positives_only else table
     rows = make_rows(
         used, config.sampling, config.granularities, pairs=config.pairs, images=config.images
     )

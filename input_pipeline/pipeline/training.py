@@ -116,7 +116,7 @@ def open_train(config: PipelineConfig, name: str = "") -> TrainRows:
     )
     table = table.select(tokens_of(table) != 0)
     if config.sampling in GROUPED and not config.negatives:
-        table = table.select(table.present)
+        table = table.of_targets()
     return TrainRows(config, source, table, name)
 
 

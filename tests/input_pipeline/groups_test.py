@@ -22,7 +22,7 @@ from tests.input_pipeline.batches import (
     take,
     weave,
 )
-from tests.input_pipeline.tiny_dataset import build_tiny_dataset
+from tests.input_pipeline.tiny_dataset import build_tiny_dataset, flip_a_bit
 
 #: Image -> whether it has what its group is asked for: 5 and 4 of "any box", 1 and 3 of "the lid".
 BOXES = {number: number not in (2, 5, 7, 8) for number in range(9)}
@@ -283,6 +283,22 @@ def test_a_damaged_image_costs_itself_alone_and_is_told_once(tmp_path: Path):
     assert last.reused == (0, 1)
     rows = rows_of(take(train_batches(grouped(tmp_path, 8), batch_size=2, seed=0), 3))
     assert all(meta.error == "" and "val4" not in meta.image_ids for _, meta in rows)
+
+
+def test_a_record_that_cannot_be_read_is_quarantined(tmp_path: Path):
+    folder = build_tiny_dataset(tmp_path, {"val": 13}, change=_grouped)
+    flip_a_bit(folder, "val")
+    for changes in ({}, {"positives_only": True}, {"sampling": "text"}):
+        hosts = list(eval_batches(grouped(tmp_path, 4, **changes), batch_size=2))
+        (reason,) = {meta.error for _, meta in rows_of(hosts) if meta.error}
+        assert "damaged" in reason
+    lost = set(PRESENT) - set(scored(list(eval_batches(grouped(tmp_path, 4), batch_size=2))))
+    assert len(lost) == 1
+    for share in (0.5, 0.0):
+        config = grouped(tmp_path, 4, negatives=share)
+        rows = rows_of(take(train_batches(config, batch_size=rows_per_epoch(config), seed=0), 1))
+        assert [bool(meta.error) for _, meta in rows].count(True) == 1
+        assert not lost & {name for _, meta in rows for name in meta.image_ids}
 
 
 # Settings
