@@ -44,6 +44,7 @@ from refseg_jax.text.tokenizers import check_tokenizer
 from refseg_jax.weights import clip, rela, towers, unilseg
 from refseg_jax.weights.clip_files import open_clip
 from refseg_jax.weights.loader import Plan, load
+from refseg_jax.weights.opened import Opened
 
 
 class Request(NamedTuple):
@@ -100,12 +101,7 @@ def _import_tower(request: Request) -> Imported:
     _only_of("rela", tokenizer=request.tokenizer)
     _only_of("CLIP's formats", preset=request.preset)
     found = towers.open_tower(request.source, format=request.format, sha256=request.sha256)
-    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
-    plan = found.plan(target)
-    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
-    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
-    config = dataclasses.asdict(found.config)
-    return Imported(params, plan, {"tower": {**origin, "config": config}})
+    return _imported(request, found, "tower", {}, config=dataclasses.asdict(found.config))
 
 
 def _import_rela(request: Request) -> Imported:
@@ -117,22 +113,33 @@ def _import_rela(request: Request) -> Imported:
         # Absolute, because the checkpoint may be used from another working directory.
         tokenizer = str(here.resolve()) if here.exists() else tokenizer
         check_tokenizer(tokenizer, rela.CONTEXT_LENGTH, found.config)
-    target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
-    plan = found.plan(target)
-    params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
-    origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
-    return Imported(params, plan, {**found.run_config(tokenizer), "rela": origin})
+    return _imported(request, found, "rela", rela.run_config(found.config, tokenizer))
 
 
 def _import_unilseg(request: Request) -> Imported:
     _only_of("rela", tokenizer=request.tokenizer)
     _only_of("CLIP's formats", preset=request.preset)
     found = unilseg.open_unilseg(request.source, sha256=request.sha256)
+    return _imported(request, found, "unilseg", unilseg.run_config(found.config))
+
+
+def _imported(
+    request: Request, found: Opened[Any, Any], name: str, run: Mapping[str, Any], **facts: Any
+) -> Imported:
+    """Reads all of an opened file.
+
+    Args:
+        request: what was asked for.
+        found: the file.
+        name: entry of the record that has the origin of the weights.
+        run: the rest of the record, a part of a run's config.
+        facts: stands beside the origin.
+    """
     target = abstract_params(found.forward.shapes, make_mesh(MeshConfig()))
     plan = found.plan(target)
     params = load(plan, found.weights, {path: target[path].sharding for path in plan.targets})
     origin = {"format": request.format, "source": request.source, "sha256": request.sha256}
-    return Imported(params, plan, {**found.run_config(), "unilseg": origin})
+    return Imported(params, plan, {**run, name: {**origin, **facts}})
 
 
 def _only_of(formats: str, **flag: str) -> None:

@@ -18,13 +18,13 @@ import numpy as np
 
 from refseg_jax.errors import UserError
 from refseg_jax.images.colours import IMAGENET_MEAN, IMAGENET_STD
-from refseg_jax.models.forward import Forward
 from refseg_jax.models.rela import ReLA
 from refseg_jax.models.rela_config import ReLAConfig
-from refseg_jax.weights import bert, hub, loader, swin, towers
+from refseg_jax.weights import bert, hub, swin, towers
 from refseg_jax.weights.folder import weight_file
 from refseg_jax.weights.lavt import fusion, gate, pointwise_linear
-from refseg_jax.weights.loader import Plan, Weights
+from refseg_jax.weights.loader import Weights
+from refseg_jax.weights.opened import Opened
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import (
     Rule,
@@ -63,56 +63,26 @@ _DECODER = _ATTENTION | {
 _DEAD = "a gate whose kernels are all zero: closed, and no gradient ever opens it"
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedReLA:
-    """An opened file of released weights.
+def run_config(config: ReLAConfig, tokenizer: str = TOKENIZER) -> dict[str, Any]:
+    """The part of a run's config that predictors, evaluations and exports read.
 
-    Attributes:
-        weights: its arrays.
-        table: the table for its kind of gate (live or closed).
-        config: config of the model, with the sizes in the file.
+    Args:
+        config: config of the model.
+        tokenizer: as in `refseg_jax.text.tokenizers.build_tokenizer`.
     """
-
-    weights: Weights
-    table: Table
-    config: ReLAConfig
-
-    @property
-    def forward(self) -> Forward[ReLA]:
-        """The model as pure functions of its parameters."""
-        config = self.config
-        return Forward(lambda rngs: ReLA(config, rngs=rngs))
-
-    def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
-        """`loader.plan` for the whole model.
-
-        Args:
-            target: parameter -> shape and dtype.
-
-        Raises:
-            UserError: the weights do not fit.
-        """
-        return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
-
-    def run_config(self, tokenizer: str = TOKENIZER) -> dict[str, Any]:
-        """The part of a run's config that predictors, evaluations and exports read.
-
-        Args:
-            tokenizer: as in `refseg_jax.text.tokenizers.build_tokenizer`.
-        """
-        return {
-            "model": {"name": "rela", **dataclasses.asdict(self.config)},
-            "data": {
-                "dataset": "grefcoco/unc_raw",
-                "resize": "stretch",
-                "context_length": CONTEXT_LENGTH,
-                "tokenizer": tokenizer,
-            },
-            "eval": {"threshold": THRESHOLD, "protocol": "gres"},
-        }
+    return {
+        "model": {"name": "rela", **dataclasses.asdict(config)},
+        "data": {
+            "dataset": "grefcoco/unc_raw",
+            "resize": "stretch",
+            "context_length": CONTEXT_LENGTH,
+            "tokenizer": tokenizer,
+        },
+        "eval": {"threshold": THRESHOLD, "protocol": "gres"},
+    }
 
 
-def open_rela(source: str, *, sha256: str = "") -> OpenedReLA:
+def open_rela(source: str, *, sha256: str = "") -> Opened[ReLAConfig, ReLA]:
     """Opens a released ReLA; of its large arrays, only the gates are read.
 
     Args:
@@ -138,7 +108,7 @@ def open_rela(source: str, *, sha256: str = "") -> OpenedReLA:
     _check_pixels(weights)
     live = _gate_is_live(weights, config)
     config = dataclasses.replace(config, gate="live" if live else "closed")
-    return OpenedReLA(weights, rela(live=live), config)
+    return Opened(weights, rela(live=live), config, ReLA)
 
 
 def rela(*, live: bool) -> Table:

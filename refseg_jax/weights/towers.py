@@ -1,6 +1,5 @@
 """Opens the files of Swin and BERT: sizes from the arrays, other settings from `config.json`."""
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +13,11 @@ from refseg_jax.encoders.bert import Bert, BertConfig
 from refseg_jax.encoders.swin import PATCH, Swin, SwinConfig
 from refseg_jax.errors import UserError
 from refseg_jax.layers.norm import EPSILON
-from refseg_jax.models.forward import Forward
 from refseg_jax.naming import unknown
 from refseg_jax.weights import bert, hub, loader, swin
 from refseg_jax.weights.folder import read_json, weight_file
-from refseg_jax.weights.loader import Plan, Weights, first_match
+from refseg_jax.weights.loader import first_match
+from refseg_jax.weights.opened import Opened
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import Table
 
@@ -32,41 +31,6 @@ _CONFIG = "config.json"
 _HEAD_WIDTH = 64
 
 _MOST_BLOCKS = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """An opened Swin or BERT.
-
-    Attributes:
-        weights: its arrays.
-        table: the table of its format, for a tower without a prefix.
-        config: config of the tower, with the sizes in the file.
-    """
-
-    weights: Weights
-    table: Table
-    config: SwinConfig | BertConfig
-
-    @property
-    def forward(self) -> Forward[Any]:
-        """The tower as pure functions of its parameters."""
-        if isinstance(self.config, SwinConfig):
-            config = self.config
-            return Forward(lambda rngs: Swin(config, rngs=rngs))
-        other = self.config
-        return Forward(lambda rngs: Bert(other, rngs=rngs))
-
-    def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
-        """`loader.plan` for the tower.
-
-        Args:
-            target: parameter -> shape and dtype.
-
-        Raises:
-            UserError: the weights do not fit.
-        """
-        return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
 
 
 def load_tower(
@@ -113,7 +77,7 @@ def _weight_file(path: Path) -> Path:
     return weight_file(path, _FILES) if path.is_dir() else path
 
 
-def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
+def open_tower(source: str, *, format: str, sha256: str = "") -> Opened[Any, Any]:
     """Opens a Swin or a BERT without reading its arrays.
 
     Args:
@@ -142,7 +106,7 @@ def open_tower(source: str, *, format: str, sha256: str = "") -> Tower:
             f"{file}: not the weights of {format} ({type(error).__name__}: {str(error)[:100]}); "
             f"name another file, or another format of {', '.join(FORMATS)}"
         ) from None
-    return Tower(weights, table, config)
+    return Opened(weights, table, config, Bert if isinstance(config, BertConfig) else Swin)
 
 
 def swin_sizes(

@@ -13,12 +13,11 @@ from typing import Any
 import jax
 
 from refseg_jax.errors import UserError
-from refseg_jax.models.forward import Forward
 from refseg_jax.models.unilseg import UniLSeg
 from refseg_jax.models.unilseg_config import UniLSegConfig
-from refseg_jax.weights import clip, hub, loader, swin, towers
+from refseg_jax.weights import clip, hub, swin, towers
 from refseg_jax.weights.folder import weight_file
-from refseg_jax.weights.loader import Plan, Weights
+from refseg_jax.weights.opened import Opened
 from refseg_jax.weights.readers import open_weights
 from refseg_jax.weights.table import (
     BATCHES,
@@ -52,53 +51,22 @@ _CLIP, _SWIN = "backbone.", "backbone_visual."
 _BLIND = "CLIP's image tower, which the public code loads and never runs: a Swin sees the image"
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedUniLSeg:
-    """An opened file of released weights.
-
-    Attributes:
-        weights: its arrays.
-        table: the table for its names.
-        config: config of the model, with the sizes in the file.
-    """
-
-    weights: Weights
-    table: Table
-    config: UniLSegConfig
-
-    @property
-    def forward(self) -> Forward[UniLSeg]:
-        """The model as pure functions of its parameters."""
-        config = self.config
-        return Forward(lambda rngs: UniLSeg(config, rngs=rngs))
-
-    def plan(self, target: Mapping[str, jax.ShapeDtypeStruct]) -> Plan:
-        """`loader.plan` for the whole model.
-
-        Args:
-            target: parameter -> shape and dtype.
-
-        Raises:
-            UserError: the weights do not fit.
-        """
-        return loader.plan(self.table, self.weights.shapes, target, name=self.weights.name)
-
-    def run_config(self) -> dict[str, Any]:
-        """The part of a run's config that predictors, evaluations and exports read."""
-        return {
-            "model": {"name": "unilseg", **dataclasses.asdict(self.config)},
-            # Trained on many datasets; none is recorded in the file.
-            "data": {
-                "dataset": "",
-                "resize": "letterbox",
-                "context_length": CONTEXT_LENGTH,
-                "tokenizer": TOKENIZER,
-            },
-            "eval": {"threshold": THRESHOLD, "resample": RESAMPLE, "protocol": "cris"},
-        }
+def run_config(config: UniLSegConfig) -> dict[str, Any]:
+    """The part of a run's config that predictors, evaluations and exports read."""
+    return {
+        "model": {"name": "unilseg", **dataclasses.asdict(config)},
+        # Trained on many datasets; none is recorded in the file.
+        "data": {
+            "dataset": "",
+            "resize": "letterbox",
+            "context_length": CONTEXT_LENGTH,
+            "tokenizer": TOKENIZER,
+        },
+        "eval": {"threshold": THRESHOLD, "resample": RESAMPLE, "protocol": "cris"},
+    }
 
 
-def open_unilseg(source: str, *, sha256: str = "") -> OpenedUniLSeg:
+def open_unilseg(source: str, *, sha256: str = "") -> Opened[UniLSegConfig, UniLSeg]:
     """Opens a released UniLSeg; none of its large arrays is read.
 
     Args:
@@ -119,7 +87,7 @@ def open_unilseg(source: str, *, sha256: str = "") -> OpenedUniLSeg:
             f"{file}: not the weights of a released UniLSeg ({type(error).__name__}: "
             f"{str(error)[:100]}); name another file or another format"
         ) from None
-    return OpenedUniLSeg(weights, unilseg(prefix), config)
+    return Opened(weights, unilseg(prefix), config, UniLSeg)
 
 
 def unilseg(prefix: str = "") -> Table:
