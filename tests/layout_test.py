@@ -58,7 +58,7 @@ PIPELINE = {
     "labels": "making rows schema settings sources transforms",
     "pipeline": "labels making rows settings sources transforms workers",
     "mixtures": "leakage pipeline settings workers",
-    "experiment_data": "labels oracle pipeline settings sources",
+    "experiment_data": "labels making oracle pipeline settings sources",
 }
 #: What `input_pipeline` may use of the library.
 SHARED = "batch text images errors naming locks unpickling"

@@ -13,7 +13,7 @@ from refseg_jax.errors import escaped
 FLAGS = flags.FLAGS
 
 
-def parse(arguments: list[str]) -> list[str]:
+def parse(arguments: list[str], values: flags.FlagValues | None = None) -> list[str]:
     """Parses the command line; prints one line and exits with code 1 if there is a mistake in it.
 
     Mistakes are an unknown flag, config field, preset or config file. If the environment variable
@@ -23,15 +23,17 @@ def parse(arguments: list[str]) -> list[str]:
 
     Args:
         arguments: as in `sys.argv`.
+        values: where the flags are defined; `None`: absl's global ones.
 
     Returns:
         The arguments that are not flags.
     """
+    values = FLAGS if values is None else values
     try:
-        rest = FLAGS([_with_home(argument) for argument in arguments])
+        rest = values([_with_home(argument) for argument in arguments])
         # Reading a field raises the error of a config file that cannot be loaded.
-        getattr(FLAGS.config, "steps", None)
-        _expand_paths(FLAGS.config)
+        getattr(values.config, "steps", None)
+        _expand_paths(values.config)
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         if os.environ.get("REFSEG_TRACEBACK"):
             raise

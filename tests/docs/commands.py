@@ -202,7 +202,9 @@ def _module_fault(name: str, arguments: list[str]) -> str:
             # Without arguments, `main` takes those of the process.
             module.main()
     except _ParsedError:
-        return ""
+        fields = [word for word in arguments if word.startswith("--config.")]
+        chosen = [word for word in arguments if word.startswith("--config=")]
+        return _main_fault([*chosen, "--workdir=.", *fields]) if fields else ""
     except SystemExit:
         return said.getvalue().strip().splitlines()[-1]
     raise AssertionError(f"{name} has run: it parses its arguments in a way that is not known here")

@@ -62,6 +62,11 @@ def test_what_ci_makes_has_a_rule() -> None:
         ("python main.py --config=configs/scenes_unires.py --workdir=a --config.lr=1", "lr"),
         ("python main.py --config=configs/scenes_unires.py --workdir=a --config.steps=1.5", "1.5"),
         ("python main.py --config=configs/scenes_unires.py --workdir=a steps", "steps"),
+        (
+            "python -m tools.compile --config=configs/scenes_unires.py --topology=v5e:2x2 --config.lr=1",
+            "lr",
+        ),
+        ("python -m tools.compile --config=configs/scenes_unires.py --mode=train", "--topology"),
         ("python other.py", "no command"),
         ("srun python main.py --workdir=a", "--config"),
         ("export A=b && python main.py --workdir=a", "--config"),

@@ -25,7 +25,7 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Card:
+class Card:
     """A GPU, eight of which are in a host."""
 
     id: int
@@ -51,7 +51,7 @@ class _Card:
     ],
 )
 def test_the_network_between_slices_is_used_least(sizes, hosts):
-    cards = [_Card(number) for number in range(16)]
+    cards = [Card(number) for number in range(16)]
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), cards)
     found = [[[card.slice_index for card in row] for row in rows] for rows in mesh.devices]
     assert found == hosts
@@ -59,7 +59,7 @@ def test_the_network_between_slices_is_used_least(sizes, hosts):
 
 
 def test_an_axis_tensor_that_leaves_its_slice_is_refused():
-    cards = [_Card(number) for number in range(16)]
+    cards = [Card(number) for number in range(16)]
     with pytest.raises(ValueError, match=r"'tensor': 16} over 2 slices: .*; make tensor smaller"):
         sharding.make_mesh(sharding.MeshConfig(1, 1, 16), cards)
 

@@ -22,6 +22,7 @@ ROOT = Path(main.__file__).parent
 PATHS = {
     "ablation": {"data_dir", "output_dir", "page"},
     "build_dataset": {"data_dir", "source_dir", "image_dir", "config"},
+    "compile": {"config", "json", "hlo"},
     "dataset_page": set(),
     "docs_pictures": {"run", "output_dir"},
     "scenes_page": set(),
@@ -39,6 +40,7 @@ OTHERS = {
         *("dataset", "name", "mask_threshold", "splits", "num_workers", "skip_missing"),
         *("runner", "beam_options", "overwrite"),
     },
+    "compile": {"topology", "slices", "mode", "largest_batch"},
     "dataset_page": {"write"},
     "docs_pictures": set(),
     "scenes_page": {"write"},
@@ -53,7 +55,10 @@ OTHERS = {
     "score": {"protocol", "min_pixels"},
 }
 #: A value of each flag that must be given.
-VALUES = {"study": "group_tokens", "dataset": "scenes", "format": "rela", "protocol": "gres"}
+VALUES = {
+    **{"study": "group_tokens", "dataset": "scenes", "format": "rela", "protocol": "gres"},
+    "topology": "cpu:2",
+}
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -72,6 +77,7 @@ def test_every_command_is_in_the_table() -> None:
     commands = {
         path.stem for path in (ROOT / "tools").glob("*.py") if "def main(" in path.read_text()
     }
+    commands |= {path.parent.name for path in (ROOT / "tools").glob("*/__main__.py")}
     commands |= {
         p.stem for p in (ROOT / "refseg_jax/cli").glob("*.py") if "def main(" in p.read_text()
     }
