@@ -76,7 +76,13 @@ def expert_order(total: jax.Array) -> jax.Array:
         i32 `[B, I, K]`: entry r is the index on the axis of the expert at place r, counted from 0.
         Experts that are not valid come last.
     """
-    return jnp.argsort(total, axis=1, stable=True).astype(jnp.int32)
+    # Counted, not sorted: ONNX cannot sort an axis of any length.
+    index = jax.lax.cumsum(jnp.ones_like(total, jnp.int32), axis=1) - 1
+    ahead, behind = total[:, None], total[:, :, None]
+    earlier = index[:, None] < index[:, :, None]
+    place = ((ahead < behind) | ((ahead == behind) & earlier)).sum(2, dtype=jnp.int32)
+    there = place[:, :, None] == index[:, None]
+    return jnp.where(there, index[:, :, None], 0).sum(1, dtype=jnp.int32)
 
 
 def ranks_of_channels(valid: jax.Array, channels: int, kind: Channels) -> jax.Array:
@@ -99,12 +105,10 @@ def ranks_of_channels(valid: jax.Array, channels: int, kind: Channels) -> jax.Ar
         i32 `[B, G, K]` in 0..I-1; 0 where no expert is valid.
     """
     count = jnp.sum(valid, 1, dtype=jnp.int32, keepdims=True)
-    channel = jnp.arange(channels, dtype=jnp.int32)[:, None]
-    place = (
-        (channel * count) // channels
-        if kind == "spread"
-        else jnp.broadcast_to(channel, (count.shape[0], channels, count.shape[2]))
-    )
+    channel = jnp.arange(channels, dtype=jnp.int32)[:, None] + jnp.zeros_like(count)
+    place = channel
+    if kind == "spread":
+        place = jax.lax.div(channel * count, jnp.full_like(channel, channels))
     return jnp.clip(place, 0, jnp.maximum(count - 1, 0))
 
 

@@ -61,7 +61,11 @@ class GRSer(nnx.Module):
     """
 
     #: Published towers from which the model can start -> prefix of their parameters.
-    TOWERS: ClassVar[Mapping[str, str]] = {"swin": "vision.swin.", "bert": "text.", "lavt": "vision."}
+    TOWERS: ClassVar[Mapping[str, str]] = {
+        "swin": "vision.swin.",
+        "bert": "text.",
+        "lavt": "vision.",
+    }
 
     def __init__(self, config: GRSerConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -141,11 +145,12 @@ class GRSer(nnx.Module):
             )
         valid = jnp.asarray(text_valid)
         anti_valid = valid | jnp.pad(valid, ((0, 0), (0, 0), (1, 0)))[..., :-1]
-        both = jnp.concatenate((jnp.asarray(text), jnp.asarray(anti_text)), 1)
-        both_valid = jnp.concatenate((valid, anti_valid), 1)
-        length = both.shape[2]
+        # On an axis of their own: ONNX cannot split an axis of any length.
+        both = jnp.stack((jnp.asarray(text), jnp.asarray(anti_text)))
+        both_valid = jnp.stack((valid, anti_valid))
+        length = both.shape[3]
         words = self.text(both.reshape(-1, length), both_valid.reshape(-1, length), key=_key(rngs))
-        words, anti_words = jnp.split(words.reshape(*both.shape, -1), 2, 1)
+        words, anti_words = words.reshape(*both.shape, -1)
         return TextFeatures(words, valid, anti_words, anti_valid)
 
     def decode(
