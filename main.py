@@ -97,7 +97,7 @@ class Experiment:
             forward=self.forward,
             objective=build_objective(config.objective),
             config=optim,
-            steps=config.steps or round(config.epochs * rows / config.batch_size),
+            steps=config.steps or mixture.steps_of(config.epochs, config.batch_size),
             mesh=self.mesh,
             seed=config.seed,
         )

@@ -153,17 +153,21 @@ def group_objective() -> ConfigDict:
     return ConfigDict({"name": "group", **dataclasses.asdict(GroupObjective())})
 
 
-def member(*, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), **own: Any) -> ConfigDict:
+def member(
+    *, weight: float = 1.0, keep_held_out: tuple[str, ...] = (), batch_size: int = 0, **own: Any
+) -> ConfigDict:
     """One entry of `config.mixture`.
 
     Args:
         weight: share of the batches, relative to the sum of all weights.
         keep_held_out: evaluation sets whose images may be trained on, e.g. `"refcoco/google/val"`,
             `"refcoco/google"`, `"*"`. Images of all other built evaluation sets are left out.
+        batch_size: rows of the member's batches; 0 takes `config.batch_size`.
         own: fields that replace those of `config.data`, out of
             `input_pipeline.mixtures.MEMBER_FIELDS`.
     """
-    return ConfigDict({"weight": weight, "keep_held_out": keep_held_out, **own})
+    common = {"weight": weight, "keep_held_out": keep_held_out, "batch_size": batch_size}
+    return ConfigDict({**common, **own})
 
 
 def evaluation(

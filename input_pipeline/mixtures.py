@@ -52,12 +52,15 @@ class Member:
         data: which data to read. Fields that are not in `MEMBER_FIELDS` are the same for all members.
         weight: share of the batches, relative to the sum of all weights.
         keep_held_out: evaluation sets whose images may be trained on, see `leakage.find_leaks`.
+        batch_size: rows of the member's global batches; 0 takes that of all. Rows of few images or
+            expressions cost less than others, so that more of them make a step of equal cost.
     """
 
     name: str
     data: PipelineConfig
     weight: float = 1.0
     keep_held_out: tuple[str, ...] = ()
+    batch_size: int = 0
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):
@@ -112,6 +115,12 @@ class Mixture:
         """Number of rows of all members together."""
         return sum(len(rows.rows) for rows in self.rows)
 
+    def steps_of(self, epochs: float, batch_size: int) -> int:
+        """Number of steps in which as many rows are trained on as `epochs` epochs have."""
+        weights = np.array([member.weight for member in self.members])
+        rows = [member.batch_size or batch_size for member in self.members]
+        return round(epochs * self.rows_per_epoch / float(weights @ rows / weights.sum()))
+
     def batches(
         self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
         stop: Callable[[], bool] = lambda: False,
@@ -119,12 +128,12 @@ class Mixture:
         """An endless iterator of batches; arguments and result as in `pipeline.train_batches`."""
         datasets = [
             rows.dataset(
-                batch_size=batch_size,
+                batch_size=member.batch_size or batch_size,
                 seed=_seed(seed, rows.name),
                 process_index=process_index,
                 process_count=process_count,
             )
-            for rows in self.rows
+            for member, rows in zip(self.members, self.rows, strict=True)
         ]
         mixed = datasets[0]
         if len(datasets) > 1:
@@ -139,11 +148,12 @@ def read_members(
     """The members of `config.mixture`; if there are none, the one that `config.data` describes.
 
     Args:
-        mixture: name -> `weight`, `keep_held_out` and the `MEMBER_FIELDS` that the member sets.
+        mixture: name -> `weight`, `keep_held_out`, `batch_size` and the `MEMBER_FIELDS` that the
+            member sets.
         data: makes the `PipelineConfig` of `config.data`, with fields replaced.
 
     Raises:
-        UserError: a field is unknown, or a weight is not positive.
+        UserError: a field is unknown, a weight is not positive, or a batch has no row.
     """
     if not mixture:
         return [Member("", data())]
@@ -189,12 +199,17 @@ def _member(name: str, entry: dict[str, Any], data: Callable[..., PipelineConfig
     weight, keep = float(entry.pop("weight", 1.0)), entry.pop("keep_held_out", ())
     if not (weight > 0 and math.isfinite(weight)):
         raise UserError(f"{field}.weight={weight:g}: give a positive number, or leave it out")
+    rows = entry.pop("batch_size", 0)
+    if rows < 0:
+        raise UserError(
+            f"{field}.batch_size={rows}: give a number of rows, or 0 for that of config.batch_size"
+        )
     for other in entry:
         if other not in MEMBER_FIELDS:
-            known = (*MEMBER_FIELDS, "weight", "keep_held_out")
+            known = (*MEMBER_FIELDS, "weight", "keep_held_out", "batch_size")
             raise UserError(unknown(f"field of {field}", other, known))
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    return Member(name, data(**entry), weight, keep)
+    return Member(name, data(**entry), weight, keep, rows)
 
 
 def _exclusion(

@@ -34,7 +34,7 @@ from refseg_jax.training.state import Trainer, TrainState
 _FIXED = frozenset(
     {"seed", "batch_size", "mixture"}
     | {f"data.{name}" for name in ("dataset", "split", "sampling", "granularities")}
-    | {f"data.{name}" for name in ("pairs", "images", "num_workers")}
+    | {f"data.{name}" for name in ("pairs", "images", "negatives", "anti_prefix", "num_workers")}
 )
 
 

@@ -212,6 +212,21 @@ def test_members_on_one_split_have_orders_of_their_own(data_dir: Path) -> None:
     assert sorted(ids["a"]) == sorted(ids["b"]) and ids["a"] != ids["b"]
 
 
+def test_a_member_may_have_batches_of_its_own_size(data_dir: Path) -> None:
+    fields = {"a": {}, "b": {"batch_size": 2, "weight": 3.0}}
+    mixed = open_mixture(read(data_dir, fields))
+    found = take(batches(mixed, batch_size=6), 8)
+    sizes = {(host.name, len(host.meta)) for host in found}
+    assert sizes == {("a", 6), ("b", 2)}
+    shares = [
+        take(batches(mixed, batch_size=6, process_index=p, process_count=2), 8) for p in (0, 1)
+    ]
+    assert_same_rows(weave(shares), rows_of(found))
+    # One step in four has 6 rows, the others 2: 3 rows a step.
+    assert mixed.steps_of(2.5, 6) == round(2.5 * mixed.rows_per_epoch / 3)
+    assert open_mixture(read(data_dir, {})).steps_of(2.0, 4) == 4
+
+
 def test_without_a_mixture_the_batches_are_those_of_the_split(data_dir: Path) -> None:
     (member,) = read(data_dir, {})
     mixed = open_mixture([member])
@@ -285,6 +300,7 @@ def test_a_run_that_resumes_leaves_out_what_it_did_when_it_began(
         ({"weight": -1.5}, r"config.mixture.a.weight=-1.5: give"),
         ({"weight": math.nan}, r"config.mixture.a.weight=nan: give"),
         ({"weight": math.inf}, r"config.mixture.a.weight=inf: give"),
+        ({"batch_size": -1}, r"config.mixture.a.batch_size=-1: give a number of rows, or 0"),
         ({"wieght": 2}, r"unknown field of config.mixture.a 'wieght': did you mean 'weight'"),
         ({"tokenizer": "clip"}, r"unknown field of config.mixture.a 'tokenizer'"),
     ],
