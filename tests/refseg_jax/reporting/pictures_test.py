@@ -11,6 +11,7 @@ from refseg_jax.evaluation.picture import Picture
 from refseg_jax.images import preprocess
 from refseg_jax.images.drawing import PREDICTED_COLOUR, TARGET_COLOUR, dimmed, draw_regions
 from refseg_jax.images.sheets import fit
+from refseg_jax.models.heat_maps import HeatMap
 from refseg_jax.models.region_maps import RegionMap
 from refseg_jax.reporting import pictures
 
@@ -220,3 +221,55 @@ def test_a_panel_of_regions_says_the_words_and_how_sure_it_is() -> None:
         differ = np.nonzero((other != plain).any((1, 2)))[0]
         assert len(differ)
         assert differ.min() > 360 + 176 + 16
+
+
+def _heat(shape: tuple[int, int], images: int) -> HeatMap:
+    """The heatmap of image i is hot in row i of 4, the words' in the last; the order is reversed."""
+    _, affine = preprocess.prepare_image(_photo(*shape), 64, "stretch")
+    vision = np.full((images, 4, 4), -1.0, np.float32)
+    vision[np.arange(images), np.arange(images)] = 0.5
+    order = np.arange(images, dtype=np.int32)[::-1]
+    return HeatMap(np.roll(vision[0], -1, 0), vision, order, affine, 64, shape)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (1, 1), (1, 1000), (1000, 1)])
+@pytest.mark.parametrize("images", [1, 3])
+def test_panels_of_heatmaps_have_one_size(shape: tuple[int, int], images: int) -> None:
+    names = [str(image) for image in range(images)]
+    drawn = [
+        pictures.heat_panel(_photo(*s), np.ones(s, bool), _heat(s, images), names, "x")
+        for s in (shape, (100, 100))
+    ]
+    assert drawn[0].shape == drawn[1].shape
+    assert drawn[0].dtype == np.uint8
+
+
+def test_a_panel_of_heatmaps_has_both_orders() -> None:
+    image, mask = np.full((100, 100, 3), 100, np.uint8), np.zeros((100, 100), bool)
+    mask[:50] = True
+    panel = pictures.heat_panel(image, mask, _heat((100, 100), 3), ["a", "b", "c"], "x")
+    shown = panel[16:316, :300]
+    assert (shown[:148] == 100).all()
+    np.testing.assert_array_equal(shown[200:], dimmed(np.full_like(shown[200:], 100)))
+    # Yellow, the end of the colour map, mixed with the grey of the image: the middle of the hot row.
+    hot = np.round(40 + 0.6 * np.array([253, 231, 37]))
+    yellow = (np.abs(panel.astype(int) - hot) <= 1).all(-1)
+    above, below = [], []
+    # Without the caption of all.
+    half = (panel.shape[0] - 46) // 2
+    for column in range(4):
+        left = 308 + 8 + column * (150 + 8)
+        rows = np.nonzero(yellow[:, left + 75])[0]
+        above.append(rows[rows < half].mean())
+        below.append(rows[rows > half].mean())
+    # The words first; then the images, and the other way round.
+    assert above[1] < above[2] < above[3] < above[0]
+    # A row of cells apart; the first one reaches up to the edge.
+    assert above[3] - above[2] == pytest.approx(37.5, abs=1)
+    assert below[3] < below[2] < below[1] < below[0]
+    # Each with its name, which moves with it.
+    other = pictures.heat_panel(image, mask, _heat((100, 100), 3), ["a", "b", "d"], "x")
+    for part, column in ((slice(half), 3), (slice(half, None), 1)):
+        differ = np.nonzero((panel[part] != other[part]).any((0, 2)))[0]
+        left = 316 + column * 158
+        assert left <= differ.min() and differ.max() < left + 150
