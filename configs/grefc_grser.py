@@ -1,8 +1,8 @@
 r"""GRSer on G-RefC, G-RefC+ and G-RefCg together, the paper's training set, with or without negatives.
 
-    for name in g_refc/unc g_refc_plus/unc g_refcg/umd; do
-        python -m tools.build_dataset --dataset=$name --source_dir=DIR --data_dir=data
-    done
+    python -m tools.build_dataset --dataset=g_refc/unc --source_dir=DIR --data_dir=data
+    python -m tools.build_dataset --dataset=g_refc_plus/unc --source_dir=DIR --data_dir=data
+    python -m tools.build_dataset --dataset=g_refcg/umd --source_dir=DIR --data_dir=data
     python main.py --config=configs/grefc_grser.py --workdir=runs/grefc_grser \
         --config.init.swin=microsoft/swin-base-patch4-window12-384-in22k \
         --config.init.bert=google-bert/bert-base-uncased

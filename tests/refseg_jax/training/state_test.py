@@ -135,5 +135,5 @@ def test_one_compilation_for_many_steps():
 def test_a_mistyped_objective_field_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'dice'"):
         build_objective({"name": "mask", "dise": 1.0})
-    with pytest.raises(ValueError, match="there are: mask"):
+    with pytest.raises(ValueError, match="there are: group, mask"):
         build_objective({"name": "xyzzy"})
