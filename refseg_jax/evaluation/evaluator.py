@@ -80,7 +80,7 @@ class Evaluator:
     Attributes:
         name: name of the evaluation, for the log and for errors.
         forward: the model.
-        batches: makes this process's batches, as `input_pipeline.pipeline.eval_batches` does.
+        batches: makes this process's batches, as `input_pipeline.pipeline.evaluation.eval_batches` does.
         mesh: the devices.
         mask_stride: network pixels per mask cell.
         canvas: `(Hc, Wc)`, at least the native size of every image.

@@ -88,7 +88,8 @@ class ClassEvaluator:
         forward: the model. If it has `encode_image`, `encode_text` and `decode`, each image is encoded
             once, and the texts of all classes once per evaluation.
         classes: reads the list of classes.
-        batches: makes this process's batches, as `input_pipeline.pipeline.label_batches` does.
+        batches: makes this process's batches, as
+            `input_pipeline.pipeline.evaluation.label_batches` does.
         mesh: the devices.
         mask_stride: network pixels per mask cell.
         canvas: `(Hc, Wc)`, at least the native size of every image.
