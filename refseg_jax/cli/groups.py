@@ -171,7 +171,7 @@ class _Group:
             many = f"in {len(shown)} of {len(known)} images"
             print(f"{escaped(text)}: {many if shown else 'no match'}")
             for match in shown[:_PRINTED]:
-                print(f"  {match['score']:.2f}  {escaped(match['image'])}")
+                print(f"  {escaped(match['image'])}: {_told(match)}")
             if len(shown) > _PRINTED:
                 print(f"  and {len(shown) - _PRINTED} more, see {escaped(str(path))}")
             if known:

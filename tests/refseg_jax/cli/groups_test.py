@@ -98,7 +98,7 @@ def test_a_folder_is_answered_as_the_predictor_answers_its_group(
         there = [m for m in matches if m["expression"] == text and m["pixels"]]
         told = f"in {len(there)} of 4 images" if there else "no match"
         place = printed.index(f"{text}: {told}")
-        shown = [f"  {m['score']:.2f}  {m['image']}" for m in there]
+        shown = [f"  {m['image']}: score {m['score']:.2f}, margin {m['margin']:.2f}" for m in there]
         assert printed[place + 1 : place + 1 + len(there)] == shown
 
 
