@@ -50,7 +50,7 @@ def asked_classes(config: PipelineConfig, granularity: str) -> tuple[AskedClass,
         granularity: `"category"` or `"part"`.
 
     Raises:
-        DatasetError: the file of the list is damaged, or there is no class.
+        DatasetError: the file of the list is damaged, or there is no class, or one twice.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
     path = folder / CLASSES
@@ -71,10 +71,10 @@ def asked_classes(config: PipelineConfig, granularity: str) -> tuple[AskedClass,
         )
     (text, often), *_ = Counter(one.text for one in asked).most_common(1)
     if often > 1:
-        # ADE20K's 150 have "screen" twice, and other code asks for both by the same name.
-        logging.warning(
-            "%s: %s is %d classes of its list; their logits are equal, so the first takes all pixels",
-            *(folder, shown(text), often),
+        # Of its two logits the first would always win, so that pixels of the other are never found.
+        raise DatasetError(
+            f"{folder}: {shown(text)} is {often} classes of its list; correct the names in its source "
+            "and build it again"
         )
     return asked
 
