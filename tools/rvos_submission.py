@@ -145,10 +145,23 @@ def run(options: argparse.Namespace) -> int:
                 bad_of[video.name] = sorted(masks.bad)
             write_json(out / BAD, bad_of)
             masks.complete()
-    bad = sum(map(len, bad_of.values()))
+    _tell_of_others(out / MASKS, {video.name for video in found})
+    bad = sum(len(bad_of.get(video.name, ())) for video in found)
     empty = f"; {bad} frames could not be used and have empty masks" if bad else ""
     print(f"{escaped(str(out / MASKS))}: videos: {len(found)}, expressions: {expressions}{empty}")
     return bad
+
+
+def _tell_of_others(masks: Path, names: set[str]) -> None:
+    """Names what an earlier call has left, e.g. one before the file of `test` was there."""
+    others = sorted({folder.name for folder in masks.iterdir()} - names)
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        print(
+            f"warning: {escaped(str(masks / others[0]))}{more}: not of this split, and the server wants "
+            "no other videos; delete them before you zip",
+            file=sys.stderr,
+        )
 
 
 def _tell_of_test(source: Path, split: str, count: int) -> None:

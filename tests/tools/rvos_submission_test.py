@@ -146,6 +146,22 @@ def test_a_call_that_is_killed_forgets_no_bad_frame(
     assert len(masks(out)) == 4
 
 
+def test_videos_that_the_file_of_test_takes_away_later_are_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    said = (["00000"], {"0": "the red box"})
+    write_videos(source, {"aa": said, "of_test": said})
+    assert call(run, source, out) == 0
+    assert "not of this split" not in capsys.readouterr().err
+    hold_out(source, "of_test")
+    assert call(run, source, out) == 0
+    told = capsys.readouterr()
+    line = f"warning: {out}/Annotations/of_test: not of this split"
+    assert [one for one in told.err.splitlines() if one.startswith(line)]
+    assert "videos: 1, expressions: 1" in told.out
+
+
 def test_the_published_file_of_valid(
     run: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
