@@ -3,7 +3,12 @@
     python -m tools.build_dataset --dataset=scenes --data_dir=data
     python main.py --config=configs/scenes_grser.py --workdir=runs/scenes_grser
 
-Time and score: not measured yet.
+Time: about 20 minutes on 2 cores without an accelerator, which ten other processes shared; not measured
+on quiet ones.
+
+Score on held-out groups (one run, seed 0, the second recipe that was tried): mIoU-bar 36.7, Rneg 41.9,
+Em 81.2; 78.7 % of the pictures with a target are kept. Presence is learned late: val's Rneg was 0 until
+step 600, and 48.2 at the end.
 
 Half of the batches are groups of `train_groups`. There are only 400 of them, so the other half are
 pictures of `train` that are asked for the same text: of two neighbouring pictures, one has it and one
@@ -20,7 +25,7 @@ from configs.common import base_config, evaluation, group_objective, grser, memb
 def get_config() -> ConfigDict:
     """The experiment."""
     config: Any = base_config()
-    config.steps = 600
+    config.steps = 1000
     config.batch_size = 4
     config.data.update(
         {
@@ -39,9 +44,12 @@ def get_config() -> ConfigDict:
         sampling="text",
         granularities=("object", "part", "multi", "category", "none"),
     )
-    config.model = grser("tiny")
+    # Where d_pos < d_neg: a margin of 1 would decide at the very gap where the loss stops pushing.
+    config.model = grser("tiny", width=48, predictor_width=32, predictor_layers=1, margin=0.0)
     config.objective = group_objective()
-    config.objective.update({"dice": 1.0})
+    config.objective.update(
+        {"dice": 1.0, "triplet": 3.0, "schedule": "constant", "mirror_negatives": True}
+    )
     config.optim.update(
         {
             "lr": 5e-3,
