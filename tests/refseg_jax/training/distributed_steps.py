@@ -57,7 +57,15 @@ RELA: dict[str, Any] = {
     "vocab_size": 512,
     "eos_id": 511,
 }
-GRSER: dict[str, Any] = {**small_grser.SMALL, "vocab_size": 512, "eos_id": 511}
+GRSER: dict[str, Any] = {
+    **small_grser.SMALL,
+    "vocab_size": 512,
+    "eos_id": 511,
+    "text_width": 64,
+    "text_hidden": 128,
+    "width": 32,
+    "predictor_width": 32,
+}
 #: Learning rates at which rounding errors hardly grow: Adam makes full steps for tiny gradients too.
 MODELS = {
     "unires": (UNIRES, MaskObjective(1.0, 1.0), 1e-3),
