@@ -173,7 +173,7 @@ def test_a_loop_counts_as_what_it_is_unrolled_to():
     assert cost["flops"] < 0.2 * plain["flops"]
     np.testing.assert_allclose(cost["flops"] * arithmetic, plain["flops"], rtol=0.05)
     # A loop stacks what its gradient reads, which takes more traffic.
-    assert 1 < cost["bytes accessed"] * traffic / plain["bytes accessed"] < 1.6
+    assert 1 < cost["bytes accessed"] * traffic / plain["bytes accessed"] < 2
 
 
 def test_without_a_loop_xla_is_right():
