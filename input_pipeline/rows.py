@@ -126,7 +126,8 @@ def make_rows(
 ) -> RowTable:
     """Makes the rows of a split; expressions of other granularities are in none.
 
-    Groups are cut as `refseg_jax.images.groups.group_rows` does, by the ids of their images.
+    Groups are cut as `refseg_jax.images.groups.group_rows` does, by the names of their images' files;
+    images of one name are ordered by their ids.
 
     Args:
         table: all expressions of the split.
@@ -143,7 +144,7 @@ def make_rows(
         start, stop = _cut(rows.start, rows.stop, pairs)
         return dataclasses.replace(rows, start=start, stop=stop, reused=np.zeros_like(start))
     if sampling in GROUPED:
-        names = [name.decode() for name in table.image[rows.record].tolist()]
+        names = [name.decode() for name in table.name[rows.record].tolist()]
         pieces = [
             (start + row.images[0], start + row.images[-1] + 1, row.reused)
             for start, stop in zip(rows.start.tolist(), rows.stop.tolist(), strict=True)
@@ -201,8 +202,10 @@ def _slices(table: ExpressionTable, sampling: Sampling, granularities: tuple[str
         damaged = table.position == DAMAGED
         key = np.where(damaged, key.max(initial=-1) + 1 + table.record, key)
         keys, wanted = (key,), wanted & (key >= 0)
-        # The order of ids, so that it does not matter in which order a dataset has its images.
-        within = np.unique(table.image, return_inverse=True)[1][table.record]
+        # So that it does not matter in which order a dataset has its images.
+        place = np.empty(len(table.name), np.int64)
+        place[np.lexsort((table.image, table.name))] = np.arange(len(place))
+        within = place[table.record]
     elif sampling == "referent":
         keys = (table.record, table.referent)
     elif sampling not in ("image", "expressions"):

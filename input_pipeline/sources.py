@@ -152,7 +152,8 @@ class ExpressionTable:
         text: i32 `[E]`, a number for each text, or -1 where the record could not be read.
         present: bool `[E]`, whether the expression has a target.
         largest: i32 `[2]`, the largest height and the largest width of the split's images in pixels.
-        image: bytes `[R]`, image ids of the `R` records in UTF-8, empty if one could not be read.
+        image, name: bytes `[R]`, image ids and file names of the `R` records in UTF-8, empty if one
+            could not be read.
         tokens: i32 `[E]`, tokens that the text takes when nothing is cut, SOS and EOS included; 0 if it
             has no word, -1 where the record could not be read. `None` if no tokenizer was given.
     """
@@ -166,6 +167,7 @@ class ExpressionTable:
     present: np.ndarray
     largest: np.ndarray
     image: np.ndarray
+    name: np.ndarray
     tokens: np.ndarray | None = None
 
     @classmethod
@@ -218,7 +220,7 @@ class ExpressionTable:
         groups: dict[tuple[str, str], int] = {}
         texts: dict[str, int] = {}
         largest = np.zeros(2, np.int32)
-        images = [b""] * len(source)
+        images, files = [b""] * len(source), [b""] * len(source)
         damaged: list[DatasetError] = []
         for index in range(len(source)):
             try:
@@ -228,7 +230,7 @@ class ExpressionTable:
                 tokens += [-1] * len(GRANULARITIES)
                 rows += [(index, DAMAGED, 0, kind, -1, -1, 0) for kind in range(len(GRANULARITIES))]
                 continue
-            images[index] = record.image_id.encode()
+            images[index], files[index] = record.image_id.encode(), record.file_name.encode()
             largest = np.maximum(largest, (record.height, record.width))
             for position, expression in enumerate(record.expressions):
                 group = -1
@@ -245,10 +247,10 @@ class ExpressionTable:
         columns = np.array(rows, np.int32).reshape(-1, 7).T
         record, position, referent, granularity, group, text, present = columns
         kinds = granularity.astype(np.int8)
-        named = np.array(images, np.bytes_)
+        of_records = (largest, np.array(images, np.bytes_), np.array(files, np.bytes_))
         counted = np.array(tokens, np.int32) if count is not None else None
         there = present.astype(bool)
-        return cls(record, position, referent, kinds, group, text, there, largest, named, counted)
+        return cls(record, position, referent, kinds, group, text, there, *of_records, counted)
 
     def select(self, wanted: np.ndarray) -> "ExpressionTable":
         """The table of the expressions for which `wanted`, bool `[E]`, is true.
@@ -276,7 +278,7 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except _UNREADABLE as error:
-        logging.info("%s is damaged and made again: %s", path, error)
+        logging.info("%s is damaged or of another version, and made again: %s", path, error)
         return None
 
 

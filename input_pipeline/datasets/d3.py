@@ -69,6 +69,7 @@ class ImagePlan:
     Attributes:
         id: D3's id of the image.
         path: path of the image file.
+        name: its path in the folder of images, which orders the images of a group.
         height, width: size in pixels, as the annotations state it.
         descriptions: the descriptions that the image is asked for.
         regions: pairs (annotation id, COCO segmentation) of the annotations that they mean.
@@ -76,6 +77,7 @@ class ImagePlan:
 
     id: int
     path: Path
+    name: str
     height: int
     width: int
     descriptions: tuple[Description, ...]
@@ -122,6 +124,7 @@ def convert(plan: ImagePlan, source: str) -> Outcome:
         targets=tuple(encoded),
         expressions=expressions,
         metadata=json.dumps({"ann_ids": list(targets)}),
+        file_name=plan.name,
     )
     return Outcome(record, tuple(problems))
 
@@ -205,6 +208,7 @@ class _Pickles:
         return ImagePlan(
             image_id,
             path,
+            path.relative_to(self.folder).as_posix(),
             integer(image["height"]),
             integer(image["width"]),
             said,
@@ -282,7 +286,8 @@ def _satisfied(
             said.setdefault(sent_id, []).append(ann_id)
         descriptions = tuple(Description(s, texts[s], tuple(i), "") for s, i in said.items())
         shapes = tuple((i, region) for i, (_, region) in regions.items())
-        items.append(ImagePlan(image_id, path, height, width, descriptions, shapes))
+        name = path.relative_to(folder).as_posix()
+        items.append(ImagePlan(image_id, path, name, height, width, descriptions, shapes))
     return items, problems
 
 

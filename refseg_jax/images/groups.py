@@ -1,7 +1,9 @@
-"""Cuts a group of images into rows of up to N, as an evaluation does.
+"""Cuts a group of images into rows of up to N, for evaluations and predictions alike.
 
 A model of groups lets the images of a row ask each other, so that an answer depends on who shares the
 row. The rows follow from the names of the images alone, never from the order in which they are given.
+An evaluation names an image by its `file_name`, a prediction by its path: what is common to all paths
+changes no order.
 """
 
 from collections.abc import Sequence

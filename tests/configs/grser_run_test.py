@@ -173,6 +173,41 @@ def test_groups_of_grd_are_predicted_as_they_are_scored(data_dir: Path, tmp_path
         np.testing.assert_array_equal(answer.uncleared, coco_mask.decode(line["segmentation"]) > 0)
 
 
+def test_groups_of_grd_are_cut_for_a_prediction_as_for_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the order of ids as texts (0, 1, 10, 11, 2) nor that of their numbers is that of names."""
+    names = {0: "b/0.jpg", 1: "a/9.jpg", 2: "a/10.jpg", 10: "a/1.jpg", 11: "a-b.jpg"}
+    stored = d3_test.tables()
+    for number, name in names.items():
+        new = {**stored["images"][2], "id": number}
+        stored["images"][number] = {**stored["images"].get(number, new), "file_name": name}
+    d3_test.write_pickles(tmp_path / "d3", stored)
+    folder = tmp_path / "d3/d3_images"
+    refer_files.write_jpegs(folder, [image["file_name"] for image in stored["images"].values()])
+    refer_files.build(CONVERSIONS["d3/pres"], tmp_path / "d3", tmp_path / "data")
+    config = dataclasses.replace(
+        data_config(tmp_path / "data", "test", sampling="group", granularities=("group",)),
+        **{"dataset": "d3/pres", "pairs": 1, "images": IMAGES},
+    )
+    evaluated = [
+        [names[int(image_id.removeprefix("d3/"))] for image_id in meta.image_ids]
+        for host in pipeline.eval_batches(config, batch_size=1)
+        for meta in host.meta
+        if meta.expressions == ("a dog on a leash",)
+    ]
+    predictor, asked = Predictor(grouped_params(), grouped_config()), []
+
+    def remember(images: list[Path], *_: Any, **__: Any) -> list[list[Any]]:
+        asked.append([image.relative_to(folder).as_posix() for image in images])
+        return [[] for _ in images]
+
+    monkeypatch.setattr(predictor, "predict_row", remember)
+    predictor.predict_group([folder / name for name in names.values()], ["a dog on a leash"])
+    assert asked == evaluated
+    assert asked == [["a-b.jpg", "a/1.jpg", "a/10.jpg"], ["a/10.jpg", "a/9.jpg", "b/0.jpg"]]
+
+
 def test_coca_is_scored_by_maps_of_all_images(
     trained: Path, data_dir: Path, tmp_path: Path
 ) -> None:

@@ -235,9 +235,8 @@ def test_a_training_split_loses_exactly_the_published_images(
     images = np.array([name.encode() for name in [*held[::2], *other]])
     number = np.arange(len(images), dtype=np.int32)
     zeros = np.zeros(len(images), np.int32)
-    whole = ExpressionTable(
-        number, zeros, zeros, zeros.astype(np.int8), zeros, zeros, zeros > 0, zeros[:2], images
-    )
+    columns = (number, zeros, zeros, zeros.astype(np.int8), zeros, zeros, zeros > 0)
+    whole = ExpressionTable(*columns, zeros[:2], images, images)
     found = leakage.find_leaks(
         whole, evaluation_images(str(tmp_path)), dataset="refcoco/unc", split="train"
     )

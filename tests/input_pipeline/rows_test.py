@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ def table() -> ExpressionTable:
     record, position, referent, names, group = map(np.array, zip(*TABLE, strict=True))
     granularity = np.array([GRANULARITIES.index(name) for name in names], np.int8)
     largest = np.array([9, 9], np.int32)
-    images = np.array([b"a", b"b", b"c", b"d"])
+    images, files = np.array([b"a", b"b", b"c", b"d"]), np.array([b"1", b"2", b"3", b"4"])
     text, present = np.zeros_like(group), np.ones(len(group), bool)
     columns = (record, position, referent, granularity, group, text, present)
-    return ExpressionTable(*columns, largest, images)
+    return ExpressionTable(*columns, largest, images, files)
 
 
 def slices(rows: RowTable) -> list[list[tuple[int, int]]]:
@@ -77,6 +78,14 @@ def test_a_row_is_a_group_cut_to_the_number_of_images():
     # The last row of the first group has its second image again.
     assert make("group", *every, images=2) == [[(0, 1), (1, 0)], [(1, 0), (3, 1)], [(2, 0), (3, 0)]]
     assert make("group", *every, images=8) == [[(0, 1), (1, 0), (3, 1)], [(2, 0), (3, 0)]]
+
+
+def test_images_of_a_group_lie_in_the_order_of_their_files_and_of_one_name_in_that_of_their_ids():
+    images, files = np.array([b"d", b"a", b"c", b"b"]), np.array([b"2", b"10", b"1", b"2"])
+    named = dataclasses.replace(table(), image=images, name=files)
+    rows = make_rows(named, "group", ("object", "part"), pairs=1, images=2)
+    assert slices(rows) == [[(1, 0), (3, 1)], [(3, 1), (0, 1)], [(2, 0), (3, 0)]]
+    assert rows.reused.tolist() == [0, 1, 0]
 
 
 def test_granularities_choose_the_expressions():
