@@ -207,11 +207,14 @@ def _texts(record: Record, split: str, settings: TextSettings) -> tuple[Lengths,
     for expression in record.expressions:
         number = count_tokens(tokenizer, expression.text)
         lengths.add(expression.text, number)
-        if number > settings.lengths[0]:
+        if number + settings.prefix > settings.lengths[0]:
+            whole = " with the prefix of its anti-expression" if settings.prefix else ""
             check = (
-                f"expression of more than {settings.lengths[0]} tokens, whose last words are cut"
+                f"expression of more than {settings.lengths[0]} tokens{whole}, whose last words are "
+                "cut"
             )
-            text = f"{quoted(expression.text)} ({shown(expression.id)}) takes {number}"
+            takes = number + settings.prefix
+            text = f"{quoted(expression.text)} ({shown(expression.id)}) takes {takes}"
             found.append(
                 Finding(check, split, f"{shown(record.file_name)}: {text}", expression.targets)
             )

@@ -10,10 +10,17 @@ from refseg_jax.text.lengths import USUAL, Lengths
 
 
 class TextSettings(NamedTuple):
-    """A tokenizer, as in `build_tokenizer`, and the context lengths to count for, rising."""
+    """How texts are read.
+
+    Attributes:
+        tokenizer: as in `build_tokenizer`.
+        lengths: the context lengths to count for, rising.
+        prefix: tokens that an anti-expression has beside those of its text; 0 if there is none.
+    """
 
     tokenizer: str = "clip"
     lengths: tuple[int, ...] = USUAL
+    prefix: int = 0
 
 
 def read_settings(config: str, dataset: str) -> TextSettings:
@@ -34,8 +41,10 @@ def read_settings(config: str, dataset: str) -> TextSettings:
         made: Any = runpy.run_path(path)["get_config"](*filter(None, [preset]))
         data, members = made.data, made.get("mixture", {}).values()
         own = [member for member in members if member.get("dataset") == dataset]
-        found = {int(member.get("context_length", data.context_length)) for member in own}
-        return TextSettings(data.tokenizer, tuple(sorted(found or {int(data.context_length)})))
+        read = own or [data]
+        found = {int(member.get("context_length", data.context_length)) for member in read}
+        prefix = any(member.get("anti_prefix", data.get("anti_prefix", "")) for member in read)
+        return TextSettings(data.tokenizer, tuple(sorted(found)), int(prefix))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
@@ -49,7 +58,7 @@ def built_lines(folder: Path, data_dir: Path, settings: TextSettings) -> list[st
     Args:
         folder: folder of the dataset.
         data_dir: folder of all datasets.
-        settings: the tokenizer and the context lengths.
+        settings: how texts are read.
     """
     dataset = folder.parent.relative_to(data_dir).as_posix()
     lines = []

@@ -54,21 +54,26 @@ def tell_left_out(config: PipelineConfig, table: ExpressionTable) -> None:
 def tell_texts(
     config: PipelineConfig, source: RecordSource, table: ExpressionTable, lost: str, section: str
 ) -> None:
-    """Logs a line for the texts without a word, which are `lost`, and one for those that are cut."""
+    """Logs a line for the texts without a word, which are `lost`, and one for those that are cut.
+
+    With anti-expressions, those are also the texts whose anti-expression alone is cut.
+    """
     tokens, length = tokens_of(table), config.context_length
     where = f"{config.dataset} {config.split}"
-    empty, cut = np.flatnonzero(tokens == 0), np.flatnonzero(tokens > length)
+    more = int(bool(config.anti_prefix))
+    empty, cut = np.flatnonzero(tokens == 0), np.flatnonzero(tokens > length - more)
     if len(empty):
         logging.warning(
             "%s: %d of %d expressions have no word and are %s, e.g. %s",
             *(where, len(empty), len(tokens), lost, _example(source, table, int(empty[0]))),
         )
     if len(cut):
-        longest = int(tokens[cut].max())
+        longest = int(tokens[cut].max()) + more
+        them = ", or their anti-expressions of one more token," if more else ""
         logging.warning(
-            "%s: %d of %d expressions are longer than %d tokens of %s, and their last words are cut, "
+            "%s: %d of %d expressions%s are longer than %d tokens of %s, and their last words are cut, "
             "e.g. %s; %s.context_length=%d would read all of them",
-            *(where, len(cut), len(tokens), length, config.tokenizer),
+            *(where, len(cut), len(tokens), them, length, config.tokenizer),
             *(_example(source, table, int(cut[0])), section, longest),
         )
 

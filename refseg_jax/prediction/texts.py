@@ -69,9 +69,10 @@ class TextEncoder:
         return self.tokenizer(expressions, self._length)
 
     def cut_short(self, expressions: Sequence[str]) -> list[str]:
-        """Expressions with more tokens than L; raises as `ids` does."""
+        """Expressions with more tokens than L, or whose anti-expressions have; raises as `ids` does."""
         self.ids(expressions)
-        _, valid = self.tokenizer(expressions, self._length + 1)
+        room = self._length - (self._prefix is not None)
+        _, valid = self.tokenizer(expressions, room + 1)
         return [text for text, long in zip(expressions, valid[:, -1], strict=True) if long]
 
     def parts(self, ids: np.ndarray, valid: np.ndarray, most: int) -> Iterator[tuple[int, Any]]:

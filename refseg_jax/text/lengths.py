@@ -56,15 +56,16 @@ class Lengths:
         """Number of texts of which a context of `length` tokens cuts the last words."""
         return sum(number for tokens, number in self.counts.items() if tokens > length)
 
-    def line(self, where: str, tokenizer: str, lengths: Sequence[int]) -> str:
+    def line(self, where: str, tokenizer: str, lengths: Sequence[int], prefix: int = 0) -> str:
         """A line of a report, `""` if no text is cut.
 
         Args:
             where: what the texts are of, e.g. the split.
             tokenizer: its name.
             lengths: context lengths, rising.
+            prefix: tokens that an anti-expression has beside those of its text.
         """
-        cut = [self.longer_than(length) for length in lengths]
+        cut = [self.longer_than(length - prefix) for length in lengths]
         if not any(cut):
             return ""
         first, *rest = (
@@ -72,10 +73,12 @@ class Lengths:
             for length, number in zip(lengths, cut, strict=True)
         )
         others = "".join(f", {told}" for told in rest)
+        texts = "texts with the prefix of anti-expressions" if prefix else "texts"
+        take = first.replace("more", "take more")
         return (
-            f"{where}: of {self.counts.total():,} texts, {first.replace('more', 'take more')} tokens of "
-            f"{tokenizer}{others}; a model of that context_length does not read their last words; the "
-            f"longest takes {max(self.counts)}: {quoted(self.longest)}"
+            f"{where}: of {self.counts.total():,} {texts}, {take} tokens of {tokenizer}{others}; a "
+            "model of that context_length does not read their last words; the longest takes "
+            f"{max(self.counts) + prefix}: {quoted(self.longest)}"
         )
 
 

@@ -80,6 +80,27 @@ def test_it_is_told_once_before_a_run(data_dir: Path, caplog: pytest.LogCaptureF
     ]
 
 
+def test_a_text_whose_anti_expression_alone_is_cut_counts(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+):
+    config = make_config(
+        data_dir, "train", granularities=("object",), context_length=16, anti_prefix="word"
+    )
+    with caplog.at_level(logging.WARNING, "absl"):
+        take(train_batches(config, batch_size=2, seed=0), 2)
+    _, cut = caplog.messages
+    assert cut == (
+        "tiny train: 1 of 21 expressions, or their anti-expressions of one more token, are longer than "
+        "16 tokens of clip, and their last words are cut, e.g. 'the box that stands to the left of the "
+        "other one in this picture' (train1-1); config.data.context_length=17 would read all of them"
+    )
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "absl"):
+        open_train(dataclasses.replace(config, context_length=17))
+        open_train(dataclasses.replace(config, anti_prefix=""))
+    assert not any("are cut" in message for message in caplog.messages)
+
+
 def test_nothing_is_told_where_all_is_read(data_dir: Path, caplog: pytest.LogCaptureFixture):
     config = make_config(data_dir, "train", granularities=("part", "none"), context_length=16)
     with caplog.at_level(logging.WARNING, "absl"):

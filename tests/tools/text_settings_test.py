@@ -53,6 +53,7 @@ def test_settings_are_those_of_the_config(config: str):
     assert read_settings(config, "mine") == TextSettings("clip", (5, 11))
     assert read_settings(config, "other") == TextSettings("clip", (9,))
     assert read_settings(f"{config}:large", "scenes") == TextSettings("clip", (30,))
+    assert read_settings("configs/scenes_grser.py", "scenes").prefix == 1
 
 
 @pytest.mark.parametrize("text", ["missing.py", "made.py", "made.py:huge"])
@@ -95,6 +96,29 @@ def test_the_doctor_names_them(tmp_path: Path, source: Path, config: str):
     assert f"a.png: '{LONG}' (train-2) takes 22" in said
     code, said = run(doctor.main, *flags, "--num_workers=1", f"--config={config}")
     assert "2  expression of more than 9 tokens, whose last words are cut" in said
+
+
+def test_a_text_whose_anti_expression_alone_is_cut_counts(
+    tmp_path: Path, source: Path, config: str
+):
+    """Of 22 and 23 tokens, where 22 are read."""
+    file = Path(config)
+    file.write_text(
+        file.read_text().replace("    return", "    config.data.anti_prefix = 'word'\n    return")
+    )
+    file.write_text(file.read_text().replace('"large": 30', '"large": 22'))
+    flags = ("--dataset=jsonl", f"--source_dir={source}", f"--config={config}:large")
+    _, said = run(doctor.main, *flags, f"--page={tmp_path}/p.html", "--num_workers=1")
+    assert (
+        "2  expression of more than 22 tokens with the prefix of its anti-expression, whose" in said
+    )
+    assert f"a.png: '{LONG}' (train-2) takes 23" in said
+    _, said = run(build_dataset.main, *flags, "--name=mixed", f"--data_dir={tmp_path}/d")
+    assert (
+        "train: of 4 texts with the prefix of anti-expressions, 2 take more than 22 tokens of clip; a "
+        f"model of that context_length does not read their last words; the longest takes 24: '{LONG} "
+        "one'" in said.splitlines()
+    )
 
 
 def test_short_texts_are_not_worth_a_line(tmp_path: Path):
