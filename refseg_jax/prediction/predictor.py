@@ -26,6 +26,16 @@ from refseg_jax.prediction.texts import TextEncoder, Words, padded
 EXPRESSIONS_AT_ONCE = 8
 
 
+def decoded_at_once(images: int, pairs: int = EXPRESSIONS_AT_ONCE) -> int:
+    """How many expressions are decoded at once for a row of images: at least one.
+
+    Args:
+        images: N, images of the row.
+        pairs: `expressions_at_once` of the predictor, the most pairs of image and expression.
+    """
+    return max(1, pairs // images)
+
+
 class _Place(NamedTuple):
     """Where an image lies in the network's square: affine f32 `[2, 3]`, native height and width."""
 
@@ -154,7 +164,7 @@ class Predictor:
             expressions: at least one.
             images: how many images `predict_row` will be given, at most.
         """
-        at_once = max(1, self._at_once // images)
+        at_once = decoded_at_once(images, self._at_once)
         return Words(tuple(self._texts.parts(*self._texts.ids(expressions), at_once)))
 
     def predict_words(
@@ -348,6 +358,9 @@ class Predictor:
 
     def cut_short(self, expressions: Sequence[str]) -> list[str]:
         """Expressions with more tokens than `config.data.context_length`; the model misses their ends.
+
+        An anti-expression has a token more: for a model that reads them, expressions with as many
+        tokens as that are among them.
 
         Raises:
             ExpressionError: as in `predict`.

@@ -221,6 +221,14 @@ def test_a_model_of_groups_needs_anti_expressions(prefix: str, words: str) -> No
         Predictor(grouped_params(), config)
 
 
+def test_a_text_whose_anti_expression_alone_is_cut_counts_as_cut(predictor: Predictor) -> None:
+    # With SOS and EOS, 9 and 10 tokens; the context has 10.
+    texts = ["red box " * 3 + "red", "red box " * 4]
+    assert predictor.cut_short(texts) == texts[1:]
+    other = Predictor(random_params(forward_of(UNIRES)), unires_run_config())
+    assert other.cut_short([*texts, "red box " * 5]) == ["red box " * 5]
+
+
 def test_heatmaps_follow_the_images_and_their_trust(predictor: Predictor) -> None:
     # Their sums of ranks are not all equal.
     images = pictures(5)[2:]
