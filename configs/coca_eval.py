@@ -26,7 +26,8 @@ def get_config(preset: str = "B") -> ConfigDict:
     config: Any = grefc_grser.get_config(preset)
     config.mixture = ConfigDict()
     config.data.dataset = "coca"
-    # The canvas must hold every image; the size of CoCA's largest is not stated.
+    # The size of CoCA's largest image is not stated. If one is larger than the canvas, the run stops
+    # before the first row, and names the size that is needed.
     config.eval.update({"protocol": "sod", "canvas": (1024, 1024)})
     config.evals = ConfigDict()
     config.evals.test = evaluation("test", when="during")

@@ -4,13 +4,13 @@ r"""A trained GRSer on GRD, the present descriptions of D3.
     python main.py --config=configs/grd_eval.py --workdir=runs/grd \
         --mode=eval --config.init.checkpoint=runs/grefc_grser
 
-Every group of about 100 images is cut into rows of 8, by the ids of its images, for each of its
+Every group of about 100 images is cut into rows of 8, by the names of its images, for each of its
 descriptions. The last row is filled up by images that count once. Scores with negatives have plain keys
 (`mIoU`, `Em`, `Rneg` of `grd`). `positives/cris/mIoU` is the mIoU of the paper's "RES setting": images
 with a target alone, whose masks count whatever the distances say.
 
-`--config=configs/grd_eval.py:tiny` takes a checkpoint of preset `tiny`. `--config.model.group_size=1`
-with `--config.data.images=1` asks every image alone.
+`--config=configs/grd_eval.py:tiny` takes a checkpoint of preset `tiny`. `--config.data.images=1` asks
+every image alone, as a group of one.
 
 Time and score: not run; neither D3's images nor trained weights are at hand on this project's machines.
 The paper reports `mIoU` 57.12, `Em` 51.5 and `Rneg` 81.09 with negatives (Table 5) and mIoU 47.25
@@ -30,7 +30,8 @@ def get_config(preset: str = "B") -> ConfigDict:
     config: Any = grefc_grser.get_config(preset)
     config.mixture = ConfigDict()
     config.data.dataset = "d3/pres"
-    # The canvas must hold every image; the size of D3's largest is not stated.
+    # The size of D3's largest image is not stated. If one is larger than the canvas, the run stops
+    # before the first row, and names the size that is needed.
     config.eval.update({"protocol": "grd,cris", "canvas": (1024, 1024)})
     config.evals = ConfigDict()
     config.evals.test = evaluation("test", when="during")

@@ -216,7 +216,8 @@ class GroupModel(Model, Protocol):
     parts are those of a `SeparableModel` but for that.
 
     Attributes:
-        group_size: N of the rows that evaluation and prediction make of a group (`group_rows`).
+        group_size: N of the rows that a prediction makes of a group (`group_rows`); that of an
+            evaluation is `config.data.images`.
     """
 
     group_size: int

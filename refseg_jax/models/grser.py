@@ -91,7 +91,7 @@ class GRSer(nnx.Module):
 
     @property
     def group_size(self) -> int:
-        """Images of a row in evaluation and prediction."""
+        """Images of a row in predictions."""
         return self.config.group_size
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> SegOutput:
