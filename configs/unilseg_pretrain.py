@@ -12,9 +12,9 @@ of a dataset of your own, as files or tar shards (docs/own_data.md). `B,NAME,...
 `sa1b_pseudo`, in equal shares. Patches are hidden with a probability of 0.2.
 
 Recipe: 192 devices with 8 images each, 5 epochs, Adam at 5e-5 and a tenth of that for the backbone.
-For fewer devices, e.g.
-`--config.batch_size=256`. No decay of the rate is stated for this stage: it stays
-constant. Everything else as in `configs/unilseg.py`. The scores are zero-shot, on RefCOCO.
+Fewer devices want a smaller batch, e.g. `--config.batch_size=256`. The paper states no decay of the
+rate for this stage: it stays constant. Everything else is as in `configs/unilseg.py`. The evaluation
+during training is on val of RefCOCO, which this stage has not seen.
 
 Time and score: not run at full size here. Figure 5 of the paper shows what this stage is worth.
 """
