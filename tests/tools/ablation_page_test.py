@@ -5,16 +5,11 @@ import pytest
 import scipy.special
 
 from tools.ablation_page import Cell, Scores, by_chance, difference, markdown
-from tools.studies import (
-    GROUP_TOKENS,
-    NO_TARGET,
-    RELA,
-    UNILSEG_PARTS,
-    Row,
-    Study,
-    Table,
-    by_pixels,
-)
+from tools.studies import Row, Study, Table
+from tools.studies.rela import NO_TARGET, RELA
+from tools.studies.study import by_pixels
+from tools.studies.unilseg import UNILSEG_PARTS
+from tools.studies.unires import GROUP_TOKENS
 
 
 def test_a_cell_is_the_mean_and_its_standard_error():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tools.planned_runs import PlannedRuns
 from tools import ablation
-from tools.studies import GROUP_TOKENS
+from tools.studies.unires import GROUP_TOKENS
 from tools.trainings import Training
 
 
@@ -161,7 +161,7 @@ def test_the_page_gives_the_command_that_makes_it(
 ):
     monkeypatch.setattr(ablation, "train_all", lambda trainings, jobs: None)
     summary = dict.fromkeys(GROUP_TOKENS.metrics, 0.5)
-    monkeypatch.setattr("tools.studies.read_summary", lambda path: summary)
+    monkeypatch.setattr("tools.studies.study.read_summary", lambda path: summary)
     assert study.call(*options) == 0
     expected = (
         "```bash\npython -m tools.build_dataset --dataset=scenes --data_dir=data\n"

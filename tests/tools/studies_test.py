@@ -4,20 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import scenes_rela, scenes_unires
+from configs import scenes_grser, scenes_rela, scenes_unires
 from refseg_jax.evaluation.predictions import encode
 from tools import trainings
-from tools.studies import (
-    NO_TARGET,
-    PAPER_MIN_PIXELS,
-    RELA,
-    STUDIES,
-    UNILSEG_PARTS,
-    Study,
-    by_matched_pixels,
-    by_pixels,
-    summary,
-)
+from tools.studies import STUDIES, Study
+from tools.studies.grser import GRSER_PARTS
+from tools.studies.rela import NO_TARGET, RELA
+from tools.studies.study import PAPER_MIN_PIXELS, by_matched_pixels, by_pixels, summary
+from tools.studies.unilseg import UNILSEG_PARTS
 from tools.trainings import resolved
 
 _ROOT = Path(trainings.__file__).parents[1]
@@ -154,3 +148,30 @@ def test_labels_say_how_a_row_is_read():
             "pixel rule, matched": by_matched_pixels,
         }
         assert row.read is expected.get(row.label, summary), row.label
+
+
+def test_grser_one_by_one_sees_as_many_images_a_step_as_in_groups():
+    found = {}
+    for name in ("full", "one by one"):
+        variant = GRSER_PARTS.variants[name]
+        fields = (*GRSER_PARTS.fields, *variant.overrides)
+        config = resolved(_ROOT / GRSER_PARTS.config, fields)
+        found[name] = config["model"]["group_size"], config["data"]["images"], config["batch_size"]
+    (_, images, rows), (asked, alone, more) = found["full"], found["one by one"]
+    assert (asked, alone, more) == (1, 1, images * rows)
+
+
+def test_grser_and_rela_have_their_recipes_lengths_and_are_scored_on_the_same_pictures():
+    grser, rela = (
+        resolved(
+            _ROOT / (variant.config or GRSER_PARTS.config),
+            (*GRSER_PARTS.fields, *variant.overrides),
+        )
+        for variant in map(GRSER_PARTS.variants.get, ("full", "rela"))
+        if variant
+    )
+    assert GRSER_PARTS.steps == scenes_grser.get_config().steps
+    assert rela["steps"] == scenes_rela.get_config().steps
+    one, other = (config["evals"]["test"] for config in (grser, rela))
+    assert one["split"] == other["split"] == "test_groups"
+    assert other["granularities"] == grser["data"]["granularities"] == ["group"]
