@@ -1,4 +1,4 @@
-"""Writes the folder that the server of Ref-YouTube-VOS takes.
+r"""Writes the folder that the server of Ref-YouTube-VOS takes.
 
     python -m tools.rvos_submission --checkpoint=runs/unilseg --source_dir=ref-youtube-vos \
         --split=valid --output_dir=out

@@ -1,4 +1,4 @@
-"""Segments pictures by words.
+r"""Segments pictures by words.
 
     python -m tools.predict --checkpoint=runs/scenes_unires --image=FILE_OR_FOLDER \
         --text="the red car" --text="the wheels of the red car" --output_dir=out

@@ -79,26 +79,30 @@ def run_video(options: argparse.Namespace, texts: Sequence[str]) -> int:
         if used and not options.no_overlay:
             rate = options.fps or video.rate
             write_overlay(out / OVERLAY, (f for f in video if done(f.name)), masks.read, rate)
-    for text, number in zip(texts, write.found, strict=True):
-        print(f"{escaped(text)}: in {number} of {write.frames} frames")
+        _tell_found(texts, masks, filter(masks.has, lines.frames))
     went_on = f" ({before} of an earlier call)" if before else ""
     skipped = f"; {bad} could not be used" if bad else ""
     print(f"{escaped(str(out))}: frames: {used}{went_on}, texts: {len(texts)}{skipped}")
     return bad
 
 
-class _Writer:
-    """Writes the masks and lines of a frame.
+def _tell_found(texts: Sequence[str], masks: MaskFiles, frames: Iterable[str]) -> None:
+    """Prints in how many frames each text has a mask, those of earlier calls included."""
+    total, found = 0, [0] * len(texts)
+    for frame in frames:
+        total += 1
+        for k, mask in enumerate(masks.read(frame)):
+            found[k] += bool(mask.any())
+    for text, number in zip(texts, found, strict=True):
+        print(f"{escaped(text)}: in {number} of {total} frames")
 
-    Attributes:
-        frames: number of frames that were written.
-        found: for each text the number of frames with a mask.
-    """
+
+class _Writer:
+    """Writes the masks and lines of a frame."""
 
     def __init__(
         self, masks: MaskFiles, lines: FrameLines, texts: Sequence[str], maps: bool
     ) -> None:
-        self.frames, self.found = 0, [0] * len(texts)
         self._masks, self._lines, self._texts, self._maps = masks, lines, texts, maps
 
     def __call__(self, frame: str, answers: Sequence[Prediction]) -> None:
@@ -114,9 +118,6 @@ class _Writer:
                     for k, (text, one) in enumerate(zip(self._texts, answers, strict=True))
                 ],
             )  # fmt: skip
-        self.frames += 1
-        for k, one in enumerate(answers):
-            self.found[k] += bool(one.mask.any())
 
 
 def predict_frames(

@@ -157,6 +157,9 @@ def test_deleted_masks_are_written_again_and_counted(
     assert f"of {FRAMES} frames" in told[0]
     assert (out / "predictions.jsonl").read_text() == text
     assert len([*(out / "masks" / "1").iterdir()]) == FRAMES
+    # A call that has nothing left to do counts the same frames.
+    assert call(run, folder, out) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == told[:2]
 
 
 def test_a_killed_call_goes_on_from_whole_frames(
