@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from tools.compile.experiment import read_config
 from tools.compile.figures import Figures
 from tools.compile.table import found_line, refusal, table, title
 from tools.compile.topology import Topology
-from tools.compile.works import MODES
+from tools.compile.works import MODES, TRAINING
 
 
 def compile_all(
@@ -105,10 +106,17 @@ def _compile(
     if code:
         if os.environ.get("REFSEG_TRACEBACK"):
             print(words, file=sys.stderr)
-        last = words.splitlines()[-1] if words else "it said nothing"
         raise UserError(
-            f"--topology={request.topology}: the compiler ended with exit code {code}: {last}"
+            f"--topology={request.topology}: the compiler ended with exit code {code}: {_reason(words)}"
         )
+
+
+def _reason(words: str) -> str:
+    """The line of what a process has said that tells why it died."""
+    lines = words.splitlines() or ["it said nothing"]
+    # A failed check of XLA, after which it tells of its stack.
+    failed = (line for line in lines if re.match(r"F\d{4} ", line))
+    return next(failed, lines[-1])
 
 
 def _read(told: dict[str, Any]) -> tuple[Figures, Found | None]:
@@ -152,7 +160,7 @@ def _as_json(
 def cures(config: Any, figures: Figures) -> list[str]:
     """What may help a function that does not fit, as flags."""
     found = []
-    trains = figures.field == "config.batch_size"
+    trains = figures.name.startswith(TRAINING)
     shards = figures.mesh["data"] * figures.mesh["fsdp"]
     if trains and figures.mesh["fsdp"] < shards:
         found.append(f"--config.mesh.fsdp={min(shards, max(2, 2 * figures.mesh['fsdp']))}")

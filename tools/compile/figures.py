@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from refseg_jax.errors import UserError
 from refseg_jax.layers.target import Target, compiling_for
 from refseg_jax.training.peaks import peak_of
 from tools.compile import costs, hlo
@@ -91,6 +92,9 @@ def measure(work: Work, rows: int, mesh: Mesh) -> tuple[Figures, str]:
 
     Returns:
         The figures, and the text of the compiled program (`""` if it does not fit).
+
+    Raises:
+        UserError: the model does not take the rows.
     """
     devices = list(mesh.devices.flat)
     told: dict[str, Any] = {
@@ -107,7 +111,7 @@ def measure(work: Work, rows: int, mesh: Mesh) -> tuple[Figures, str]:
     began = time.perf_counter()
     try:
         with compiling_for(Target.of(devices[0])):
-            compiled = work.lower(rows).compile()
+            compiled = _lowered(work, rows).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -117,6 +121,16 @@ def measure(work: Work, rows: int, mesh: Mesh) -> tuple[Figures, str]:
     seconds = time.perf_counter() - began
     text = compiled.as_text() or ""
     return Figures(**told, seconds=seconds, **_measured(compiled, text, devices[0])), text
+
+
+def _lowered(work: Work, rows: int) -> jax.stages.Lowered:
+    try:
+        return work.lower(rows)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{work.name}: the model does not take rows of (images, pairs, context_length) = "
+            f"{work.shape}: {error}"
+        ) from error
 
 
 def _measured(compiled: Any, text: str, device: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 from refseg_jax.models.graphs import GRAPHS, Graphs
 from refseg_jax.naming import construct
-from refseg_jax.prediction.predictor import EXPRESSIONS_AT_ONCE
+from refseg_jax.prediction.predictor import decoded_at_once
 from refseg_jax.reporting.writers import NullWriter
 from refseg_jax.training.evaluations import Evaluations
 from refseg_jax.training.objectives import build_objective
@@ -32,6 +32,8 @@ from refseg_jax.training.state import Trainer
 
 Mode: TypeAlias = Literal["train", "eval", "predict"]
 MODES: tuple[Mode, ...] = ("train", "eval", "predict")
+#: Beginning of the name of a work that trains.
+TRAINING = "training step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +104,17 @@ class Experiment:
         )
         state, step = trainer.abstract(), _lowerable(trainer.compile_step())
         unit = sharding.batch_shards(self.mesh) * optim.accumulation
-        self._check_rows(config.batch_size, unit, "config.batch_size")
         seen = set()
         for member in mixtures.read_members(config.mixture.to_dict(), self._data.settings):
-            row = blank_row(member.data)
-            if _shape(row) not in seen:
-                seen.add(_shape(row))
+            owner = f"config.mixture.{member.name}" if member.batch_size else "config"
+            rows, row = member.batch_size or config.batch_size, blank_row(member.data)
+            self._check_rows(rows, unit, f"{owner}.batch_size")
+            if (rows, _shape(row)) not in seen:
+                seen.add((rows, _shape(row)))
                 yield Work(
-                    name=" of ".join(filter(None, ("training step", member.name))),
-                    rows=config.batch_size,
-                    field="config.batch_size",
+                    name=" of ".join(filter(None, (TRAINING, member.name))),
+                    rows=rows,
+                    field=f"{owner}.batch_size",
                     unit=unit,
                     shape=_shape(row),
                     state=local_bytes(state),
@@ -155,7 +158,8 @@ class Experiment:
         graphs = Graphs(self._forward)
         length = self.config.data.context_length
         images = graphs.group_size or 1
-        inputs = graphs.inputs(1, EXPRESSIONS_AT_ONCE, length, images)
+        count = decoded_at_once(images)
+        inputs = graphs.inputs(1, count, length, images)
         params = _laid_out(self._forward.shapes, here)
         for name in GRAPHS:
             yield Work(
@@ -163,7 +167,7 @@ class Experiment:
                 rows=1,
                 field="",
                 unit=1,
-                shape=(images, EXPRESSIONS_AT_ONCE, length),
+                shape=(images, count, length),
                 state=local_bytes(params),
                 lower=lambda rows, name=name: jax.jit(getattr(graphs, name)).lower(
                     params, *_laid_out(inputs[name], here)

@@ -157,9 +157,9 @@ def test_what_does_not_fit_gets_a_line_with_the_cures():
     )
     whole = dataclasses.replace(one, mesh={"data": 1, "fsdp": 8, "tensor": 1})
     assert "fsdp" not in " ".join(cures(config, whole))
-    scored = dataclasses.replace(one, field="config.eval.batch_size")
+    scored = dataclasses.replace(one, name="evaluation", field="config.eval.batch_size")
     assert cures(config, scored) == ["a smaller --config.eval.batch_size"]
-    assert cures(config, dataclasses.replace(one, field="")) == []
+    assert cures(config, dataclasses.replace(one, name="decode", field="")) == []
 
 
 def test_the_line_on_the_largest_batch():
@@ -242,6 +242,14 @@ def test_the_works_of_a_mode(mode):
     assert [one.rows for one in found] == {"train": [16], "eval": [32], "predict": [1] * 3}[mode]
 
 
+@pytest.mark.parametrize(("images", "expressions"), [(3, 2), (8, 1)])
+def test_a_predictor_of_groups_decodes_as_many_pairs_as_one_of_images(images, expressions):
+    fields = [f"--config.model.group_size={images}", "--config.data.context_length=12"]
+    config = read_config(["--config=configs/scenes_grser.py", *fields])
+    found = Experiment(config, [Card(0)]).works("predict")
+    assert {one.shape for one in found} == {(images, expressions, 12)}
+
+
 def test_members_of_a_mixture_with_equal_rows_are_one_work(tmp_path):
     file = tmp_path / "mixed.py"
     file.write_text(
@@ -249,13 +257,15 @@ def test_members_of_a_mixture_with_equal_rows_are_one_work(tmp_path):
         "def get_config():\n    config = scenes_unires.get_config()\n"
         "    config.mixture.a = member(split='train')\n"
         "    config.mixture.b = member(split='val', pairs=4)\n"
-        "    config.mixture.c = member(split='test')\n    return config\n"
+        "    config.mixture.c = member(split='test')\n"
+        "    config.mixture.d = member(split='test', batch_size=32)\n    return config\n"
     )
     config = read_config([f"--config={file}", *(f"--config.model.{field}" for field in SMALL)])
     works = Experiment(config, [Card(0)]).works("train")
-    assert [(w.name, w.shape) for w in works] == [
-        ("training step of a", (1, 8, 17)),
-        ("training step of b", (1, 4, 17)),
+    assert [(w.name, w.shape, w.rows, w.field) for w in works] == [
+        ("training step of a", (1, 8, 17), 16, "config.batch_size"),
+        ("training step of b", (1, 4, 17), 16, "config.batch_size"),
+        ("training step of d", (1, 8, 17), 32, "config.mixture.d.batch_size"),
     ]
 
 
@@ -284,6 +294,10 @@ def test_a_compiler_that_dies_gets_one_line(capsys, monkeypatch, tmp_path):
     assert str(told.value) == (
         "--topology=cpu:2: the compiler ended with exit code 7: the last words"
     )
+    failed = "F1130 19:28:30.613129 19918 fusion_util.cc:5194] Check failed: no pad"
+    program.write_text(f"#!/bin/sh\necho '{failed}' >&2; echo stack >&2; kill -ABRT $$\n")
+    with pytest.raises(UserError, match=r"exit code -6: F1130 .* Check failed: no pad$"):
+        compile_all([Topology("cpu:2")], request, [CONFIG], None)
     program.write_text(
         f"#!/bin/sh\necho '{json.dumps({'error': 'config.x: no'})}'; exec sleep 60\n"
     )
