@@ -35,10 +35,12 @@ from refseg_jax.exports.source import load_start, recorded_licences
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.naming import construct
-from refseg_jax.reporting import parameter_table, tables
+from refseg_jax.reporting import parameter_table
 from refseg_jax.reporting.writers import ProgressLine, make_writer
 from refseg_jax.text.tokenizers import check_tokenizer
-from refseg_jax.training.evaluations import SPEED, Evaluations
+from refseg_jax.training.compilations import keep_compilations
+from refseg_jax.training.evaluations import Evaluations
+from refseg_jax.training.goodput import Ledger
 from refseg_jax.training.loop import LoopConfig, Run, Trained
 from refseg_jax.training.objectives import build_objective
 from refseg_jax.training.optim import OptimConfig
@@ -57,9 +59,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 class Experiment:
     """What a config describes, built; no parameter is allocated before `train` or `evaluate`."""
 
-    def __init__(self, config: Any, workdir: Path) -> None:
-        self.config = config
-        self.workdir = workdir
+    def __init__(self, config: Any, workdir: Path, ledger: Ledger | None = None) -> None:
+        self.config, self.workdir, self.ledger = config, workdir, ledger or Ledger()
         self.mesh = sharding.make_mesh(construct(sharding.MeshConfig, config.mesh, what="mesh"))
         self.forward = Forward(lambda rngs: build_model(config.model.to_dict(), rngs=rngs))
         model: Any = self.forward.model
@@ -67,8 +68,9 @@ class Experiment:
         check_tokenizer(data.tokenizer, data.context_length, model.config, data.anti_prefix)
         self.writer = make_writer(workdir)
         self.preemption = Preemption()
+        stop = self.preemption.noticed
         self.data = ExperimentData(
-            config, model.image_size, model.mask_stride, stop=self.preemption.noticed, **_process()
+            config, model.image_size, model.mask_stride, stop=stop, **sharding.this_process()
         )
         self.evaluations = Evaluations(
             config,
@@ -110,13 +112,12 @@ class Experiment:
         # SIGTERM may also have come during the last save, and would end each evaluation's first wait.
         if speed["preempted"] or self.preemption.noticed():
             logging.info("saved and stopped on SIGTERM; the same command resumes")
+            logging.info(self.ledger.line())
             return
         if not speed["steps"]:
             logging.info("nothing is left to train: all %d steps are done", steps)
-            # Nothing was trained in this call: the earlier one knows how long it took.
-            earlier = tables.read_summary(self.evaluations.summary)
-            speed = {**speed, **{name: earlier[name] for name in SPEED if name in earlier}}
-        self.evaluations.report(trained.state.eval_params, steps, speed=speed, known=trained.scores)
+        params, scores = trained.state.eval_params, trained.scores
+        self.evaluations.report(params, steps, speed=speed, known=scores, ledger=self.ledger)
 
     def evaluate(self) -> None:
         """Runs every evaluation on the workdir's newest checkpoint.
@@ -174,7 +175,7 @@ class Experiment:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     stop=preemption.noticed,
-                    **_process(),
+                    **sharding.this_process(),
                 ),
                 evaluations=self.evaluations.at("during"),
                 checkpointer=checkpointer,
@@ -183,6 +184,7 @@ class Experiment:
                 preemption=preemption,
                 resolved_config={**config.to_dict(), "licences": terms},
                 workdir=self.workdir,
+                ledger=self.ledger,
             )
             start = run.resume(functools.partial(self._fresh, trainer))
             if jax.process_index() == 0:
@@ -226,10 +228,12 @@ def main(_: list[str]) -> None:
     try:
         if FLAGS.distributed:
             sharding.join_processes()
+        keep_compilations(FLAGS.config.loop.compilation_cache)
         first = jax.process_index() == 0
         logging.set_verbosity(logging.INFO if first else logging.WARNING)
-        with workdir.opened(Path(FLAGS.workdir), first=first):
-            experiment = Experiment(FLAGS.config, Path(FLAGS.workdir))
+        folder = Path(FLAGS.workdir)
+        with workdir.opened(folder, first=first), Ledger.of_process(folder) as ledger:
+            experiment = Experiment(FLAGS.config, folder, ledger)
             experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
             experiment.writer.close()
     except (UserError, ValueError, OSError) as error:
@@ -240,10 +244,6 @@ def main(_: list[str]) -> None:
     except KeyboardInterrupt as ending:
         workers.leave(signals.told(ending))
     workers.leave(0)
-
-
-def _process() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ def join_processes() -> None:
         jax.distributed.initialize()
 
 
+def this_process() -> dict[str, int]:
+    """`process_index` and `process_count`, as arguments of what gives each process its rows."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes in devices; one of them may be -1, for all remaining devices."""

@@ -33,7 +33,7 @@ LIBRARY = {
     "weights": "checkpoints encoders errors images layers models naming unpickling",
     "evaluation": f"{_BASE} images models",
     "reporting": "batch errors evaluation images models",
-    "training": f"{_BASE} checkpoints evaluation models reporting",
+    "training": f"{_BASE} checkpoints evaluation layers models reporting",
     "exports": f"{_BASE} checkpoints evaluation images layers models reporting text weights",
     "prediction": f"{_BASE} checkpoints evaluation exports images models text",
     "cli": f"{_LIBRARY} checkpoints evaluation exports models prediction reporting weights",

@@ -55,7 +55,8 @@ print("loaded:", json.dumps(sorted({name.split(".")[0] for name in sys.modules})
 
 
 def _command(workdir: Path, data_dir: Path, *more: str) -> list[str]:
-    fields = {**OVERRIDES, "data.data_dir": data_dir}
+    cache = data_dir.parent / "cache"
+    fields = {**OVERRIDES, "data.data_dir": data_dir, "loop.compilation_cache": cache}
     return [
         "main.py",
         "--config=configs/scenes_unires.py",
@@ -81,8 +82,6 @@ class Place:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": "--xla_backend_optimization_level=0 "
             "--xla_llvm_disable_expensive_passes=true",
             **variables,
@@ -288,6 +287,10 @@ def test_another_seed_does_not_resume_and_changes_nothing(place: Place) -> None:
         ("--config.data.dataset=nothing", "tools.build_dataset"),
         ("--config.eval.protocol=criss", "unknown protocol 'criss': did you mean 'cris'?"),
         ("--config.epochs=2", "config.steps=3 and config.epochs=2: set one and leave"),
+        (
+            "--config.loop.profile_steps=(2,9)",
+            "profile_steps=(2, 9): the training ends with step 3",
+        ),
         # Absl joins this to the tuple that is given already.
         ("--config.eval.canvas=(16,)", "config.eval.canvas=(32, 32, 16): give a height"),
         ("--config=configs/refcoco_unires.py:tinny", "did you mean 'tiny'?"),

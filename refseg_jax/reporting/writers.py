@@ -210,6 +210,7 @@ class ProgressLine:
         loss: float,
         images_per_second: float,
         data_wait_share: float,
+        peak_share: float | None = None,
         quarantined: int = 0,
     ) -> None:
         """Takes a step, and prints it if the last line is old enough.
@@ -220,6 +221,7 @@ class ProgressLine:
             images_per_second: over all processes; 0 after the first step, which is compilation and
                 does not count.
             data_wait_share: share of training time spent waiting for data, in [0, 1].
+            peak_share: share of the devices' peak, in [0, 1]; `None` if that is not known.
             quarantined: number of damaged records so far.
         """
         now = time.monotonic()
@@ -232,6 +234,8 @@ class ProgressLine:
         ]
         if images_per_second:
             parts.append(f"{images_per_second:.1f} images/s")
+            if peak_share is not None:
+                parts.append(f"{100 * peak_share:.1f} % of peak")
             parts.append(f"waiting for data {100 * data_wait_share:.0f} %")
         else:
             parts.append("compiled")

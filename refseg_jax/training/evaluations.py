@@ -18,11 +18,16 @@ from refseg_jax.evaluation.picture import Picture
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.reporting import pictures, tables
 from refseg_jax.reporting.writers import MetricWriter
+from refseg_jax.training import goodput
+from refseg_jax.training.goodput import Ledger
 
 #: Values of `when` of an entry of `config.evals`, see `configs.common.evaluation`.
 MOMENTS = ("during", "final", "never")
 #: Entries of `summary.json` that training measures. They stay when another step is evaluated.
-SPEED = ("train_seconds", "images_per_second", "data_wait_share", "steps", "preempted")
+SPEED = (
+    *("train_seconds", "images_per_second", "data_wait_share", "peak_share", "steps", "preempted"),
+    *goodput.NAMES,
+)
 
 
 class EvaluationData(Protocol):
@@ -141,6 +146,7 @@ class Evaluations:
         *,
         speed: Mapping[str, float] | None = None,
         known: Mapping[str, float] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Runs all evaluations; writes pages of pictures and `summary.json`, prints the tables.
 
@@ -151,13 +157,19 @@ class Evaluations:
                 the file.
             known: scores of the evaluations `during` training at this step; these do not run again.
                 `None` or empty if they have not run.
+            ledger: what the run's wall time went to, for the summary and a line at the end.
         """
+        ledger = ledger or Ledger()
         before = tables.read_summary(self.summary)
         summary = dict(before if speed is None else speed)
+        if not summary.get("steps"):
+            # Nothing was trained in this call: the earlier one knows how long it took.
+            summary |= {name: before[name] for name in SPEED if name in before}
         scores: dict[str, float] = {}
-        for evaluator in self.at(*(("final",) if known else ("during", "final"))):
-            scores |= evaluator.evaluate(params, step)
-        scores |= self._data.oracle()
+        with ledger.spending("evaluation"):
+            for evaluator in self.at(*(("final",) if known else ("during", "final"))):
+                scores |= evaluator.evaluate(params, step)
+            scores |= self._data.oracle()
         if scores.items() - before.items():
             # Starting a finished run again gives the same scores, which need no second line.
             self._writer.scalars(step, scores)
@@ -166,11 +178,15 @@ class Evaluations:
             if before.get("step", step) != step:
                 # Scores of another step do not belong into this summary.
                 summary = {name: summary[name] for name in SPEED if name in summary}
+            summary |= ledger.summary()
             tables.write_summary(self.summary, {**summary, **scores, "step": step})
             prefixes = [entry.prefix for entry in self.config.evals.values()]
             threshold = self.config.eval.threshold
             print(tables.full_text(scores, prefixes, self._protocols, threshold))
             print(f"summary: {self.summary}")
+            ledger.record(step, finished=True)
+            if line := ledger.line():
+                print(line)
 
     @property
     def _protocols(self) -> tuple[protocols.Protocol, ...]:

@@ -19,23 +19,17 @@ from absl import logging
 
 from refseg_jax import sharding
 from refseg_jax.batch import HostBatch, Interrupted
-from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
 from refseg_jax.reporting.writers import MetricWriter, ProgressLine
 from refseg_jax.training.clock import Clock
+from refseg_jax.training.goodput import Ledger
+from refseg_jax.training.peaks import peak_of
 from refseg_jax.training.preemption import Preemption
+from refseg_jax.training.profiling import Profile, check_steps
 from refseg_jax.training.quarantine import Quarantine, TrainingError
+from refseg_jax.training.same_run import check_same_run
 from refseg_jax.training.state import Trainer, TrainState
-
-#: Fields that must not change when a run resumes, beside all of `model` and `mixture`: they decide
-#: what a checkpoint's parameters and its position in the data mean. `data.num_workers` is among them
-#: because an iterator's state fits one number of workers only.
-_FIXED = frozenset(
-    {"seed", "batch_size", "mixture"}
-    | {f"data.{name}" for name in ("dataset", "split", "sampling", "granularities")}
-    | {f"data.{name}" for name in ("pairs", "images", "negatives", "anti_prefix", "num_workers")}
-)
 
 
 class Trained(NamedTuple):
@@ -44,9 +38,9 @@ class Trained(NamedTuple):
     Attributes:
         state: the state after the last step.
         speed: `train_seconds` (from the first batch to the last save, evaluations included, plus
-            that of earlier calls of the run); of this call alone, `images_per_second` and
-            `data_wait_share` (compilation, evaluation and saving do not count), the number of
-            `steps` done, and `preempted` (0 or 1).
+            that of earlier calls of the run); of this call alone, `images_per_second`,
+            `data_wait_share` and, where the devices' peak is known, `peak_share` (compilation,
+            evaluation and saving do not count), the number of `steps` done, and `preempted` (0 or 1).
         scores: scores of the evaluations at the last step, `{}` if none ran.
     """
 
@@ -106,6 +100,13 @@ class LoopConfig:
             evaluated is always saved, so that its scores can rank the checkpoint.
         max_bad_share: share of records in [0, 1] that may be damaged before training stops.
         log_batches: whether to write the keys of every batch to `batches-<process>.jsonl`.
+        profile_steps: the first and the last step (counted from 1) of a trace for xprof, which goes to
+            `<workdir>/profile`; `()` for none. See `refseg_jax.training.profiling`.
+        compilation_cache: folder in which all that is compiled is kept, so that another start compiles
+            nothing; `""` for none. See `refseg_jax.training.compilations`.
+
+    Raises:
+        UserError: `profile_steps` is not a first and a last step.
     """
 
     log_every: int = 20
@@ -113,6 +114,11 @@ class LoopConfig:
     save_every: int = 1000
     max_bad_share: float = 0.01
     log_batches: bool = False
+    profile_steps: tuple[int, ...] = ()
+    compilation_cache: str = ""
+
+    def __post_init__(self) -> None:
+        check_steps(self.profile_steps)
 
 
 class _Begun(NamedTuple):
@@ -121,13 +127,14 @@ class _Begun(NamedTuple):
     Attributes:
         step: number of updates done once it is finished.
         name: name of its batch, see `HostBatch`.
-        images: images of this process that count for the rates.
+        images, flops: images of this process, and arithmetic of all, that count for the rates.
         metrics: its metrics; reading them waits for the devices.
     """
 
     step: int
     name: str
     images: int
+    flops: float
     metrics: dict[str, jax.Array]
 
 
@@ -143,7 +150,11 @@ class Run:
         checkpointer, writer, progress, preemption: see their classes.
         resolved_config: the experiment config, stored in every checkpoint together with `progress`
             (`step`, `train_seconds`).
-        workdir: folder of the run, with `checkpoints` and the log of batches.
+        workdir: folder of the run, with `checkpoints`, the log of batches and `profile`.
+        ledger: where the run's wall time is booked.
+
+    Raises:
+        UserError: `config.profile_steps` are beyond the end of the training.
     """
 
     trainer: Trainer
@@ -156,6 +167,10 @@ class Run:
     preemption: Preemption
     resolved_config: dict[str, Any]
     workdir: Path
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        check_steps(self.config.profile_steps, self.trainer.steps)
 
     def resume(self, fresh: Callable[[], TrainState]) -> Start:
         """Starts at the newest sound checkpoint, or with a fresh state if there is no checkpoint.
@@ -169,7 +184,7 @@ class Run:
             UserError: the checkpoint is of another run or of a longer training, or no checkpoint is
                 usable.
         """
-        self._check_same_run()
+        check_same_run(self.workdir / "checkpoints", self.resolved_config)
         restored = self.checkpointer.restore_latest(self.trainer.abstract().as_dict())
         if restored is None:
             # A run that was killed before its first save begins again, and so do its metrics.
@@ -194,92 +209,55 @@ class Run:
             TrainingError: the loss or the gradient is not finite, or too many records are damaged.
             UserError: a checkpoint or the metrics cannot be written.
         """
-        compiled = self.trainer.compile_step()
         state = start.state
         first = step = int(state.step)
         total = self.trainer.steps
-        clock = Clock(start.seconds)
-        quarantine = Quarantine(self.config.max_bad_share)
-        pending: deque[_Begun] = deque()
-        losses: dict[str, float] = {}
-        shapes: set[Any] = set()
-
-        def settle(keep: int = 0) -> None:
-            while len(pending) > keep:
-                self._report(pending.popleft(), losses, clock, quarantine)
-
-        while True:
-            scores = None
-            # Asked before an evaluation, which may take longer than the machine remains.
-            preempted = self.preemption.reached()
-            unscored = step > first or start.unscored
-            if not preempted and unscored and _due(step, self.config.eval_every, total):
-                settle()
-                with clock.paused():
-                    scores = self._evaluate(state, step)
-                # A notice may have come during the evaluation.
+        self.ledger.begin(step, idle=step >= total)
+        peak = self._peak()
+        clock = Clock(start.seconds, ledger=self.ledger, peak=peak)
+        steps = _Steps(self, clock, counting=bool(peak))
+        with Profile(self.workdir / "profile", self.config.profile_steps) as profile:
+            while True:
+                scores = None
+                # Asked before an evaluation, which may take longer than the machine remains.
                 preempted = self.preemption.reached()
-            due = preempted or scores or _due(step, self.config.save_every, total)
-            if step > first and due:
-                settle()
-                with clock.paused():
-                    self._save(state, step, scores, clock.elapsed())
-            elif scores:
-                self.checkpointer.add_scores(step, scores)
-            if preempted or step >= total:
-                break
-            try:
-                with clock.waiting():
-                    host = next(self.batches)
-            except Interrupted:
-                continue  # To save the state, with the position before this batch.
-            quarantine.check(host)
-            self._log_batch(step, host)
-            shape = (host.batch.image.shape, host.batch.text.shape)
-            with contextlib.nullcontext() if shape in shapes else clock.paused():
-                # A new shape compiles the step first, which is not training time.
-                state, metrics = compiled(state, sharding.put_batch(host.batch, self.trainer.mesh))
-            shapes.add(shape)
-            step += 1
-            images = len(host.meta) * host.batch.image.shape[1]
-            if step == first + 1:
-                # The first step is compilation, and does not count for the rates.
-                jax.block_until_ready(metrics)
-                clock.start_rates()
-                images = 0
-            pending.append(_Begun(step, host.name, images, metrics))
-            # Reading the metrics of the step before keeps one step in flight and bounds the queue.
-            settle(keep=1)
-        settle()
+                unscored = step > first or start.unscored
+                if not preempted and unscored and _due(step, self.config.eval_every, total):
+                    steps.settle()
+                    with clock.paused("evaluation"):
+                        scores = self._evaluate(state, step)
+                    # A notice may have come during the evaluation.
+                    preempted = self.preemption.reached()
+                due = preempted or scores or _due(step, self.config.save_every, total)
+                if step > first and due:
+                    steps.settle()
+                    with clock.paused("saving"):
+                        self._save(state, step, scores, clock.elapsed())
+                elif scores:
+                    self.checkpointer.add_scores(step, scores)
+                    self.ledger.record(step)
+                if preempted or step >= total:
+                    break
+                with profile.step(step + 1, steps.settle):
+                    try:
+                        with clock.waiting():
+                            host = next(self.batches)
+                    except Interrupted:
+                        continue  # To save the state, with the position before this batch.
+                    state = steps.make(state, step, host, first=step == first)
+                    step += 1
+        steps.settle()
         self.progress.close()
-        with clock.paused():
+        with clock.paused("saving"):
             self.checkpointer.wait()
         speed = {**clock.summary(), "steps": step - first, "preempted": float(preempted)}
         return Trained(state, speed, scores or {})
 
-    def _report(
-        self, begun: _Begun, losses: dict[str, float], clock: Clock, quarantine: Quarantine
-    ) -> None:
-        step, name, images, metrics = begun
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        clock.count(images)
-        # A gradient can be infinite where the loss is finite; either spoils the parameters.
-        for key, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
-            if not math.isfinite(values[key]):
-                raise TrainingError(
-                    f"{words} is {values[key]} at step {step}: lower config.optim.lr, or set "
-                    "config.optim.clip_norm; checkpoints up to the last save are sound"
-                )
-        rates = clock.rates()
-        if name:
-            losses[f"{name}/loss"] = values["loss"]
-        if self.config.log_every and step % self.config.log_every == 0:
-            told = {**values, **losses, "quarantined": float(quarantine.bad)}
-            if images:
-                told |= rates
-            self.writer.scalars(step, told)
-            losses.clear()
-        self.progress.update(step, loss=values["loss"], quarantined=quarantine.bad, **rates)
+    def _peak(self) -> float:
+        """Arithmetic that all devices together can do, in FLOP/s; 0 if it is not known."""
+        devices = self.trainer.mesh.devices
+        peak = peak_of(devices.flat[0].device_kind)
+        return peak.flops * devices.size if peak else 0.0
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
         """Scores of all evaluations, or `None` if SIGTERM came while one of them waited for a batch."""
@@ -304,60 +282,87 @@ class Run:
             config={**self.resolved_config, "progress": progress},
             metrics=scores,
         )
+        self.ledger.record(step)
 
-    def _check_same_run(self) -> None:
-        """Compares `_FIXED`, `model` and `mixture` with the config of the newest checkpoint.
 
-        Only fields that both have are compared, so that a checkpoint from before a field was added
-        can still be resumed.
+class _Steps:
+    """The steps of one call of `Run.train`; the newest may be in flight."""
 
-        Raises:
-            UserError: a field differs; the message names it.
+    def __init__(self, run: Run, clock: Clock, *, counting: bool) -> None:
+        """Compiles nothing yet; `counting`: whether to count the arithmetic of the steps."""
+        self._run, self._clock, self._counting = run, clock, counting
+        self._compiled = run.trainer.compile_step()
+        self._quarantine = Quarantine(run.config.max_bad_share)
+        self._pending: deque[_Begun] = deque()
+        self._losses: dict[str, float] = {}
+        #: Shapes of a batch whose step is compiled -> its arithmetic.
+        self._flops: dict[Any, float] = {}
+
+    def make(self, state: TrainState, step: int, host: HostBatch, *, first: bool) -> TrainState:
+        """Begins a step, and ends the one before.
+
+        Args:
+            state: is donated.
+            step: number of updates done.
+            host: the batch.
+            first: whether this is the first step of the call.
         """
-        folder = self.workdir / "checkpoints"
-        newest = _newest_config(folder)
-        if not newest:
-            return
-        stored, ours = _fields(newest), _fields(json.loads(json.dumps(self.resolved_config)))
-        for name in sorted(stored.keys() & ours.keys()):
-            fixed = name in _FIXED or name.startswith(("model.", "mixture."))
-            if fixed and stored[name] != ours[name]:
-                raise UserError(
-                    f"{folder}: trained with config.{name}={stored[name]!r}, now it is "
-                    f"{ours[name]!r}: give the same value to resume, or another --workdir"
+        trainer = self._run.trainer
+        self._quarantine.check(host)
+        self._log_batch(step, host)
+        shape = (host.batch.image.shape, host.batch.text.shape)
+        new = shape not in self._flops
+        # A new shape compiles the step first, which is not training time.
+        with self._clock.paused("compilation") if new else contextlib.nullcontext():
+            batch = sharding.put_batch(host.batch, trainer.mesh)
+            if new:
+                self._flops[shape] = trainer.step_flops(batch) if self._counting else 0.0
+            state, metrics = self._compiled(state, batch)
+        images, flops = len(host.meta) * host.batch.image.shape[1], self._flops[shape]
+        if first:
+            # The first step is compilation, and does not count for the rates.
+            jax.block_until_ready(metrics)
+            self._clock.start_rates()
+            images, flops = 0, 0.0
+        self._pending.append(_Begun(step + 1, host.name, images, flops, metrics))
+        # Reading the metrics of the step before keeps one step in flight and bounds the queue.
+        self.settle(keep=1)
+        return state
+
+    def settle(self, keep: int = 0) -> None:
+        """Waits for all steps but the newest `keep`, and reports them."""
+        while len(self._pending) > keep:
+            self._report(self._pending.popleft())
+
+    def _report(self, begun: _Begun) -> None:
+        step, name, images, flops, metrics = begun
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._clock.count(images, flops)
+        # A gradient can be infinite where the loss is finite; either spoils the parameters.
+        for key, words in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+            if not math.isfinite(values[key]):
+                raise TrainingError(
+                    f"{words} is {values[key]} at step {step}: lower config.optim.lr, or set "
+                    "config.optim.clip_norm; checkpoints up to the last save are sound"
                 )
+        rates = self._clock.rates()
+        if name:
+            self._losses[f"{name}/loss"] = values["loss"]
+        run, bad = self._run, self._quarantine.bad
+        if run.config.log_every and step % run.config.log_every == 0:
+            told = {**values, **self._losses, "quarantined": float(bad)}
+            if images:
+                told |= rates
+            run.writer.scalars(step, told)
+            self._losses.clear()
+        run.progress.update(step, loss=values["loss"], quarantined=bad, **rates)
 
     def _log_batch(self, step: int, host: HostBatch) -> None:
-        if self.config.log_batches:
-            path = self.workdir / f"batches-{jax.process_index()}.jsonl"
+        if self._run.config.log_batches:
+            path = self._run.workdir / f"batches-{jax.process_index()}.jsonl"
             keys = [[meta.key, *meta.pair_ids] for meta in host.meta]
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, "rows": keys}) + "\n")
-
-
-def _newest_config(folder: Path) -> dict[str, Any]:
-    """Config of the newest checkpoint with a readable record, `{}` if there is none."""
-    for checkpoint in reversed(checkpoint_folder.steps(folder).values()):
-        try:
-            return checkpoint_folder.read_record(checkpoint).config
-        except checkpoint_folder.DamagedError:
-            # Restoring it logs the damage.
-            continue
-    return {}
-
-
-def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name -> value, and the sorted names of the mixture's members as `mixture`."""
-    return {**_flat(config), "mixture": sorted(config.get("mixture", {}))}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of every field."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        path = prefix + name
-        flat |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return flat
 
 
 def _due(step: int, every: int, total: int) -> bool:

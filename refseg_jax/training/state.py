@@ -14,6 +14,7 @@ from refseg_jax.batch import Batch, Objective
 from refseg_jax.errors import UserError
 from refseg_jax.models.forward import Forward, Params
 from refseg_jax.training import optim
+from refseg_jax.training.arithmetic import count_flops
 
 
 @jax.tree_util.register_dataclass
@@ -135,6 +136,10 @@ class Trainer:
             out_shardings=(state, sharding.replicated(self.mesh)),
             donate_argnums=0,
         )
+
+    def step_flops(self, batch: Batch) -> float:
+        """Arithmetic of a step on all devices together, in FLOP; shapes and dtypes suffice."""
+        return count_flops(self.step, self.abstract(), batch)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Makes one update.

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from refseg_jax.training.arithmetic import meetings
 from tools.compile.hlo import Computation, Instruction, Program
 
 COLLECTIVES = (
@@ -122,7 +123,6 @@ def _dot(instruction: Instruction, computation: Computation) -> float:
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> float:
-    """As XLA counts it: products with padding and with holes of a dilation are none."""
     (result,) = instruction.arrays
     left, right = (computation[name].arrays[0] for name in instruction.operands[:2])
     labels = _LABELS.search(instruction.attributes)
@@ -134,7 +134,7 @@ def _convolution(instruction: Instruction, computation: Computation) -> float:
     total = 2.0 * left.shape[seen.index("b")] * result.shape[out.index("f")]
     total *= left.shape[seen.index("f")] / (int(groups[1]) if groups else 1)
     for axis, label in enumerate(sorted(c for c in seen if c.isdigit())):
-        total *= _met(
+        total *= meetings(
             left.shape[seen.index(label)],
             right.shape[kernel.index(label)],
             result.shape[out.index(label)],
@@ -144,18 +144,6 @@ def _convolution(instruction: Instruction, computation: Computation) -> float:
             spread=_field(window, "rhs_dilate", axis, 1),
         )
     return total
-
-
-def _met(
-    length: int, taps: int, outputs: int, *, stride: int, low: int, holes: int, spread: int
-) -> int:
-    """Number of pairs of an output and a tap that meet an element of the input along an axis."""
-    found = 0
-    for tap in range(taps):
-        for output in range(outputs):
-            place = output * stride + tap * spread - low
-            found += place >= 0 and place % holes == 0 and place // holes < length
-    return found
 
 
 def _field(window: dict[str, str], name: str, axis: int, default: int) -> int:

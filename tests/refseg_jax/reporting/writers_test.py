@@ -232,6 +232,14 @@ def test_log_gets_a_line_from_time_to_time(clock: list[float]) -> None:
     assert lines[-1].endswith("ETA 0:00  1 quarantined")
 
 
+def test_the_share_of_the_peak_stands_beside_the_speed() -> None:
+    stream = io.StringIO()
+    progress = ProgressLine(9, stream=stream)
+    rates = {"images_per_second": 12.34, "data_wait_share": 0.0}
+    progress.update(2, loss=0.5, peak_share=0.3456, **rates)
+    assert "  12.3 images/s  34.6 % of peak  waiting for data 0 %  " in stream.getvalue()
+
+
 def test_the_first_step_has_no_speed() -> None:
     stream = io.StringIO()
     progress = ProgressLine(9, stream=stream)

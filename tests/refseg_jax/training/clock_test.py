@@ -26,7 +26,7 @@ def test_pauses_do_not_count_and_waiting_does(time: _Time) -> None:
             time.now += 1
         time.now += 2
         watch.count(24)
-    with watch.paused():
+    with watch.paused("saving"):
         time.now += 1000
     assert watch.rates() == {"images_per_second": 4 * 24 / 12, "data_wait_share": 4 / 12}
 
@@ -53,6 +53,18 @@ def test_seconds_of_earlier_calls_count_as_time_but_not_for_the_rates(time: _Tim
         "images_per_second": 2.0,
         "data_wait_share": 0.0,
     }
+
+
+def test_arithmetic_counts_as_a_share_of_a_peak_that_is_known(time: _Time) -> None:
+    watch = Clock(peak=1000.0)
+    for flops in (300.0, 500.0):
+        time.now += 2
+        watch.count(8, flops)
+    with watch.paused("evaluation"):
+        time.now += 50
+    assert watch.rates()["peak_share"] == 800 / 4 / 1000
+    watch.start_rates()
+    assert watch.summary()["peak_share"] == 0
 
 
 def test_no_time_at_all_is_no_division_by_zero(time: _Time) -> None:

@@ -14,6 +14,7 @@ from input_pipeline.mixtures import Member, Mixture, open_mixture
 from refseg_jax.batch import HostBatch, Interrupted
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.reporting.writers import FileWriter, ProgressLine
+from refseg_jax.training.goodput import Ledger
 from refseg_jax.training.loop import LoopConfig, Run, Trained
 from refseg_jax.training.objectives import MaskObjective
 from refseg_jax.training.optim import OptimConfig
@@ -93,6 +94,7 @@ def train(
     config: dict[str, Any] | None = None,
     mixture: Mixture | None = None,
     trainer: Trainer | None = None,
+    ledger: Ledger | None = None,
     **loop: Any,
 ) -> Trained:
     """Trains as main.py does, with the smallest model (unless another is given) and data."""
@@ -114,6 +116,7 @@ def train(
                 preemption=preemption,
                 resolved_config=config or {},
                 workdir=workdir,
+                ledger=ledger or Ledger(),
             )
             return run.train(run.resume(trainer.create))
     finally:

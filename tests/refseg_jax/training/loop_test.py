@@ -1,6 +1,7 @@
 """The loop: damaged records, the order of things, and what it tells."""
 
 import dataclasses
+import json
 import logging
 import math
 import types
@@ -15,7 +16,8 @@ from input_pipeline.schema import Record
 from refseg_jax.batch import HostBatch, RowMeta
 from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
-from refseg_jax.training import clock
+from refseg_jax.training import clock, loop, peaks
+from refseg_jax.training.goodput import KINDS, Ledger
 from refseg_jax.training.quarantine import Quarantine
 from refseg_jax.training.state import Trainer, TrainState
 from tests.input_pipeline.tiny_dataset import build_tiny_dataset
@@ -145,6 +147,40 @@ def test_the_speed_is_of_steps_that_are_done_and_not_of_the_one_that_compiles(
     counted = [line["images_per_second"] / 1e9 for line in others]
     assert counted == pytest.approx([BATCH, 2 * BATCH, 3 * BATCH])
     assert trained.speed["images_per_second"] / 1e9 == pytest.approx(3 * BATCH)
+
+
+def test_the_share_of_a_known_peak_is_told_beside_the_speed(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = dataclasses.replace(peaks.PEAKS[0], flops=1e6)
+    monkeypatch.setattr(loop, "peak_of", {"cpu": peak}.get)
+    # Of four steps that take no time, three count.
+    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: 0.0))
+    trained = train(tmp_path, sound, 4)
+    told = [line.get("peak_share") for line in lines_of(tmp_path / "metrics.jsonl")]
+    # The product of 16 x 16 cells with 4 expressions, over 3 colours, and its gradient of the words.
+    flops = 2 * (2 * BATCH * 16 * 16 * 4 * 3)
+    expected = [number * flops / 1e-9 / 1e6 for number in (1, 2, 3)]
+    assert told[0] is None
+    assert told[1:] == pytest.approx(expected)
+    assert trained.speed["peak_share"] == pytest.approx(expected[-1])
+
+
+def test_time_is_booked_over_a_run_that_is_stopped_and_goes_on(sound: Path, tmp_path: Path) -> None:
+    path = tmp_path / "goodput.json"
+    fields: dict[str, Any] = {"eval_every": 2, "evaluations": (Noting(),)}
+    train(tmp_path, sound, 6, signal_at=3, ledger=Ledger(path), **fields)
+    ledger = Ledger(path)
+    train(tmp_path, sound, 6, ledger=ledger, **fields)
+    told = ledger.summary()
+    assert told["goodput/starts"] == 2
+    assert all(told[f"goodput/{kind}"] > 0 for kind in KINDS)
+    assert told["goodput/compilation"] > told["goodput/evaluation"]
+    records = json.loads(path.read_text())["records"]
+    assert [record["step"] for record in records] == [0, 2, 3, 4, 6]
+    spent = [sum(record["seconds"].values()) for record in records]
+    assert spent == sorted(spent)
+    assert spent[-1] <= told["goodput/seconds"]
 
 
 def test_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(
