@@ -39,7 +39,8 @@ class Cris(Protocol):
 
     name: ClassVar[str] = "cris"
     comparable: ClassVar[str] = (
-        "CRIS, ETRIS, UniRES and UniLSeg: mIoU, oIoU and Pr@X per expression at the image's own size"
+        "CRIS, ETRIS, UniRES and UniLSeg (whose paper cuts masks at 0.5): mIoU, oIoU and Pr@X per "
+        "expression at the image's own size"
     )
     threshold: ClassVar[float] = 0.35
     columns: ClassVar[tuple[str, ...]] = ("mIoU", "oIoU", *(f"Pr@{x}" for x in PRECISION_AT))
