@@ -46,12 +46,12 @@ def test_a_convolution_and_its_gradients_are_counted_as_xla_counts_them(
         **{"window_strides": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options},
     )
     shapes = (2, 9, 8, 4), (3, 2, 4 // groups, 6)
-    function: Any = convolve
-    if gradient is not None:
-        out = jax.eval_shape(convolve, *_shapes(*shapes))
+    out = jax.eval_shape(convolve, *_shapes(*shapes))
 
-        def function(*args: jax.Array) -> jax.Array:
-            return jax.vjp(convolve, *args)[1](jnp.ones(out.shape))[gradient]
+    def function(*args: jax.Array) -> jax.Array:
+        if gradient is None:
+            return convolve(*args)
+        return jax.vjp(convolve, *args)[1](jnp.ones(out.shape))[gradient]
 
     assert count_flops(function, *_shapes(*shapes)) == _by_xla(function, *shapes) > 0
 

@@ -4,6 +4,7 @@ import json
 import logging
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -25,7 +26,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> _Time:
     return ticks
 
 
-def _seconds(ledger: Ledger) -> dict[str, float]:
+def _seconds(ledger: Ledger) -> dict[str, Any]:
     """Kind -> seconds, without those that are 0; they add up to the whole."""
     told = ledger.summary()
     assert told.keys() == set(NAMES)
