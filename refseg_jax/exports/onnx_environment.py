@@ -8,9 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from absl import logging
-
-from refseg_jax.errors import UserError
+from refseg_jax.errors import UserError, escaped
 
 #: Packages of the environment. jax2onnx 0.17.1 requires orbax-checkpoint < 0.11.37.
 PINS = (
@@ -77,7 +75,8 @@ def _default_folder() -> Path:
 
 
 def _make(folder: Path) -> None:
-    logging.info("Installing jax2onnx into %s, once", folder)
+    note = f"note: making {folder} with jax2onnx in it, once; this downloads packages and takes minutes"
+    print(escaped(note), file=sys.stderr, flush=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))

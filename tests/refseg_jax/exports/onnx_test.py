@@ -45,7 +45,8 @@ def test_no_network_is_one_line_with_the_cure(
     assert command.main([f"--checkpoint={weights}", "--format=onnx", f"--output={output}"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    (line,) = said.err.splitlines()
+    note, line = said.err.splitlines()
+    assert note.startswith("note: making ") and note.endswith("takes minutes")
     for words in ("jax2onnx", "PIP_INDEX_URL", str(tmp_path / "cache" / "refseg_jax" / "onnx-")):
         assert words in line
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
