@@ -6,11 +6,12 @@ expressions over dotted parameter paths gives the layout of each parameter: the 
 and the table must cover every path.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -18,6 +19,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from refseg_jax.layers.target import Cut, compiling_for, current
 
 T = TypeVar("T")
 
@@ -111,6 +114,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The layout of a batch: rows cut over `data` and `fsdp`."""
     return NamedSharding(mesh, P(_BATCH_AXES))
+
+
+@contextlib.contextmanager
+def tracing_over(mesh: Mesh) -> Iterator[None]:
+    """Tells layers that are traced inside how their arrays lie; decorates functions, too.
+
+    Kernels that XLA cannot cut over devices cut themselves, see `refseg_jax.layers.target.Cut`.
+    """
+    cut = Cut(mesh, _BATCH_AXES, AXES[2])
+    with compiling_for(dataclasses.replace(current(), cut=cut)):
+        yield
 
 
 def batch_shards(mesh: Mesh) -> int:

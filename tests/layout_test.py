@@ -20,7 +20,7 @@ LIBRARY = {
     "batch": "",
     "errors": "",
     "naming": "",
-    "sharding": "",
+    "sharding": "layers",
     "locks": "errors",
     "unpickling": "errors",
     "text": "errors",

@@ -193,6 +193,7 @@ class Evaluator:
         rows = sharding.batch_sharding(self.mesh)
 
         @functools.partial(jax.jit, static_argnums=2, out_shardings=rows)
+        @sharding.tracing_over(self.mesh)
         def run(
             params: Mapping[str, jax.Array],
             batch: Batch,

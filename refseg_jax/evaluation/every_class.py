@@ -223,6 +223,7 @@ class ClassEvaluator:
             return lambda params, *words: words
 
         @functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
+        @sharding.tracing_over(self.mesh)
         def encode(params: Params, ids: jax.Array, valid: jax.Array) -> Any:
             # A chunk at a time, which bounds the memory of the text tower.
             return jax.lax.map(lambda words: self.forward.encode_text(params, *words), (ids, valid))
@@ -239,6 +240,7 @@ class ClassEvaluator:
         rows = sharding.batch_sharding(self.mesh)
 
         @functools.partial(jax.jit, static_argnums=(3, 4), out_shardings=rows)
+        @sharding.tracing_over(self.mesh)
         def run(
             params: Params, batch: Batch, texts: Any, count: int, keep: bool
         ) -> tuple[jax.Array, jax.Array | None]:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from refseg_jax.layers import target
 from refseg_jax.layers.chunked_attention import MASKED, chunked_attention
+from refseg_jax.layers.flash_attention import flash_attention
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 
 #: Number of keys from which kernels that do not store the scores are worth it.
@@ -42,11 +43,14 @@ def attention(
     """
     mask = _scores_mask(query.shape[1], key_valid, causal, visible)
     platform = target.current().platform
-    plain = key_valid is None and visible is None and bias is None
+    keyed = not causal and visible is None and bias is None
     if platform == "cpu":
         if key.shape[1] >= FLASH_MIN_KEYS:
             return chunked_attention(query, key, value, mask, bias)
         return _head_loop(query, key, value, mask, bias)
+    if platform == "tpu" and keyed and key.shape[1] >= FLASH_MIN_KEYS:
+        return flash_attention(query, key, value, key_valid)
+    plain = key_valid is None and visible is None and bias is None
     if platform == "gpu" and plain and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation="cudnn"

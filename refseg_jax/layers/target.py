@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
+from jax.sharding import Mesh
 
 #: `"any"`: plain XLA operations, which every platform runs.
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu", "any"]
@@ -19,12 +20,28 @@ _SAME: dict[str, Any] = {"cuda": "gpu", "rocm": "gpu"}
 
 
 @dataclasses.dataclass(frozen=True)
+class Cut:
+    """How the arrays of a function lie over several devices, for kernels that XLA cannot cut by itself.
+
+    Attributes:
+        mesh: the devices.
+        rows: axes of the mesh that cut the rows of a batch.
+        heads: axis of the mesh that cuts the heads of an attention.
+    """
+
+    mesh: Mesh
+    rows: tuple[str, ...]
+    heads: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Target:
     """The devices that a function is compiled for.
 
     Attributes:
         platform: which kernels there are.
         kind: kind of device as JAX names it, e.g. `"TPU v5 lite"`; `""` for platform `"any"`.
+        cut: how arrays lie over several devices; `None` for a function of one device.
 
     Raises:
         ValueError: the platform is unknown.
@@ -32,6 +49,7 @@ class Target:
 
     platform: Platform
     kind: str = ""
+    cut: Cut | None = None
 
     def __post_init__(self) -> None:
         if self.platform not in get_args(Platform):

@@ -131,7 +131,7 @@ class Trainer:
         """`step`, jitted. It donates its state, which cannot be used afterwards."""
         state = self.shardings()
         return jax.jit(
-            self.step,
+            sharding.tracing_over(self.mesh)(self.step),
             in_shardings=(state, sharding.batch_sharding(self.mesh)),
             out_shardings=(state, sharding.replicated(self.mesh)),
             donate_argnums=0,

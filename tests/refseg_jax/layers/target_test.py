@@ -45,7 +45,7 @@ def _sampled(x):
 KERNELS = {
     _linear: "preferred_element_type=float32",
     _convolved: "dot_general",
-    _attended: "custom_vjp_call",
+    _attended: "name=chunked_attention",
     _sampled: "scan",
 }
 
