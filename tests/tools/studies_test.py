@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from configs import scenes_grser, scenes_rela, scenes_unires
 from refseg_jax.evaluation.predictions import encode
+from refseg_jax.evaluation.protocols import build_protocols
 from tools import trainings
 from tools.studies import STUDIES, Study
 from tools.studies.grser import GRSER_PARTS
@@ -67,6 +69,18 @@ def test_studies_change_fields_that_there_are_and_tell_of_all_that_they_train(st
         resolved(_ROOT / (variant.config or study.config), (*study.fields, *variant.overrides))
     told = {row.variant for table in study.tables for row in table.rows}
     assert told == set(study.variants)
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_training_of_a_study_gives_the_scores_of_its_tables(study: Study):
+    """Else a training never counts as finished."""
+    for variant in study.variants.values():
+        fields = (*study.fields, *variant.overrides)
+        config = resolved(_ROOT / (variant.config or study.config), fields)
+        first, *others = build_protocols(config["eval"]["protocol"])
+        there = {*first.columns, *(f"{p.name}/{column}" for p in others for column in p.columns)}
+        plain = {re.sub(r"^(object|part|multi|category|salient)/", "", m) for m in study.metrics}
+        assert plain <= there
 
 
 def test_the_page_states_where_the_systems_recipes_differ():

@@ -18,8 +18,10 @@ GRSER_PARTS = Study(
         "ReLA, by the recipe of `configs/scenes_rela.py`, sees the same pictures one by one.",
         "",
         "- **N = 1** trains with as many pictures a step, and is asked about one picture at a time.",
-        "- **Without the triplet term** nothing teaches presence: what the distances say is chance. The",
-        "  paper has a Rneg of 0 there.",
+        "- **Without the triplet term** nothing teaches presence, and what the distances say is chance.",
+        "  The paper has a Rneg of 0 there. Here, the margin of the decision is 0, with which chance",
+        "  can give any.",
+        "- **gres/T_acc** is the share of pictures with a target that are kept.",
         "- **ReLA** never sees groups. It is trained on the other granularities of Scenes.",
     ),
     config="configs/scenes_grser.py",
@@ -45,7 +47,7 @@ GRSER_PARTS = Study(
             "configs/scenes_rela.py",
         ),
     },
-    metrics=("mIoU", "Rneg", "Em", "T_acc"),
+    metrics=("mIoU", "Rneg", "Em", "gres/T_acc"),
     tables=(
         Table(
             "trained",
