@@ -145,13 +145,14 @@ class GRSer(nnx.Module):
             )
         valid = jnp.asarray(text_valid)
         anti_valid = valid | jnp.pad(valid, ((0, 0), (0, 0), (1, 0)))[..., :-1]
-        # On an axis of their own: ONNX cannot split an axis of any length.
-        both = jnp.stack((jnp.asarray(text), jnp.asarray(anti_text)))
-        both_valid = jnp.stack((valid, anti_valid))
+        # On an axis of their own: ONNX cannot split an axis of any length. Behind that of the rows: a
+        # merged axis stays sharded by rows only if they are its outer part.
+        both = jnp.stack((jnp.asarray(text), jnp.asarray(anti_text)), 1)
+        both_valid = jnp.stack((valid, anti_valid), 1)
         length = both.shape[3]
         words = self.text(both.reshape(-1, length), both_valid.reshape(-1, length), key=_key(rngs))
-        words, anti_words = words.reshape(*both.shape, -1)
-        return TextFeatures(words, valid, anti_words, anti_valid)
+        words = words.reshape(*both.shape, -1)
+        return TextFeatures(words[:, 0], valid, words[:, 1], anti_valid)
 
     def decode(
         self,

@@ -3,6 +3,10 @@
 import dataclasses
 import functools
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +20,7 @@ from refseg_jax.models import GRSer, build_model, model_config
 from refseg_jax.models.forward import Forward
 from refseg_jax.models.grser_config import PRESETS
 from refseg_jax.training.objectives import GroupObjective
+from tests.refseg_jax.layers.compiling import FLAGS
 from tests.refseg_jax.models.micro import micro_params
 from tests.refseg_jax.models.small_grser import SMALL, group_batch
 
@@ -321,3 +326,42 @@ def test_images_of_another_size_are_refused() -> None:
 def test_the_towers_are_below_the_prefixes_that_starts_fill() -> None:
     for prefix in GRSer.TOWERS.values():
         assert any(path.startswith(prefix) for path in forward().shapes)
+
+
+CODE = """
+import re
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tests.refseg_jax.models.grser_test import forward, group_batch
+
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+params, batch = (
+    jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree
+    )
+    for tree, spec in (
+        (dict(forward().shapes), PartitionSpec()), (group_batch(rows=8), PartitionSpec("data"))
+    )
+)
+texts = lambda p, b: forward().encode_text(p, b.text, b.text_valid, b.anti_text)
+for part in (texts, forward().apply):
+    text = jax.jit(part).lower(params, batch).compile().as_text()
+    assert not re.search(r"all-|collective|reduce-scatter", text), part
+"""
+
+
+def test_devices_that_share_a_batch_answer_without_talking_to_each_other() -> None:
+    """Else each of them would encode the texts of all."""
+    flags = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FLAGS}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
