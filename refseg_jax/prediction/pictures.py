@@ -1,6 +1,7 @@
 """Reads the pictures that a predictor takes: paths, encoded bytes, Pillow images, arrays."""
 
 import collections
+import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,17 +60,19 @@ def names_of(images: Sequence[PictureLike], names: Sequence[str] | None = None) 
 
     Args:
         images: at least one.
-        names: a name for each image. `None`: paths as they are given, and the positions of images that
-            have none, `"000000"`, `"000001"`, ...
+        names: a name for each image. `None`: paths as they are given, and for other images a digest of
+            their pixels, so that they have one order however they are given. (Those of equal pixels are
+            told apart by their positions.)
 
     Raises:
+        ImageError: an image without a name cannot be used.
         UserError: there is no image, the number of names is another one, or two images share a name.
     """
     if isinstance(images, str | Path | bytes) or not len(images):
         raise UserError("images: give a list of one or more")
     if names is None:
         told = [
-            str(image) if isinstance(image, str | Path) else f"{position:06d}"
+            str(image) if isinstance(image, str | Path) else f"{_digest(image)}-{position:06d}"
             for position, image in enumerate(images)
         ]
     else:
@@ -80,3 +83,11 @@ def names_of(images: Sequence[PictureLike], names: Sequence[str] | None = None) 
     if times > 1:
         raise UserError(f"{shown(name)}: {times} images have this name; give each one of its own")
     return told
+
+
+def _digest(image: PictureLike) -> str:
+    """32 digits that follow from size and pixels, whatever form they are given in."""
+    pixels = read_picture(image).pixels
+    found = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    found.update(np.ascontiguousarray(pixels))
+    return found.hexdigest()

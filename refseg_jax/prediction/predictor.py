@@ -194,8 +194,8 @@ class Predictor:
         Args:
             images: at least one, as in `predict`.
             expressions: at least one.
-            names: a name for each image, all different. By default paths as they are given, and the
-                positions of images that have none.
+            names: a name for each image, all different. By default paths as they are given; other
+                images are named by their pixels.
             maps: as in `predict`.
 
         Returns:

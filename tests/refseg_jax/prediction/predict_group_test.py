@@ -1,5 +1,6 @@
 """Groups: answers are those of the evaluation, whatever the order in which images are given."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from input_pipeline.datasets.scenes.records import make_record
 from input_pipeline.schema import Record
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
+from refseg_jax.images.decoding import ImageError
 from refseg_jax.models.graphs import forward_of
 from refseg_jax.prediction.painting import Prediction
 from refseg_jax.prediction.pictures import names_of
@@ -106,17 +108,19 @@ def test_masks_are_the_evaluators_bit_by_bit(predictor: Predictor, tmp_path: Pat
     assert not dumped and mixed > 5 and {True, False} == set(answers)
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["names", "pixels"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 def test_the_order_in_which_images_are_given_changes_no_answer(
-    predictor: Predictor, count: int
+    predictor: Predictor, count: int, named: bool
 ) -> None:
     images, rng = pictures(count), np.random.default_rng(0)
     names = [f"{number}.png" for number in rng.permutation(count)]
-    expected = predictor.predict_group(images, TEXTS, names=names)
-    assert [len(answers) for answers in expected] == [len(TEXTS)] * count
     order = rng.permutation(count)[::-1]
+    mixed = [names[i] for i in order]
+    expected = predictor.predict_group(images, TEXTS, names=names if named else None)
+    assert [len(answers) for answers in expected] == [len(TEXTS)] * count
     found = predictor.predict_group(
-        [images[i] for i in order], TEXTS, names=[names[i] for i in order]
+        [images[i] for i in order], TEXTS, names=mixed if named else None
     )
     for place, image in enumerate(order):
         for one, other in zip(found[place], expected[image], strict=True):
@@ -204,10 +208,20 @@ def test_images_without_names_of_their_own_are_one_line(
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_paths_are_their_own_names_and_other_images_have_positions() -> None:
+def test_paths_are_their_own_names_and_other_images_are_named_by_their_pixels() -> None:
     assert names_of(["b/a.png", Path("a/b.png")]) == ["b/a.png", "a/b.png"]
-    many = names_of(pictures(1) * 11)
-    assert many == sorted(many)
+    one, other = pictures(2)
+    stored = io.BytesIO()
+    Image.fromarray(one).save(stored, "PNG")
+    forms = [one, np.asfortranarray(one), Image.fromarray(one), stored.getvalue()]
+    digests = [names_of([form])[0] for form in forms]
+    assert len(set(digests)) == 1 and digests != names_of([other])
+    # Equal bytes in another shape are another picture.
+    assert names_of([one.reshape(one.shape[1], one.shape[0], 3)]) != digests[:1]
+    many = names_of([one] * 11)
+    assert many == sorted(many) and len(set(many)) == 11
+    with pytest.raises(ImageError, match="array of float64"):
+        names_of([one / 1.0])
 
 
 @pytest.mark.parametrize(
