@@ -79,7 +79,7 @@ class MakeRow:
                 reused = n < self.rows.reused[row]
                 try:
                     record = self.source[int(number)]
-                    frames.append(Frame(record, (record.expressions[position],), reused=reused))
+                    frames.append(Frame(record, (self._asked(record, position),), reused=reused))
                 except DatasetError as error:
                     if not reused:
                         left_out.append(_reason(error, ""))
@@ -87,6 +87,21 @@ class MakeRow:
             raise DatasetError("no image of the group is left")
         first = frames[0].expressions
         return Example(key, tuple(frames), tuple("" if e is None else e.text for e in first))
+
+    def _asked(self, record: Record, position: int) -> Expression:
+        """What a group asks an image for: an expression, with the targets of all that ask the same.
+
+        ("man" may stand there once for each man.)
+        """
+        asked, by_group = record.expressions[position], self.config.sampling == "group"
+        targets = [
+            target
+            for e in record.expressions
+            if e.text == asked.text and (e.group == asked.group or not by_group)
+            if e.granularity in self.config.granularities
+            for target in e.targets
+        ]
+        return dataclasses.replace(asked, targets=tuple(dict.fromkeys(targets)))
 
     def _make(
         self, example: Example, rng: np.random.Generator, tokenizer: Tokenizer, left_out: list[str]

@@ -85,7 +85,8 @@ class RowTable:
         record, position: i32 `[E]`, for each expression its record, and its index in that record.
         start, stop: i64 `[R]`, the slice of each row. Its entries are candidates to draw from
             (`image`, `referent`, and groups with `draw`), the expressions of the row (`expressions`), or
-            one entry for each image (groups).
+            one entry for each image (groups): of several expressions with which a group asks an image for
+            the same text, the first that has a target, or the first.
         present: bool `[E]`, whether the expression has a target.
         reused: i64 `[R]`, how many of a row's first entries the row before has as well, see `make_rows`.
         draw: draws the entries of a row from its slice, or `None`: all are taken.
@@ -195,7 +196,7 @@ def _slices(table: ExpressionTable, sampling: Sampling, granularities: tuple[str
     """One row for each image, referent or group."""
     wanted = of_granularities(table, granularities)
     keys: tuple[np.ndarray, ...] = (table.record,)
-    within = table.record
+    within: tuple[np.ndarray, ...] = (table.position, table.record)
     if sampling in GROUPED:
         key = table.group if sampling == "group" else table.text
         # A record that cannot be read is a row of its own, which is met and quarantined.
@@ -205,23 +206,31 @@ def _slices(table: ExpressionTable, sampling: Sampling, granularities: tuple[str
         # So that it does not matter in which order a dataset has its images.
         place = np.empty(len(table.name), np.int64)
         place[np.lexsort((table.image, table.name))] = np.arange(len(place))
-        within = place[table.record]
+        # The entry of an image with several is one with a target, so that `present` is that of all.
+        within = (table.position, ~table.present, place[table.record])
     elif sampling == "referent":
         keys = (table.record, table.referent)
     elif sampling not in ("image", "expressions"):
         known = ("image", "referent", "expressions", *GROUPED)
         raise ValueError(unknown("sampling", sampling, known))
-    order = np.lexsort((table.position, within, *reversed(keys)))
+    order = np.lexsort((*within, *reversed(keys)))
     order = order[wanted[order]]
-    changes = np.zeros(len(order), bool)
-    for key in keys:
-        ordered = key[order]
-        changes[1:] |= ordered[1:] != ordered[:-1]
-    changes[:1] = True
-    starts = np.flatnonzero(changes)
+    if sampling in GROUPED:
+        order = order[_changes(order, (*keys, table.record))]
+    starts = np.flatnonzero(_changes(order, keys))
     stops = np.append(starts, len(order))[1:]
     columns = (table.record[order], table.position[order])
     return RowTable(*columns, starts, stops, table.present[order], np.zeros_like(starts))
+
+
+def _changes(order: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Where, in this order, a key differs from that of the place before; true at the first place."""
+    found = np.zeros(len(order), bool)
+    for key in keys:
+        ordered = key[order]
+        found[1:] |= ordered[1:] != ordered[:-1]
+    found[:1] = True
+    return found
 
 
 def of_granularities(table: ExpressionTable, granularities: tuple[str, ...]) -> np.ndarray:

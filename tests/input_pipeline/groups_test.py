@@ -202,6 +202,49 @@ def test_a_text_that_one_image_has_is_no_group(tmp_path: Path):
         rows_per_epoch(grouped(tmp_path, 2, granularities=("object",)))
 
 
+@pytest.mark.parametrize("sampling", ["text", "group"])
+def test_an_image_with_several_expressions_of_a_text_is_in_its_group_once_with_all_targets(
+    tmp_path: Path, sampling: str
+):
+    def twice(record: Record) -> Record:
+        """Asked for both boxes by a line each; val2's left one and val3's are said to be absent."""
+        given = {"val2": ((), (1,)), "val3": ((), ())}.get(record.image_id, ((1,), (0,)))
+        first, second = (
+            Expression(f"{record.image_id}-{k}", "box", targets, "object", k, group="g")
+            for k, targets in enumerate(given)
+        )
+        # Of another granularity, and with another text.
+        part = dataclasses.replace(first, id="lid", targets=(2,), granularity="part")
+        other = dataclasses.replace(first, id="lid", targets=(2,), text="lid")
+        return dataclasses.replace(record, expressions=(part, first, other, second))
+
+    build_tiny_dataset(tmp_path, {"val": 4}, change=twice)
+    config = grouped(tmp_path, 8, sampling=sampling, granularities=("object",))
+    evaluated = rows_of(list(eval_batches(config, batch_size=2)))
+    trained = rows_of(take(train_batches(config, batch_size=2, seed=0), 8))
+    found = {record.image_id: record for record in records(tmp_path)}
+    drawn = set[str]()
+    for row in (evaluated, trained):
+        boxes = [(values, meta) for values, meta in row if meta.expressions == ("box",)]
+        assert boxes
+        for values, meta in boxes:
+            names = list(filter(None, meta.image_ids))
+            drawn.update(names)
+            assert len(set(names)) == len(names)
+            for n, name in enumerate(names):
+                assert values["present"][n, 0] == (name != "val3")
+                union = found[name].mask({"val2": (1,), "val3": ()}.get(name, (0, 1)))
+                seen = values["mask"][n, 0] / 255
+                # Cells of the network's square, in which the image stands in the middle.
+                assert seen.mean() == pytest.approx(union.sum() / 32**2, abs=0.02), name
+                if "native" in values:
+                    native = values["native"][n, 0, : union.shape[0], : union.shape[1]]
+                    np.testing.assert_array_equal(native, union)
+    assert drawn == set(found)
+    ids = [name for _, meta in evaluated for name in meta.pair_ids if name and name != "lid"]
+    assert sorted(ids) == ["val0-0", "val1-0", "val2-1", "val3-0"]
+
+
 # Evaluation
 
 
