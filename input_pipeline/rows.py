@@ -85,8 +85,8 @@ class RowTable:
         record, position: i32 `[E]`, for each expression its record, and its index in that record.
         start, stop: i64 `[R]`, the slice of each row. Its entries are candidates to draw from
             (`image`, `referent`, and groups with `draw`), the expressions of the row (`expressions`), or
-            one entry for each image (groups): of several expressions with which a group asks an image for
-            the same text, the first that has a target, or the first.
+            one entry for each image (groups): of several expressions with which a group asks an image
+            for the same text, the first that has a target, or the first.
         present: bool `[E]`, whether the expression has a target.
         reused: i64 `[R]`, how many of a row's first entries the row before has as well, see `make_rows`.
         draw: draws the entries of a row from its slice, or `None`: all are taken.
