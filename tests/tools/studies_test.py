@@ -1,11 +1,13 @@
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from configs import scenes_grser, scenes_rela, scenes_unires
+from configs import scenes_rela, scenes_unires
 from refseg_jax.evaluation.predictions import encode
 from refseg_jax.evaluation.protocols import build_protocols
 from tools import trainings
@@ -164,28 +166,27 @@ def test_labels_say_how_a_row_is_read():
         assert row.read is expected.get(row.label, summary), row.label
 
 
-def test_grser_one_by_one_sees_as_many_images_a_step_as_in_groups():
+def _rows_and_images(config: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Rows of a batch and images of a row, of every member of the mixture."""
+    for member in ({}, *config["mixture"].values()):
+        rows = member.get("batch_size") or config["batch_size"]
+        yield rows, member.get("images", config["data"]["images"])
+
+
+def test_grser_and_rela_learn_from_as_many_pairs_and_are_scored_on_the_same_pictures():
     found = {}
-    for name in ("full", "one by one"):
+    for name in ("full", "one by one", "rela"):
         variant = GRSER_PARTS.variants[name]
-        fields = (*GRSER_PARTS.fields, *variant.overrides)
-        config = resolved(_ROOT / GRSER_PARTS.config, fields)
-        found[name] = config["model"]["group_size"], config["data"]["images"], config["batch_size"]
-    (_, images, rows), (asked, alone, more) = found["full"], found["one by one"]
-    assert (asked, alone, more) == (1, 1, images * rows)
-
-
-def test_grser_and_rela_have_their_recipes_lengths_and_are_scored_on_the_same_pictures():
-    grser, rela = (
-        resolved(
-            _ROOT / (variant.config or GRSER_PARTS.config),
-            (*GRSER_PARTS.fields, *variant.overrides),
-        )
-        for variant in map(GRSER_PARTS.variants.get, ("full", "rela"))
-        if variant
-    )
-    assert GRSER_PARTS.steps == scenes_grser.get_config().steps
-    assert rela["steps"] == scenes_rela.get_config().steps
-    one, other = (config["evals"]["test"] for config in (grser, rela))
-    assert one["split"] == other["split"] == "test_groups"
-    assert other["granularities"] == grser["data"]["granularities"] == ["group"]
+        fields = (f"--config.steps={GRSER_PARTS.steps}", *GRSER_PARTS.fields, *variant.overrides)
+        config = resolved(_ROOT / (variant.config or GRSER_PARTS.config), fields)
+        steps, pairs = config["steps"], config["data"]["pairs"]
+        assert {rows * images * pairs * steps for rows, images in _rows_and_images(config)} == {
+            32 * GRSER_PARTS.steps
+        }
+        test = config["evals"]["test"]
+        asked = test["granularities"] or config["data"]["granularities"]
+        assert (test["split"], *asked) == ("test_groups", "group")
+        found[name] = config
+    alone = found["one by one"]
+    assert {images for _, images in _rows_and_images(alone)} == {1}
+    assert alone["model"]["group_size"] == 1
