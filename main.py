@@ -129,7 +129,7 @@ class Experiment:
         source = self.config.init.checkpoint
         if own or not source:
             source = self.workdir
-        params, step = self._load(source)
+        params, step = self._load(source, scored=True)
         logging.info("scoring the checkpoint of step %d in %s", step, source)
         self.evaluations.last_step = step
         self.evaluations.report(params, step)
@@ -215,10 +215,10 @@ class Experiment:
             return trainer.create_from(self._load(init.checkpoint)[0])
         return trainer.create()
 
-    def _load(self, source: str | Path) -> tuple[Params, int]:
+    def _load(self, source: str | Path, scored: bool = False) -> tuple[Params, int]:
         """Parameters of a run, checkpoint or export, and the updates that they have seen."""
         target = sharding.abstract_params(self.forward.shapes, self.mesh)
-        return load_start(source, target, self.config.model.to_dict())
+        return load_start(source, target, self.config.to_dict(), scored=scored)
 
 
 def main(_: list[str]) -> None:

@@ -66,6 +66,23 @@ def test_a_checkpoint_of_another_preset_names_both(experiment, tmp_path, own: bo
     one_line(error, str(workdir), "its model is of preset 'L/14', this run's of 'tiny'")
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_checkpoint_of_another_anti_prefix_is_not_scored(
+    experiment, tmp_path: Path, own: bool
+) -> None:
+    config = unires_run_config()
+    config["data"]["anti_prefix"] = "word"
+    workdir = tmp_path if own else tmp_path / "other"
+    save_unires(workdir, tiny_params(), config=config)
+    made = experiment(
+        Path("/nowhere") if own else workdir, **dataclasses.asdict(model_config(UNIRES))
+    )
+    made.config.data.anti_prefix = "token"
+    with pytest.raises(UserError) as error:
+        made.evaluate()
+    one_line(error, str(workdir), "config.data.anti_prefix='word', now it is 'token'")
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_accumulation_over_batch_norm_is_refused_before_anything_is_read(
     tmp_path: Path, allowed: bool

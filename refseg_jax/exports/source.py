@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.folder import RunRecord, another_version, locate
@@ -20,7 +21,8 @@ from refseg_jax.exports.folder import Step
 from refseg_jax.models import difference
 from refseg_jax.models.graphs import check_params, forward_of
 from refseg_jax.reporting import tables
-from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer
+from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer, tokenizer_identity
+from refseg_jax.text.vocabulary_file import same_vocabulary
 
 #: Last parts of the keys of `summary.json` that are scores; the others measure the speed of the run.
 _SCORES = frozenset(("count", *(name for p in PROTOCOLS.values() for name in p.columns)))
@@ -114,33 +116,67 @@ def _datasets(config: Mapping[str, Any]) -> list[str]:
 def load_start(
     path: str | Path,
     expected: Mapping[str, jax.ShapeDtypeStruct],
-    model: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    scored: bool = False,
 ) -> tuple[dict[str, jax.Array], int]:
     """Loads the parameters that a new run or an evaluation starts from.
+
+    Shapes do not tell by what words the parameters were trained: with another anti-prefix, GRSer asks
+    with a row of its table that was never trained. So `data.anti_prefix` and the vocabulary of
+    `data.tokenizer` are compared, where both sides have them and can be read.
 
     Args:
         path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`.
         expected: as in `refseg_jax.checkpoints.params.load_params`.
-        model: `config.model` of the run that starts; if the parameters do not fit, the error then names
-            the fields that differ.
+        config: config of the run that starts: its `model` lets the error of parameters that do not fit
+            name the fields that differ, its `data` is compared.
+        scored: whether the parameters are scored as they are. A difference of `data` is then an error,
+            else a warning: training can learn other words.
 
     Returns:
         The parameters, and the number of updates that made them.
 
     Raises:
-        UserError: no usable parameters were found at `path`.
+        UserError: no usable parameters were found at `path`, or they are scored by other words.
         OtherParametersError: the parameters do not fit `expected`.
     """
-    path = Path(path)
+    path, ours = Path(path), config or {}
     try:
-        if not folder.is_export(path):
+        if folder.is_export(path):
+            stored, arrays = _read_weights(path)
+            params, step = lay_out(arrays, expected, path, stored.model), stored.step
+            theirs = {**stored.data, "tokenizer": str(path / folder.TOKENIZER)}
+        else:
             params, record = load_recorded(path, expected=expected)
-            return params, record.step
-        config, stored = _read_weights(path)
-        return lay_out(stored, expected, path, config.model), config.step
+            theirs, step = record.config.get("data", {}), record.step
     except OtherParametersError as error:
-        why = difference(error.model, model) if model else ""
+        why = difference(error.model, ours["model"]) if ours else ""
         raise OtherParametersError(f"{error}: {why}" if why else str(error), error.model) from None
+    for name, (there, here) in _other_words(theirs, ours.get("data", {})).items():
+        told = f"{path}: trained with config.data.{name}={there!r}, now it is {here!r}"
+        if scored:
+            raise UserError(f"{told}: give the same value to score it")
+        logging.warning("%s: its parameters never saw such words", told)
+    return params, step
+
+
+def _other_words(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The fields of two sections `data` by which their words differ: name -> both values."""
+    names = ("anti_prefix", "tokenizer")
+    # Early runs had no anti-expressions; other models do without.
+    pairs = {n: (theirs[n], ours[n]) for n in names if theirs.get(n) and ours.get(n)}
+    found = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if "tokenizer" in found:
+        there, here = found["tokenizer"]
+        same = tokenizer_identity(there) == tokenizer_identity(here)
+        # What another machine or the hub has, and this one has not, cannot be compared.
+        with contextlib.suppress(UserError):
+            read = [build_tokenizer(name).as_json() for name in (there, here) if not same]
+            if read and not same_vocabulary(*read):
+                return found
+        del found["tokenizer"]
+    return found
 
 
 def recorded_licences(path: str | Path) -> dict[str, str]:

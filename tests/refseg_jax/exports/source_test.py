@@ -17,8 +17,10 @@ from refseg_jax.exports.model_card import model_card
 from refseg_jax.exports.source import Source, load_start, read_source, recorded_licences
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
+from refseg_jax.models.graphs import forward_of
 from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.exports.folders import damaged, one_line, tiny_params, write_all
+from tests.refseg_jax.prediction.grouped import MODEL, grouped_config, grouped_params
 from tests.refseg_jax.training.tiny_run import UNIRES, save_unires, unires_run_config
 
 
@@ -62,6 +64,55 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     with pytest.raises(UserError) as error:
         load_start(flipped, expected())
     one_line(error, "bad/model.safetensors")
+
+
+def test_a_model_is_not_scored_by_words_that_it_was_not_trained_with(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=-1))
+    wanted = sharding.abstract_params(forward_of(MODEL).shapes, mesh)
+    config = grouped_config()
+    config["data"]["anti_prefix"] = "word"
+    save_unires(tmp_path / "run", grouped_params(), config=config)
+    export(tmp_path / "run", "safetensors", tmp_path / "safetensors", command=["make", "it"])
+    for name in ("run", "safetensors"):
+        load_start(tmp_path / name, wanted, config, scored=True)
+        assert not caplog.messages
+        with pytest.raises(UserError) as error:
+            load_start(tmp_path / name, wanted, grouped_config(), scored=True)
+        one_line(
+            error, name, "with config.data.anti_prefix='word', now it is 'token'", "same value"
+        )
+        load_start(tmp_path / name, wanted, grouped_config())
+        (told,) = caplog.messages
+        assert "config.data.anti_prefix='word', now it is 'token'" in told
+        caplog.clear()
+
+
+def test_tokenizers_are_compared_by_their_vocabulary(folder: Path, tmp_path: Path) -> None:
+    ours = folder / "safetensors" / "tokenizer.json"
+    content = json.loads(ours.read_text())
+    same, other = (tmp_path / name / "tokenizer.json" for name in ("same", "other"))
+    for path in (same, other):
+        path.parent.mkdir()
+    same.write_text(json.dumps(content, indent=1))
+    vocab = content["model"]["vocab"]
+    vocab["dog</w>"], vocab["cat</w>"] = vocab["cat</w>"], vocab["dog</w>"]
+    other.write_text(json.dumps(content))
+    config = unires_run_config()
+    for name in ("run", "safetensors"):
+        for there in ("clip", str(ours), str(same.parent)):
+            config["data"]["tokenizer"] = there
+            load_start(folder / name, expected(), config, scored=True)
+        config["data"]["tokenizer"] = str(other)
+        with pytest.raises(UserError) as error:
+            load_start(folder / name, expected(), config, scored=True)
+        one_line(error, name, "config.data.tokenizer=", str(other))
+    # A file that is not on this machine cannot be compared.
+    gone = unires_run_config()
+    gone["data"]["tokenizer"] = "/nowhere/tokenizer.json"
+    save_unires(tmp_path / "run", tiny_params(), config=gone)
+    load_start(tmp_path / "run", expected(), unires_run_config(), scored=True)
 
 
 def test_a_checkpoint_is_read_as_before(folder):

@@ -69,7 +69,7 @@ def test_the_export_answers_as_the_checkpoint(folder: Path, tmp_path: Path) -> N
 
 def test_a_run_starts_with_the_running_averages_of_an_export(folder: Path, params: Params) -> None:
     target = sharding.abstract_params(FORWARD.shapes, one_device())
-    start, step = load_start(folder / "safetensors", target, MODEL)
+    start, step = load_start(folder / "safetensors", target, {"model": MODEL})
     assert step == 1
     trainer = Trainer(FORWARD, MaskObjective(), OptimConfig(ema_decay=0.9), 10, one_device())
     # Copied: the state gives its arrays away.
