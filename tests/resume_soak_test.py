@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from input_pipeline.datasets.scenes import scenes
+from input_pipeline.datasets.scenes.config import ScenesConfig
 from refseg_jax.checkpoints import folder
 from refseg_jax.checkpoints.arrays import read_arrays
 from tests.input_pipeline.building.pools import build_pool
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 40
 SINGLE, MIXTURE = "scenes_unires.py", "mres_unires.py:tiny,one,two"
-NORMED = "scenes_unilseg.py"
+NORMED, GROUPED = "scenes_unilseg.py", "scenes_grser.py"
 #: Fields of the smallest UniLSeg with batch normalisation, in place of those of UniRES; its parameters
 #: and running averages are averaged.
 NORMED_FIELDS = {
@@ -42,6 +44,45 @@ NORMED_FIELDS = {
     "optim.muon": "",
     "loop.eval_every": 10,
 }
+#: Fields of the smallest GRSer, in place of those of UniRES: groups of Scenes and texts that pictures
+#: share, the mirror branch with features of its own, dropout, an average of the parameters.
+GROUPED_FIELDS = {
+    "data.dataset": "scenes",
+    "data.images": 3,
+    "model.image_size": 64,
+    "model.swin_width": 16,
+    "model.swin_depths": (1, 1),
+    "model.swin_heads": (1, 2),
+    "model.drop_path": 0.1,
+    "model.text_layers": 1,
+    "model.text_width": 24,
+    "model.text_hidden": 32,
+    "model.text_dropout": 0.1,
+    "model.width": 16,
+    "model.group_size": 3,
+    "model.predictor_width": 16,
+    "model.rank": "both",
+    "model.mirror_encodes": True,
+    "objective.mirror": 1.0,
+    "optim.ema_decay": 0.9,
+    "optim.muon": "",
+    "eval.canvas": (64, 64),
+    "eval.protocol": "grd,gres",
+    "loop.eval_every": 10,
+}
+OWN_FIELDS: dict[str, dict[str, Any]] = {NORMED: NORMED_FIELDS, GROUPED: GROUPED_FIELDS}
+SCENES = ScenesConfig(
+    image_size=64,
+    train=12,
+    val=0,
+    test=0,
+    train_groups=4,
+    val_groups=1,
+    test_groups=1,
+    novel_train=0,
+    novel_test=0,
+    group_size=4,
+)
 #: Seconds after which a run that gets nowhere counts as hung.
 PATIENCE = 300
 
@@ -55,13 +96,14 @@ class Runs:
         # A val image of `two` that `one` must not train on.
         build_pool(folder / "data", "one", train=range(13), val=[40])
         build_pool(folder / "data", "two", train=range(20, 29), val=[3])
+        scenes.build(folder / "data", SCENES)
 
     def start(
         self, workdir: Path, *more: str, config: str = SINGLE, **variables: str
     ) -> subprocess.Popen[bytes]:
         own = {name: value for name, value in OVERRIDES.items() if not name.startswith("model.")}
         fields: dict[str, Any] = {
-            **(OVERRIDES if config != NORMED else {**own, **NORMED_FIELDS}),
+            **({**own, **OWN_FIELDS[config]} if config in OWN_FIELDS else OVERRIDES),
             "steps": STEPS,
             "data.data_dir": self.folder / "data",
             "loop.save_every": 4,
@@ -171,6 +213,18 @@ def test_batch_normalisation_that_is_killed_ends_as_if_it_had_not_been(runs: Run
         arrays["params/vision_path.masks.norm.mean"] != arrays["ema/vision_path.masks.norm.mean"]
     ).any()
     assert_killed_ends_as(runs, alone, config=NORMED, seed=11)
+
+
+def test_a_model_of_groups_that_is_killed_ends_as_if_it_had_not_been(runs: Runs) -> None:
+    alone = runs.folder / "grouped"
+    finish(runs.start(alone, config=GROUPED), alone)
+    members = [rows[0][0].split("/")[0] for _, rows in batches(alone)]
+    assert members[:4] == ["groups", "texts"] * 2
+    lines = map(json.loads, (alone / "metrics.jsonl").read_text().splitlines())
+    terms = ("loss/mirror/cross_entropy", "loss/triplet")
+    trained = [all(line[term] > 0 for term in terms) for line in lines if "loss" in line]
+    assert len(trained) == STEPS and sum(trained) > STEPS // 2
+    assert_killed_ends_as(runs, alone, config=GROUPED, seed=13)
 
 
 def assert_killed_ends_as(
