@@ -13,7 +13,7 @@ from refseg_jax.evaluation.picture import Picture
 from refseg_jax.evaluation.predictions import jsonl_writer
 from refseg_jax.reporting.pictures import page
 from refseg_jax.reporting.tables import write_summary
-from tools.doctor_page import write_page
+from tools.doctor.page import write_page
 
 
 def _lines(path: Path) -> None:

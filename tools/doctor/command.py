@@ -48,13 +48,12 @@ from input_pipeline.facts.published import facts_of
 from input_pipeline.leakage import evaluation_images
 from input_pipeline.schema import Record
 from refseg_jax.cli.command_line import command_parser, ended, path
-from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError, escaped, shown
 from refseg_jax.text.lengths import Lengths, count_tokens, quoted
 from refseg_jax.text.tokenizers import build_tokenizer
 from tools.dataset_flags import add_dataset_flags
-from tools.doctor_page import Example, Sample, examples_of, sample_of, write_page
-from tools.doctor_subjects import Reading, Subject, opened
+from tools.doctor.page import Example, Sample, examples_of, sample_of, write_page
+from tools.doctor.subjects import Reading, Subject, opened
 from tools.text_settings import TextSettings, read_settings
 
 #: Number of examples of a check on the page.
@@ -279,7 +278,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give --data_dir or --source_dir")
     dataset = options.pop("dataset").replace("+", "_plus")
     return ended(lambda: int(examine(dataset, **options) > 0), failed=2)
-
-
-if __name__ == "__main__":
-    leave(main())
