@@ -39,7 +39,7 @@ from refseg_jax.reporting import parameter_table
 from refseg_jax.reporting.writers import ProgressLine, make_writer
 from refseg_jax.text.tokenizers import check_tokenizer
 from refseg_jax.training.compilations import keep_compilations
-from refseg_jax.training.evaluations import Evaluations
+from refseg_jax.training.evaluations import Evaluations, tell_rows
 from refseg_jax.training.goodput import Ledger
 from refseg_jax.training.loop import LoopConfig, Run, Trained
 from refseg_jax.training.objectives import build_objective
@@ -87,13 +87,13 @@ class Experiment:
         optim = construct(OptimConfig, config.optim, what="config.optim")
         check_accumulation(self.forward, optim)
         mixture = self._mixture()
-        rows = mixture.rows_per_epoch
         if bool(config.steps) == bool(config.epochs):
             raise UserError(
                 f"config.steps={config.steps} and config.epochs={config.epochs:g}: set one and leave "
                 "the other at 0, e.g. --config.steps=1000 --config.epochs=0.0"
             )
         check_start(config.init, self.forward.model)
+        tell_rows(self.forward.model, config.data.images)
         self.evaluations.check()
         trainer = Trainer(
             forward=self.forward,
@@ -106,7 +106,7 @@ class Experiment:
         steps = self.evaluations.last_step = trainer.steps
         logging.info("parameters:\n%s", parameter_table.summary(*self._variables))
         told = "%d steps of %d of %d rows; the first is compiled"
-        logging.info(told, steps, config.batch_size, rows)
+        logging.info(told, steps, config.batch_size, mixture.rows_per_epoch)
         trained = self._run(trainer, mixture)
         speed = trained.speed
         # SIGTERM may also have come during the last save, and would end each evaluation's first wait.

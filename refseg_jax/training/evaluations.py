@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from refseg_jax import sharding
@@ -16,6 +17,7 @@ from refseg_jax.evaluation.evaluator import Evaluator
 from refseg_jax.evaluation.every_class import ClassEvaluator
 from refseg_jax.evaluation.picture import Picture
 from refseg_jax.models.forward import Forward, Params
+from refseg_jax.models.graphs import group_size_of
 from refseg_jax.reporting import pictures, tables
 from refseg_jax.reporting.writers import MetricWriter
 from refseg_jax.training import goodput
@@ -252,3 +254,19 @@ class Evaluations:
             path = self._workdir / f"pictures-{name}.png"
             pictures.page(shown, path)
             print(f"pictures: {path}")
+
+
+def tell_rows(model: Any, images: int) -> None:
+    """Warns if a model of groups is trained in rows of another size than it predicts in.
+
+    Args:
+        model: any model.
+        images: `config.data.images`, of which the rows of evaluations are made, too.
+    """
+    size = group_size_of(model)
+    if size not in (None, images):
+        logging.warning(
+            "config.data.images=%d and config.model.group_size=%d: the run trains and scores rows of "
+            "%d, and its predictions will have rows of %d; give both the same value",
+            *(images, size, images, size),
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 
-from configs import scenes_unires
+from configs import scenes_grser, scenes_unires
 from input_pipeline.schema import Expression, Record
 from main import Experiment
 from refseg_jax import sharding
@@ -68,6 +68,25 @@ def test_every_class_needs_one_kind_of_class(experiment: Experiment) -> None:
     experiment.config.eval.pairs = 0
     with pytest.raises(UserError, match=r"config\.eval\.pairs=0: give the number of classes"):
         experiment.evaluations.check()
+
+
+@pytest.mark.parametrize(("images", "told"), [(8, False), (2, True)])
+def test_rows_of_another_size_than_those_of_predictions_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, images: int, told: bool
+) -> None:
+    build_tiny_dataset(tmp_path / "data", {"train": 3})
+    config: Any = scenes_grser.get_config()
+    config.data.update({"data_dir": str(tmp_path / "data"), "dataset": "tiny", "images": images})
+    member = {"split": "train", "sampling": "text", "granularities": ("object",)}
+    config.mixture = {"texts": {**config.mixture.texts.to_dict(), **member}}
+    config.evals.val.when = config.evals.test.when = "never"
+    config.eval.threshold = 1.0
+    built = Experiment(config, tmp_path / "run")
+    # It ends behind the warning.
+    with pytest.raises(UserError, match=r"config\.eval\.threshold"):
+        built.train()
+    built.writer.close()
+    assert told == any("config.model.group_size=8: the run" in line for line in caplog.messages)
 
 
 @pytest.mark.long
