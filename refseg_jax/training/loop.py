@@ -98,7 +98,8 @@ class LoopConfig:
         eval_every: steps between two evaluations; 0 evaluates after the last step only.
         save_every: steps between two checkpoints; 0 saves after the last step only. A step that was
             evaluated is always saved, so that its scores can rank the checkpoint.
-        max_bad_share: share of records in [0, 1] that may be damaged before training stops.
+        max_bad_share: share of images in [0, 1], each image of a group by itself, that may be damaged
+            before training stops.
         log_batches: whether to write the keys of every batch to `batches-<process>.jsonl`.
         profile_steps: the first and the last step (counted from 1) of a trace for xprof, which goes to
             `<workdir>/profile`; `()` for none. See `refseg_jax.training.profiling`.

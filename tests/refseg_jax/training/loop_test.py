@@ -81,13 +81,13 @@ def test_more_damage_than_the_set_share_stops_the_run_with_one_line(
     with pytest.raises(UserError, match=r"damaged.*config\.loop\.max_bad_share") as caught:
         train(tmp_path, damaged, 1000, batch=24, max_bad_share=0.1)
     assert "\n" not in str(caught.value)
-    # Judged as soon as 200 rows were seen, and what was damaged is a sixth of them.
-    assert "36 of 216 records" in str(caught.value)
+    # Judged as soon as 200 images were seen, and what was damaged is a sixth of them.
+    assert "36 of 216 images" in str(caught.value)
     assert lines_of(tmp_path / "metrics.jsonl")[-1]["step"] < 10
 
 
 @pytest.mark.parametrize(("bad", "stops"), [(20, False), (21, True)])
-def test_share_is_judged_over_all_rows_so_far(bad: int, stops: bool) -> None:
+def test_share_is_judged_over_all_images_so_far(bad: int, stops: bool) -> None:
     quarantine = Quarantine(max_share=0.1)
 
     def batch(errors: int, rows: int) -> HostBatch:
@@ -96,7 +96,7 @@ def test_share_is_judged_over_all_rows_so_far(bad: int, stops: bool) -> None:
         metas = tuple(RowMeta("k", empty, empty, empty, empty, reason) for reason in reasons)
         return HostBatch(None, metas)  # pyright: ignore
 
-    # Before there are 200 rows nothing is judged, however bad.
+    # Before there are 200 images nothing is judged, however bad.
     quarantine.check(batch(bad, 50))
     quarantine.check(batch(0, 149))
     if stops:
@@ -104,7 +104,29 @@ def test_share_is_judged_over_all_rows_so_far(bad: int, stops: bool) -> None:
             quarantine.check(batch(0, 1))
     else:
         quarantine.check(batch(0, 1))
-    assert (quarantine.bad, quarantine.rows) == (bad, 200)
+    assert (quarantine.bad, quarantine.images) == (bad, 200)
+
+
+def test_an_image_of_a_group_counts_as_one() -> None:
+    quarantine = Quarantine(max_share=0.08)
+
+    def row(*images: str, reasons: int = 0, error: str = "") -> HostBatch:
+        left_out = ("torn",) * reasons
+        meta = RowMeta("k", images, images, ("",), ("",) * len(images), error, left_out=left_out)
+        return HostBatch(None, (meta,))  # pyright: ignore
+
+    # An eighth of each row: its rows are all damaged, its images less than the share.
+    for _ in range(40):
+        quarantine.check(row(*"abcdefg", "", reasons=1))
+        quarantine.check(row(*"abcdefgh"))
+    assert (quarantine.bad, quarantine.images) == (40, 40 * 15)
+    quarantine.check(row("", "", error="torn"))
+    assert (quarantine.bad, quarantine.images) == (41, 601)
+    # Of a single image, any number of its pairs.
+    quarantine.check(row("a", reasons=5))
+    assert (quarantine.bad, quarantine.images) == (42, 602)
+    with pytest.raises(UserError, match=r"49 of 609 images are damaged"):
+        quarantine.check(row(*"abcdefg", reasons=19))
 
 
 def test_evaluation_and_saving_happen_when_due_and_at_the_end(sound: Path, tmp_path: Path) -> None:
