@@ -39,6 +39,12 @@ def write_onnx(
     Raises:
         UserError: the environment cannot be made, or the model cannot be converted.
     """
+    if source.model.get("inference_rank") == "random":
+        # jax2onnx says so only after its environment was made, and in words of its own.
+        raise UserError(
+            f"{target.name}: config.model.inference_rank='random' draws numbers, for which there is no "
+            "ONNX graph; export it with --format=stablehlo"
+        )
     python = ensure_environment(environment)
     # Beside the target, on the same disk; files move into the target only once all are converted.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target.parent) as scratch:

@@ -155,6 +155,12 @@ def test_grser_gives_the_models_logits(tmp_path: Path) -> None:
             np.testing.assert_allclose(theirs[name], logits, rtol=0, atol=1e-5 * largest)
 
 
+def test_an_order_by_chance_has_no_onnx_graph(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        _exported(tmp_path / "onnx", {**GRSER, "inference_rank": "random"})
+    one_line(caught, "config.model.inference_rank='random'", "--format=stablehlo")
+
+
 def test_another_export_needs_the_weights_by_name(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         export(exported / "onnx", "safetensors", tmp_path / "out", command=["x"])

@@ -11,9 +11,11 @@ from refseg_jax.cli import export as command
 from refseg_jax.errors import UserError
 from refseg_jax.exports import onnx_environment, onnx_graphs
 from refseg_jax.exports.exporter import FORMATS, export
-from refseg_jax.exports.source import load_start, read_source
+from refseg_jax.exports.onnx_graphs import write_onnx
+from refseg_jax.exports.source import Source, load_start, read_source
 from refseg_jax.prediction.predictor import Predictor
 from tests.refseg_jax.exports.folders import forged, one_line, write_all
+from tests.refseg_jax.models.small_grser import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,14 @@ def test_no_network_is_one_line_with_the_cure(
         assert words in line
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert not list((tmp_path / "cache" / "refseg_jax").iterdir())
+
+
+def test_an_order_by_chance_is_refused_before_the_environment_is_made(tmp_path: Path) -> None:
+    model = {**SMALL, "inference_rank": "random"}
+    with pytest.raises(UserError) as caught:
+        write_onnx(tmp_path / "out", Source({}, model, {}, {}, "", 1, {}), tmp_path / "env")
+    one_line(caught, "config.model.inference_rank='random'", "--format=stablehlo")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_something_else_is_left_alone(exported: Path, tmp_path: Path) -> None:
