@@ -168,8 +168,8 @@ class _Group:
         places = {picture.name: picture.path for picture in self._pictures}
         for k, (text, known) in enumerate(zip(self._texts, self._matches, strict=True)):
             shown = [match for match in known if match["pixels"]]
-            many = f"in {len(shown)} of {len(known)} images"
-            print(f"{escaped(text)}: {many if shown else 'no match'}")
+            told = f"in {len(shown)} of {len(known)} images" if shown else "no match"
+            print(f"{escaped(text)}: {told if known else 'no picture could be asked'}")
             for match in shown[:_PRINTED]:
                 print(f"  {escaped(match['image'])}: {_told(match)}")
             if len(shown) > _PRINTED:

@@ -108,10 +108,11 @@ def heat_panel(
 ) -> np.ndarray:
     """Draws mask and heatmaps of one image of a group, as in GRSer's Figure 4.
 
-    On the left is the predicted mask. On the right each row begins with the heatmap of the words; then
-    come those of the images of the row: in the first row in the order of the images, in the second from
-    the most to the least trusted. Below each stand the name of the image that it is drawn by and its
-    largest cosine. Each heatmap is stretched to its own range of values.
+    On the left is the predicted mask, or `no match` below the image if it is empty. On the right each
+    row begins with the heatmap of the words; then come those of the images of the row: in the first row
+    in the order of the images, in the second from the most to the least trusted. Below each stand the
+    name of the image that it is drawn by and its largest cosine. Each heatmap is stretched to its own
+    range of values.
 
     Args:
         image: u8 `[H, W, 3]`, RGB.
@@ -136,6 +137,8 @@ def heat_panel(
     rows = [grid([language, *cells], len(raw) + 1, GAP) for cells in (raw, ranked)]
     heat = grid(rows, 1, 0)
     shown = row([fit_regions(image, [mask], 2 * _HEAT, [PREDICTED_COLOUR])], 2 * _HEAT)
+    if not mask.any():
+        shown = captioned(shown, "no match")
     canvas = np.full((len(heat), shown.shape[1] + GAP + heat.shape[1], 3), 255, np.uint8)
     canvas[2 * GAP : 2 * GAP + len(shown), : shown.shape[1]] = shown
     canvas[:, shown.shape[1] + GAP :] = heat

@@ -175,6 +175,17 @@ def test_a_damaged_picture_is_told_and_sits_in_no_row(
     assert not list(out.glob("b.jpg*"))
 
 
+def test_no_sound_picture_is_no_answer(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in NAMES:
+        (images / name).write_bytes(b"\x89PNG")
+    assert _call(run, images, tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    assert "the red box: no picture could be asked" in printed and "no match" not in printed
+    assert "images: 0, texts: 2; 4 could not be used" in printed
+
+
 def test_a_row_that_fails_costs_its_pictures(
     run: Path,
     images: Path,

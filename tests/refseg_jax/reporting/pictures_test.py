@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,6 +243,26 @@ def test_panels_of_heatmaps_have_one_size(shape: tuple[int, int], images: int) -
     ]
     assert drawn[0].shape == drawn[1].shape
     assert drawn[0].dtype == np.uint8
+
+
+def test_a_panel_without_a_mask_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    captioned = pictures.captioned
+
+    def writing(picture: np.ndarray, words: str, *notes: Any, **sizes: Any) -> np.ndarray:
+        told.append(words)
+        return captioned(picture, words, *notes, **sizes)
+
+    monkeypatch.setattr(pictures, "captioned", writing)
+    image, mask = _photo(40, 60), np.zeros((40, 60), bool)
+    empty = pictures.heat_panel(image, mask, _heat((40, 60), 1), ["a"], "x")
+    assert told.pop(-2) == "no match"
+    mask[0, 0] = True
+    full = pictures.heat_panel(image, mask, _heat((40, 60), 1), ["a"], "x")
+    assert "no match" not in told and full.shape == empty.shape
+    # Below the image, on the left.
+    rows, columns = np.nonzero((full != empty).any(-1))
+    assert rows.max() > 2 * 8 + 300 and columns.max() < 300
 
 
 def test_a_panel_of_heatmaps_has_both_orders() -> None:
