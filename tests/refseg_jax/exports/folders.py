@@ -11,11 +11,16 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from refseg_jax.checkpoints import manifest
-from refseg_jax.exports.exporter import export
+from refseg_jax.exports import folder as exports_folder
+from refseg_jax.exports.exporter import FORMATS, export
+from refseg_jax.exports.folder import ExportConfig
+from refseg_jax.exports.source import Source
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward, Params
-from refseg_jax.prediction.engines import Engine
+from refseg_jax.models.graphs import forward_of
+from refseg_jax.prediction.engines import Engine, ParameterEngine
 from refseg_jax.prediction.painting import Prediction
+from refseg_jax.prediction.stablehlo import StablehloEngine
 from refseg_jax.text.anti import anti_text
 from tests.refseg_jax.training.tiny_run import (
     UNIRES,
@@ -45,6 +50,21 @@ def write_all(folder: Path, *formats: str, presence: bool = False) -> Params:
     for name in formats:
         export(folder / "run", name, folder / name, command=["make", "it"])
     return params
+
+
+def written_graphs(
+    target: Path, model: dict[str, Any], length: int
+) -> tuple[StablehloEngine, ParameterEngine]:
+    """Graphs of a model of random numbers for texts of this length, and the model."""
+    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
+    source = Source(params, model, {"context_length": length}, {}, "", 1, {})
+    written = FORMATS["stablehlo"](target, source)
+    config = ExportConfig("stablehlo", model, source.data, {}, 1, {}, written.graphs)
+    exports_folder.write_config(target, config)
+    graphs = StablehloEngine(target, exports_folder.read_config(target))
+    engine = ParameterEngine(params, model)
+    assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
+    return graphs, engine
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from tests.refseg_jax.exports.folders import (
     graph_inputs,
     one_line,
     picture,
+    written_graphs,
 )
+from tests.refseg_jax.models.small_grser import SMALL
 from tests.refseg_jax.prediction.grouped import MODEL, grouped_config, grouped_params
 from tests.refseg_jax.training.tiny_run import save_unires
 
@@ -80,6 +83,27 @@ def test_graphs_take_any_number_of_groups_images_and_expressions(
     inputs = graph_inputs(rows, count, eos=MODEL["eos_id"], length=10, images=images)
     found, expected = (engine_outputs(each._engine, inputs) for each in (graphs, run))
     assert found["mask_logits"].shape == (rows, images, count, 16, 16)
+    for name, logits in expected.items():
+        largest = np.abs(logits).max()
+        np.testing.assert_allclose(found[name], logits, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inference_rank": "random", "channels": "last", "language_heatmap": False},
+        {"inference_rank": "negative", "pooling": ("mean",), "distance": "raw", "mask_stride": 4},
+    ],
+    ids=lambda changes: changes["inference_rank"],
+)
+def test_every_choice_has_graphs_for_any_number_of_images(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    model = {**SMALL, **changes}
+    graphs, engine = written_graphs(tmp_path, model, length=10)
+    inputs = graph_inputs(1, 2, eos=model["eos_id"], length=10, images=7)
+    found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
+    assert found.keys() == expected.keys() == {"mask_logits", "present_logits"}
     for name, logits in expected.items():
         largest = np.abs(logits).max()
         np.testing.assert_allclose(found[name], logits, rtol=0, atol=1e-5 * largest)

@@ -20,13 +20,11 @@ from refseg_jax.checkpoints import manifest
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.counts import predicted_mask
 from refseg_jax.exports import folder
-from refseg_jax.exports.exporter import FORMATS, export
-from refseg_jax.exports.folder import ExportConfig
-from refseg_jax.exports.source import Source, read_source
+from refseg_jax.exports.exporter import export
+from refseg_jax.exports.source import read_source
 from refseg_jax.exports.stablehlo import used_params
 from refseg_jax.images.resize import logits_on_canvas
 from refseg_jax.models.graphs import GRAPHS, Graphs, forward_of
-from refseg_jax.prediction.engines import ParameterEngine
 from refseg_jax.prediction.predictor import Predictor
 from refseg_jax.prediction.stablehlo import StablehloEngine, read_graph
 from tests.refseg_jax.exports.folders import (
@@ -42,11 +40,12 @@ from tests.refseg_jax.exports.folders import (
     picture,
     same_answers,
     write_all,
+    written_graphs,
 )
 from tests.refseg_jax.models.micro import EOS, FIELDS
 from tests.refseg_jax.models.rela_test import SMALL as RELA
 from tests.refseg_jax.models.small_unilseg import SMALL as UNILSEG
-from tests.refseg_jax.training.tiny_run import UNIRES, random_params
+from tests.refseg_jax.training.tiny_run import UNIRES
 
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 LENGTH = 7
@@ -83,7 +82,7 @@ def _agree(found: np.ndarray, expected: np.ndarray) -> None:
 )
 def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = {"name": "unires", **FIELDS, "decoder_layers": 1, **changes}
-    graphs, engine = _exported(tmp_path, model)
+    graphs, engine = written_graphs(tmp_path, model, LENGTH)
     inputs = graph_inputs(2, 3, eos=EOS, length=LENGTH)
     found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
     _agree(found.pop("mask_logits"), expected.pop("mask_logits"))
@@ -94,23 +93,10 @@ def test_every_head_gives_the_models_logits(tmp_path: Path, changes: dict[str, A
         np.testing.assert_allclose(found[name], logits, rtol=0, atol=1e-5)
 
 
-def _exported(target: Path, model: dict[str, Any]) -> tuple[StablehloEngine, ParameterEngine]:
-    """Graphs of a model of random numbers, and the model."""
-    params = jax.tree.map(np.asarray, random_params(forward_of(model)))
-    source = Source(params, model, {"context_length": LENGTH}, {}, "", 1, {})
-    written = FORMATS["stablehlo"](target, source)
-    config = ExportConfig("stablehlo", model, source.data, {}, 1, {}, written.graphs)
-    folder.write_config(target, config)
-    graphs = StablehloEngine(target, folder.read_config(target))
-    engine = ParameterEngine(params, model)
-    assert (graphs.image_size, graphs.mask_stride) == (engine.image_size, engine.mask_stride)
-    return graphs, engine
-
-
 def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
     """With the gate open an image's features are its patches alone, and words enter the stages."""
     model = {**RELA, "relationship": "paper", "gate": "live"}
-    graphs, engine = _exported(tmp_path, model)
+    graphs, engine = written_graphs(tmp_path, model, LENGTH)
     inputs = graph_inputs(2, 3, eos=RELA["eos_id"], length=LENGTH, side=RELA["image_size"])
     assert graphs.encode_image(inputs["image"]).keys() == {"maps.0"}
     found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
@@ -123,7 +109,7 @@ def test_rela_gives_the_models_logits(tmp_path: Path) -> None:
 
 def test_unilseg_gives_the_models_logits(tmp_path: Path) -> None:
     """Its running averages are arguments like the parameters: they are folded into no kernel."""
-    graphs, engine = _exported(tmp_path, UNILSEG)
+    graphs, engine = written_graphs(tmp_path, UNILSEG, LENGTH)
     inputs = graph_inputs(2, 3, eos=UNILSEG["eos_id"], length=LENGTH, side=UNILSEG["image_size"])
     found, expected = (engine_outputs(each, inputs) for each in (graphs, engine))
     assert found.keys() == expected.keys() == {"mask_logits"}
