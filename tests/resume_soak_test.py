@@ -49,6 +49,8 @@ NORMED_FIELDS = {
 GROUPED_FIELDS = {
     "data.dataset": "scenes",
     "data.images": 3,
+    "mixture.texts.weight": 1.0,
+    "mixture.texts.batch_size": 4,
     "model.image_size": 64,
     "model.swin_width": 16,
     "model.swin_depths": (1, 1),

@@ -55,6 +55,9 @@ PINNED: dict[str, dict[str, Any]] = {
     "grser": {
         "data.images": 4,
         "data.negatives": 0.5,
+        "mixture.texts.images": 4,
+        "mixture.texts.batch_size": 0,
+        "mixture.texts.weight": 1.0,
         "model.group_size": 4,
         "model.width": 48,
         "model.predictor_width": 32,
