@@ -129,7 +129,9 @@ def prepare_mask(
     Returns:
         u8 `[size / stride, size / stride]` of the bilinearly warped mask, as 0..255.
     """
-    full = mask * np.uint8(255)
+    # OpenCV reads rows. COCO's masks are stored by columns, and NumPy turns them slowly.
+    rows = cv2.transpose(mask.T) if mask.flags.f_contiguous else mask
+    full = rows * np.uint8(255)
     if not _is_identity(affine, mask.shape, size):
         full = cv2.warpAffine(full, affine, (size, size), flags=cv2.INTER_LINEAR)
     if cells == "nearest":

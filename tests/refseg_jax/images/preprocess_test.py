@@ -172,6 +172,18 @@ def test_a_mask_cell_holds_its_mean_coverage(
     assert abs(found.mean() - expected.mean()) < 0.5
 
 
+@pytest.mark.parametrize("shape", [(9, 16), (50, 37), (1, 8), (8, 1)])
+def test_masks_stored_by_columns_are_as_those_by_rows(shape: tuple[int, int]) -> None:
+    """A read-only one as well: COCO's masks are stored by columns."""
+    mask = (RNG.random(shape) < 0.5).astype(np.uint8)
+    affine = preprocess.letterbox_affine(*shape, 64)
+    by_columns = np.asfortranarray(mask)
+    by_columns.flags.writeable = False
+    found = preprocess.prepare_mask(by_columns, affine, 64, 4)
+    np.testing.assert_array_equal(found, preprocess.prepare_mask(mask, affine, 64, 4))
+    assert found.any()
+
+
 def test_masks_of_nothing_and_of_everything() -> None:
     affine = preprocess.letterbox_affine(32, 64, 64)
     assert not preprocess.prepare_mask(np.zeros((32, 64), np.uint8), affine, 64, 4).any()
