@@ -148,6 +148,7 @@ def _as_json(
                 {
                     **dataclasses.asdict(figures),
                     "images_per_second": figures.images_per_second,
+                    "images_per_second_a_host": figures.images_per_second_a_host,
                     "found": found and dataclasses.asdict(found),
                 }
                 for figures, found in told

@@ -86,6 +86,12 @@ class Figures:
         seconds = self.step_seconds
         return self.rows * self.shape[0] / seconds if seconds else None
 
+    @property
+    def images_per_second_a_host(self) -> float | None:
+        """Images that each host must deliver a second, so that its devices never wait at best."""
+        images = self.images_per_second
+        return None if images is None else images / self.hosts
+
 
 def measure(work: Work, rows: int, mesh: Mesh) -> tuple[Figures, str]:
     """Compiles a function for a number of rows.

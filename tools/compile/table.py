@@ -50,7 +50,7 @@ def _column(one: Figures) -> dict[str, str]:
         "memory, ms": _number(one.memory_seconds, 1e-3),
         "share of peak at best": _share(one.arithmetic_seconds, one.step_seconds),
         "images/s at best": _number(one.images_per_second, 1, 1),
-        "images/s a host": _number(one.images_per_second, one.hosts, 1),
+        "images/s a host": _number(one.images_per_second_a_host, 1, 1),
     }
     for kind, moved in one.moved.items():
         cells[f"{kind}, number and GB"] = f"{moved.count}  {moved.bytes / 1e9:.3f}"

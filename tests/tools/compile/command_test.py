@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from typing import Any
 
@@ -144,6 +145,21 @@ def test_the_table_has_a_column_for_each_topology():
     assert found["images/s at best"] == ["640.0"]
     assert found["images/s a host"] == ["320.0"]
     assert found["all-reduce, number and GB"[:24].strip()]
+
+
+def test_the_file_has_the_images_that_each_host_must_deliver(capsys, monkeypatch, tmp_path):
+    """Of 64 rows of 4 images in 0.1 s, two hosts deliver 1280 images/s each."""
+    one = _figures(shape=(4, 1, 17))
+    told = {**dataclasses.asdict(one), "found": None}
+    monkeypatch.setattr(command.command, "_compile", lambda *_: iter([told]))
+    request = {"mode": "train", "largest": False, "hlo": ""}
+    assert compile_all([Topology("cpu:2")], request, [CONFIG], tmp_path / "it.json") == 0
+    (written,) = json.loads((tmp_path / "it.json").read_text())["topologies"]["cpu:2"]
+    assert written["images_per_second_a_host"] == 1280.0
+    assert written["images_per_second"] == 2560.0
+    assert re.search(r"images/s a host +1280\.0$", capsys.readouterr().out, re.MULTILINE)
+    unknown = dataclasses.replace(one, memory_seconds=None)
+    assert unknown.images_per_second_a_host is None
 
 
 def test_what_does_not_fit_gets_a_line_with_the_cures():
