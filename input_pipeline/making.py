@@ -26,7 +26,8 @@ class MakeRow:
 
     A row that cannot be made (a damaged image, ...) becomes one whose pairs are all invalid, with the
     reason in its meta, so that the order of the other rows stays the same. An expression without a word,
-    a mask that cannot be read and a damaged image of a group are left out alone.
+    a mask that cannot be read and a damaged image of a group are left out alone. `tools.feed` times the
+    public parts.
 
     Attributes:
         config: which data to read, and how to make batches of it.
@@ -53,7 +54,7 @@ class MakeRow:
         tokenizer = build_tokenizer(self.config.tokenizer)
         example, left_out = None, list[str]()
         try:
-            example = self._read(key, row, rng, left_out)
+            example = self.read(key, row, rng, left_out)
             return self._make(example, rng, tokenizer, left_out)
         except Exception as error:  # Whatever a decoder or a warp raises costs this row alone.
             records, _ = self.rows.entries(row)
@@ -62,7 +63,8 @@ class MakeRow:
                 where = _name(example.frames[0].record)
             return self._blank(key, "; ".join([*left_out, _reason(error, where)]))
 
-    def _read(self, key: str, row: int, rng: np.random.Generator, left_out: list[str]) -> Example:
+    def read(self, key: str, row: int, rng: np.random.Generator, left_out: list[str]) -> Example:
+        """Reads the records of a row; adds the images of a group that cannot be read to `left_out`."""
         records, positions = self.rows.drawn(row, rng)
         if self.config.sampling not in GROUPED:
             record = self.source[int(records[0])]
@@ -132,8 +134,32 @@ class MakeRow:
         return True
 
     def _pack(self, example: Example, tokenizer: Tokenizer, left_out: list[str]) -> HostBatch:
-        config = self.config
         batch = self._blank(example.key).batch
+        example = self.pack_words(batch, example, tokenizer, left_out)
+        frames = [
+            self._pack_frame(batch, n, frame, left_out) for n, frame in enumerate(example.frames)
+        ]
+        example = dataclasses.replace(example, frames=tuple(frames))
+        missing = ("",) * (self.config.images - len(example.frames))
+        meta = RowMeta(
+            key=example.key,
+            image_ids=tuple(f.record.image_id for f in example.frames) + missing,
+            pair_ids=self._of_each(example, lambda record, e: e.id),
+            expressions=example.texts,
+            granularities=self._of_each(example, lambda record, e: e.granularity),
+            groups=self._of_each(example, lambda record, e: e.group),
+            categories=self._of_each(example, category_of),
+            forms=self._of_each(example, lambda record, e: e.form),
+            left_out=tuple(left_out),
+            reused=tuple(n for n, frame in enumerate(example.frames) if frame.reused),
+        )
+        return HostBatch(batch, (meta,), self.name)
+
+    def pack_words(
+        self, batch: Batch, example: Example, tokenizer: Tokenizer, left_out: list[str]
+    ) -> Example:
+        """Writes the texts; returns the example without those that cannot be read."""
+        config = self.config
         for k, text in enumerate(example.texts):
             if not self._has(example, k):
                 continue
@@ -148,24 +174,7 @@ class MakeRow:
             prefix = prefix_id(tokenizer, config.anti_prefix)
             texts, valid = np.asarray(batch.text), np.asarray(batch.text_valid)
             batch.anti_text[:] = anti_text(texts, valid, prefix)
-        frames = [
-            self._pack_frame(batch, n, frame, left_out) for n, frame in enumerate(example.frames)
-        ]
-        example = dataclasses.replace(example, frames=tuple(frames))
-        missing = ("",) * (config.images - len(example.frames))
-        meta = RowMeta(
-            key=example.key,
-            image_ids=tuple(f.record.image_id for f in example.frames) + missing,
-            pair_ids=self._of_each(example, lambda record, e: e.id),
-            expressions=example.texts,
-            granularities=self._of_each(example, lambda record, e: e.granularity),
-            groups=self._of_each(example, lambda record, e: e.group),
-            categories=self._of_each(example, category_of),
-            forms=self._of_each(example, lambda record, e: e.form),
-            left_out=tuple(left_out),
-            reused=tuple(n for n, frame in enumerate(example.frames) if frame.reused),
-        )
-        return HostBatch(batch, (meta,), self.name)
+        return example
 
     def _of_each(
         self, example: Example, tell: Callable[[Record, Expression], str]
@@ -193,7 +202,7 @@ class MakeRow:
             same = first.setdefault(expression.targets, k)
             try:
                 if same == k:
-                    self._pack_mask(batch, (0, n, k), frame, expression)
+                    self.pack_mask(batch, (0, n, k), frame, expression)
             except Exception as error:
                 if not frame.reused:
                     left_out.append(_reason(error, _name(record)))
@@ -209,9 +218,10 @@ class MakeRow:
                     batch.native[0, n, k] = batch.native[0, n, same]
         return dataclasses.replace(frame, expressions=tuple(kept))
 
-    def _pack_mask(
+    def pack_mask(
         self, batch: Batch, place: tuple[int, int, int], frame: Frame, expression: Expression
     ) -> None:
+        """Writes the mask of an expression to `place`, the indices of its row, image and pair."""
         config, record = self.config, frame.record
         assert frame.affine is not None
         mask = frame.mask(expression)

@@ -28,6 +28,7 @@ PATHS = {
     "scenes_page": set(),
     "doctor": {"data_dir", "source_dir", "image_dir", "config", "page"},
     "export": {"checkpoint", "output", "env"},
+    "feed": {"config", "data_dir"},
     "import_weights": {"source", "output", "tokenizer"},
     "predict": {"checkpoint", "image", "texts", "output_dir", "video"},
     "rvos_submission": {"checkpoint", "source_dir", "output_dir"},
@@ -46,6 +47,7 @@ OTHERS = {
     "scenes_page": {"write"},
     "doctor": {"dataset", "mask_threshold", "splits", "num_workers"},
     "export": {"format", "step"},
+    "feed": {"dataset", "images_per_second", "seconds"},
     "import_weights": {"format", "sha256", "preset"},
     "predict": {
         *("step", "text", "recursive", "group_maps", "region_maps", "maps", "fps", "no_overlay"),

@@ -151,7 +151,7 @@ def test_the_file_has_the_images_that_each_host_must_deliver(capsys, monkeypatch
     """Of 64 rows of 4 images in 0.1 s, two hosts deliver 1280 images/s each."""
     one = _figures(shape=(4, 1, 17))
     told = {**dataclasses.asdict(one), "found": None}
-    monkeypatch.setattr(command.command, "_compile", lambda *_: iter([told]))
+    monkeypatch.setattr("tools.compile.command._compile", lambda *_: iter([told]))
     request = {"mode": "train", "largest": False, "hlo": ""}
     assert compile_all([Topology("cpu:2")], request, [CONFIG], tmp_path / "it.json") == 0
     (written,) = json.loads((tmp_path / "it.json").read_text())["topologies"]["cpu:2"]
