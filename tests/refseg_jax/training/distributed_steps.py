@@ -66,12 +66,19 @@ GRSER: dict[str, Any] = {
     "width": 32,
     "predictor_width": 32,
 }
+#: Every draw of training: of words, of blocks, of the order of experts. They are the same on any layout.
+RANDOM: dict[str, Any] = {"text_dropout": 0.2, "drop_path": 0.3, "rank": "random"}
 #: Learning rates at which rounding errors hardly grow: Adam makes full steps for tiny gradients too.
 MODELS = {
     "unires": (UNIRES, MaskObjective(1.0, 1.0), 1e-3),
     "rela_official": ({**RELA, "relationship": "official"}, RelationObjective(), 1e-4),
     "rela_paper": ({**RELA, "relationship": "paper"}, RelationObjective(), 1e-4),
     "grser": (GRSER, GroupObjective(dice=1.0, schedule="constant"), 1e-4),
+    "grser_random": (
+        {**GRSER, **RANDOM},
+        GroupObjective(dice=1.0, schedule="constant"),
+        1e-4,
+    ),
     "unilseg": (small_unilseg.SMALL, MaskObjective(1.0, 1.0), 1e-4),
 }
 
@@ -113,7 +120,7 @@ def main() -> None:
         mesh=mesh,
     )
     side, stride = model["image_size"], trainer.forward.model.mask_stride
-    images = GROUP if sys.argv[1] == "grser" else 1
+    images = GROUP if model["name"] == "grser" else 1
     state, step = trainer.create(), trainer.compile_step()
     device = mesh.local_devices[0]
     held = sum(

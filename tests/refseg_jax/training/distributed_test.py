@@ -66,6 +66,7 @@ def one_device(model: str = "unires") -> dict[str, Any]:
         ("rela_paper", (2, 2, 1)),
         ("grser", (2, 1, 1)),
         ("grser", (2, 2, 1)),
+        ("grser_random", (2, 2, 1)),
         ("unilseg", (2, 1, 1)),
         ("unilseg", (2, 2, 1)),
     ],
