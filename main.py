@@ -6,12 +6,14 @@
                                               config.init.checkpoint where the workdir has none)
     python main.py --config=... --workdir=... --distributed                (several processes)
 
-The same command again resumes.
+The same command again resumes. Only a finished run ends with status 0; one that SIGTERM has stopped ends
+with 143.
 """
 
 import functools
 import logging as python_logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,12 @@ class Experiment:
             workdir=workdir,
         )
 
-    def train(self) -> None:
-        """Trains or resumes, then runs every evaluation and writes the report."""
+    def train(self) -> bool:
+        """Trains or resumes, then runs every evaluation and writes the report.
+
+        Returns:
+            Whether the run is finished; false if SIGTERM has ended it.
+        """
         config = self.config
         optim = construct(OptimConfig, config.optim, what="config.optim")
         check_accumulation(self.forward, optim)
@@ -113,11 +119,12 @@ class Experiment:
         if speed["preempted"] or self.preemption.noticed():
             logging.info("saved and stopped on SIGTERM; the same command resumes")
             logging.info(self.ledger.line())
-            return
+            return False
         if not speed["steps"]:
             logging.info("nothing is left to train: all %d steps are done", steps)
         params, scores = trained.state.eval_params, trained.scores
         self.evaluations.report(params, steps, speed=speed, known=scores, ledger=self.ledger)
+        return True
 
     def evaluate(self) -> None:
         """Runs every evaluation on the workdir's newest checkpoint.
@@ -234,7 +241,9 @@ def main(_: list[str]) -> None:
         folder = Path(FLAGS.workdir)
         with workdir.opened(folder, first=first), Ledger.of_process(folder) as ledger:
             experiment = Experiment(FLAGS.config, folder, ledger)
-            experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
+            finished = FLAGS.mode == "eval" or experiment.train()
+            if FLAGS.mode == "eval":
+                experiment.evaluate()
             experiment.writer.close()
     except (UserError, ValueError, OSError) as error:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
@@ -243,7 +252,8 @@ def main(_: list[str]) -> None:
         workers.leave(1)
     except KeyboardInterrupt as ending:
         workers.leave(signals.told(ending))
-    workers.leave(0)
+    # Whoever starts runs again until they are finished asks for a status of 0.
+    workers.leave(0 if finished else 128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

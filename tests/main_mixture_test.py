@@ -114,11 +114,11 @@ def test_sigterm_during_the_last_save_stops_before_the_evaluations(
 
     with monkeypatch.context() as patch:
         patch.setattr(Clock, "summary", signalled)
-        make(steps=2).train()
+        assert not make(steps=2).train()
     assert not (workdir / "summary.json").exists()
     assert load_params(workdir)[1]["progress"]["step"] == 2
     # The same command goes on with them.
-    make(steps=2).train()
+    assert make(steps=2).train()
     assert json.loads((workdir / "summary.json").read_text())["step"] == 2
 
 

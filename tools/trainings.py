@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -192,7 +193,7 @@ class _Crew:
             self._children.remove(child)
             if self._stopped:
                 return
-        if code:
+        if code not in (0, 128 + signal.SIGTERM):
             raise UserError(
                 f"{workdir}: the run ended with exit code {code}, see {log or 'what it says above'}"
             )

@@ -120,7 +120,10 @@ def test_a_recipe_that_is_edited_meanwhile_is_not_taken_for_the_one_of_the_start
     assert runs.started == ["a"]
 
 
-@pytest.mark.parametrize(("code", "named"), [(1, "exit code 1"), (0, "stopped before its end")])
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [(1, "exit code 1"), (0, "stopped before its end"), (143, "stopped before its end")],
+)
 def test_a_run_that_leaves_no_scores_is_one_line_and_none_begins(
     runs: PlannedRuns, code: int, named: str
 ):
