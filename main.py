@@ -6,14 +6,12 @@
                                               config.init.checkpoint where the workdir has none)
     python main.py --config=... --workdir=... --distributed                (several processes)
 
-The same command again resumes. Only a finished run ends with status 0; one that SIGTERM has stopped ends
-with 143.
+The same command again resumes. After SIGTERM, the status is 143; that of a finished run is 0.
 """
 
 import functools
 import logging as python_logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,11 +82,7 @@ class Experiment:
         )
 
     def train(self) -> bool:
-        """Trains or resumes, then runs every evaluation and writes the report.
-
-        Returns:
-            Whether the run is finished; false if SIGTERM has ended it.
-        """
+        """Trains or resumes, evaluates and writes the report; false if SIGTERM has ended it before."""
         config = self.config
         optim = construct(OptimConfig, config.optim, what="config.optim")
         check_accumulation(self.forward, optim)
@@ -126,20 +120,19 @@ class Experiment:
         self.evaluations.report(params, steps, speed=speed, known=scores, ledger=self.ledger)
         return True
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> bool:
         """Runs every evaluation on the workdir's newest checkpoint.
 
         Where there is none yet, on `config.init.checkpoint`.
         """
         self.evaluations.check()
         own = checkpoint_folder.steps(self.workdir / "checkpoints")
-        source = self.config.init.checkpoint
-        if own or not source:
-            source = self.workdir
+        source = (not own and self.config.init.checkpoint) or self.workdir
         params, step = self._load(source, scored=True)
         logging.info("scoring the checkpoint of step %d in %s", step, source)
         self.evaluations.last_step = step
         self.evaluations.report(params, step)
+        return True
 
     def _mixture(self) -> Mixture:
         """The training data; raises a `UserError` if the model does not take its batches."""
@@ -241,9 +234,7 @@ def main(_: list[str]) -> None:
         folder = Path(FLAGS.workdir)
         with workdir.opened(folder, first=first), Ledger.of_process(folder) as ledger:
             experiment = Experiment(FLAGS.config, folder, ledger)
-            finished = FLAGS.mode == "eval" or experiment.train()
-            if FLAGS.mode == "eval":
-                experiment.evaluate()
+            finished = experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
             experiment.writer.close()
     except (UserError, ValueError, OSError) as error:
         if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
@@ -252,8 +243,7 @@ def main(_: list[str]) -> None:
         workers.leave(1)
     except KeyboardInterrupt as ending:
         workers.leave(signals.told(ending))
-    # Whoever starts runs again until they are finished asks for a status of 0.
-    workers.leave(0 if finished else 128 + signal.SIGTERM)
+    workers.leave(0 if finished else 143)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Memory of an evaluation over every class: it does not grow with the number of classes.
 
-Measured by XLA's own analysis of the compiled program (`memory_analysis`), for UniRES-B/16 at 480, two
-images and a canvas of 640 x 640 on this CPU: what the program holds beside its arguments and outputs.
-With 8 classes at once it is 1,471 MiB for 8 classes, and 1,488 MiB for 59 and for 150. 150 at once would
-take 12,757 MiB.
+Measured by XLA's own analysis of the compiled program (`memory_analysis`), at 480, with two images and a
+canvas of 640 x 640 on this CPU: what the program holds beside its arguments and outputs. UniRES-B/16,
+with 8 classes at once, takes 1,471 MiB for 8 classes, and 1,488 MiB for 59 and for 150; 150 at once would
+take 12,757 MiB. UniLSeg-B takes 2,484 MiB for 150 classes in its form `paper`, and 2,500 MiB in `official`.
 """
 
 import jax
@@ -17,18 +17,24 @@ from refseg_jax.evaluation.protocols import EveryClass
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
 
-MODEL = {"name": "unires", "preset": "B/16", "image_size": 480}
+SIDE = 480
+MODELS = {
+    "unires": {"name": "unires", "preset": "B/16", "image_size": SIDE},
+    "unilseg-paper": {"name": "unilseg", "preset": "B", "form": "paper", "image_size": SIDE},
+    "unilseg-official": {"name": "unilseg", "preset": "B", "form": "official", "image_size": SIDE},
+}
 ROWS, CANVAS, LENGTH = 2, (640, 640), 17
 
 
 @pytest.mark.bench
-def test_memory_does_not_grow_with_the_classes() -> None:
-    forward = Forward(lambda rngs: build_model(MODEL, rngs=rngs))
+@pytest.mark.parametrize("model", MODELS)
+def test_memory_does_not_grow_with_the_classes(model: str) -> None:
+    forward = Forward(lambda rngs: build_model(MODELS[model], rngs=rngs))
     found = {
         (classes, at_once): _temporary(forward, classes, at_once)
         for classes, at_once in ((8, 8), (59, 8), (150, 8), (150, 150))
     }
-    print(f"\nUniRES-B/16 at 480, {ROWS} images, canvas {CANVAS[0]} x {CANVAS[1]}:")
+    print(f"\n{model}, B at {SIDE}, {ROWS} images, canvas {CANVAS[0]} x {CANVAS[1]}:")
     print("classes  at once  memory of the program")
     for (classes, at_once), size in found.items():
         print(f"{classes:7}  {at_once:7}  {size / 2**20:8.0f} MiB")
@@ -40,7 +46,7 @@ def test_memory_does_not_grow_with_the_classes() -> None:
 
 def _temporary(forward: Forward, classes: int, at_once: int) -> int:
     """Bytes that the compiled program of a batch holds beside its arguments and outputs."""
-    side, stride = MODEL["image_size"], 4
+    side, stride = SIDE, 4
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     evaluator = ClassEvaluator(
         "val", forward, None, None, mesh, stride, CANVAS, 0.5, EveryClass(), at_once  # pyright: ignore
