@@ -37,7 +37,7 @@ LIGHT_TESTS := tests/layout_test.py $(addprefix tests/, configs docs input_pipel
 # page faults of 4 KB were an eighth of its CPU time in a step of ReLA.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help python setup run test test-long test-light test-oldest lint docs parity bench bench-gpu soak ablation clean link
+.PHONY: help python setup run test test-long test-light test-oldest lint docs parity aot bench bench-gpu soak ablation clean link
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ docs: $(VENV)/.docs ## build the documentation; a warning is an error
 parity: $(VENV)/.parity ## compare with torch, ONNX Runtime and Apache Beam
 	$(BIN)/python $(PYTEST) -m parity tests/parity
 
+aot: $(VENV)/.aot ## compile small models for TPUs that are not there
+	$(BIN)/python $(PYTEST) -n 2 -m aot -rs tests/tools/compile
+
 bench: $(VENV)/.parity ## time steps beside torch's
 	$(BIN)/python $(PYTEST) -m bench -s tests/benchmarks
 
@@ -96,6 +99,8 @@ ablation: $(VENV)/.library ## repeat the studies (hours)
 		--output_dir=runs/ablation/no_target_160 --page=docs/results/no_target_160.md
 	$(BIN)/python -m tools.ablation --study=unilseg_parts --seeds 0 \
 		--output_dir=runs/ablation/unilseg_parts --page=docs/results/unilseg_parts.md
+	$(BIN)/python -m tools.ablation --study=grser_parts --seeds 0 \
+		--output_dir=runs/ablation/grser_parts --page=docs/results/grser_parts.md
 
 python: ## print the Python that the environment is made of
 	@$(check_python)
@@ -129,6 +134,10 @@ $(VENV)/.parity: requirements.txt pyproject.toml | $(BIN)/python link
 	$(BIN)/python $(PIP) -e '.[test,parity]'
 	@# Alone: they ask for an older NumPy and OpenCV, and run on ours.
 	$(BIN)/python $(PIP) --no-deps pysodmetrics==1.6.2 vos-benchmark==0.1.0 trackeval==1.3.0
+	touch $@
+
+$(VENV)/.aot: requirements.txt pyproject.toml | $(BIN)/python link
+	$(BIN)/python $(PIP) -e '.[test,tpu]'
 	touch $@
 
 # Anew each time: what is installed would else be taken for old enough.

@@ -1,9 +1,9 @@
 """Memory of an evaluation over every class: it does not grow with the number of classes.
 
 Measured by XLA's own analysis of the compiled program (`memory_analysis`), at 480, with two images and a
-canvas of 640 x 640 on this CPU: what the program holds beside its arguments and outputs. UniRES-B/16,
-with 8 classes at once, takes 1,471 MiB for 8 classes, and 1,488 MiB for 59 and for 150; 150 at once would
-take 12,757 MiB. UniLSeg-B takes 2,484 MiB for 150 classes in its form `paper`, and 2,500 MiB in `official`.
+canvas of 640 x 640 on this CPU: what the program holds beside its arguments and outputs. With 8 classes
+at once, UniRES-B/16 takes 1,471 MiB for 8 classes, and 1,488 MiB for 59 and for 150. 150 at once would
+take 12,757 MiB. For 150, UniLSeg-B takes 2,484 MiB in its form `paper`, and 2,500 MiB in `official`.
 """
 
 import jax
