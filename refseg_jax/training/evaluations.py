@@ -201,6 +201,11 @@ class Evaluations:
                 f"config.eval.protocol={chosen.protocol!r}: every_class asks other questions than the "
                 "rest; run it alone, --config.eval.protocol=every_class"
             )
+        if built[0].name == "every_class" and group_size_of(self._forward.model) is not None:
+            raise UserError(
+                "config.eval.protocol='every_class' asks one image for every class, and the model "
+                "answers groups of images for one text: take grd, gres or sod"
+            )
         return built
 
     @property

@@ -70,6 +70,17 @@ def test_every_class_needs_one_kind_of_class(experiment: Experiment) -> None:
         experiment.evaluations.check()
 
 
+def test_every_class_is_not_asked_of_a_model_of_groups(tmp_path: Path) -> None:
+    build_tiny_dataset(tmp_path / "data", {"val": 3})
+    config: Any = scenes_grser.get_config()
+    config.data.update({"data_dir": str(tmp_path / "data"), "dataset": "tiny"})
+    config.eval.protocol = "every_class"
+    built = Experiment(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"'every_class' asks one image.*take grd, gres or sod"):
+        built.evaluations.check()
+    built.writer.close()
+
+
 @pytest.mark.parametrize(("images", "told"), [(8, False), (2, True)])
 def test_rows_of_another_size_than_those_of_predictions_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, images: int, told: bool
