@@ -196,12 +196,13 @@ class Evaluations:
         built = protocols.build_protocols(
             chosen.protocol, min_pixels=chosen.min_pixels, background=chosen.background
         )
-        if len(built) > 1 and any(isinstance(one, protocols.EveryClass) for one in built):
+        every = any(isinstance(one, protocols.EveryClass) for one in built)
+        if every and len(built) > 1:
             raise UserError(
                 f"config.eval.protocol={chosen.protocol!r}: every_class asks other questions than the "
                 "rest; run it alone, --config.eval.protocol=every_class"
             )
-        if built[0].name == "every_class" and group_size_of(self._forward.model) is not None:
+        if every and group_size_of(self._forward.model) is not None:
             raise UserError(
                 "config.eval.protocol='every_class' asks one image for every class, and the model "
                 "answers groups of images for one text: take grd, gres or sod"
