@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -94,12 +93,7 @@ class Ledger:
         jax.monitoring.register_event_duration_secs_listener(self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
     def begin(self, step: int, *, idle: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Notices of preemption: the machine is about to be taken away."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -25,12 +25,7 @@ class Preemption:
             self._previous = signal.signal(signal.SIGTERM, self._notice)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None

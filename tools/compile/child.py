@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from refseg_jax.cli.command_line import error_line
 from refseg_jax.errors import UserError
 from refseg_jax.training.peaks import peak_of
@@ -104,13 +102,7 @@ def main() -> None:
 
         try:
             run(Request(**json.loads(sys.argv[1])), sys.argv[2:], tell)
-        except (
-            UserError,
-            ValueError,
-            OSError,
-            NotImplementedError,
-            jax.errors.JaxRuntimeError,
-        ) as e:
+        except (UserError, ValueError, OSError, RuntimeError) as e:
             if os.environ.get("REFSEG_TRACEBACK"):
                 raise
             tell({"error": error_line(e).removeprefix("error: ")})
