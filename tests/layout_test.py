@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 _BASE = "batch errors naming sharding"
-_LIBRARY = f"{_BASE} locks unpickling images text"
+_LIBRARY = f"{_BASE} storage unpickling images text"
 
 #: Room of `refseg_jax` -> the other rooms that it may use.
 LIBRARY = {
@@ -21,7 +21,7 @@ LIBRARY = {
     "errors": "",
     "naming": "",
     "sharding": "layers",
-    "locks": "errors",
+    "storage": "errors",
     "unpickling": "errors",
     "text": "errors",
     "images": "batch errors naming",
@@ -29,7 +29,7 @@ LIBRARY = {
     "encoders": "images layers naming",
     "decoders": "images layers naming",
     "models": "batch decoders encoders images layers naming",
-    "checkpoints": "errors images locks naming sharding",
+    "checkpoints": "errors images naming sharding storage",
     "weights": "checkpoints encoders errors images layers models naming unpickling",
     "evaluation": f"{_BASE} images models",
     "reporting": "batch errors evaluation images models",
@@ -61,7 +61,7 @@ PIPELINE = {
     "experiment_data": "labels making oracle pipeline settings sources",
 }
 #: What `input_pipeline` may use of the library.
-SHARED = "batch text images errors naming locks unpickling"
+SHARED = "batch text images errors naming storage unpickling"
 #: Package or file at the top -> the other ones that it may use.
 TOP = {
     "refseg_jax": "",

@@ -49,8 +49,8 @@ from input_pipeline.sources import split_names
 from refseg_jax.cli.command_line import command_parser, ended
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
-from refseg_jax.locks import exclusive
 from refseg_jax.naming import unknown
+from refseg_jax.storage.locks import exclusive
 from tools.dataset_flags import add_dataset_flags
 from tools.text_settings import built_lines, read_settings
 

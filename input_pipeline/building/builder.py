@@ -29,7 +29,7 @@ from input_pipeline.building.processes import ordered_map
 from input_pipeline.building.shards import Shard, Summary
 from input_pipeline.schema import CLASSES, HELD_OUT, features
 from refseg_jax.errors import UserError
-from refseg_jax.locks import exclusive
+from refseg_jax.storage.locks import exclusive
 
 #: For fewer items than this, starting worker processes takes longer than making the records.
 _FEW = 256

@@ -24,7 +24,7 @@ from input_pipeline.formats.archive_streams import Forward, RefusedArchiveError,
 from refseg_jax.errors import UserError, instead
 from refseg_jax.images.files import check_regular
 from refseg_jax.images.kinds import HEAD, kind_of
-from refseg_jax.locks import exclusive
+from refseg_jax.storage.locks import exclusive
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 

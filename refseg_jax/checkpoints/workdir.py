@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refseg_jax import sharding
 from refseg_jax.errors import UserError
-from refseg_jax.locks import exclusive
+from refseg_jax.storage.locks import exclusive
 
 _LOCK = "running.lock"
 

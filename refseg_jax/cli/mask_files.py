@@ -11,7 +11,7 @@ from PIL import Image
 
 from refseg_jax.cli.results import append_lines, write_png
 from refseg_jax.errors import UserError
-from refseg_jax.locks import exclusive
+from refseg_jax.storage.locks import exclusive
 
 _LOCK = "predictions.lock"
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from refseg_jax.errors import UserError
-from refseg_jax.locks import exclusive
+from refseg_jax.storage.locks import exclusive
 
 _LINES, _LOCK = "predictions.jsonl", "predictions.lock"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from refseg_jax import locks
 from refseg_jax.errors import UserError
-from refseg_jax.locks import exclusive
+from refseg_jax.storage import locks
+from refseg_jax.storage.locks import exclusive
 
 ME = rf"^busy: process {os.getpid()} on {re.escape(platform.node())}$"
 

@@ -1,0 +1,1 @@
+"""Where files lie: on disks, with locks, or in buckets."""
