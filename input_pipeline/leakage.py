@@ -31,6 +31,7 @@ from input_pipeline.sources import (
 )
 from refseg_jax import naming
 from refseg_jax.errors import UserError
+from refseg_jax.storage import buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +149,7 @@ def check_remains(found: Exclusion) -> None:
 def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:
     """Writes the exclusions of a run, by member, as JSON; complete or not at all."""
     members = {name: dataclasses.asdict(found) for name, found in exclusions.items()}
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(json.dumps(members, indent=1) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    buckets.write(path, json.dumps(members, indent=1).encode() + b"\n")
 
 
 def read_report(path: Path) -> dict[str, Exclusion]:

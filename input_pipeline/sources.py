@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import logging as python_logging
 import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,7 @@ from input_pipeline.schema import Record, check_references, from_features
 from refseg_jax.batch import GRANULARITIES
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
+from refseg_jax.storage import buckets
 from refseg_jax.text.lengths import count_tokens
 from refseg_jax.text.tokenizers import build_tokenizer, tokenizer_identity
 
@@ -29,6 +32,8 @@ from refseg_jax.text.tokenizers import build_tokenizer, tokenizer_identity
 _INFO = "features.json"
 #: Value of `ExpressionTable.position` for a record that could not be read.
 DAMAGED = -1
+#: Records of a bucket that are read at once for a table: each is a request of its own.
+_AT_ONCE = 32
 
 
 class DatasetError(UserError):
@@ -39,16 +44,19 @@ def dataset_folder(data_dir: str, dataset: str) -> Path:
     """Folder of the newest version of a built dataset, `<data_dir>/<name>[/<config>]/<version>`.
 
     Args:
-        data_dir: folder of all datasets.
+        data_dir: folder of all datasets, on a disk or in a bucket.
         dataset: `name/config`, or `name` alone if only one config of it is built.
 
     Raises:
         DatasetError: the dataset has not been built, or `dataset` names no config and several are built.
+        UserError: the bucket cannot be read.
     """
-    base = Path(data_dir) / dataset
+    base = buckets.located(data_dir) / dataset
     built = _versions(base, "*") or _versions(base, "*/*")
     if not built:
-        raise DatasetError(f"{base}: no built dataset; {_advice(data_dir, dataset)}")
+        copied = f"; copy it: gcloud storage cp -r data/... {data_dir}/..."
+        advice = _advice(data_dir, dataset) + copied * buckets.is_remote(data_dir)
+        raise DatasetError(f"{base}: no built dataset; {advice}")
     configs = {folder.parent for folder in built}
     if len(configs) > 1:
         names = ", ".join(sorted(f"{dataset}/{path.name}" for path in configs))
@@ -58,7 +66,7 @@ def dataset_folder(data_dir: str, dataset: str) -> Path:
 
 def built_datasets(data_dir: str) -> dict[str, Path]:
     """Name of every dataset in `data_dir`, as `dataset_folder` takes it -> its newest folder."""
-    base = Path(data_dir)
+    base = buckets.located(data_dir)
     found = _versions(base, "*/*") + _versions(base, "*/*/*")
     names = sorted({folder.parent.relative_to(base).as_posix() for folder in found})
     return {name: dataset_folder(data_dir, name) for name in names}
@@ -120,6 +128,9 @@ class RecordSource:
             check_references(record)
             return record
         except Exception as error:  # ArrayRecord and TFDS have many, other programs' records more.
+            if told := buckets.trouble(error):
+                what = f"record {index} of split {self.split!r}"
+                raise DatasetError(f"{self.folder}: {what} cannot be read: {told}") from None
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise DatasetError(
                 f"{self.folder}: record {index} of split {self.split!r} is damaged ({reason}); "
@@ -131,8 +142,7 @@ class RecordSource:
 
     def fingerprint(self) -> str:
         """Hash of the names, sizes and times of the split's files; identifies a cached table."""
-        files = sorted(self.folder.glob(f"*-{self.split}.*"))
-        facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        facts = buckets.versions(self.folder, f"*-{self.split}.*")
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -222,11 +232,9 @@ class ExpressionTable:
         largest = np.zeros(2, np.int32)
         images, files = [b""] * len(source), [b""] * len(source)
         damaged: list[DatasetError] = []
-        for index in range(len(source)):
-            try:
-                record = source[index]
-            except DatasetError as error:
-                damaged.append(error)
+        for index, record in enumerate(_records(source)):
+            if isinstance(record, DatasetError):
+                damaged.append(record)
                 tokens += [-1] * len(GRANULARITIES)
                 rows += [(index, DAMAGED, 0, kind, -1, -1, 0) for kind in range(len(GRANULARITIES))]
                 continue
@@ -269,6 +277,23 @@ class ExpressionTable:
         return len(self.record)
 
 
+def _records(source: RecordSource) -> Iterator[Record | DatasetError]:
+    """All records in order, or the errors of those that cannot be read."""
+
+    def read(index: int) -> Record | DatasetError:
+        try:
+            return source[index]
+        except DatasetError as error:
+            return error
+
+    if not buckets.is_remote(source.folder):
+        yield from map(read, range(len(source)))
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(source), 4 * _AT_ONCE):
+            yield from pool.map(read, range(start, min(start + 4 * _AT_ONCE, len(source))))
+
+
 def _load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     """Arrays of a file by their names, or `None` if there is no sound file."""
     try:
@@ -294,13 +319,19 @@ def keep_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     partial: Path | None = None
     try:
+        if buckets.is_remote(path):
+            content = io.BytesIO()
+            write(content)
+            with buckets.told():
+                path.write_bytes(content.getvalue())
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             partial = Path(file.name)
             write(file)  # pyright: ignore[reportArgumentType]
         # Temporary files are private. Everybody who can read the dataset should be able to read this.
         partial.chmod((path.parent / _INFO).stat().st_mode & 0o666)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, UserError) as error:
         logging.info("%s is not kept: %s", path, error)
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -327,7 +358,9 @@ def _advice(data_dir: str, dataset: str) -> str:
     nearest = get_close_matches(name, [*facts, *others], n=1)
     if name not in facts and nearest and nearest[0] in others:
         return unknown("dataset", name, nearest)
-    command = f"python -m tools.build_dataset --data_dir={data_dir}"
+    # It builds on a disk alone.
+    target = "data" if buckets.is_remote(data_dir) else data_dir
+    command = f"python -m tools.build_dataset --data_dir={target}"
     if name in facts:
         source = " --source_dir=DIR" if facts[name].layout else ""
         called = "" if name == dataset else f"its name is {name}; "

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,3 +30,22 @@ def one_compilation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Predictor, "from_checkpoint", functools.cache(Predictor.from_checkpoint))
         yield
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[dict[str, str]]:
+    """An emulated bucket `gs://bucket`: the environment by which clients find it, set here."""
+    from tests.bucket_emulator import emulated
+
+    with emulated() as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        yield found
+
+
+@pytest.fixture
+def bucket(bucket_server: dict[str, str], request: pytest.FixtureRequest) -> Path:
+    """An empty folder of its own in the emulated bucket."""
+    from refseg_jax.storage.buckets import located
+
+    return located(f"gs://bucket/{re.sub('[^a-z0-9_]', '-', request.node.name)}")

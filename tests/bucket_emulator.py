@@ -1,0 +1,100 @@
+"""A bucket on this machine, for the real clients: gcsfs, TensorStore and ArrayRecord.
+
+gcp-storage-emulator answers; two things that the clients need are added to it: several connections at a
+time, and ranges that count from the end of a file.
+"""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote
+
+import pytest
+
+pytest.importorskip("gcsfs", reason="buckets need gcsfs: pip install gcsfs")
+pytest.importorskip(
+    "gcp_storage_emulator",
+    reason="an emulator stands in for Google: pip install gcp-storage-emulator",
+)
+
+from gcp_storage_emulator.handlers import buckets as handlers
+from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.storage import Storage
+
+#: Environment variables by which gcsfs, TensorStore and ArrayRecord find another server.
+ADDRESSES = (
+    "STORAGE_EMULATOR_HOST",
+    "TENSORSTORE_GCS_HTTP_URL",
+    "CLOUD_STORAGE_EMULATOR_ENDPOINT",
+)
+#: The bucket that is there.
+BUCKET = "bucket"
+
+_LOCK = threading.Lock()
+_FROM_THE_END = re.compile(r"bytes=-(\d+)")
+_OBJECT = re.compile(r"/b/([^/?]+)/o/([^?]+)")
+
+
+class _Handler(RequestHandler):
+    #: Bucket -> status of the answer to every request about it.
+    refused: ClassVar[dict[str, int]] = {"refused": 401, "forbidden": 403}
+
+    def _answer(self, method: str) -> None:
+        bucket = re.search(r"/b/([^/?]+)", self.path)
+        if bucket and bucket[1] in self.refused:
+            self.send_response(self.refused[bucket[1]])
+            self.end_headers()
+            return
+        with _LOCK:
+            getattr(super(), method)()
+
+    def do_GET(self) -> None:
+        last = _FROM_THE_END.fullmatch(self.headers.get("range", ""))
+        name = _OBJECT.search(self.path)
+        if last and name:
+            size = len(self.storage.get_file(name[1], unquote(name[2])))
+            self.headers.replace_header("range", f"bytes={max(0, size - int(last[1]))}-")
+        self._answer("do_GET")
+
+    def do_POST(self) -> None:
+        self._answer("do_POST")
+
+    def do_PUT(self) -> None:
+        self._answer("do_PUT")
+
+    def do_DELETE(self) -> None:
+        self._answer("do_DELETE")
+
+
+@contextmanager
+def emulated() -> Iterator[dict[str, str]]:
+    """Runs the emulator; yields the environment by which clients in any process find it.
+
+    `refused` and `forbidden` are buckets that answer 401 and 403.
+    """
+    storage = Storage(use_memory_fs=True)
+    handlers.create_bucket(BUCKET, storage)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, storage))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        # Without a token, TensorStore would look for the machine's for ten seconds.
+        yield {**dict.fromkeys(ADDRESSES, url), "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def upload(folder: Path, to: Path) -> None:
+    """Copies a folder into a bucket."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
