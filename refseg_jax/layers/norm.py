@@ -11,34 +11,57 @@ from flax import nnx
 EPSILON = 1e-5
 
 
-def _standardise(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
-    """`y = (x - mean) / sqrt(var + epsilon)` over `axes`; f32.
+def _normalise(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    axes: tuple[int, ...],
+    epsilon: float,
+    dtype: Any,
+) -> jax.Array:
+    """`scale * y + bias` with `y = (x - mean) / sqrt(var + epsilon)` over `axes`; computed in f32.
 
-    The variance is computed in two passes, which avoids cancellation. The gradient is
-    `(dy - mean(dy) - y * mean(dy * y)) / sqrt(var + epsilon)`, which needs only y and the root;
-    automatic differentiation would store `x - mean` as well. Forward-mode differentiation is not
-    supported.
+    The variance is computed in two passes, which avoids cancellation. With `g = scale * dout`, the
+    gradient is `dx = (g - mean(g) - y * mean(g * y)) / sqrt(var + epsilon)`. It needs y and the root:
+    y is kept where x is f32, and x where x is narrower than y, with its mean. Automatic differentiation
+    would keep f32 copies of both. Forward-mode differentiation is not supported.
+
+    Args:
+        x: any float type and shape.
+        scale, bias: f32, of the shape of the last axes of `x`.
+        axes: axes of `x` over which statistics are computed.
+        epsilon: added to the variance.
+        dtype: type of the result.
     """
+    others = tuple(range(x.ndim - scale.ndim))
+    wide = x.dtype == jnp.float32
 
     def mean(x: jax.Array) -> jax.Array:
         return jnp.mean(x, axes, keepdims=True)
 
     @jax.custom_vjp
-    def standardise(x: jax.Array) -> jax.Array:
-        return forward(x)[0]
+    def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return forward(x, scale, bias)[0]
 
-    def forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        centred = x - mean(x)
+    def forward(x: jax.Array, scale: jax.Array, bias: jax.Array):
+        centre = mean(x.astype(jnp.float32))
+        centred = x.astype(jnp.float32) - centre
         rate = jax.lax.rsqrt(mean(jnp.square(centred)) + epsilon)
         y = centred * rate
-        return y, (y, rate)
+        return (y * scale + bias).astype(dtype), (y if wide else (x, centre), rate, scale)
 
-    def backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
-        y, rate = kept
-        return (rate * (dy - mean(dy) - y * mean(dy * y)),)
+    def backward(kept: Any, gradient: jax.Array):
+        y, rate, scale = kept
+        if not wide:
+            narrow, centre = y
+            y = (narrow.astype(jnp.float32) - centre) * rate
+        dout = gradient.astype(jnp.float32)
+        dy = dout * scale
+        dx = rate * (dy - mean(dy) - y * mean(dy * y))
+        return dx.astype(x.dtype), jnp.sum(dout * y, others), jnp.sum(dout, others)
 
-    standardise.defvjp(forward, backward)
-    return standardise(x)
+    normalise.defvjp(forward, backward)
+    return normalise(x, scale, bias)
 
 
 class LayerNorm(nnx.Module):
@@ -52,8 +75,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., width]` to the same shape, in the dtype of the module."""
-        y = _standardise(x.astype(jnp.float32), (-1,), self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return _normalise(x, self.scale[...], self.bias[...], (-1,), self.epsilon, self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -79,11 +101,10 @@ class GroupNorm(nnx.Module):
         `valid` and `training` change nothing: they let this norm stand in for a `BatchNorm`.
         """
         del valid, training
-        grouped = x.astype(jnp.float32).reshape(
-            x.shape[0], math.prod(x.shape[1:-1]), self.groups, x.shape[-1] // self.groups
-        )
-        y = _standardise(grouped, (1, 3), EPSILON).reshape(x.shape)
-        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+        groups = (self.groups, x.shape[-1] // self.groups)
+        grouped = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), *groups)
+        scale, bias = (p[...].reshape(groups) for p in (self.scale, self.bias))
+        return _normalise(grouped, scale, bias, (1, 3), EPSILON, self.dtype).reshape(x.shape)
 
 
 def instance_norm(x: jax.Array, *, dtype: Any) -> jax.Array:
@@ -98,4 +119,5 @@ def instance_norm(x: jax.Array, *, dtype: Any) -> jax.Array:
     Returns:
         `[B, T, C]`.
     """
-    return _standardise(x.astype(jnp.float32), (1,), EPSILON).astype(dtype)
+    channels = x.shape[2:]
+    return _normalise(x, jnp.ones(channels), jnp.zeros(channels), (1,), EPSILON, dtype)

@@ -83,7 +83,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., width]` to the same shape."""
-        return self.down(self.activation(self.up(x)))
+        # The backward pass recomputes the activation for the gradient of `down`, too.
+        return jax.checkpoint(lambda hidden: self.down(self.activation(hidden)))(self.up(x))
 
 
 class TransformerBlock(nnx.Module):

@@ -213,8 +213,8 @@ def test_a_file_of_another_window_is_resized_while_loading(folder: Path):
 
 
 def other_epsilon(patch: Patch) -> None:
-    plain = norm._standardise
-    patch.setattr(norm, "_standardise", lambda x, axes, epsilon: plain(x, axes, 1e-6))
+    plain = norm._normalise
+    patch.setattr(norm, "_normalise", lambda *given: plain(*given[:4], 1e-6, given[5]))
 
 
 def tanh_gelu(patch: Patch) -> None:

@@ -4,7 +4,8 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from refseg_jax.training.arithmetic import meetings
 from tools.compile.hlo import Computation, Instruction, Program
@@ -27,6 +28,10 @@ _FREE = frozenset(
         *("async-done", "async-update", "copy-done", "slice-done", "domain"),
     }
 )
+
+
+#: Bytes of an instruction's result that count.
+_Size: TypeAlias = Callable[[Instruction], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,19 @@ def loop_factors(program: Program) -> tuple[float, float]:
         for name, times in runs.items():
             traffic[place] += times * _moved(program, program.computations[name])
     return flops[1] / flops[0] if flops[0] else 1.0, traffic[1] / traffic[0] if traffic[0] else 1.0
+
+
+def memory_traffic(program: Program) -> float:
+    """Bytes between a device's memory and its chip.
+
+    XLA's own count has what moves on the chip as well, which a TPU does many times faster: most arrays
+    there are first copied to the chip, which is counted as a copy's reads and writes and once more as
+    the reads of their users.
+    """
+    return sum(
+        times * _moved(program, program.computations[name], outside=True)
+        for name, times in program.runs.items()
+    )
 
 
 def _all_runs(program: Program, runs: dict[str, float] | None = None) -> dict[str, float]:
@@ -153,34 +171,49 @@ def _field(window: dict[str, str], name: str, axis: int, default: int) -> int:
     return int(window[name].split("x")[axis].split("_")[0])
 
 
-def _moved(program: Program, computation: Computation) -> float:
-    """Bytes that the instructions of a computation read and write."""
+def _moved(program: Program, computation: Computation, outside: bool = False) -> float:
+    """Bytes that the instructions of a computation read and write; `outside`: without those on chip."""
+    size = _outside if outside else _whole
     total = 0.0
     for instruction in computation.values():
         if instruction.opcode not in _FREE:
-            total += sum(_accesses(program, computation, instruction))
+            total += sum(_accesses(program, computation, instruction, size))
     return total
 
 
+def _whole(instruction: Instruction) -> float:
+    return instruction.bytes
+
+
+def _outside(instruction: Instruction) -> float:
+    return instruction.outside
+
+
 def _accesses(
-    program: Program, computation: Computation, instruction: Instruction
+    program: Program, computation: Computation, instruction: Instruction, size: _Size
 ) -> Iterator[float]:
     """Bytes of the result and of each operand, of which slices touch a part only."""
     if instruction.opcode == "fusion":
         (name,) = program.inner(instruction)
-        yield from _fused(program.computations[name])
+        yield from _fused(program.computations[name], size)
         return
-    sizes = [computation[name].bytes for name in instruction.operands]
-    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
-        yield 2 * instruction.bytes
+    operands = [computation[name] for name in instruction.operands]
+    if instruction.opcode in ("copy-start", "slice-start"):
+        # Source and destination are both in the result; what moves has the size of the smaller.
+        ends = [array for array in instruction.arrays if array.shape]
+        part = min((array.bytes for array in ends), default=0.0)
+        yield from (part for a in ends if size is _whole or not a.on_chip)
+    elif instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        yield size(instruction)
+        yield instruction.bytes if size(operands[0]) else 0.0
     elif instruction.opcode in ("dynamic-update-slice", "scatter"):
-        yield 2 * sum(sizes[1:])
+        yield 2 * sum(size(operand) for operand in operands[1:])
     else:
-        yield instruction.bytes
-        yield from sizes
+        yield size(instruction)
+        yield from map(size, operands)
 
 
-def _fused(body: Computation) -> Iterator[float]:
+def _fused(body: Computation, size: _Size) -> Iterator[float]:
     users: dict[str, list[Instruction]] = collections.defaultdict(list)
     for instruction in body.values():
         for operand in instruction.operands:
@@ -188,14 +221,14 @@ def _fused(body: Computation) -> Iterator[float]:
     for name, instruction in body.items():
         if instruction.opcode == "parameter":
             yield min(
-                instruction.bytes,
+                size(instruction),
                 sum(_read(user, name, body, users) for user in users[name]),
             )
         if instruction.root:
             results = [instruction]
             if instruction.opcode == "tuple":
                 results = [body[operand] for operand in instruction.operands]
-            yield sum(_written(result, body) for result in results)
+            yield sum(min(size(result), _written(result, body)) for result in results)
 
 
 def _read(

@@ -44,7 +44,10 @@ class Figures:
         temporaries: bytes beside state, batch and results; as all that follow, `None` if the function
             does not fit.
         flops: arithmetic, in FLOP.
-        traffic: bytes that instructions read and write.
+        traffic: bytes between the device's memory and its chip. For a device that is no TPU, it is
+            `accessed`: XLA does not say what its caches hold.
+        accessed: bytes that instructions read and write, as XLA counts them. On a TPU, most of them stay
+            on the chip.
         arithmetic_seconds, memory_seconds: what these take at the device's peaks, at least; `None` for a
             device that `refseg_jax.training.peaks` does not have.
         moved: kind of collective -> number and bytes.
@@ -68,6 +71,7 @@ class Figures:
     temporaries: float | None = None
     flops: float | None = None
     traffic: float | None = None
+    accessed: float | None = None
     arithmetic_seconds: float | None = None
     memory_seconds: float | None = None
     moved: dict[str, Moved] = dataclasses.field(default_factory=dict)
@@ -144,7 +148,8 @@ def _measured(compiled: Any, text: str, device: Any) -> dict[str, Any]:
     program = hlo.read(text)
     more_flops, more_traffic = costs.loop_factors(program)
     flops = cost["flops"] * more_flops
-    traffic = cost["bytes accessed"] * more_traffic
+    accessed = cost["bytes accessed"] * more_traffic
+    traffic = costs.memory_traffic(program) if device.platform == "tpu" else accessed
     needed = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -166,6 +171,7 @@ def _measured(compiled: Any, text: str, device: Any) -> dict[str, Any]:
         "temporaries": float(memory.temp_size_in_bytes),
         "flops": flops,
         "traffic": traffic,
+        "accessed": accessed,
         "arithmetic_seconds": arithmetic,
         "memory_seconds": moving,
         "moved": costs.collectives(program),

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-_ARRAY = re.compile(r"\b(pred|(?:bf|f|s|u|c)\d\w*)\[([\d,<=]*)\]")
+_ARRAY = re.compile(r"\b(pred|(?:bf|f|s|u|c)\d\w*)\[([\d,<=]*)\](?:\{[^{}]*?(S\(\d\))?\})?")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPERAND = re.compile(r"%([\w.\-]+)")
@@ -28,10 +28,17 @@ _CALLS = ("call", "while", "conditional", "async-start")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Type and shape of an array."""
+    """An array of a program.
+
+    Attributes:
+        kind: type of its elements, e.g. `bf16`.
+        shape: its sizes.
+        on_chip: whether it lies in a memory of the chip instead of the device's; XLA writes `S(1)`.
+    """
 
     kind: str
     shape: tuple[int, ...]
+    on_chip: bool = False
 
     @property
     def size(self) -> int:
@@ -73,6 +80,11 @@ class Instruction:
     def bytes(self) -> float:
         """Memory of the result."""
         return sum(array.bytes for array in self.arrays)
+
+    @property
+    def outside(self) -> float:
+        """Memory of the result that is not on the chip."""
+        return sum(array.bytes for array in self.arrays if not array.on_chip)
 
     @functools.cached_property
     def called(self) -> dict[str, tuple[str, ...]]:
@@ -179,8 +191,8 @@ def _instruction(name: str, root: bool, text: str) -> Instruction:
 def arrays_of(text: str) -> tuple[Array, ...]:
     """The arrays of a shape such as `(f32[8,128]{1,0}, s32[])`."""
     return tuple(
-        Array(kind, tuple(int(n.removeprefix("<=")) for n in shape.split(",") if n))
-        for kind, shape in _ARRAY.findall(text)
+        Array(kind, tuple(int(n.removeprefix("<=")) for n in shape.split(",") if n), bool(space))
+        for kind, shape, space in _ARRAY.findall(text)
     )
 
 

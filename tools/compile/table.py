@@ -45,6 +45,7 @@ def _column(one: Figures) -> dict[str, str]:
         "peak, GiB": _number(one.needed, _GIB),
         "arithmetic, TFLOP": _number(one.flops, 1e12),
         "memory traffic, GB": _number(one.traffic, 1e9),
+        "with that on the chip": _number(one.accessed, 1e9) if one.accessed != one.traffic else "",
         "FLOP a byte": _ratio(one.flops, one.traffic),
         "arithmetic, ms": _number(one.arithmetic_seconds, 1e-3),
         "memory, ms": _number(one.memory_seconds, 1e-3),

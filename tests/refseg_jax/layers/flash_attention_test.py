@@ -1,5 +1,10 @@
 """The kernel for TPUs, run by Pallas' interpreter, beside plain attention."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,115 +13,168 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 
 from refseg_jax.layers import flash_attention as module
-from refseg_jax.layers.attention import FLASH_MIN_KEYS, attention
+from refseg_jax.layers.attention import attention
+from refseg_jax.layers.flash_plan import LIMIT, plan
 from refseg_jax.layers.target import PORTABLE, Cut, Target, compiling_for
 from refseg_jax.sharding import AXES, tracing_over
 
 TPU = Target("tpu", "TPU v5 lite")
 
 
-def _attended(target, arrays, valid):
-    def loss(query, key, value):
-        out = attention(query, key, value, key_valid=valid)
+def _attended(target, arrays, bias, masks):
+    """The result and the gradients of query, key, value and, if there is one, the bias."""
+
+    def loss(query, key, value, bias):
+        out = attention(query, key, value, bias=bias, **masks)
         return jnp.sum(out.astype(jnp.float32) * jnp.cos(out.astype(jnp.float32))), out
 
+    wanted = (0, 1, 2) if bias is None else (0, 1, 2, 3)
     with compiling_for(target), pltpu.force_tpu_interpret_mode():
-        both = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
-        (_, out), gradients = both(*arrays)
+        both = jax.jit(jax.value_and_grad(loss, wanted, has_aux=True))
+        (_, out), gradients = both(*arrays, bias)
     return out, *gradients
 
 
+def _drawn(rows, queries, keys, heads, width, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [
+        jnp.asarray(rng.normal(size=(rows, n, heads, width)), dtype) for n in (queries, keys, keys)
+    ]
+
+
+def _masks(*, key_valid=None, visible=None):
+    """Random masks of two shapes, the first row of each false."""
+    rng = np.random.default_rng(1)
+    found = {}
+    for name, shape in (("key_valid", key_valid), ("visible", visible)):
+        if shape is not None:
+            mask = rng.random(shape) < 0.7
+            mask[(0,) * (len(shape) - 1)] = False
+            found[name] = jnp.asarray(mask)
+    return found
+
+
 @pytest.mark.parametrize(
-    ("queries", "keys", "dtype", "tolerance"),
+    ("sizes", "biased", "masks", "tolerance"),
     [
-        (5, 130, jnp.float32, 1e-5),
-        # More queries than a block, and several blocks of keys.
-        (150, 40, jnp.float32, 1e-5),
-        (5, 130, jnp.bfloat16, 2**-7),
+        # Rows, queries, keys, heads, channels of a head: two heads a block, two rows a block.
+        ((2, 20, 33, 2, 64), False, {"key_valid": (2, 33)}, 1e-5),
+        # Swin's: a bias, and a mask for each window of an image.
+        ((6, 9, 9, 4, 32), True, {"visible": (3, 9, 9)}, 1e-5),
+        # Several blocks of queries, and a mask for each row.
+        ((2, 600, 40, 2, 16), False, {"key_valid": (2, 40), "visible": (2, 600, 40)}, 1e-5),
+        ((2, 16, 128, 1, 128, jnp.bfloat16), True, {"visible": (1, 16, 128)}, 2**-6),
     ],
 )
-def test_it_is_plain_attention_forward_and_backward(monkeypatch, queries, keys, dtype, tolerance):
-    monkeypatch.setattr("refseg_jax.layers.attention.FLASH_MIN_KEYS", 1)
-    rng = np.random.default_rng(0)
-    sizes = (queries, keys, keys)
-    arrays = [jnp.asarray(rng.normal(size=(2, n, 2, 16)), dtype) for n in sizes]
-    valid = rng.random((2, keys)) < 0.7
-    # A query without any key.
-    valid[0] = False
-    ours = _attended(TPU, arrays, jnp.asarray(valid))
-    plain = _attended(PORTABLE, arrays, jnp.asarray(valid))
+def test_it_is_plain_attention_forward_and_backward(sizes, biased, masks, tolerance):
+    arrays, masks = _drawn(*sizes), _masks(**masks)
+    shape = (sizes[3], sizes[1], sizes[2])
+    bias = jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32) if biased else None
+    ours = _attended(TPU, arrays, bias, masks)
+    plain = _attended(PORTABLE, arrays, bias, masks)
     for one, other in zip(ours, plain, strict=True):
-        assert one.dtype == other.dtype == dtype
+        assert one.dtype == other.dtype
         one, other = (np.asarray(x, np.float32) for x in (one, other))
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
-    values = np.asarray(arrays[2], np.float32)
-    mean = np.broadcast_to(values[0].mean(0), ours[0][0].shape)
-    np.testing.assert_allclose(np.asarray(ours[0][0], np.float32), mean, atol=max(tolerance, 1e-5))
 
 
-def test_long_rows_of_keys_come_in_blocks(monkeypatch):
-    monkeypatch.setattr(module, "ONE_BLOCK", 128)
-    monkeypatch.setattr(module, "BLOCKS", (256, 128))
-    rng = np.random.default_rng(1)
-    arrays = [jnp.asarray(rng.normal(size=(1, n, 1, 8)), jnp.float32) for n in (3, 300, 300)]
-    assert module._blocks(300) == (384, 128)
-    for one, other in zip(
-        _attended(TPU, arrays, None), _attended(PORTABLE, arrays, None), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+def _planned(
+    rows, queries, keys, heads, width, *, dtype=jnp.bfloat16, groups=0, biased=False, kind=""
+):
+    shapes = [(rows, queries, heads, width), (rows, keys, heads, width)]
+    query, key = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+    visible = jax.ShapeDtypeStruct((groups, queries, keys), bool) if groups else None
+    bias = jax.ShapeDtypeStruct((heads, queries, keys), jnp.float32) if biased else None
+    with compiling_for(Target("tpu", kind)):
+        return plan(query, key, visible, bias)
 
 
-@pytest.mark.parametrize(
-    ("length", "blocks"),
-    [
-        (1, (128, 128)),
-        (741, (768, 768)),
-        (1024, (1024, 1024)),
-        (1025, (1152, 384)),
-        (2048, (2048, 512)),
-        # The cells of 480 pixels at stride 8.
-        (3600, (3840, 384)),
-    ],
-)
-def test_keys_are_padded_to_whole_blocks(length, blocks):
-    assert module._blocks(length) == blocks
+def test_blocks_fill_registers_and_fit_on_the_chip():
+    vit = _planned(8, 741, 741, 12, 64)
+    assert vit and (vit.heads, vit.lanes, vit.queries, vit.keys, vit.rows) == (2, 128, 384, 768, 1)
+    swin = _planned(800, 144, 144, 4, 32, groups=100, biased=True)
+    assert swin and (swin.heads, swin.queries, swin.keys) == (4, 144, 256)
+    # Rows of a block belong to one image, and each has its mask.
+    assert swin.rows == 5 and swin.groups % swin.rows == 0
+    narrow = _planned(2, 10, 10, 3, 24)
+    assert narrow and narrow.heads == 3
+    wide = _planned(8, 100, 3600, 8, 32, groups=8)
+    assert wide and wide.memory < LIMIT
+    # A v4 has a quarter of the memory.
+    assert _planned(8, 100, 3600, 8, 32, groups=8, kind="TPU v4") is None
 
 
-@pytest.mark.parametrize(
-    ("length", "blocks"),
-    [(1, (16, 16)), (17, (32, 32)), (128, (128, 128)), (129, (256, 256)), (741, (768, 384))],
-)
-def test_queries_are_padded_to_whole_blocks(length, blocks):
-    assert module._query_blocks(length) == blocks
-
-
-def test_the_rule():
-    """A bias, a mask of its own for each query and short rows have plain attention."""
-    long, short = (jnp.ones((1, n, 2, 8)) for n in (FLASH_MIN_KEYS, FLASH_MIN_KEYS - 1))
-    square = (FLASH_MIN_KEYS, FLASH_MIN_KEYS)
+def test_what_does_not_fit_has_plain_attention():
+    assert _planned(1, 100, 40_000, 8, 32) is None
+    # The gradient of a bias needs all queries in one block.
+    assert _planned(1, 600, 40, 8, 32, biased=True) is None
 
     def kernels(x, **fields):
         with compiling_for(TPU):
             return str(jax.make_jaxpr(lambda x: attention(x, x, x, **fields))(x)).count("pallas")
 
-    assert kernels(long)
-    assert kernels(long, key_valid=jnp.ones((1, FLASH_MIN_KEYS), bool))
-    assert not kernels(short)
-    assert not kernels(long, causal=True)
-    assert not kernels(long, bias=jnp.zeros((2, *square)))
-    assert not kernels(long, visible=jnp.ones((1, *square), bool))
+    x = jnp.ones((1, 600, 2, 8))
+    assert kernels(x)
+    assert not kernels(x, causal=True)
+    assert not kernels(x, bias=jnp.zeros((2, 600, 600)))
 
 
 def test_each_device_runs_it_on_its_rows_and_heads():
     """As far as they are divisible; otherwise, all devices run it on all of them."""
     mesh = jax.sharding.AbstractMesh((2, 2, 3), AXES)
     cut = Cut(mesh, ("data", "fsdp"), "tensor")
-    assert module._axes(cut, 8, 6) == (("data", "fsdp"), "tensor")
-    assert module._axes(cut, 6, 4) == (None, None)
+    assert module._axes(cut, 8, 6, 1) == (("data", "fsdp"), "tensor")
+    assert module._axes(cut, 6, 4, 1) == (None, None)
+    # Each device has whole images, whose windows have 3 masks.
+    assert module._axes(cut, 12, 6, 3) == (("data", "fsdp"), "tensor")
+    assert module._axes(cut, 8, 6, 4) == (None, "tensor")
+
+
+#: Run in a process with eight devices, where plain attention stands in for the kernel.
+ON_EIGHT = """
+import jax, jax.numpy as jnp, numpy as np
+from refseg_jax.layers import flash_attention as module
+from refseg_jax.layers.attention import attention
+from refseg_jax.layers.target import PORTABLE, Target, compiling_for, current
+from refseg_jax.sharding import AXES, tracing_over
+from tests.refseg_jax.layers.flash_attention_test import TPU, _attended, _drawn, _masks
+
+def plain(query, key, value, extra):
+    seen.append((query.shape[0], query.shape[2]))
+    with compiling_for(PORTABLE):
+        return attention(query, key, value, **extra)
+
+seen = []
+module._local = plain
+mesh = jax.make_mesh((2, 2, 2), AXES, (jax.sharding.AxisType.Auto,) * 3)
+arrays = _drawn(8, 5, 6, 4, 8)
+bias = jnp.asarray(np.random.default_rng(2).normal(size=(4, 5, 6)), jnp.float32)
+for groups in (2, 8):
+    masks = _masks(key_valid=(8, 6), visible=(groups, 5, 6))
+    with compiling_for(TPU), tracing_over(mesh):
+        cut = current()
+    found = _attended(cut, arrays, bias, masks)
+    for one, other in zip(found, _attended(PORTABLE, arrays, bias, masks), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+assert set(seen) == {(2, 2)}, seen
+"""
+
+
+def test_the_gradients_of_all_devices_add_up():
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT],
+        cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_on_one_device_nothing_is_cut():
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
-    x = jnp.ones((1, FLASH_MIN_KEYS, 2, 8))
+    x = jnp.ones((1, 130, 2, 8))
     with compiling_for(TPU), tracing_over(mesh):
         assert "shard_map" not in str(jax.make_jaxpr(lambda x: attention(x, x, x))(x))

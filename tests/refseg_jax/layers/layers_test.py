@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,10 +119,35 @@ def test_of_an_activation_its_input_alone_is_kept_for_the_backward_pass(activati
     np.testing.assert_allclose(gradient(jnp.ones_like(x))[0], slope, atol=1e-4)
 
 
-def test_of_a_norm_one_map_is_kept_for_the_backward_pass():
-    x = jnp.asarray(_normal(2, 3, 4))
-    gradient = jax.vjp(lambda x: instance_norm(x, dtype=jnp.float32), x)[1]
-    assert sorted(kept.size for kept in jax.tree.leaves(gradient)) == [2 * 4, x.size]
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("layer", ["layer", "group", "instance"])
+def test_of_a_norm_one_map_of_its_inputs_type_is_kept_for_the_backward_pass(layer, dtype):
+    norm: Any = {
+        "layer": LayerNorm(4, dtype=dtype),
+        "group": GroupNorm(4, groups=2, dtype=dtype),
+        "instance": lambda x: instance_norm(x, dtype=dtype),
+    }[layer]
+    x = jnp.asarray(_normal(2, 30, 4), dtype)
+    kept = [k for k in jax.tree.leaves(jax.vjp(norm, x)[1]) if k.size >= x.size]
+    assert [(k.size, k.dtype) for k in kept] == [(x.size, dtype)]
+
+
+def test_the_gradients_of_a_norm_in_bf16_are_those_in_f32_up_to_rounding():
+    x, weight = 1.0 + _normal(4, 50, 16), _normal(4, 50, 16, seed=1)
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        graph, parameters = nnx.split(LayerNorm(16, dtype=dtype))
+
+        def loss(parameters, x, graph=graph):
+            return jnp.sum(weight * nnx.merge(graph, parameters)(x).astype(jnp.float32))
+
+        found[dtype] = jax.grad(loss, (0, 1))(
+            parameters, jnp.asarray(x, jnp.bfloat16).astype(dtype)
+        )
+    wide, narrow = (jax.tree.leaves(found[dtype]) for dtype in (jnp.float32, jnp.bfloat16))
+    for ours, expected in zip(narrow, wide, strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(ours.astype(jnp.float32), expected, atol=2**-7 * scale)
 
 
 def test_group_norm_normalises_groups_over_the_area():

@@ -90,6 +90,34 @@ def test_collectives_of_a_tpu_are_counted_once_and_in_every_turn_of_a_loop():
     assert 5 < traffic < 10
 
 
+#: A copy to the chip in two steps, a part of an array, a fusion that reads both and writes to memory.
+ON_CHIP = """
+%body (x: f32[8,128], y: f32[4,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(8,128)S(1)} parameter(0)
+  %y = f32[4,128]{1,0:T(8,128)S(1)} parameter(1)
+  ROOT %z = f32[8,128]{1,0:T(8,128)} custom-call(%x, %y)
+}
+
+ENTRY %main (p: f32[8,128], q: f32[16,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %q = f32[16,128]{1,0:T(8,128)} parameter(1)
+  %c = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%p)
+  %copied = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%c)
+  %s = ((f32[16,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%q)
+  %part = f32[4,128]{1,0:T(8,128)S(1)} slice-done(%s)
+  ROOT %z = f32[8,128]{1,0:T(8,128)} fusion(%copied, %part), kind=kCustom, calls=%body
+}
+"""
+
+
+def test_what_stays_on_the_chip_is_no_traffic_of_memory():
+    row = 128 * 4
+    program = hlo.read(ON_CHIP)
+    assert costs.memory_traffic(program) == 8 * row + 4 * row + 8 * row
+    nowhere = hlo.read(ON_CHIP.replace("S(1)", ""))
+    assert costs.memory_traffic(nowhere) == 2 * 8 * row + 2 * 4 * row + (8 + 4 + 8) * row
+
+
 def test_a_loop_of_unknown_length_is_told():
     program = hlo.read(TPU.replace("direction=LT", "direction=NE"))
     assert program.endless == 1
