@@ -1,6 +1,7 @@
 """Normalisation layers; statistics are always in f32."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +12,19 @@ from flax import nnx
 EPSILON = 1e-5
 
 
+def _over(axis: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: jnp.mean(x, axis, keepdims=True)
+
+
 def _normalise(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    axes: tuple[int, ...],
+    mean: Callable[[jax.Array], jax.Array],
     epsilon: float,
     dtype: Any,
 ) -> jax.Array:
-    """`scale * y + bias` with `y = (x - mean) / sqrt(var + epsilon)` over `axes`; computed in f32.
+    """`scale * y + bias` with `y = (x - mean(x)) / sqrt(var + epsilon)`; computed in f32.
 
     The variance is computed in two passes, which avoids cancellation. With `g = scale * dout`, the
     gradient is `dx = (g - mean(g) - y * mean(g * y)) / sqrt(var + epsilon)`. It needs y and the root:
@@ -29,15 +34,12 @@ def _normalise(
     Args:
         x: any float type and shape.
         scale, bias: f32, of the shape of the last axes of `x`.
-        axes: axes of `x` over which statistics are computed.
+        mean: f32 of the shape of `x` to the mean of each element's group, which broadcasts to `x`.
         epsilon: added to the variance.
         dtype: type of the result.
     """
     others = tuple(range(x.ndim - scale.ndim))
     wide = x.dtype == jnp.float32
-
-    def mean(x: jax.Array) -> jax.Array:
-        return jnp.mean(x, axes, keepdims=True)
 
     @jax.custom_vjp
     def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -75,7 +77,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., width]` to the same shape, in the dtype of the module."""
-        return _normalise(x, self.scale[...], self.bias[...], (-1,), self.epsilon, self.dtype)
+        return _normalise(x, self.scale[...], self.bias[...], _over(-1), self.epsilon, self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -101,10 +103,19 @@ class GroupNorm(nnx.Module):
         `valid` and `training` change nothing: they let this norm stand in for a `BatchNorm`.
         """
         del valid, training
-        groups = (self.groups, x.shape[-1] // self.groups)
-        grouped = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), *groups)
-        scale, bias = (p[...].reshape(groups) for p in (self.scale, self.bias))
-        return _normalise(grouped, scale, bias, (1, 3), EPSILON, self.dtype).reshape(x.shape)
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+        args = self.scale[...], self.bias[...], self._mean, EPSILON, self.dtype
+        return _normalise(flat, *args).reshape(x.shape)
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        """f32 `[B, P, C]` to the mean of each group as `[B, 1, C]`.
+
+        The area comes first: of a whole map with an axis of groups, TPUs would make a copy, since
+        their registers hold channels.
+        """
+        channels = jnp.mean(x, 1).reshape(x.shape[0], self.groups, -1)
+        means = jnp.mean(channels, -1, keepdims=True)
+        return jnp.broadcast_to(means, channels.shape).reshape(x.shape[0], 1, -1)
 
 
 def instance_norm(x: jax.Array, *, dtype: Any) -> jax.Array:
@@ -120,4 +131,4 @@ def instance_norm(x: jax.Array, *, dtype: Any) -> jax.Array:
         `[B, T, C]`.
     """
     channels = x.shape[2:]
-    return _normalise(x, jnp.ones(channels), jnp.zeros(channels), (1,), EPSILON, dtype)
+    return _normalise(x, jnp.ones(channels), jnp.zeros(channels), _over(1), EPSILON, dtype)
