@@ -33,6 +33,7 @@ from refseg_jax.checkpoints.folder import DamagedError, RunRecord
 from refseg_jax.checkpoints.manifest import Soundness
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
+from refseg_jax.storage import buckets
 
 _NO_STEP = -1
 
@@ -73,7 +74,8 @@ class Checkpointer:
         """Prepares to use a folder of checkpoints, which need not exist yet.
 
         Args:
-            directory: normally `<workdir>/checkpoints`.
+            directory: normally `<workdir>/checkpoints`; may lie in a bucket, whose objects have no
+                other writer. A step is complete there when its manifest is.
             keep_latest: how many of the newest checkpoints are kept, at least 1.
             best_metric: name of the score that ranks the checkpoints; `None` ranks none.
             keep_best: how many of the best are kept beside the newest, at least 0.
@@ -87,7 +89,7 @@ class Checkpointer:
                 f"checkpoints: keep_latest={keep_latest} must be at least 1, keep_best={keep_best} "
                 f"at least 0, best_mode={best_mode!r} max or min"
             )
-        self._directory = directory.absolute()
+        self._directory = buckets.absolute(directory)
         self._keep_latest, self._keep_best = keep_latest, keep_best
         self._best_metric, self._best_mode = best_metric, best_mode
         self._damaged: set[int] = set()
@@ -242,7 +244,8 @@ class Checkpointer:
         """Sets a damaged folder of a step aside; false (on every process) if a sound one exists."""
         free = True
         if jax.process_index() == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            if not buckets.is_remote(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
             checkpoint_folder.sweep(self._directory)
             if folder.exists():
                 free = manifest.check(folder).soundness is not Soundness.SOUND
@@ -272,7 +275,14 @@ class Checkpointer:
         checkpoint_folder.sweep(self._directory)
 
     def _explained(self, error: Exception, step: int) -> Exception:
-        """A failed save as a one-line error; deletes its remains, keeps earlier checkpoints."""
+        """A failed save as a one-line error; deletes its remains, keeps earlier checkpoints.
+
+        A bucket that cannot be reached keeps the remains until the next save.
+        """
+        if buckets.is_remote(self._directory):
+            told = buckets.trouble(error)
+            line = f"{self._directory}: checkpoint {step} was not completed, earlier ones are kept"
+            return error if told is None else UserError(f"{line}: {told}")
         reason = disk_trouble(error)
         if reason is None:
             return error

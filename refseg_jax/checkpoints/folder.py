@@ -12,6 +12,9 @@ Its layout:
         1300.outdated           being deleted
 
 Other names, such as `1200.backup`, are the user's: they are neither read nor deleted.
+
+A bucket renames nothing. There, a step folder has its name from the start and is complete once it has
+a manifest or Orbax's mark; both are the first to go when it is deleted.
 """
 
 import contextlib
@@ -29,11 +32,15 @@ from absl import logging
 from refseg_jax.checkpoints import manifest
 from refseg_jax.checkpoints.manifest import Soundness
 from refseg_jax.errors import UserError
+from refseg_jax.storage import buckets
 
 #: The file of a step folder that holds its `RunRecord`.
 RECORD = "run/run.json"
 
-#: Remains of an interrupted save (Orbax's name for it) or deletion.
+#: File that Orbax writes last into a step folder in a bucket.
+_COMMITTED = "commit_success.txt"
+
+#: Remains of an interrupted save (Orbax's name for it) or deletion, on a disk.
 _REMAINS = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|outdated)", re.ASCII)
 
 
@@ -123,7 +130,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror}") from error
+        raise DamagedError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: not JSON ({error})") from error
 
@@ -135,7 +142,7 @@ def steps(directory: Path) -> dict[int, Path]:
     found = {
         int(path.name): path
         for path in directory.iterdir()
-        if _is_step(path.name) and path.is_dir() and any(path.iterdir())
+        if _is_step(path.name) and path.is_dir() and _complete(path)
     }
     return dict(sorted(found.items()))
 
@@ -149,7 +156,7 @@ def locate(path: Path) -> tuple[Path, int | None]:
     Raises:
         UserError: `path` holds no checkpoint, or is a step folder under another name.
     """
-    path = path.absolute()
+    path = buckets.absolute(path)
     if _is_step(path.name) and (path / "run").is_dir():
         return path.parent, int(path.name)
     if (path / RECORD).is_file():
@@ -163,6 +170,11 @@ def locate(path: Path) -> tuple[Path, int | None]:
         f"{path}: {'it holds no checkpoint' if path.is_dir() else reason}; name the folder of a run, "
         "of its checkpoints, of one step or of an export"
     )
+
+
+def _complete(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return bool(names & {manifest.NAME, _COMMITTED} if buckets.is_remote(folder) else names)
 
 
 def _is_step(name: str) -> bool:
@@ -239,11 +251,21 @@ def outdated(directory: Path, *, keep_latest: int, keep_best: int, damaged: set[
 
 def remove(folder: Path) -> None:
     """Deletes a step folder. If killed half-way, the remains no longer count as a checkpoint."""
-    shutil.rmtree(set_aside(folder))
+    aside = set_aside(folder)
+    if aside is not None:
+        shutil.rmtree(aside)
 
 
-def set_aside(folder: Path) -> Path:
-    """Renames a step folder so that it no longer counts as a checkpoint; `sweep` deletes it."""
+def set_aside(folder: Path) -> Path | None:
+    """Renames a step folder so that it no longer counts as a checkpoint; `sweep` deletes it.
+
+    In a bucket, where that would copy it, it is deleted: `None`.
+    """
+    if buckets.is_remote(folder):
+        for name in (manifest.NAME, _COMMITTED):
+            (folder / name).unlink(missing_ok=True)
+        buckets.remove_tree(folder)
+        return None
     aside = folder.with_name(f"{folder.name}.outdated")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
@@ -251,9 +273,11 @@ def set_aside(folder: Path) -> Path:
 
 def sweep(directory: Path) -> None:
     """Deletes the remains of interrupted saves and deletions. No save may be in progress."""
+    remote = buckets.is_remote(directory)
     for path in directory.iterdir() if directory.is_dir() else ():
-        if _REMAINS.fullmatch(path.name) and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+        remains = _is_step(path.name) if remote else _REMAINS.fullmatch(path.name)
+        if remains and path.is_dir() and not (remote and _complete(path)):
+            buckets.remove_tree(path)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refseg_jax.errors import instead
+from refseg_jax.storage import buckets
 
 NAME = "manifest.json"
 
@@ -58,16 +59,18 @@ class Verdict(NamedTuple):
 def write(folder: Path) -> None:
     """Writes the folder's manifest atomically, and flushes it to the disk.
 
+    All files are read for it, those of a bucket too: their digests are ours, not the bucket's.
+
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    names = [name for name in buckets.files(folder) if name != NAME]
     with ThreadPoolExecutor(_THREADS) as pool:
-        digests = list(pool.map(_digest, paths))
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, digests, strict=True)
-    }
+        entries = list(pool.map(lambda name: _entry(folder / name), names))
+    files = dict(zip(names, entries, strict=True))
+    if buckets.is_remote(folder):
+        buckets.write(folder / NAME, _as_json(files))
+        return
     with _partial(folder / NAME, _as_json(files)) as partial:
         partial.replace(folder / NAME)
     _sync_folder(folder)
@@ -92,11 +95,15 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     try:
         known = read(folder)
     except (FileNotFoundError, ManifestError):
-        with _partial(path, content) as partial:
-            partial.replace(path)
+        buckets.write(path, content)
         return
     files = {n: {"bytes": size, "sha256": digest} for n, (size, digest) in known.items()}
     table = _as_json({**files, name: entry})
+    if buckets.is_remote(folder):
+        (folder / NAME).unlink()
+        buckets.write(path, content)
+        buckets.write(folder / NAME, table)
+        return
     with _partial(path, content) as partial, _partial(folder / NAME, table) as described:
         (folder / NAME).unlink()
         _sync_folder(folder)
@@ -140,7 +147,7 @@ def read(folder: Path) -> dict[str, Entry]:
     try:
         return _table(json.loads(path.read_bytes()))
     except OSError as error:
-        why = f"cannot be read ({error.strerror})"
+        why = f"cannot be read ({error.strerror or error})"
     except _OtherDigest:
         why = "damaged: it does not match its own digest"
     except _UNREADABLE as error:
@@ -158,9 +165,9 @@ def differences(folder: Path, entries: Mapping[str, Entry]) -> Iterator[str]:
 
 def added(folder: Path, entries: Mapping[str, Entry]) -> list[str]:
     """Sorted paths of files that have no entry; hidden files do not count."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    shown = (path for path in paths if not any(part.startswith(".") for part in path.parts))
-    return sorted({path.as_posix() for path in shown} - entries.keys() - {NAME})
+    names = buckets.files(folder)
+    shown = {n for n in names if not any(part.startswith(".") for part in n.split("/"))}
+    return sorted(shown - entries.keys() - {NAME})
 
 
 class _OtherDigest(ValueError):
@@ -181,7 +188,7 @@ def _table(content: Any) -> dict[str, Entry]:
 def _compare(path: Path, size: int, digest: str) -> str:
     """One line on how a file differs from its entry, or `""`."""
     try:
-        actual = path.stat().st_size
+        actual = buckets.size(path)
         if not path.is_file():
             # A pipe is not opened: that would wait for a writer.
             return f"{path}: is no regular file"
@@ -194,8 +201,12 @@ def _compare(path: Path, size: int, digest: str) -> str:
     except FileNotFoundError:
         return f"{path}: missing"
     except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+        return f"{path}: cannot be read ({error.strerror or error})"
     return ""
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": buckets.size(path), "sha256": _digest(path)}
 
 
 def _digest(path: Path) -> str:

@@ -15,6 +15,7 @@ from refseg_jax.checkpoints.arrays import read_arrays
 from refseg_jax.checkpoints.folder import DamagedError, RunRecord
 from refseg_jax.errors import UserError
 from refseg_jax.images.resize import resize_position_embedding
+from refseg_jax.storage import buckets
 
 #: Last part of the path of the one parameter that is resized for a model of another image size.
 _POSITIONS = "vision.position_embedding"
@@ -43,7 +44,7 @@ def load_params(
     Where the run kept a moving average of the parameters, the average is loaded instead.
 
     Args:
-        path: a run's workdir, its checkpoints folder, or one step folder.
+        path: a run's workdir, its checkpoints folder, or one step folder; on a disk or in a bucket.
         step: which checkpoint, unless `path` is a step folder; `"best"` has the best of the scores
             that the run ranked its checkpoints by. If the checkpoint is damaged, the next newest
             (or next best) one is loaded, with a warning; a damaged one given by number is an error.
@@ -69,7 +70,7 @@ def load_recorded(
     expected: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> tuple[dict[str, Any], RunRecord]:
     """As `load_params`, but returns the whole record of the checkpoint beside the parameters."""
-    directory, named = checkpoint_folder.locate(Path(path))
+    directory, named = checkpoint_folder.locate(buckets.located(path))
     available = checkpoint_folder.steps(directory)
     wanted = step if named is None else named
     if wanted == "best":
