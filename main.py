@@ -11,8 +11,6 @@ The same command again resumes. After SIGTERM, the status is 143; that of a fini
 
 import functools
 import logging as python_logging
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,7 @@ from refseg_jax import sharding
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints import workdir
 from refseg_jax.checkpoints.checkpointer import Checkpointer
-from refseg_jax.cli import experiment_flags, signals
-from refseg_jax.cli.command_line import error_line
+from refseg_jax.cli import experiment_flags, processes
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import load_start, recorded_licences
 from refseg_jax.models import build_model
@@ -225,24 +222,19 @@ def main(_: list[str]) -> None:
     """The command line."""
     # JAX tells of every backend that is not there.
     python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.WARNING)
+    config, folder = FLAGS.config, Path(FLAGS.workdir)
     try:
-        if FLAGS.distributed:
-            sharding.join_processes()
-        keep_compilations(FLAGS.config.loop.compilation_cache)
-        first = jax.process_index() == 0
-        logging.set_verbosity(logging.INFO if first else logging.WARNING)
-        folder = Path(FLAGS.workdir)
-        with workdir.opened(folder, first=first), Ledger.of_process(folder) as ledger:
-            experiment = Experiment(FLAGS.config, folder, ledger)
-            finished = experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
-            experiment.writer.close()
-    except (UserError, ValueError, OSError) as error:
-        if not isinstance(error, UserError) and os.environ.get("REFSEG_TRACEBACK"):
-            raise
-        print(error_line(error), file=sys.stderr)
-        workers.leave(1)
-    except KeyboardInterrupt as ending:
-        workers.leave(signals.told(ending))
+        with processes.joined(FLAGS.distributed, config.loop.max_silence):
+            keep_compilations(config.loop.compilation_cache)
+            first = jax.process_index() == 0
+            logging.set_verbosity(logging.INFO if first else logging.WARNING)
+            processes.check_same_config(config.to_dict())
+            with workdir.opened(folder, first=first), Ledger.of_process(folder) as ledger:
+                experiment = Experiment(config, folder, ledger)
+                finished = experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
+                experiment.writer.close()
+    except (UserError, ValueError, OSError, KeyboardInterrupt) as error:
+        workers.leave(processes.told(error))
     workers.leave(0 if finished else 143)
 
 

@@ -9,7 +9,6 @@ and the table must cover every path.
 import contextlib
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -42,20 +41,6 @@ DEFAULT_LAYOUTS: tuple[tuple[str, Layout], ...] = (
     (r".*\.(out|down)\.kernel", "tensor:-2"),
     (r".*", "fsdp"),
 )
-
-
-def join_processes() -> None:
-    """Joins the processes of a cluster into one run, with `jax.distributed`.
-
-    JAX finds the other processes by itself on TPU pods and under SLURM. Elsewhere, set the variables
-    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    if address and count and number:
-        jax.distributed.initialize(address, int(count), int(number))
-    else:
-        jax.distributed.initialize()
 
 
 def this_process() -> dict[str, int]:

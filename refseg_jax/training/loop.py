@@ -105,6 +105,8 @@ class LoopConfig:
             `<workdir>/profile`; `()` for none. See `refseg_jax.training.profiling`.
         compilation_cache: folder in which all that is compiled is kept, so that another start compiles
             nothing; `""` for none. See `refseg_jax.training.compilations`.
+        max_silence: with several processes, seconds without a sign of life of one of them after which
+            the others end. JAX's default. Long compilations and waits are no silence.
 
     Raises:
         UserError: `profile_steps` is not a first and a last step.
@@ -117,6 +119,7 @@ class LoopConfig:
     log_batches: bool = False
     profile_steps: tuple[int, ...] = ()
     compilation_cache: str = ""
+    max_silence: int = 100
 
     def __post_init__(self) -> None:
         check_steps(self.profile_steps)
