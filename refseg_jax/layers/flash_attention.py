@@ -13,7 +13,6 @@ The backward pass computes the scores again, in the same kernel that computes al
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -83,7 +82,7 @@ def _axes(
 
     The rows of a device begin with the first of the `groups` masks.
     """
-    shards = math.prod(cut.mesh.shape[axis] for axis in cut.rows)
+    shards = cut.row_shards
     even = rows % (shards * groups) == 0, heads % cut.mesh.shape[cut.heads] == 0
     return cut.rows if even[0] else None, cut.heads if even[1] else None
 

@@ -6,6 +6,7 @@ can be compiled for a TPU on a machine that has none, and an export for all plat
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -32,6 +33,11 @@ class Cut:
     mesh: Mesh
     rows: tuple[str, ...]
     heads: str
+
+    @property
+    def row_shards(self) -> int:
+        """The number of pieces into which the rows are cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

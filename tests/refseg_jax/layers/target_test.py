@@ -35,7 +35,7 @@ def _attended(x):
 
 def _sampled(x):
     pieces = 4
-    table = jnp.broadcast_to(x[0, 0], (1, 8, CHUNK_NUMBERS // 4096))
+    table = jnp.broadcast_to(x[0, 0], (1, 8, CHUNK_NUMBERS["cpu"] // 4096))
     weights = jnp.ones((1, 4096 * pieces, 1))
     entries = jnp.zeros(weights.shape, jnp.int32)
     return jax.grad(lambda t: weighted_rows(t, entries, weights).sum())(table)

@@ -81,9 +81,7 @@ def test_a_training_step_compiles_for_two_kinds_of_tpu(system: str, tmp_path: Pa
             found = _kernels(program.read_text())
             assert "attention" in found
             assert not found & CPU_KERNELS
-            if system == "unires":
-                # Its rows of keys are long enough.
-                assert 'custom_call_target="tpu_custom_call"' in program.read_text()
+            assert 'custom_call_target="tpu_custom_call"' in program.read_text()
     # Parameters of less than 1024 numbers are not cut; `command_test` has larger ones.
     assert 0.25 <= states[4] / states[1] < 0.5
 

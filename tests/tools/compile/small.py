@@ -10,8 +10,7 @@ from tests.refseg_jax.models import micro, rela_test, small_grser, small_unilseg
 
 #: System -> fields of its preset `tiny` that make it smaller.
 FIELDS: dict[str, dict[str, Any]] = {
-    # 12 x 12 patches: rows of keys that are long enough for kernels which store no scores.
-    "unires": {**micro.FIELDS, "image_size": 96},
+    "unires": micro.FIELDS,
     "rela": rela_test.SMALL,
     # At 32 pixels, a check of libtpu 0.0.50.1 fails for v5e (fusion_util.cc:5194).
     "unilseg": {**small_unilseg.SMALL, "image_size": 64},
