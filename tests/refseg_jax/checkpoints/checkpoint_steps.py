@@ -26,6 +26,8 @@ from refseg_jax.training.preemption import Preemption
 
 SHAPE = (512, 64)
 CONFIG = {"name": "steps"}
+#: Seconds after which JAX's client ends a process when another one is gone.
+MAX_SILENCE = 10
 
 
 def layouts() -> dict[str, Any]:
@@ -135,7 +137,7 @@ def main() -> None:
     """Runs the mode that the second argument names."""
     if len(sys.argv) > 3:
         address, count, number = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-        jax.distributed.initialize(address, count, number)
+        jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=MAX_SILENCE)
     jnp.zeros(()).block_until_ready()
     saver = Checkpointer(Path(sys.argv[1]), keep_latest=2)
     modes = {

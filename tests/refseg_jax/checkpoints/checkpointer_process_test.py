@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.refseg_jax.checkpoints.checkpoint_steps import MAX_SILENCE
+
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -105,6 +107,32 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_many_random_moments(tmp_path: Path) -> None:
     _kill_and_resume(tmp_path, times=40, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_lost_in_a_save_leaves_the_checkpoint_before(
+    tmp_path: Path, lost: int
+) -> None:
+    processes = _pair(tmp_path, "save_for_ever")
+    try:
+        end = time.monotonic() + 120
+        saving: list[int] = []
+        while not saving:
+            assert time.monotonic() < end
+            names = [path.name for path in tmp_path.iterdir()]
+            unfinished = [int(n.split(".")[0]) for n in names if ".orbax-checkpoint-tmp" in n]
+            saving = [step for step in unfinished if step > 3]
+        processes[lost].kill()
+        assert processes[1 - lost].wait(MAX_SILENCE + 50) != 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    found = _result(_start(tmp_path, "restore", devices=2))
+    assert found["identical"]
+    # The save may have ended before the signal came, but no later one began.
+    assert saving[0] - 1 <= found["step"] <= saving[0] + 1
 
 
 def test_full_disk(tmp_path: Path) -> None:
