@@ -34,6 +34,7 @@ from refseg_jax.models.forward import Forward, Params
 from refseg_jax.naming import construct
 from refseg_jax.reporting import parameter_table
 from refseg_jax.reporting.writers import ProgressLine, make_writer
+from refseg_jax.storage import buckets
 from refseg_jax.text.tokenizers import check_tokenizer
 from refseg_jax.training.compilations import keep_compilations
 from refseg_jax.training.evaluations import Evaluations, tell_rows
@@ -58,6 +59,8 @@ class Experiment:
 
     def __init__(self, config: Any, workdir: Path, ledger: Ledger | None = None) -> None:
         self.config, self.workdir, self.ledger = config, workdir, ledger or Ledger()
+        self.kept = buckets.located(config.checkpoint.dir or workdir)
+        self._left_out = self.kept / "leakage.json"
         self.mesh = sharding.make_mesh(construct(sharding.MeshConfig, config.mesh, what="mesh"))
         self.forward = Forward(lambda rngs: build_model(config.model.to_dict(), rngs=rngs))
         model: Any = self.forward.model
@@ -123,8 +126,8 @@ class Experiment:
         Where there is none yet, on `config.init.checkpoint`.
         """
         self.evaluations.check()
-        own = checkpoint_folder.steps(self.workdir / "checkpoints")
-        source = (not own and self.config.init.checkpoint) or self.workdir
+        own = checkpoint_folder.steps(self.kept / "checkpoints")
+        source = (not own and self.config.init.checkpoint) or self.kept
         params, step = self._load(source, scored=True)
         logging.info("scoring the checkpoint of step %d in %s", step, source)
         self.evaluations.last_step = step
@@ -134,7 +137,7 @@ class Experiment:
     def _mixture(self) -> Mixture:
         """The training data; raises a `UserError` if the model does not take its batches."""
         members = mixtures.read_members(self.config.mixture.to_dict(), self.data.settings)
-        begun = checkpoint_folder.steps(self.workdir / "checkpoints")
+        begun = checkpoint_folder.steps(self.kept / "checkpoints")
         known = leakage.read_report(self._left_out) if begun else {}
         mixture = mixtures.open_mixture(members, known)
         model: Any = self.forward.model
@@ -159,11 +162,12 @@ class Experiment:
 
     def _run(self, trainer: Trainer, mixture: Mixture) -> Trained:
         config = self.config
-        begun = checkpoint_folder.steps(self.workdir / "checkpoints")
-        earlier = self.workdir if begun else config.init.checkpoint
+        begun = checkpoint_folder.steps(self.kept / "checkpoints")
+        earlier = self.kept if begun else config.init.checkpoint
         terms = recorded_licences(earlier) if earlier else {}
         terms |= licences(rows.config.dataset for rows in mixture.rows)
-        checkpointer = Checkpointer(self.workdir / "checkpoints", **config.checkpoint.to_dict())
+        keep = {name: value for name, value in config.checkpoint.items() if name != "dir"}
+        checkpointer = Checkpointer(self.kept / "checkpoints", **keep)
         with self.preemption as preemption:
             run = Run(
                 trainer=trainer,
@@ -198,10 +202,6 @@ class Experiment:
     def _variables(self) -> tuple[dict[str, jax.ShapeDtypeStruct], frozenset[str]]:
         return self.forward.shapes, self.forward.statistics
 
-    @property
-    def _left_out(self) -> Path:
-        return self.workdir / "leakage.json"
-
     def _fresh(self, trainer: Trainer) -> TrainState:
         init = self.config.init
         target = sharding.abstract_params(self.forward.shapes, self.mesh)
@@ -229,7 +229,11 @@ def main(_: list[str]) -> None:
             first = jax.process_index() == 0
             logging.set_verbosity(logging.INFO if first else logging.WARNING)
             processes.check_same_config(config.to_dict())
-            with workdir.opened(folder, first=first), Ledger.of_process(folder) as ledger:
+            with (
+                workdir.opened(folder, first=first),
+                Ledger.of_process(folder) as ledger,
+                buckets.told(),
+            ):
                 experiment = Experiment(config, folder, ledger)
                 finished = experiment.train() if FLAGS.mode == "train" else experiment.evaluate()
                 experiment.writer.close()

@@ -88,7 +88,11 @@ def base_config() -> ConfigDict:
     config.loop = ConfigDict(dataclasses.asdict(LoopConfig()))
     config.mesh = ConfigDict(dataclasses.asdict(MeshConfig()))
 
-    config.checkpoint = ConfigDict({"keep_latest": 2, "keep_best": 1, "best_metric": "mIoU"})
+    # `dir`: keeps `checkpoints` and what a resumed run must know in the place of the workdir; on a disk
+    # or in a bucket (gs://...), a folder of its own for each run. "": the workdir.
+    config.checkpoint = ConfigDict(
+        {"dir": "", "keep_latest": 2, "keep_best": 1, "best_metric": "mIoU"}
+    )
 
     # How to evaluate. `config.evals` lists the evaluations.
     config.eval = ConfigDict(

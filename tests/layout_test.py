@@ -34,8 +34,8 @@ LIBRARY = {
     "evaluation": f"{_BASE} images models",
     "reporting": "batch errors evaluation images models",
     "training": f"{_BASE} checkpoints evaluation layers models reporting",
-    "exports": f"{_BASE} checkpoints evaluation images layers models reporting text weights",
-    "prediction": f"{_BASE} checkpoints evaluation exports images models text",
+    "exports": f"{_BASE} checkpoints evaluation images layers models reporting storage text weights",
+    "prediction": f"{_BASE} checkpoints evaluation exports images models storage text",
     "cli": f"{_LIBRARY} checkpoints evaluation exports models prediction reporting weights",
 }
 #: Room of `input_pipeline` -> the other rooms of it that it may use.

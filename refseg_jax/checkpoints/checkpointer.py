@@ -60,6 +60,9 @@ class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     All processes make the same calls, each from one thread, and see the same folder.
+
+    Attributes:
+        directory: the folder of the checkpoints.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Checkpointer:
                 f"checkpoints: keep_latest={keep_latest} must be at least 1, keep_best={keep_best} "
                 f"at least 0, best_mode={best_mode!r} max or min"
             )
-        self._directory = buckets.absolute(directory)
+        self.directory = buckets.absolute(directory)
         self._keep_latest, self._keep_best = keep_latest, keep_best
         self._best_metric, self._best_mode = best_metric, best_mode
         self._damaged: set[int] = set()
@@ -132,7 +135,7 @@ class Checkpointer:
             best_mode=self._best_mode,
         )
         self._check_best(metrics)
-        folder = self._directory / str(step)
+        folder = self.directory / str(step)
         try:
             if not self._make_room(folder):
                 logging.warning("checkpoint %s is there already and sound: kept as it is", folder)
@@ -157,7 +160,7 @@ class Checkpointer:
         self._check_best(metrics)
         if jax.process_index() != 0:
             return
-        folder = self._directory / str(step)
+        folder = self.directory / str(step)
         record = dataclasses.replace(checkpoint_folder.read_record(folder), metrics=dict(metrics))
         try:
             content = json.dumps(record.as_json()).encode()
@@ -207,7 +210,7 @@ class Checkpointer:
             UserError: the arrays differ from the abstract state, or no checkpoint is usable.
         """
         self.wait()
-        order = list(reversed(checkpoint_folder.steps(self._directory).values()))
+        order = list(reversed(checkpoint_folder.steps(self.directory).values()))
         primary = jax.process_index() == 0
         candidates = checkpoint_folder.usable(order) if primary else iter(())
         while True:
@@ -215,7 +218,7 @@ class Checkpointer:
             step = _from_primary(int(folder.name) if folder else _NO_STEP)
             if step == _NO_STEP:
                 break
-            folder = self._directory / str(step)
+            folder = self.directory / str(step)
             try:
                 restored: Restored | DamagedError = _restore(folder, abstract_state)
             except DamagedError as error:
@@ -223,12 +226,12 @@ class Checkpointer:
             if sharding.everywhere(isinstance(restored, Restored)):
                 assert isinstance(restored, Restored)
                 # Every newer checkpoint is damaged or unverified.
-                self._damaged = {s for s in checkpoint_folder.steps(self._directory) if s > step}
+                self._damaged = {s for s in checkpoint_folder.steps(self.directory) if s > step}
                 return restored
             logging.warning("checkpoint %d is damaged, not used: %s", step, restored)
         if _from_primary(len(order)):
             raise UserError(
-                f"{self._directory}: all {len(order)} checkpoints are damaged; put back a sound "
+                f"{self.directory}: all {len(order)} checkpoints are damaged; put back a sound "
                 f"copy, or move this folder away to train from the beginning{manifest.UNPROVEN}"
             )
         return None
@@ -244,9 +247,9 @@ class Checkpointer:
         """Sets a damaged folder of a step aside; false (on every process) if a sound one exists."""
         free = True
         if jax.process_index() == 0:
-            if not buckets.is_remote(self._directory):
-                self._directory.mkdir(parents=True, exist_ok=True)
-            checkpoint_folder.sweep(self._directory)
+            if not buckets.is_remote(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            checkpoint_folder.sweep(self.directory)
             if folder.exists():
                 free = manifest.check(folder).soundness is not Soundness.SOUND
                 if free:
@@ -266,32 +269,32 @@ class Checkpointer:
     def _tidy(self) -> None:
         """Deletes outdated checkpoints; no save may be in progress."""
         for old in checkpoint_folder.outdated(
-            self._directory,
+            self.directory,
             keep_latest=self._keep_latest,
             keep_best=self._keep_best if self._best_metric else 0,
             damaged=self._damaged,
         ):
             checkpoint_folder.remove(old)
-        checkpoint_folder.sweep(self._directory)
+        checkpoint_folder.sweep(self.directory)
 
     def _explained(self, error: Exception, step: int) -> Exception:
         """A failed save as a one-line error; deletes its remains, keeps earlier checkpoints.
 
         A bucket that cannot be reached keeps the remains until the next save.
         """
-        if buckets.is_remote(self._directory):
+        if buckets.is_remote(self.directory):
             told = buckets.trouble(error)
-            line = f"{self._directory}: checkpoint {step} was not completed, earlier ones are kept"
+            line = f"{self.directory}: checkpoint {step} was not completed, earlier ones are kept"
             return error if told is None else UserError(f"{line}: {told}")
         reason = disk_trouble(error)
         if reason is None:
             return error
         if jax.process_index() == 0:
-            checkpoint_folder.sweep(self._directory)
-        folders = checkpoint_folder.steps(self._directory).items()
+            checkpoint_folder.sweep(self.directory)
+        folders = checkpoint_folder.steps(self.directory).items()
         kept = ", ".join(str(s) for s, folder in folders if manifest.present(folder)) or "none"
         return UserError(
-            f"{self._directory}: checkpoint {step} was not completed ({reason}): make room there "
+            f"{self.directory}: checkpoint {step} was not completed ({reason}): make room there "
             "or choose another --workdir, then give the same command again; checkpoints kept: "
             f"{kept}"
         )

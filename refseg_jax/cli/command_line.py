@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from refseg_jax.cli import signals
 from refseg_jax.errors import UserError, escaped
+from refseg_jax.storage.buckets import located, on_disk, told
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -42,8 +43,19 @@ def expanded(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """The type of every flag that names a file or folder."""
-    return Path(expanded(text))
+    """The type of a flag that names a file or folder on a disk."""
+    try:
+        return on_disk(expanded(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def place(text: str) -> Path:
+    """The type of a flag that names a folder on a disk or in a bucket."""
+    try:
+        return located(expanded(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def ended(work: Callable[[], int | None], *, failed: int = 1) -> int:
@@ -60,7 +72,7 @@ def ended(work: Callable[[], int | None], *, failed: int = 1) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with signals.unwound():
+        with signals.unwound(), told():
             code = work() or 0
             # Here, where a closed pipe or a full disk is an error as any.
             if sys.stdout is not None:

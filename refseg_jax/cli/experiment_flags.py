@@ -1,7 +1,9 @@
 """Parses absl's flags of an experiment; a mistake gives one line that names the flag or the field."""
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -9,15 +11,21 @@ from ml_collections import ConfigDict
 
 from refseg_jax.cli.command_line import expanded
 from refseg_jax.errors import escaped
+from refseg_jax.storage.buckets import is_remote
 
 FLAGS = flags.FLAGS
+
+#: The fields that may name a folder in a bucket.
+_IN_BUCKETS = re.compile(
+    r"((data|mixture\.[^.]+)\.data_dir|checkpoint\.dir|init\.checkpoint|loop\.compilation_cache)"
+)
 
 
 def parse(arguments: list[str], values: flags.FlagValues | None = None) -> list[str]:
     """Parses the command line; prints one line and exits with code 1 if there is a mistake in it.
 
-    Mistakes are an unknown flag, config field, preset or config file. If the environment variable
-    `REFSEG_TRACEBACK` is set, the exception is raised instead.
+    Mistakes are an unknown flag, config field, preset or config file, and a path in a bucket for what
+    needs a disk. If the environment variable `REFSEG_TRACEBACK` is set, the exception is raised instead.
 
     A `~` at the beginning of any flag's value, and of any text of the config, becomes the home folder.
 
@@ -34,6 +42,7 @@ def parse(arguments: list[str], values: flags.FlagValues | None = None) -> list[
         # Reading a field raises the error of a config file that cannot be loaded.
         getattr(values.config, "steps", None)
         _expand_paths(values.config)
+        _check_buckets(values)
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         if os.environ.get("REFSEG_TRACEBACK"):
             raise
@@ -54,6 +63,29 @@ def _expand_paths(fields: Any) -> None:
             _expand_paths(value)
         elif isinstance(value, str) and value.startswith("~"):
             fields[name] = expanded(value)
+
+
+def _check_buckets(values: flags.FlagValues) -> None:
+    """Raises a `flags.Error` for a path in a bucket whose files are appended to, locked or mapped."""
+    if "workdir" in values and is_remote(values.workdir or ""):
+        raise flags.IllegalFlagValueError(
+            f"--workdir={values.workdir}: logs and the lock need a disk; name a folder there, and give "
+            f"the bucket as --config.checkpoint.dir={values.workdir}"
+        )
+    for name, value in _texts(values.config):
+        if is_remote(value) and not _IN_BUCKETS.fullmatch(name):
+            raise flags.IllegalFlagValueError(
+                f"--config.{name}={value}: this cannot lie in a bucket; name a file or folder on a disk"
+            )
+
+
+def _texts(fields: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and value of every text of a config."""
+    for name, value in fields.items():
+        if isinstance(value, ConfigDict):
+            yield from _texts(value, f"{prefix}{name}.")
+        elif isinstance(value, str):
+            yield prefix + name, value
 
 
 def _line(error: Exception, arguments: list[str]) -> str:

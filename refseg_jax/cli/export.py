@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from refseg_jax.checkpoints.folder import step_choice
-from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.command_line import command_parser, ended, path, place
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import escaped
 from refseg_jax.exports.exporter import FORMATS, export
@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.export", __doc__)
     parser.add_argument(
         "--checkpoint",
-        type=path,
+        type=place,
         required=True,
         help="a run's workdir, one checkpoint, or a folder exported as safetensors or stablehlo",
     )

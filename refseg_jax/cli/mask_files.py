@@ -11,6 +11,7 @@ from PIL import Image
 
 from refseg_jax.cli.results import append_lines, write_png
 from refseg_jax.errors import UserError
+from refseg_jax.storage import buckets
 from refseg_jax.storage.locks import exclusive
 
 _LOCK = "predictions.lock"
@@ -163,19 +164,23 @@ def identity(checkpoint: str, step: str) -> dict[str, Any]:
     Returns:
         The path, the choice of the step, and each manifest's path, size and time of writing.
     """
-    path = Path(checkpoint)
+    path = buckets.located(checkpoint)
     found = {
         str(file.relative_to(path)): writing(file)
         for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json")
         for file in path.glob(pattern)
     }
-    return {"path": str(path.resolve()), "step": step, "manifests": found}
+    whole = path if buckets.is_remote(path) else path.resolve()
+    return {"path": str(whole), "step": step, "manifests": found}
 
 
 def writing(file: Path) -> list[int]:
-    """Size of a file in bytes and time of its writing in ns."""
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+    """Size of a file in bytes, and time of its writing in ns or its version in a bucket."""
+    if buckets.is_remote(file):
+        ((_, *found),) = buckets.versions(file.parent, file.name)
+        return found
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def check_apart(source: Path, out: Path) -> None:

@@ -28,6 +28,7 @@ from absl import logging
 
 from refseg_jax.checkpoints import manifest
 from refseg_jax.errors import UserError, shown
+from refseg_jax.storage.buckets import on_disk
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 
@@ -124,8 +125,10 @@ def read_config(folder: Path) -> ExportConfig:
     """Reads `config.json` of an export, after a comparison with its digest.
 
     Raises:
-        UserError: the file is missing or damaged, or another program or another version wrote it.
+        UserError: the file is missing or damaged, another program or another version wrote it, or the
+            folder lies in a bucket: graphs and weights are mapped into memory.
     """
+    on_disk(folder, "copy the exported folder to a disk: gcloud storage cp -r")
     path = folder / CONFIG
     _check_author(path)
     entries = _entries(folder, (CONFIG,))

@@ -21,6 +21,7 @@ from refseg_jax.exports.folder import Step
 from refseg_jax.models import difference
 from refseg_jax.models.graphs import check_params, forward_of
 from refseg_jax.reporting import tables
+from refseg_jax.storage.buckets import located
 from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer, tokenizer_identity
 from refseg_jax.text.vocabulary_file import same_vocabulary
 
@@ -141,7 +142,7 @@ def load_start(
         UserError: no usable parameters were found at `path`, or they are scored by other words.
         OtherParametersError: the parameters do not fit `expected`.
     """
-    path, ours = Path(path), config or {}
+    path, ours = located(path), config or {}
     try:
         if folder.is_export(path):
             stored, arrays = _read_weights(path)
@@ -191,7 +192,7 @@ def recorded_licences(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: `path` holds no checkpoint.
     """
-    path = Path(path)
+    path = located(path)
     if folder.is_export(path):
         return dict(folder.read_config(path).data.get("licences", {}))
     directory, step = checkpoint_folder.locate(path)

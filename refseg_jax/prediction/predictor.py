@@ -20,6 +20,7 @@ from refseg_jax.prediction.painting import Painter, Prediction
 from refseg_jax.prediction.pictures import PictureLike, names_of, to_rgb
 from refseg_jax.prediction.reader import read_engine
 from refseg_jax.prediction.texts import TextEncoder, Words, padded
+from refseg_jax.storage.buckets import located
 
 #: Default number of expressions decoded at once: for an image of 4000 x 3000 pixels, their logits take
 #: 400 MB.
@@ -96,7 +97,8 @@ class Predictor:
         """Makes a predictor from a run, a checkpoint or an export.
 
         Args:
-            path: a run's workdir, one step folder, or a folder that `tools.export` wrote.
+            path: a run's workdir, one step folder, or a folder that `tools.export` wrote; the first two
+                on a disk or in a bucket.
             step: which checkpoint of a workdir, see `refseg_jax.checkpoints.params.load_params`; an
                 exported folder has only one.
             expressions_at_once: as in `Predictor`.
@@ -108,10 +110,11 @@ class Predictor:
                 of the code wrote it.
         """
         with another_version(path):
-            if is_export(Path(path)):
-                model, config = read_engine(Path(path), step)
+            folder = located(path)
+            if is_export(folder):
+                model, config = read_engine(folder, step)
             else:
-                model, config = load_params(path, step=step)
+                model, config = load_params(folder, step=step)
             if threshold is not None:
                 config = {**config, "eval": {**config["eval"], "threshold": threshold}}
             return cls(model, config, expressions_at_once=expressions_at_once)

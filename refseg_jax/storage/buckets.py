@@ -21,7 +21,7 @@ from typing import Any, cast
 from refseg_jax.errors import UserError
 
 #: `pathlib` makes one slash of two.
-_REMOTE = re.compile(r"gs:/+(?P<bucket>[^/]*)(?P<rest>/.*)?", re.DOTALL)
+_REMOTE = re.compile(r"gs:/{1,2}(?P<bucket>[^/]*)(?P<rest>/.*)?", re.DOTALL)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 _INSTALL = "pip install 'refseg_jax[gcs]'"

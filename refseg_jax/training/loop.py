@@ -154,7 +154,7 @@ class Run:
         checkpointer, writer, progress, preemption: see their classes.
         resolved_config: the experiment config, stored in every checkpoint together with `progress`
             (`step`, `train_seconds`).
-        workdir: folder of the run, with `checkpoints`, the log of batches and `profile`.
+        workdir: folder of the run, with the log of batches and `profile`.
         ledger: where the run's wall time is booked.
 
     Raises:
@@ -188,7 +188,7 @@ class Run:
             UserError: the checkpoint is of another run or of a longer training, or no checkpoint is
                 usable.
         """
-        check_same_run(self.workdir / "checkpoints", self.resolved_config)
+        check_same_run(self.checkpointer.directory, self.resolved_config)
         restored = self.checkpointer.restore_latest(self.trainer.abstract().as_dict())
         if restored is None:
             # A run that was killed before its first save begins again, and so do its metrics.

@@ -24,7 +24,7 @@ from input_pipeline import mixtures
 from input_pipeline.experiment_data import ExperimentData
 from input_pipeline.mixtures import Member
 from input_pipeline.sources import DatasetError, built_datasets, dataset_folder, has_records
-from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.command_line import command_parser, ended, expanded, path
 from refseg_jax.errors import UserError
 from refseg_jax.models import model_config
 from tools.compile.experiment import read_config
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The flags of the command, without the fields of the config."""
     parser = command_parser("tools.feed", __doc__)
     parser.add_argument("--config", type=path, required=True, help="as of main.py, with its fields")
-    parser.add_argument("--data_dir", type=path, help="in the place of config.data.data_dir")
+    parser.add_argument("--data_dir", type=expanded, help="in the place of config.data.data_dir")
     parser.add_argument("--dataset", help="in the place of the config's dataset or mixture")
     parser.add_argument(
         "--images_per_second", type=_positive, default=0.0, help="what the devices here take"
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         config = read_config([f"--config={options.config}", *fields], "tools.feed")
         if options.data_dir:
-            config.data.data_dir = str(options.data_dir)
+            config.data.data_dir = options.data_dir
         if options.dataset:
             config.data.dataset = options.dataset
             with config.unlocked():
