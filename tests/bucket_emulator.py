@@ -88,6 +88,12 @@ class _Handler(RequestHandler):
         self._answer("do_DELETE")
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    #: Connections that wait; TensorStore opens dozens at once, and those refused wait for minutes.
+    request_queue_size = 256
+
+
 @contextmanager
 def emulated() -> Iterator[dict[str, str]]:
     """Runs the emulator; yields the environment by which clients in any process find it.
@@ -96,8 +102,7 @@ def emulated() -> Iterator[dict[str, str]]:
     """
     storage = _Storage(use_memory_fs=True)
     handlers.create_bucket(BUCKET, storage)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, storage))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), partial(_Handler, storage))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
