@@ -141,7 +141,7 @@ def sample_levels(
 def _corners(places: jax.Array, weights: jax.Array, shapes: Shapes) -> tuple[jax.Array, jax.Array]:
     """Tokens (i32) and weights (f32) of the four cells around each place, `[B, T, heads, K]`.
 
-    K is levels * points * 4. A corner beyond the border has weight 0, and the nearest token.
+    K is 4 * levels * points. A corner beyond the border has weight 0, and the nearest token.
     """
     sizes = np.array([(width, height) for height, width in shapes])
     starts = np.cumsum([0, *sizes.prod(-1)[:-1]]).astype(np.int32)[:, None]
@@ -159,8 +159,9 @@ def _corners(places: jax.Array, weights: jax.Array, shapes: Shapes) -> tuple[jax
             inside = jnp.all(corner == near, -1)
             tokens.append(starts + cell[..., 1] * sizes[:, 0, None].astype(np.int32) + cell[..., 0])
             shares.append(jnp.where(inside, weights * along_x * along_y, 0.0))
-    flat = lambda parts: jnp.stack(parts, -1).reshape(*places.shape[:3], -1)  # noqa: E731
-    return flat(tokens), flat(shares)
+    # Corners before levels and points: TPUs would pad a last axis of four corners to 128.
+    flat = lambda x: x.reshape(*places.shape[:3], -1)  # noqa: E731
+    return jnp.concatenate([*map(flat, tokens)], -1), jnp.concatenate([*map(flat, shares)], -1)
 
 
 @jax.custom_vjp
