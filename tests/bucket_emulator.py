@@ -1,7 +1,8 @@
 """A bucket on this machine, for the real clients: gcsfs, TensorStore and ArrayRecord.
 
-gcp-storage-emulator answers; two things that the clients need are added to it: several connections at a
-time, and ranges that count from the end of a file.
+gcp-storage-emulator answers; what the clients need is added to it: several connections at a time,
+ranges that count from the end of a file, and generations of objects with conditions on them, by which
+TensorStore sees that another writer was faster.
 """
 
 import re
@@ -12,7 +13,7 @@ from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -22,6 +23,7 @@ pytest.importorskip(
     reason="an emulator stands in for Google: pip install gcp-storage-emulator",
 )
 
+from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets as handlers
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
@@ -36,6 +38,7 @@ ADDRESSES = (
 BUCKET = "bucket"
 
 _FROM_THE_END = re.compile(r"bytes=-(\d+)")
+_NAMED = re.compile(r"/b/([^/]+)/o(?:/(.+))?$")
 _OBJECT = re.compile(r"/b/([^/?]+)/o/([^?]+)")
 
 
@@ -57,6 +60,7 @@ class _Storage(Storage):
 
 
 class _Handler(RequestHandler):
+    _read = "0"
     #: Bucket -> status of the answer to every request about it.
     refused: ClassVar[dict[str, int]] = {"refused": 401, "forbidden": 403}
 
@@ -70,22 +74,59 @@ class _Handler(RequestHandler):
         with suppress(ConnectionError):
             getattr(super(), method)()
 
+    def _generation(self) -> str:
+        """The generation of the object that is asked for; `"0"` if there is none."""
+        url = urlsplit(self.path)
+        bucket, name = _NAMED.search(url.path), parse_qs(url.query).get("name")
+        if bucket is None:
+            return "0"
+        try:
+            return self.storage.get_file_obj(
+                bucket[1], name[0] if name else unquote(bucket[2] or "")
+            )["generation"]
+        except NotFound:
+            return "0"
+
+    def _unmet(self, now: str) -> bool:
+        """Whether a condition of the request on the generation does not hold; it is answered then."""
+        query = parse_qs(urlsplit(self.path).query)
+        same, other = query.get("ifGenerationMatch", [now]), query.get("ifGenerationNotMatch", [])
+        if same == [now] and other != [now]:
+            return False
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(304 if self.command == "GET" and other == [now] else 412)
+        self.send_header("content-length", "0")
+        self.end_headers()
+        return True
+
+    def end_headers(self) -> None:
+        if self.command == "GET" and self._read != "0":
+            self.send_header("x-goog-generation", self._read)
+        super().end_headers()
+
     def do_GET(self) -> None:
         last = _FROM_THE_END.fullmatch(self.headers.get("range", ""))
         name = _OBJECT.search(self.path)
         if last and name:
             size = len(self.storage.get_file(name[1], unquote(name[2])))
             self.headers.replace_header("range", f"bytes={max(0, size - int(last[1]))}-")
-        self._answer("do_GET")
+        with _Storage._lock:
+            self._read = self._generation()
+            if not self._unmet(self._read):
+                self._answer("do_GET")
 
     def do_POST(self) -> None:
-        self._answer("do_POST")
+        with _Storage._lock:
+            if not self._unmet(self._generation()):
+                self._answer("do_POST")
 
     def do_PUT(self) -> None:
         self._answer("do_PUT")
 
     def do_DELETE(self) -> None:
-        self._answer("do_DELETE")
+        with _Storage._lock:
+            if not self._unmet(self._generation()):
+                self._answer("do_DELETE")
 
 
 class _Server(ThreadingHTTPServer):

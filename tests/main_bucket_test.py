@@ -1,4 +1,4 @@
-"""Flags of main.py, and readers of checkpoints, with a bucket."""
+"""main.py and the readers of its checkpoints, with data and checkpoints in a bucket."""
 
 import dataclasses
 import json
@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from configs import scenes_unires
 from main import Experiment
+from refseg_jax.checkpoints.params import load_params
 from refseg_jax.cli import experiment_flags, export
 from refseg_jax.errors import UserError
 from refseg_jax.exports.source import read_source
 from refseg_jax.models import model_config
 from refseg_jax.prediction.predictor import Predictor
+from refseg_jax.storage import buckets
+from tests.main_test import Place
 from tests.refseg_jax.exports.folders import tiny_params, write_all
 from tests.refseg_jax.training.tiny_run import UNIRES, save_unires
 
@@ -117,3 +121,33 @@ def test_a_flag_that_needs_a_disk_says_so(capsys) -> None:
         export.main(["--checkpoint=runs/x", "--format=onnx", "--output=gs://b/out"])
     line = "--output: gs://b/out: this cannot lie in a bucket; name a folder on a disk\n"
     assert capsys.readouterr().err.endswith(line)
+
+
+@pytest.mark.long
+def test_a_run_in_a_bucket_is_that_of_a_disk(tmp_path: Path, bucket: Path, bucket_server) -> None:
+    from tests.bucket_emulator import upload
+
+    place = Place(tmp_path)
+    upload(place.data, bucket / "data")
+
+    def run(workdir: Path, *more: str) -> None:
+        place.workdir = workdir
+        done = place.run(*place.command("--config.data.num_workers=1", *more), **bucket_server)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    there = (f"--config.data.data_dir={bucket}/data", f"--config.checkpoint.dir={bucket}/run")
+    run(tmp_path / "disk")
+    run(tmp_path / "bucket", *there)
+    params, _ = load_params(bucket / "run")
+    expected, _ = load_params(tmp_path / "disk")
+    assert params.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(params[name], value)
+    logs = [(tmp_path / w / "batches-0.jsonl").read_text() for w in ("disk", "bucket")]
+    assert logs[0] == logs[1]
+    assert not (tmp_path / "bucket/checkpoints").exists()
+    # Another machine, with an empty disk.
+    run(tmp_path / "new", *there, "--config.steps=5")
+    assert json.loads((tmp_path / "new/summary.json").read_text())["step"] == 5
+    assert len((tmp_path / "new/batches-0.jsonl").read_text().splitlines()) == 2
+    assert "checkpoints/5/manifest.json" in buckets.files(bucket / "run")
