@@ -14,11 +14,11 @@ LANES = 128
 #: Sublanes of a register of bf16; f32 has half as many.
 SUBLANES = 16
 
-#: Queries of a block, where they are more than the last of these.
+#: Queries of a block, where one does not take all of them.
 QUERY_BLOCKS = (512, 384, 256)
 
-#: Tokens (queries and keys) of a block of several short rows. Each block takes a third of a microsecond
-#: to begin.
+#: Most tokens (queries and keys) of a block of several short rows. Few blocks are good, because each
+#: takes time to begin.
 TOKENS = 2048
 
 #: Bytes that a kernel may ask for, and the share of it for blocks and scores, since the compiler takes
