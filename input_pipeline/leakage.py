@@ -147,8 +147,10 @@ def check_remains(found: Exclusion) -> None:
 
 
 def write_report(path: Path, exclusions: Mapping[str, Exclusion]) -> None:
-    """Writes the exclusions of a run, by member, as JSON; complete or not at all."""
+    """Writes the exclusions of a run, by member, as JSON; complete or not at all. Makes the folder."""
     members = {name: dataclasses.asdict(found) for name, found in exclusions.items()}
+    if not buckets.is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     buckets.write(path, json.dumps(members, indent=1).encode() + b"\n")
 
 

@@ -40,6 +40,10 @@ class DatasetError(UserError):
     """A dataset is missing, incomplete or damaged."""
 
 
+class UnreachableError(DatasetError):
+    """A record in a bucket that does not answer; the record may be sound."""
+
+
 def dataset_folder(data_dir: str, dataset: str) -> Path:
     """Folder of the newest version of a built dataset, `<data_dir>/<name>[/<config>]/<version>`.
 
@@ -122,15 +126,16 @@ class RecordSource:
 
         Raises:
             DatasetError: the record or a file of the split is damaged.
+            UnreachableError: they lie in a bucket that does not answer.
         """
         try:
             record = from_features(self._data[index])
             check_references(record)
             return record
         except Exception as error:  # ArrayRecord and TFDS have many, other programs' records more.
-            if told := buckets.trouble(error):
+            if buckets.is_remote(self.folder) and (told := buckets.trouble(error)):
                 what = f"record {index} of split {self.split!r}"
-                raise DatasetError(f"{self.folder}: {what} cannot be read: {told}") from None
+                raise UnreachableError(f"{self.folder}: {what} cannot be read: {told}") from None
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise DatasetError(
                 f"{self.folder}: record {index} of split {self.split!r} is damaged ({reason}); "
@@ -195,6 +200,7 @@ class ExpressionTable:
 
         Raises:
             DatasetError: no record can be read.
+            UnreachableError: the bucket of the records does not answer.
             UserError: there is no such tokenizer.
         """
         mark = f"{source.split}-{source.fingerprint()}.npz"
@@ -283,6 +289,9 @@ def _records(source: RecordSource) -> Iterator[Record | DatasetError]:
     def read(index: int) -> Record | DatasetError:
         try:
             return source[index]
+        except UnreachableError:
+            # A table without the record would differ from those of other hosts and of the next start.
+            raise
         except DatasetError as error:
             return error
 

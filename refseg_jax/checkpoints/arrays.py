@@ -19,6 +19,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from refseg_jax.checkpoints.folder import DamagedError, RunRecord
 from refseg_jax.errors import UserError
+from refseg_jax.storage import buckets
 
 
 class ArrayWriter:
@@ -76,6 +77,7 @@ def read_arrays(
 
     Raises:
         DamagedError: an array cannot be read, or differs from the record.
+        UserError: the folder lies in a bucket that cannot be reached.
     """
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
@@ -89,6 +91,8 @@ def read_arrays(
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        if buckets.is_remote(folder) and (told := buckets.trouble(error)):
+            raise UserError(f"{folder}: {told}") from error
         # Orbax and TensorStore raise many types of errors for content that they cannot decode.
         line = str(error).strip().splitlines() or [type(error).__name__]
         raise DamagedError(f"{folder / 'state'}: {line[0][:300]}") from error

@@ -130,6 +130,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
+        if buckets.is_remote(path) and buckets.trouble(error):
+            raise
         raise DamagedError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: not JSON ({error})") from error

@@ -124,6 +124,9 @@ def check(folder: Path) -> Verdict:
     A folder without a manifest is unverified: its files may be intact, but nothing proves it. That is
     what a process leaves that was killed before it wrote the manifest. A damaged manifest counts as
     damage, since what damaged it may have damaged the files.
+
+    Raises:
+        OSError: the folder lies in a bucket that cannot be reached.
     """
     try:
         reason = next(differences(folder, read(folder)), "")
@@ -147,6 +150,7 @@ def read(folder: Path) -> dict[str, Entry]:
     try:
         return _table(json.loads(path.read_bytes()))
     except OSError as error:
+        _raise_if_unreachable(path, error)
         why = f"cannot be read ({error.strerror or error})"
     except _OtherDigest:
         why = "damaged: it does not match its own digest"
@@ -201,8 +205,15 @@ def _compare(path: Path, size: int, digest: str) -> str:
     except FileNotFoundError:
         return f"{path}: missing"
     except OSError as error:
+        _raise_if_unreachable(path, error)
         return f"{path}: cannot be read ({error.strerror or error})"
     return ""
+
+
+def _raise_if_unreachable(path: Path, error: OSError) -> None:
+    """A bucket that does not answer says nothing of its files: they do not count as damaged."""
+    if buckets.is_remote(path) and buckets.trouble(error):
+        raise error
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ task, as soon as the coordinator (process 0) tells of a process that sends none,
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from refseg_jax.cli.command_line import error_line
 from refseg_jax.errors import UserError
 
 #: Fields in which hosts may differ: each may have its own copy of files.
-_OWN = ("data.data_dir", "init.", "loop.compilation_cache")
+_OWN = re.compile(r"(data|mixture\.[^.]+)\.data_dir|init\..*|loop\.compilation_cache")
 #: Seconds in which processes that fail together have all failed.
 _PARTING = 5.0
 #: Seconds beyond `max_silence` in which JAX's client tells of a process that went away.
@@ -175,6 +176,6 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = prefix + name
         if isinstance(value, Mapping):
             flat |= _fields(value, f"{path}.")
-        elif not path.startswith(_OWN):
+        elif not _OWN.fullmatch(path):
             flat[path] = value
     return flat

@@ -144,24 +144,29 @@ def remove_tree(folder: Path) -> None:
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    with contextlib.suppress(OSError):
+    # gcsfs' own errors are no `OSError`.
+    with contextlib.suppress(Exception):
         _files().rm(str(folder), recursive=True)
 
 
 def trouble(error: BaseException | None) -> str | None:
     """What is wrong with a bucket or the way to it, with the cure; `None` if the error is another one.
 
-    Searches the error and its causes.
+    Searches the error and its causes. An error of JAX is another one, though it may say `UNAVAILABLE`
+    of a process that is gone. So is that of a network's disk which does not answer.
     """
     while error is not None:
         package = type(error).__module__.partition(".")[0]
+        if package in ("jax", "jaxlib"):
+            return None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if package == "gcsfs":
             code = getattr(error, "code", None)
             return f"{reason}; {_ALLOW if code in (401, 403) else _RETRY}"
         if package == "google":
             return f"no credentials ({reason}); {_ALLOW}"
-        if package == "aiohttp" or isinstance(error, TimeoutError):
+        of_client = isinstance(error, TimeoutError) and error.errno is None
+        if package == "aiohttp" or of_client:
             return f"it cannot be reached ({reason}); {_RETRY}"
         if isinstance(error, OSError) and reason.startswith("Forbidden: "):
             return f"{reason}; {_ALLOW}"

@@ -10,6 +10,7 @@ from input_pipeline.sources import (
     DatasetError,
     ExpressionTable,
     RecordSource,
+    UnreachableError,
     built_datasets,
     dataset_folder,
 )
@@ -59,6 +60,24 @@ def test_errors_of_data_in_a_bucket_are_one_line(disk: Path, copy: Path) -> None
     (copy / "tiny/1.0.0" / damaged.name).write_bytes(damaged.read_bytes())
     with pytest.raises(DatasetError, match=f"{copy}.*: record 0 of split 'val' is damaged"):
         RecordSource(str(copy), "tiny", "val")[0]
+
+
+def test_a_record_that_a_bucket_does_not_give_is_no_damaged_one(copy: Path) -> None:
+    source = RecordSource(str(copy), "tiny", "train")
+    whole = source._data
+
+    class Silent:
+        def __len__(self) -> int:
+            return len(whole)
+
+        def __getitem__(self, index: int) -> object:
+            if index == 1:
+                raise ValueError("UNAVAILABLE: no answer")
+            return whole[index]
+
+    source._data = Silent()
+    with pytest.raises(UnreachableError, match="record 1 of split 'train' cannot be read: UNAVAIL"):
+        ExpressionTable.of(source)
 
 
 def test_what_a_run_leaves_out_is_kept_in_a_bucket(bucket: Path) -> None:

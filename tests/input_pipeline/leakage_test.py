@@ -154,12 +154,12 @@ def test_a_split_of_which_nothing_remains_names_the_sets_and_the_way_out(data_di
 def test_a_report_is_read_as_it_was_written(data_dir: Path, tmp_path: Path) -> None:
     sets = evaluation_images(str(data_dir))
     found = find_leaks(table(data_dir), sets, dataset="one", split="train", keep=("one",))
-    path = tmp_path / "leakage.json"
+    path = tmp_path / "new" / "leakage.json"
     assert read_report(path) == {}
     write_report(path, {"objects": found})
     assert read_report(path) == {"objects": found}
     assert json.loads(path.read_text())["objects"]["by"] == {"two/test": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["leakage.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["leakage.json"]
     for damaged in ("{", "[1]", '{"objects": {"images": 1}}', '{"objects": {"colour": 1}}'):
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"leakage.json: .*another --workdir"):

@@ -109,6 +109,27 @@ def test_a_changed_or_lost_byte_is_found(three, directory, warnings, damage: str
         load_params(directory / "30")
 
 
+@pytest.mark.parametrize("reader", ["_digest", "_table"])
+def test_a_bucket_that_does_not_answer_is_no_damage(three, monkeypatch, reader: str) -> None:
+    """Else a run would go on from an older checkpoint."""
+
+    def silent(_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(manifest, reader, silent)
+    with pytest.raises(UserError, match="it cannot be reached"), buckets.told():
+        three.restore_latest(abstract(state_of()))
+
+
+def test_arrays_of_a_bucket_that_does_not_answer_are_no_damage(three, monkeypatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise ValueError("UNAVAILABLE: no answer")
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", silent)
+    with pytest.raises(UserError, match="/run/30: UNAVAILABLE: no answer; see to the network"):
+        three.restore_latest(abstract(state_of()))
+
+
 def test_a_kill_before_the_manifest_leaves_an_unverified_checkpoint(three, directory) -> None:
     (directory / "30" / manifest.NAME).unlink()
     restored = three.restore_latest(abstract(state_of()))

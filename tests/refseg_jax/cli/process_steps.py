@@ -27,6 +27,7 @@ def main(mode: str) -> None:
         config = {
             "optim": {"lr": 0.5 if second and mode == "other_config" else 0.25},
             "data": {"data_dir": "b" if second else "a", "dataset": "scenes"},
+            "mixture": {"one": {"data_dir": "b" if second else "a", "weight": 1.0}},
             "init": {"clip": "b" if second else "a"},
         }
         processes.check_same_config(config)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from refseg_jax.errors import UserError
@@ -39,6 +40,19 @@ def test_a_bucket_answers_as_a_disk(folder: Path) -> None:
     buckets.remove_tree(folder / "deep")
     buckets.remove_tree(folder / "deep")
     assert buckets.files(folder) == ["b.txt"]
+
+
+def test_what_a_bucket_refuses_to_delete_stays(bucket: Path, monkeypatch) -> None:
+    from gcsfs.core import GCSFileSystem
+    from gcsfs.retry import HttpError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise HttpError({"code": 503, "message": "later"})
+
+    (bucket / "a.txt").write_text("a")
+    monkeypatch.setattr(GCSFileSystem, "rm", refuse)
+    buckets.remove_tree(bucket)
+    assert buckets.files(bucket) == ["a.txt"]
 
 
 def test_pathlib_may_have_seen_the_path(bucket: Path) -> None:
@@ -113,9 +127,12 @@ def test_errors_of_the_clients_are_told(tmp_path: Path) -> None:
     denied = ValueError("PERMISSION_DENIED: HTTP response code: 403")
     assert "no credentials (gone)" in str(buckets.trouble(google("gone")))
     assert "Storage Object User" in str(buckets.trouble(denied))
+    assert "cannot be reached" in str(buckets.trouble(TimeoutError()))
     for error in (
         FileNotFoundError("x"),
         OSError(28, "No space left on device"),
+        TimeoutError(110, "Connection timed out", "/nfs/data"),
+        jax.errors.JaxRuntimeError("UNAVAILABLE: another process is gone"),
         KeyError("x"),
         None,
     ):
