@@ -31,7 +31,7 @@ TWO_WORKERS := -n 2 --dist=loadfile --no-loadscope-reorder
 TESTS ?= tests
 # What compiles no large model.
 LIGHT_TESTS := tests/layout_test.py $(addprefix tests/, configs docs input_pipeline odd_files tools) \
-	$(addprefix tests/refseg_jax/, *_test.py checkpoints cli evaluation images layers reporting text weights)
+	$(addprefix tests/refseg_jax/, *_test.py checkpoints cli evaluation images layers reporting storage text weights)
 
 # On Linux memory comes in pages of 2 MB: XLA takes and gives back gigabytes a step on a CPU, and
 # page faults of 4 KB were an eighth of its CPU time in a step of ReLA.

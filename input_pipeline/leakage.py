@@ -168,6 +168,8 @@ def read_report(path: Path) -> dict[str, Exclusion]:
             name: naming.construct(Exclusion, found, what=name) for name, found in members.items()
         }
     except (OSError, ValueError, TypeError, AttributeError) as error:
+        if buckets.is_remote(path) and (reason := buckets.trouble(error)):
+            raise UserError(f"{path}: {reason}") from error
         raise UserError(
             f"{path}: {error}; it says what the run leaves out, without it the run cannot go on: "
             "restore the file, or begin again in another --workdir"

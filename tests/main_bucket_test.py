@@ -89,6 +89,14 @@ def test_an_export_in_a_bucket_is_refused_in_one_line(bucket: Path, tmp_path: Pa
             "--config.init.clip=gs://b/x",
             "--config.init.clip=gs://b/x: this cannot lie in a bucket; name a file or folder on a disk",
         ),
+        (
+            "--workdir=s3://b/x",
+            "--workdir=s3://b/x: s3:// is not known; name a folder on a disk",
+        ),
+        (
+            "--config.eval.dump=s3://b/x",
+            "--config.eval.dump=s3://b/x: s3:// is not known; name a file or folder on a disk",
+        ),
         ("--config.data.data_dir=gs://b/x", ""),
         ("--config.checkpoint.dir=gs://b/x", ""),
         ("--config.init.checkpoint=gs://b/x", ""),

@@ -264,7 +264,13 @@ class Checkpointer:
             return
         manifest.write(folder)
         self._damaged.discard(int(folder.name))
-        self._tidy()
+        try:
+            self._tidy()
+        except Exception as error:
+            # The checkpoint is complete; the next save tidies again.
+            if not buckets.is_remote(folder) or (reason := buckets.trouble(error)) is None:
+                raise
+            logging.warning("%s: outdated checkpoints stay: %s", self.directory, reason)
 
     def _tidy(self) -> None:
         """Deletes outdated checkpoints; no save may be in progress."""

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from refseg_jax.cli.command_line import expanded
 from refseg_jax.errors import escaped
-from refseg_jax.storage.buckets import is_remote
+from refseg_jax.storage.buckets import is_remote, scheme_of
 
 FLAGS = flags.FLAGS
 
@@ -66,13 +66,21 @@ def _expand_paths(fields: Any) -> None:
 
 
 def _check_buckets(values: flags.FlagValues) -> None:
-    """Raises a `flags.Error` for a path in a bucket whose files are appended to, locked or mapped."""
+    """Raises a `flags.Error` for an address that cannot be read, or whose files need a disk."""
     if "workdir" in values and is_remote(values.workdir or ""):
         raise flags.IllegalFlagValueError(
             f"--workdir={values.workdir}: logs and the lock need a disk; name a folder there, and give "
             f"the bucket as --config.checkpoint.dir={values.workdir}"
         )
+    if "workdir" in values and (scheme := scheme_of(values.workdir or "")):
+        raise flags.IllegalFlagValueError(
+            f"--workdir={values.workdir}: {scheme}:// is not known; name a folder on a disk"
+        )
     for name, value in _texts(values.config):
+        if (scheme := scheme_of(value)) and not is_remote(value):
+            raise flags.IllegalFlagValueError(
+                f"--config.{name}={value}: {scheme}:// is not known; name a file or folder on a disk"
+            )
         if is_remote(value) and not _IN_BUCKETS.fullmatch(name):
             raise flags.IllegalFlagValueError(
                 f"--config.{name}={value}: this cannot lie in a bucket; name a file or folder on a disk"

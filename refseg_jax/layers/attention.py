@@ -8,8 +8,7 @@ from flax import nnx
 
 from refseg_jax.layers import target
 from refseg_jax.layers.chunked_attention import MASKED, chunked_attention
-from refseg_jax.layers.flash_attention import flash_attention
-from refseg_jax.layers.flash_plan import plan
+from refseg_jax.layers.flash_attention import flash_attention, takes
 from refseg_jax.layers.linear import Initializer, Linear, fan_in_uniform
 
 #: Number of keys from which kernels that do not store the scores are worth it.
@@ -48,7 +47,7 @@ def attention(
         if key.shape[1] >= FLASH_MIN_KEYS:
             return chunked_attention(query, key, value, mask, bias)
         return _head_loop(query, key, value, mask, bias)
-    if platform == "tpu" and not causal and plan(query, key, visible, bias):
+    if platform == "tpu" and not causal and takes(query, key, visible, bias):
         return flash_attention(query, key, value, key_valid=key_valid, visible=visible, bias=bias)
     plain = key_valid is None and visible is None and bias is None
     if platform == "gpu" and plain and _cudnn_takes(query, key):

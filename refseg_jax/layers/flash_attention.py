@@ -23,6 +23,20 @@ from refseg_jax.layers import target
 from refseg_jax.layers.flash_plan import Plan, plan
 
 
+def takes(
+    query: jax.Array,
+    key: jax.Array,
+    visible: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> bool:
+    """Whether a device's chip has room for the kernel on its share of arrays of `flash_attention`."""
+    cut = target.current().cut
+    rows, _, heads, _ = query.shape
+    shards = cut.mesh.shape[cut.heads] if cut and _axes(cut, rows, heads, 1)[1] else 1
+    share = (*query.shape[:2], heads // shards, query.shape[3])
+    return plan(jax.ShapeDtypeStruct(share, query.dtype), key, visible, bias) is not None
+
+
 def flash_attention(
     query: jax.Array,
     key: jax.Array,
@@ -49,7 +63,7 @@ def flash_attention(
         `[B, T, heads, D]` with the dtype of the query.
 
     Raises:
-        ValueError: `plan` is `None` for a device's share of the arrays.
+        ValueError: `takes` is false.
     """
     given = {"key_valid": key_valid, "visible": visible, "bias": bias}
     extra = {name: x for name, x in given.items() if x is not None}

@@ -83,21 +83,23 @@ class Plan:
 
 
 def plan(
-    query: jax.Array,
+    query: jax.Array | jax.ShapeDtypeStruct,
     key: jax.Array,
     visible: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> Plan | None:
-    """The blocks for arrays of `attention`; `None` where the kernel cannot take them.
+    """The blocks for a device's share of the arrays of `attention`; `None` where they do not fit.
 
-    A row of scores has to fit on the chip, and a bias needs all queries in one block.
+    A row of scores has to fit on the chip, and a bias needs all queries in one block. Of key, visible
+    and bias, only the number of keys, the number of masks and the presence matter.
     """
     rows, queries, heads, width = query.shape
     keys = key.shape[1]
     together = _heads_of_a_block(heads, width)
     sizes = [_up(queries, SUBLANES)] if queries <= QUERY_BLOCKS[0] else []
-    if bias is None and queries > QUERY_BLOCKS[-1]:
-        sizes += sorted(QUERY_BLOCKS, key=lambda block: _up(queries, block))
+    if bias is None:
+        smaller = [block for block in QUERY_BLOCKS if block < queries]
+        sizes += [*sorted(smaller, key=lambda block: _up(queries, block)), LANES]
     groups = 0 if visible is None else visible.shape[0]
     whole = functools.partial(
         Plan,
@@ -110,7 +112,7 @@ def plan(
         itemsize=query.dtype.itemsize,
         limit=_SMALL_LIMIT if target.current().kind in _SMALL else LIMIT,
     )
-    for size in (*sizes, LANES) if bias is None else sizes:
+    for size in sizes:
         found = whole(rows=1, queries=size, groups=groups)
         if found.fits:
             many = _rows_of_a_block(found, rows) if found.query_blocks == 1 else 1

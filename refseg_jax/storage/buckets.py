@@ -42,6 +42,12 @@ def is_remote(path: str | Path) -> bool:
     return _REMOTE.match(str(path)) is not None
 
 
+def scheme_of(path: str | Path) -> str | None:
+    """The scheme of an address, e.g. `s3`; `None` of a path on a disk."""
+    found = _SCHEME.match(str(path))
+    return found[1] if found else None
+
+
 def located(path: str | Path) -> Path:
     """A path on a disk or in a bucket.
 
@@ -72,11 +78,11 @@ def on_disk(path: str | Path, cure: str = "name a folder on a disk") -> Path:
         UserError: it has a scheme; the line ends with `cure`.
     """
     text = str(path)
-    scheme = _SCHEME.match(text)
+    scheme = scheme_of(text)
     if is_remote(text):
         raise UserError(f"{text}: this cannot lie in a bucket; {cure}")
     if scheme is not None:
-        raise UserError(f"{text}: {scheme[1]}:// is not known; name a folder on a disk or gs://")
+        raise UserError(f"{text}: {scheme}:// is not known; name a folder on a disk or gs://")
     return Path(path)
 
 

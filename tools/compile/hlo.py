@@ -12,7 +12,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-_ARRAY = re.compile(r"\b(pred|(?:bf|f|s|u|c)\d\w*)\[([\d,<=]*)\](?:\{[^{}]*?(S\(\d\))?\})?")
+_ARRAY = re.compile(r"\b(pred|(?:bf|f|s|u|c)\d\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
+#: Memory spaces of a TPU's chip; that of the host is 5.
+_ON_CHIP = re.compile(r"S\([1-4]\)")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPERAND = re.compile(r"%([\w.\-]+)")
@@ -33,7 +35,8 @@ class Array:
     Attributes:
         kind: type of its elements, e.g. `bf16`.
         shape: its sizes.
-        on_chip: whether it lies in a memory of the chip instead of the device's; XLA writes `S(1)`.
+        on_chip: whether it lies in a memory of the chip instead of the device's; XLA writes
+            `S(1)` into its layout.
     """
 
     kind: str
@@ -191,8 +194,12 @@ def _instruction(name: str, root: bool, text: str) -> Instruction:
 def arrays_of(text: str) -> tuple[Array, ...]:
     """The arrays of a shape such as `(f32[8,128]{1,0}, s32[])`."""
     return tuple(
-        Array(kind, tuple(int(n.removeprefix("<=")) for n in shape.split(",") if n), bool(space))
-        for kind, shape, space in _ARRAY.findall(text)
+        Array(
+            kind,
+            tuple(int(n.removeprefix("<=")) for n in shape.split(",") if n),
+            bool(_ON_CHIP.search(layout)),
+        )
+        for kind, shape, layout in _ARRAY.findall(text)
     )
 
 

@@ -130,6 +130,17 @@ def test_each_device_runs_it_on_its_rows_and_heads():
     assert module._axes(cut, 8, 6, 4) == (None, "tensor")
 
 
+def test_each_devices_share_has_to_fit():
+    """12 heads of 32 channels are 4 a block; of 6 on each of two devices, all are."""
+    shape = jax.ShapeDtypeStruct((4, 100, 12, 32), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((4, 3600, 12, 32), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((12, 100, 3600), jnp.float32)
+    for tensor, whether in ((1, True), (2, False), (3, True)):
+        mesh = jax.sharding.AbstractMesh((1, 1, tensor), AXES)
+        with compiling_for(Target("tpu", "TPU v5 lite", Cut(mesh, ("data", "fsdp"), "tensor"))):
+            assert module.takes(shape, keys, None, bias) == whether
+
+
 #: Run in a process with eight devices, where plain attention stands in for the kernel.
 ON_EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
