@@ -89,11 +89,11 @@ def test_a_training_step_compiles_for_two_kinds_of_tpu(system: str, tmp_path: Pa
 def test_a_batch_beyond_all_memory_is_refused_with_the_cure(tmp_path: Path) -> None:
     done = _run(
         "--config=tests/tools/compile/small.py:unires",
-        *("--topology=v5e:2x2", "--config.batch_size=65536", f"--json={tmp_path / 'it.json'}"),
+        *("--topology=v5e:2x2", "--config.batch_size=1048576", f"--json={tmp_path / 'it.json'}"),
     )
     assert done.returncode == 1
     (line,) = re.findall(r"^error: (.*)$", done.stderr, re.MULTILINE)
-    assert line.startswith("--topology=v5e:2x2: training step of 65536 rows does not fit (")
+    assert line.startswith("--topology=v5e:2x2: training step of 1048576 rows does not fit (")
     assert line.endswith(
         " of 15.75 GiB); try --config.mesh.fsdp=2, --config.model.remat=True, "
         "--config.optim.accumulation=2, a smaller --config.batch_size"
