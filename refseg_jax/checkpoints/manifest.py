@@ -68,12 +68,7 @@ def write(folder: Path) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         entries = list(pool.map(lambda name: _entry(folder / name), names))
     files = dict(zip(names, entries, strict=True))
-    if buckets.is_remote(folder):
-        buckets.write(folder / NAME, _as_json(files))
-        return
-    with _partial(folder / NAME, _as_json(files)) as partial:
-        partial.replace(folder / NAME)
-    _sync_folder(folder)
+    _replace(folder / NAME, _as_json(files))
 
 
 def rewrite(folder: Path, name: str, content: bytes) -> None:
@@ -95,7 +90,7 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     try:
         known = read(folder)
     except (FileNotFoundError, ManifestError):
-        buckets.write(path, content)
+        _replace(path, content)
         return
     files = {n: {"bytes": size, "sha256": digest} for n, (size, digest) in known.items()}
     table = _as_json({**files, name: entry})
@@ -227,6 +222,16 @@ def _digest(path: Path) -> str:
 
 def _as_json(files: dict[str, Any]) -> bytes:
     return json.dumps({"files": files, "sha256": _table_digest(files)}, indent=1).encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file completely or not at all; on a disk, flushed."""
+    if buckets.is_remote(path):
+        buckets.write(path, content)
+        return
+    with _partial(path, content) as partial:
+        partial.replace(path)
+    _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

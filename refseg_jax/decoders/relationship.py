@@ -19,7 +19,7 @@ from refseg_jax.decoders.pixel_decoder import PixelFeatures
 from refseg_jax.layers.attention import MultiHeadAttention, attention
 from refseg_jax.layers.linear import Linear, fan_in_uniform, gaussian, packed_xavier_uniform
 from refseg_jax.layers.positions import sine_positions_relative
-from refseg_jax.layers.transformer import exact_gelu
+from refseg_jax.layers.transformer import recomputed_gelu
 
 #: How region features are collected: by attention (equation 2), or by average pooling of the map to
 #: `side * side` cells (Table 2, "hard split, decoder").
@@ -176,11 +176,11 @@ class Relationship(nnx.Module):
         flat = image.reshape(rows, height * width, channels)
         if self.image_key is None or self.queries is None:
             cells = _cells(height, width, self.config.side)
-            return exact_gelu(self.image_value(jnp.einsum("rs,gsc->grc", cells, flat)))
+            return recomputed_gelu(self.image_value(jnp.einsum("rs,gsc->grc", cells, flat)))
         positions = jnp.asarray(sine_positions_relative(height, width, channels))
-        keys = exact_gelu(self.image_key(flat + positions.astype(flat.dtype)))
+        keys = recomputed_gelu(self.image_key(flat + positions.astype(flat.dtype)))
         queries = jnp.broadcast_to(self.queries[...], (rows, *self.queries[...].shape))
-        return _attend(queries.astype(keys.dtype), keys, exact_gelu(self.image_value(flat)))
+        return _attend(queries.astype(keys.dtype), keys, recomputed_gelu(self.image_value(flat)))
 
     def _relate(self, regions: jax.Array, words: jax.Array, valid: jax.Array) -> jax.Array:
         """RLA before its MLP: `R' + R1 + R2`, `[G, R, width]`."""
@@ -189,8 +189,8 @@ class Relationship(nnx.Module):
             total = total + self.region_attention(regions, regions, regions)
         if self.language_query is None or self.language_key is None:
             return total * _mean_of_words(words, valid)[:, None]
-        queries = exact_gelu(self.language_query(regions))
-        keys = exact_gelu(self.language_key(words))
+        queries = recomputed_gelu(self.language_query(regions))
+        keys = recomputed_gelu(self.language_key(words))
         return total + _attend(queries, keys, words, valid)
 
 

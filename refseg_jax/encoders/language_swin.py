@@ -15,7 +15,7 @@ from refseg_jax.layers.dropout import split_key
 from refseg_jax.layers.linear import Linear, gaussian
 from refseg_jax.layers.norm import instance_norm
 from refseg_jax.layers.rows import repeat_rows
-from refseg_jax.layers.transformer import exact_gelu, run_block
+from refseg_jax.layers.transformer import recomputed_gelu, run_block
 
 #: Kinds of gates between two stages, see `LanguageSwinConfig.gate`.
 GATES = ("live", "closed")
@@ -197,8 +197,8 @@ class WordFusion(nnx.Module):
         heads = (y[:, :, None] for y in (query, key, value))
         found = attention(*heads, key_valid=valid)[:, :, 0]
         language = instance_norm(self.out(found), dtype=self.dtype)
-        seen = repeat_rows(exact_gelu(self.vision(pixels)), repeats)
-        fused = exact_gelu(self.join(seen * language))
+        seen = repeat_rows(recomputed_gelu(self.vision(pixels)), repeats)
+        fused = recomputed_gelu(self.join(seen * language))
         return fused.reshape(-1, *x.shape[1:])
 
 

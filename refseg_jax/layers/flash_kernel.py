@@ -4,6 +4,7 @@ They are imported when the first is traced, because Pallas takes half a second t
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def run(blocks: Plan, arrays: dict[str, jax.Array], *, backward: bool = False) -
     Returns:
         The result `[B, T, C]`, or the gradients of query, key, value and, if given, the bias.
     """
-    query, key = arrays["query"], arrays["key"]
+    query = arrays["query"]
     grid = (
         query.shape[2] // blocks.lanes,
         query.shape[0] // blocks.rows,
@@ -44,12 +45,13 @@ def run(blocks: Plan, arrays: dict[str, jax.Array], *, backward: bool = False) -
     if backward and blocks.query_blocks > 1:
         scratch = [pltpu.VMEM((blocks.keys, blocks.lanes), jnp.float32)] * 2
     body = _backward if backward else _forward
+    shapes = [jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype) for name in results]
     return pl.pallas_call(
         functools.partial(body, blocks, tuple(arrays)),
         grid=grid,
         in_specs=[_spec(blocks, name) for name in arrays],
         out_specs=[_spec(blocks, name) for name in results],
-        out_shape=[jax.ShapeDtypeStruct(arrays[n].shape, arrays[n].dtype) for n in results],
+        out_shape=shapes,
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             vmem_limit_bytes=blocks.limit,
@@ -58,7 +60,7 @@ def run(blocks: Plan, arrays: dict[str, jax.Array], *, backward: bool = False) -
             if backward
             else ("parallel", "parallel", "parallel"),
         ),
-        cost_estimate=_cost(blocks, query, key, backward),
+        cost_estimate=_cost(blocks, grid, (*arrays.values(), *shapes), backward),
         name="attention_gradient" if backward else "attention",
     )(*arrays.values())
 
@@ -81,16 +83,16 @@ def _spec(blocks: Plan, name: str) -> pl.BlockSpec:
     return pl.BlockSpec(shape, lambda _, rows, queries: (rows % period, queries, 0))
 
 
-def _cost(blocks: Plan, query: jax.Array, key: jax.Array, backward: bool) -> pl.CostEstimate:
+def _cost(
+    blocks: Plan, grid: tuple[int, int, int], arrays: Sequence[Any], backward: bool
+) -> pl.CostEstimate:
     """What XLA is to count: products without padding, and each array once."""
-    rows, queries, channels = query.shape
-    heads = channels // blocks.width
-    scores = rows * heads * queries * key.shape[1]
+    pairs = grid[0] * blocks.heads * grid[1] * blocks.rows
+    scores = pairs * blocks.true_queries * blocks.true_keys
     return pl.CostEstimate(
         flops=(5 if backward else 2) * 2 * scores * blocks.width,
         transcendentals=scores,
-        bytes_accessed=(2 * query.nbytes + 2 * key.nbytes) * (2 if backward else 1)
-        - (query.nbytes if backward else 0),
+        bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
     )
 
 

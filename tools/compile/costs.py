@@ -4,8 +4,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
 
 from refseg_jax.training.arithmetic import meetings
 from tools.compile.hlo import Computation, Instruction, Program
@@ -28,10 +27,6 @@ _FREE = frozenset(
         *("async-done", "async-update", "copy-done", "slice-done", "domain"),
     }
 )
-
-
-#: Bytes of an instruction's result that count.
-_Size: TypeAlias = Callable[[Instruction], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,47 +168,41 @@ def _field(window: dict[str, str], name: str, axis: int, default: int) -> int:
 
 def _moved(program: Program, computation: Computation, outside: bool = False) -> float:
     """Bytes that the instructions of a computation read and write; `outside`: without those on chip."""
-    size = _outside if outside else _whole
     total = 0.0
     for instruction in computation.values():
         if instruction.opcode not in _FREE:
-            total += sum(_accesses(program, computation, instruction, size))
+            total += sum(_accesses(program, computation, instruction, outside))
     return total
 
 
-def _whole(instruction: Instruction) -> float:
-    return instruction.bytes
-
-
-def _outside(instruction: Instruction) -> float:
-    return instruction.outside
+def _size(instruction: Instruction, outside: bool) -> float:
+    return instruction.outside if outside else instruction.bytes
 
 
 def _accesses(
-    program: Program, computation: Computation, instruction: Instruction, size: _Size
+    program: Program, computation: Computation, instruction: Instruction, outside: bool
 ) -> Iterator[float]:
     """Bytes of the result and of each operand, of which slices touch a part only."""
     if instruction.opcode == "fusion":
         (name,) = program.inner(instruction)
-        yield from _fused(program.computations[name], size)
+        yield from _fused(program.computations[name], outside)
         return
     operands = [computation[name] for name in instruction.operands]
     if instruction.opcode in ("copy-start", "slice-start"):
         # Source and destination are both in the result; what moves has the size of the smaller.
         ends = [array for array in instruction.arrays if array.shape]
         part = min((array.bytes for array in ends), default=0.0)
-        yield from (part for a in ends if size is _whole or not a.on_chip)
+        yield from (part for a in ends if not (outside and a.on_chip))
     elif instruction.opcode in ("dynamic-slice", "slice", "gather"):
-        yield size(instruction)
-        yield instruction.bytes if size(operands[0]) else 0.0
+        yield _size(instruction, outside)
+        yield instruction.bytes if _size(operands[0], outside) else 0.0
     elif instruction.opcode in ("dynamic-update-slice", "scatter"):
-        yield 2 * sum(size(operand) for operand in operands[1:])
+        yield 2 * sum(_size(operand, outside) for operand in operands[1:])
     else:
-        yield size(instruction)
-        yield from map(size, operands)
+        yield from (_size(one, outside) for one in (instruction, *operands))
 
 
-def _fused(body: Computation, size: _Size) -> Iterator[float]:
+def _fused(body: Computation, outside: bool) -> Iterator[float]:
     users: dict[str, list[Instruction]] = collections.defaultdict(list)
     for instruction in body.values():
         for operand in instruction.operands:
@@ -221,14 +210,14 @@ def _fused(body: Computation, size: _Size) -> Iterator[float]:
     for name, instruction in body.items():
         if instruction.opcode == "parameter":
             yield min(
-                size(instruction),
+                _size(instruction, outside),
                 sum(_read(user, name, body, users) for user in users[name]),
             )
         if instruction.root:
             results = [instruction]
             if instruction.opcode == "tuple":
                 results = [body[operand] for operand in instruction.operands]
-            yield sum(min(size(result), _written(result, body)) for result in results)
+            yield sum(min(_size(result, outside), _written(result, body)) for result in results)
 
 
 def _read(

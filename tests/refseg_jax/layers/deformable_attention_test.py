@@ -1,10 +1,5 @@
 """Deformable attention against its definition, one sample after the other."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +13,7 @@ from refseg_jax.layers.deformable_attention import (
     sample_levels,
     weighted_rows,
 )
+from tests.devices import run_on_devices
 
 SHAPES = ((2, 3), (4, 5))
 TOKENS = 2 * 3 + 4 * 5
@@ -192,13 +188,4 @@ for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(one(*inputs)), strict=Tr
 
 
 def test_devices_that_share_a_batch_sample_without_talking_to_each_other():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=Path(__file__).resolve().parents[3],
-        env={**os.environ, **flags},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_devices(4, CODE)

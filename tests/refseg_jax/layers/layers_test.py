@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 from refseg_jax.images.resize import upsample_bilinear
 from refseg_jax.layers.convolution import Conv3x3, UpsampleConv3x3, dynamic_conv3x3
 from refseg_jax.layers.dropout import drop_path, dropout
-from refseg_jax.layers.linear import Linear, contract
+from refseg_jax.layers.linear import Linear, contract, gaussian
 from refseg_jax.layers.norm import GroupNorm, LayerNorm, instance_norm
 from refseg_jax.layers.positions import (
     sine_positions_1d,
@@ -23,7 +24,7 @@ from refseg_jax.layers.positions import (
     sine_positions_relative,
     sine_positions_words,
 )
-from refseg_jax.layers.transformer import exact_gelu, quick_gelu
+from refseg_jax.layers.transformer import Mlp, exact_gelu, quick_gelu
 
 
 def _normal(*shape, seed=0):
@@ -111,12 +112,27 @@ def test_the_gradients_of_norms_are_those_of_their_formulas():
 
 
 @pytest.mark.parametrize("activation", [exact_gelu, quick_gelu])
-def test_of_an_activation_its_input_alone_is_kept_for_the_backward_pass(activation):
-    x = jnp.asarray(_normal(3, 7))
-    gradient = jax.vjp(activation, x)[1]
-    assert [kept.shape for kept in jax.tree.leaves(gradient)] == [x.shape]
-    slope = (activation(x + 1e-2) - activation(x - 1e-2)) / 2e-2
-    np.testing.assert_allclose(gradient(jnp.ones_like(x))[0], slope, atol=1e-4)
+def test_of_an_mlp_one_hidden_map_is_kept_and_its_activation_computed_twice(activation):
+    init = gaussian(0.2)
+    mlp = Mlp(
+        *(7, 11),
+        activation=activation,
+        up_init=init,
+        down_init=init,
+        dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    x, weight = jnp.asarray(_normal(3, 7)), _normal(3, 7, seed=1)
+    kept = jax.tree.leaves(jax.vjp(mlp, x)[1])
+    assert sum(k.shape == (3, 11) for k in kept) == 1
+
+    def loss(x):
+        return jnp.sum(weight * mlp(x))
+
+    slope = (loss(x + 1e-2 * weight) - loss(x - 1e-2 * weight)) / 2e-2
+    np.testing.assert_allclose(jnp.sum(jax.grad(loss)(x) * weight), slope, rtol=1e-3)
+    text = str(jax.make_jaxpr(jax.value_and_grad(loss))(x))
+    assert len(re.findall(" erf | logistic ", text)) == 2
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -3,10 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +16,7 @@ from refseg_jax.models import GRSer, build_model, model_config
 from refseg_jax.models.forward import Forward
 from refseg_jax.models.grser_config import PRESETS
 from refseg_jax.training.objectives import GroupObjective
+from tests.devices import run_on_devices
 from tests.refseg_jax.layers.compiling import FLAGS
 from tests.refseg_jax.models.micro import micro_params
 from tests.refseg_jax.models.small_grser import SMALL, group_batch
@@ -352,16 +349,4 @@ for part in (texts, forward().apply):
 
 def test_devices_that_share_a_batch_answer_without_talking_to_each_other() -> None:
     """Else each of them would encode the texts of all."""
-    flags = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FLAGS}",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=Path(__file__).resolve().parents[3],
-        env={**os.environ, **flags},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_devices(4, CODE, flags=FLAGS)

@@ -1,13 +1,10 @@
 """Loading on several devices, in a process of its own that has them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.devices import run_on_devices
 from tests.refseg_jax.weights.clip_sources import hf_folder
 
-ROOT = Path(__file__).resolve().parents[3]
 CODE = """
 import sys
 import numpy as np
@@ -36,19 +33,7 @@ print(f"{cuts} of {len(cut)} cut")
 
 def test_every_device_holds_its_part_of_each_array(tmp_path: Path):
     source = hf_folder(tmp_path / "source")
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(source)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    cut, _, whole = done.stdout.split()[:3]
+    printed = run_on_devices(4, CODE, source)
+    cut, _, whole = printed.split()[:3]
     # All matrices; biases and norms are too small to be worth it.
     assert int(cut) >= 30 and int(whole) > int(cut)
