@@ -41,14 +41,14 @@ def attention(
     Returns:
         `[B, T, heads, D]` with the dtype of the query.
     """
-    mask = _scores_mask(query.shape[1], key_valid, causal, visible)
     platform = target.current().platform
+    if platform == "tpu" and not causal and takes(query, key, visible, bias):
+        return flash_attention(query, key, value, key_valid=key_valid, visible=visible, bias=bias)
+    mask = _scores_mask(query.shape[1], key_valid, causal, visible)
     if platform == "cpu":
         if key.shape[1] >= FLASH_MIN_KEYS:
             return chunked_attention(query, key, value, mask, bias)
         return _head_loop(query, key, value, mask, bias)
-    if platform == "tpu" and not causal and takes(query, key, visible, bias):
-        return flash_attention(query, key, value, key_valid=key_valid, visible=visible, bias=bias)
     plain = key_valid is None and visible is None and bias is None
     if platform == "gpu" and plain and _cudnn_takes(query, key):
         return jax.nn.dot_product_attention(
