@@ -11,7 +11,10 @@ from refseg_jax.evaluation.protocols.categories import Background, EveryClass, P
 from refseg_jax.evaluation.protocols.expressions import Cris, Lavt, RefCOCOm
 from refseg_jax.evaluation.protocols.grd import Grd
 from refseg_jax.evaluation.protocols.gres import Gres, GresPaper
+from refseg_jax.evaluation.protocols.gseval import GsEval
+from refseg_jax.evaluation.protocols.pbench import Pbench
 from refseg_jax.evaluation.protocols.rvos import Rvos
+from refseg_jax.evaluation.protocols.saco import Saco
 from refseg_jax.evaluation.protocols.sod import Sod
 
 #: Every protocol, by the name that configs and `tools.score` use.
@@ -29,6 +32,9 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
         Part,
         Sod,
         Rvos,
+        Saco,
+        Pbench,
+        GsEval,
     )
 }
 

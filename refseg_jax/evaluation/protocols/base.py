@@ -104,6 +104,7 @@ class Pair:
             `None` where it does not say: then a reference without pixels is one of nothing.
         form: name out of `refseg_jax.batch.ABSENCES`, or `""`: why nothing matches, or the absence
             with which a match is compared.
+        presence: probability of the presence head, in [0, 1]; `None` without one, or unknown.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Pair:
     category: str = ""
     empty: bool | None = None
     form: str = ""
+    presence: float | None = None
 
     @property
     def targeted(self) -> bool:
@@ -162,7 +164,10 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def scores(self, sums: Mapping[str, "Sums"]) -> dict[str, float]:
-        """Scores in [0, 1] from the sums of each bucket; leaves out scores without a sample."""
+        """Scores from the sums of each bucket; leaves out scores without a sample.
+
+        They are in [0, 1], but for a correlation and its products (`saco`), which are in [-1, 1].
+        """
 
 
 class Sums(dict[str, int]):
@@ -225,8 +230,9 @@ class State:
 
         Pairs of a form of absence give `none/<form>/<score>`, for the scores of `Protocol.absence`.
 
-        Scores are in [0, 1] and unrounded. Over all pairs, a column without a sample (`N_acc` where
-        every pair has a target) is 0, as ReLA's evaluator prints it; a granularity leaves it out.
+        Scores have the range of `Protocol.scores` and are unrounded. Over all pairs, a column without
+        a sample (`N_acc` where every pair has a target) is 0, as ReLA's evaluator prints it; a
+        granularity leaves it out.
 
         Returns:
             Name -> score; empty if no pair was added.

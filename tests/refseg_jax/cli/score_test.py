@@ -76,7 +76,8 @@ def _error(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "protocols", ["cris,gres,gres_paper,grd,refcocom,lavt", "part,semseg,sod,rvos"]
+    "protocols",
+    ["cris,gres,gres_paper,grd,refcocom,lavt", "part,semseg,sod,rvos,saco,pbench,gseval"],
 )
 def test_an_evaluation_and_the_score_of_its_dump_agree_to_the_last_digit(
     tmp_path: Path, protocols: str

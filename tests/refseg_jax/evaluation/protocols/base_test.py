@@ -67,7 +67,9 @@ def test_every_column_of_a_table_is_a_score(name: str) -> None:
     protocol = build_protocol(name)
     scores = state_of(protocol, random_cases(2, 200)).compute()
     assert set(protocol.columns) <= scores.keys()
-    assert all(0 <= value <= 1 for value in scores.values())
+    # Only a correlation, and what it is multiplied with, may be negative.
+    signed = {key for key in scores if name == "saco" and not key.endswith("pmF1")}
+    assert all(-(key in signed) <= value <= 1 for key, value in scores.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,9 +119,10 @@ def test_no_key_stands_for_two_scores() -> None:
     with pytest.raises(UserError, match=r"'cris,part': put part first, .*, part/mIoU"):
         build_protocols("cris,part")
     cases = random_cases(3, 300)
+    built = {name: state_of(build_protocol(name), cases) for name in NAMES}
     for first in NAMES:
         others = [name for name in NAMES if name not in (first, "part")]
-        states = [state_of(one, cases) for one in build_protocols(",".join((first, *others)))]
+        states = [built[one.name] for one in build_protocols(",".join((first, *others)))]
         for keyed, one in ((keyed_scores, State.compute), (keyed_counts, State.counts)):
             assert len(keyed(states)) == sum(len(one(state)) for state in states)
 
