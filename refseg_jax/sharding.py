@@ -74,14 +74,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = [config.data, config.fsdp, config.tensor]
     known = int(np.prod([s for s in sizes if s != -1]))
-    if sizes.count(-1) > 1 or known <= 0 or len(devices) % known:
-        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} over {len(devices)} devices")
-    sizes = [len(devices) // known if s == -1 else s for s in sizes]
-    if int(np.prod(sizes)) != len(devices):
+    rest = len(devices) // known if known > 0 else 0
+    if sizes.count(-1) > 1 or known * (rest if -1 in sizes else 1) != len(devices):
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} needs {int(np.prod(sizes))} devices, "
-            f"there are {len(devices)}: set one of the axes to -1"
+            f"mesh {dict(zip(AXES, sizes, strict=True))}: the product must be the number of devices, "
+            f"which is {len(devices)}; set config.mesh.{{{','.join(AXES)}}}, one of which may be -1 "
+            "(all that remain)"
         )
+    sizes = [rest if s == -1 else s for s in sizes]
     mesh = Mesh(_placed(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     if batch_shards(mesh) % jax.process_count():
         raise ValueError(

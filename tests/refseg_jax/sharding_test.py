@@ -20,7 +20,9 @@ def test_mesh_takes_the_devices_that_are_left():
 
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (-1, -1, 1), (-1, 3, 1), (0, 1, 1)])
 def test_mesh_that_does_not_fit_is_refused(sizes):
-    with pytest.raises(ValueError, match="mesh"):
+    with pytest.raises(
+        ValueError, match=r"^mesh .* which is 1; set config\.mesh\.\{data,fsdp,tensor\}"
+    ):
         sharding.make_mesh(sharding.MeshConfig(*sizes))
 
 

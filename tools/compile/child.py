@@ -66,16 +66,16 @@ def run(request: Request, arguments: Sequence[str], tell: Callable[[dict[str, An
     for work in experiment.works(request.mode):
         found = None
         if request.largest:
-            figures, text, found = _search(work, experiment, devices[0].device_kind)
+            figures, text, found = _search(work, devices[0].device_kind)
         else:
-            figures, text = measure(work, work.rows, experiment.mesh)
+            figures, text = measure(work, work.rows)
         if request.hlo and text:
             name = f"{request.topology}-{work.name}".replace(":", "-").replace(" ", "-")
             (Path(request.hlo) / f"{name}.txt").write_text(text)
         tell({**dataclasses.asdict(figures), "found": found and dataclasses.asdict(found)})
 
 
-def _search(work: Work, experiment: Experiment, kind: str) -> tuple[Figures, str, Found]:
+def _search(work: Work, kind: str) -> tuple[Figures, str, Found]:
     peak = peak_of(kind)
     if not work.field or peak is None:
         reason = "its rows are one image" if peak else f"{kind} has no known limit of memory"
@@ -83,7 +83,7 @@ def _search(work: Work, experiment: Experiment, kind: str) -> tuple[Figures, str
     results: dict[int, tuple[Figures, str]] = {}
 
     def attempt(rows: int) -> Tried:
-        figures, _ = results[rows] = measure(work, rows, experiment.mesh)
+        figures, _ = results[rows] = measure(work, rows)
         return Tried(bool(figures.fits), figures.needed, figures.available)
 
     most, tried = largest_batch(attempt, start=work.rows, unit=work.unit, memory=peak.memory)

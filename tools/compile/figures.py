@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from refseg_jax.errors import UserError
 from refseg_jax.layers.target import Target, compiling_for
@@ -97,7 +96,7 @@ class Figures:
         return None if images is None else images / self.hosts
 
 
-def measure(work: Work, rows: int, mesh: Mesh) -> tuple[Figures, str]:
+def measure(work: Work, rows: int) -> tuple[Figures, str]:
     """Compiles a function for a number of rows.
 
     Returns:
@@ -106,13 +105,13 @@ def measure(work: Work, rows: int, mesh: Mesh) -> tuple[Figures, str]:
     Raises:
         UserError: the model does not take the rows.
     """
-    devices = list(mesh.devices.flat)
+    devices = list(work.mesh.devices.flat)
     told: dict[str, Any] = {
         "name": work.name,
         "device": devices[0].device_kind,
         "devices": len(devices),
         "hosts": len({device.process_index for device in devices}),
-        "mesh": dict(mesh.shape),
+        "mesh": dict(work.mesh.shape),
         "rows": rows,
         "field": work.field,
         "shape": work.shape,

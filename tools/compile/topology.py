@@ -76,7 +76,11 @@ class Topology:
         try:
             found = topologies.get_topology_desc(self.name, "tpu", **options)
         except jax.errors.JaxRuntimeError as error:
-            raise UserError(f"--topology={self.name}: {_first_line(error)}") from error
+            whole = TPUS[self.kind]
+            raise UserError(
+                f"there is no such topology ({_first_line(error)}); take a multiple of a host's {whole} "
+                "along each axis"
+            ) from error
         return list(found.devices)
 
 
@@ -94,7 +98,10 @@ def parse(text: str, slices: int) -> list[Topology]:
 def _parsed(name: str, slices: int) -> Topology:
     kind, _, shape = name.partition(":")
     if kind not in _KINDS:
-        raise UserError(f"--topology={name}: {unknown('kind of device', kind, _KINDS)}")
+        # Every other name may be that of a GPU.
+        tpu = kind.startswith(("v", "tpu"))
+        cure = "" if tpu else f"; for GPUs, give {LOCAL} on a machine that has them"
+        raise UserError(f"--topology={name}: {unknown('kind of device', kind, _KINDS)}{cure}")
     if kind in TPUS:
         sound = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape)
         if not sound or shape.count("x") != TPUS[kind].count("x"):
@@ -121,4 +128,4 @@ def _library(name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return str(error).strip().splitlines()[0].removeprefix("INVALID_ARGUMENT: ")

@@ -47,6 +47,7 @@ class Work:
         unit: `rows` must be a multiple of it.
         shape: (images, pairs, tokens) of a row.
         state: bytes of parameters and optimiser on a device.
+        mesh: the devices that run it.
         lower: lowers the function for a number of rows.
     """
 
@@ -56,6 +57,7 @@ class Work:
     unit: int
     shape: tuple[int, int, int]
     state: int
+    mesh: Mesh
     lower: Callable[[int], jax.stages.Lowered]
 
 
@@ -118,6 +120,7 @@ class Experiment:
                     unit=unit,
                     shape=_shape(row),
                     state=local_bytes(state),
+                    mesh=self.mesh,
                     lower=lambda rows, row=row: step.lower(state, self._batch(row, rows)),
                 )
 
@@ -149,12 +152,14 @@ class Experiment:
             unit=unit,
             shape=_shape(row),
             state=local_bytes(self._params),
+            mesh=self.mesh,
             lower=lambda rows: evaluator.lower(self._params, self._batch(row, rows)),
         )
 
     def _predict(self) -> Iterator[Work]:
         """A predictor runs on one device, and encodes one image (or group) at a time."""
-        here = SingleDeviceSharding(self.mesh.devices.flat[0])
+        one = Mesh(self.mesh.devices.ravel()[:1].reshape(1, 1, 1), self.mesh.axis_names)
+        here = SingleDeviceSharding(one.devices.item())
         graphs = Graphs(self._forward)
         length = self.config.data.context_length
         images = graphs.group_size or 1
@@ -169,9 +174,11 @@ class Experiment:
                 unit=1,
                 shape=(images, count, length),
                 state=local_bytes(params),
-                lower=lambda rows, name=name: jax.jit(getattr(graphs, name)).lower(
-                    params, *_laid_out(inputs[name], here)
-                ),
+                mesh=one,
+                # The parameters that it does not use lie on the device, too.
+                lower=lambda rows, name=name: jax.jit(
+                    getattr(graphs, name), keep_unused=True
+                ).lower(params, *_laid_out(inputs[name], here)),
             )
 
     def _batch(self, row: Batch, rows: int) -> Batch:
