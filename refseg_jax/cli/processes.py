@@ -38,7 +38,8 @@ def joined(distributed: bool, max_silence: int) -> Iterator[None]:
     """Joins the processes of a cluster into one run; ends this process if the block fails.
 
     JAX finds the other processes by itself on TPU pods and under SLURM. Elsewhere, set the variables
-    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Under
+    SLURM, JAX gives each process one GPU, unless `JAX_LOCAL_DEVICE_IDS` names more.
 
     An error ends this process at once: at its usual end it would wait for the others, which wait for it
     in a computation. If such a computation fails because another process is gone, this one says so and
@@ -49,8 +50,8 @@ def joined(distributed: bool, max_silence: int) -> Iterator[None]:
         max_silence: seconds without a sign of life after which a process counts as gone.
 
     Raises:
-        UserError: `max_silence` is not positive.
-        ValueError: the number of this process or of all is wrong.
+        UserError: `max_silence` is not positive, the variables are wrong, or there are none and JAX
+            finds no other processes.
     """
     if not distributed:
         yield
@@ -113,9 +114,22 @@ def _join(max_silence: int) -> None:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     count, number = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     known: dict[str, Any] = {}
+    if address and not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: give host:port of process 0")
     if address and count and number:
+        if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+            raise UserError(
+                f"JAX_NUM_PROCESSES={count} JAX_PROCESS_ID={number}: number the processes from 0, each "
+                "below their count"
+            )
         known = {"num_processes": int(count), "process_id": int(number)}
-    jax.distributed.initialize(address, heartbeat_timeout_seconds=max_silence, **known)
+    try:
+        jax.distributed.initialize(address, heartbeat_timeout_seconds=max_silence, **known)
+    except ValueError as error:
+        raise UserError(
+            f"--distributed: JAX finds no other processes ({error}); set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave the flag out if this host is alone"
+        ) from error
     # absl has every thread's stack printed, under which JAX's lines would be buried.
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 

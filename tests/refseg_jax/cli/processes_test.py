@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from refseg_jax.cli import processes
+from refseg_jax.errors import UserError
 from tests.refseg_jax.cli.process_steps import MAX_SILENCE
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +67,47 @@ class Group:
 
     def told(self) -> list[str]:
         return [path.read_text(errors="replace") for path in self.outputs]
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "number", "line"),
+    [
+        ("10.0.0.1", "2", "0", "JAX_COORDINATOR_ADDRESS=10.0.0.1: give host:port of process 0"),
+        (
+            "10.0.0.1:1",
+            "2",
+            "2",
+            "JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=2: number the processes from 0",
+        ),
+        ("10.0.0.1:1", "two", "0", "JAX_NUM_PROCESSES=two JAX_PROCESS_ID=0: number the processes"),
+    ],
+)
+def test_variables_that_are_wrong_are_named(
+    monkeypatch: pytest.MonkeyPatch, address: str, count: str, number: str, line: str
+) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", count)
+    monkeypatch.setenv("JAX_PROCESS_ID", number)
+    with pytest.raises(UserError) as told, processes.joined(True, MAX_SILENCE):
+        pass
+    assert str(told.value).startswith(line)
+
+
+def test_a_process_that_finds_no_others_says_what_to_set() -> None:
+    """In a process of its own: JAX joins nothing after its first computation."""
+    clusters = ("JAX_", "SLURM_", "OMPI_", "TPU_", "KUBERNETES_")
+    alone = {name: v for name, v in os.environ.items() if not name.startswith(clusters)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.refseg_jax.cli.process_steps", "for_ever"],
+        cwd=_ROOT,
+        env={**alone, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: --distributed: JAX finds no other processes (coordinator_")
+    assert "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID" in line
 
 
 def test_another_config_is_refused_by_all_and_the_field_is_named(tmp_path: Path) -> None:
