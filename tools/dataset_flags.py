@@ -20,7 +20,8 @@ def add_dataset_flags(parser: argparse.ArgumentParser, *, data_dir_required: boo
         type=path,
         action="append",
         default=[],
-        help="jsonl: a folder besides --source_dir that holds images or masks; may be repeated",
+        help="jsonl, masks/...: a folder besides --source_dir that holds images or masks; may be "
+        "repeated",
     )
     parser.add_argument(
         "--mask_threshold",

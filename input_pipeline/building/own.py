@@ -18,6 +18,9 @@ from input_pipeline.schema import Record, features
 
 A = TypeVar("A")
 
+#: Folder in that of a dataset with the lines that it was made of.
+LINES = "lines"
+
 
 def build_records(
     name: str,
@@ -27,6 +30,8 @@ def build_records(
     data_dir: str | Path,
     num_workers: int = 0,
     runner: Runner | None = None,
+    notes: Mapping[str, int] | None = None,
+    lines: Mapping[str, Sequence[bytes]] | None = None,
 ) -> Path:
     """Builds a dataset of your own.
 
@@ -40,6 +45,8 @@ def build_records(
         num_workers: number of processes that make records. For 0 or 1, or for fewer than 256 items,
             this process makes them.
         runner: Beam runner that writes the shards; `None` writes them on this machine.
+        notes: what the report of the build counts besides the notes of the records.
+        lines: split -> lines that stay in `lines/SPLIT.jsonl` beside the records.
 
     Returns:
         The folder of the dataset.
@@ -56,6 +63,7 @@ def build_records(
     if folder.exists():
         raise BuildError(f"{folder}: is built already; remove it, or take another name")
     builder = _own(name)(splits, make, data_dir=data_dir, num_workers=num_workers, runner=runner)
+    builder.notes, builder.lines = notes or {}, lines or {}
     return builder.build()
 
 
@@ -77,6 +85,8 @@ def _own(name: str) -> type["_OwnBuilder"]:
 
 class _OwnBuilder(RecordBuilder, skip_registration=True):
     name = "own"
+    notes: Mapping[str, int]
+    lines: Mapping[str, Sequence[bytes]]
 
     def __init__(
         self,
@@ -102,7 +112,11 @@ class _OwnBuilder(RecordBuilder, skip_registration=True):
 
     def _finish(self, folder: Path, plan: Plan, built: Mapping[str, Summary]) -> None:
         del plan
-        notes = sum((summary.notes for summary in built.values()), Counter())
+        notes = sum((summary.notes for summary in built.values()), Counter(self.notes))
         if notes:
             lines = [f"{note}: {number}" for note, number in notes.items()]
             (folder / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for split, kept in self.lines.items():
+            path = folder / LINES / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"".join(line + b"\n" for line in kept))

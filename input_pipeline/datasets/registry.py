@@ -1,9 +1,9 @@
 """The datasets that `tools.build_dataset` can build, by name.
 
-A name is the value of `config.data.dataset` and the dataset's folder in `data_dir`; for `jsonl`, a
-dataset of your own, it is the name that you give. This module has the code that builds a dataset; the
-facts about it are in `input_pipeline.facts`. Builders are imported when they are used: TFDS is slow to
-import, and worker processes, which also import this module, do not need it.
+A name is the value of `config.data.dataset` and the dataset's folder in `data_dir`; for `jsonl` and
+`masks/...`, datasets of your own, it is the name that you give. This module has the code that builds a
+dataset; the facts about it are in `input_pipeline.facts`. Builders are imported when they are used: TFDS
+is slow to import, and worker processes, which also import this module, do not need it.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Request:
     Attributes:
         data_dir: folder of all datasets.
         source_dir: folder of the source files; `None` for a dataset that needs none.
-        name: name of a dataset of your own (`jsonl`), else `""`.
+        name: name of a dataset of your own (`jsonl`, `masks/...`), else `""`.
         image_dir: folders besides `source_dir` that may hold the images of a dataset of your own.
         mask_threshold: level (1..255) at which its masks are cut; `None` reads them as they look.
         splits: splits to build; empty builds all.
@@ -128,7 +128,11 @@ def _build_scenes(request: Request) -> None:
     build(request.data_dir, num_workers=request.num_workers)
 
 
-def _jsonl_folder(request: Request) -> Path:
+#: Datasets of your own, which the table of facts does not have: lines, and exports of other tools.
+OWN = ("jsonl", "masks/coco", "masks/fiftyone", "masks/label_studio")
+
+
+def _own_folder(request: Request) -> Path:
     from input_pipeline.building.own import own_folder
 
     return own_folder(request.name, request.data_dir)
@@ -150,6 +154,22 @@ def _build_jsonl(request: Request) -> None:
     )
 
 
+def _build_masks(form: str, request: Request) -> None:
+    from input_pipeline.datasets import masks
+
+    assert request.source_dir is not None
+    masks.build(
+        form,
+        request.name,
+        request.source_dir,
+        data_dir=request.data_dir,
+        image_dir=request.image_dir,
+        splits=request.splits,
+        num_workers=request.num_workers,
+        runner=request.runner,
+    )
+
+
 def _entries() -> dict[str, Entry]:
     none, source = frozenset[str](), frozenset({"source_dir"})
     entries = {
@@ -157,10 +177,17 @@ def _entries() -> dict[str, Entry]:
         "jsonl": Entry(
             source | {"name"},
             frozenset({"image_dir", "mask_threshold", "splits", "runner"}),
-            _jsonl_folder,
+            _own_folder,
             _build_jsonl,
         ),
     }
+    for name in OWN[1:]:
+        entries[name] = Entry(
+            source | {"name"},
+            frozenset({"image_dir", "splits", "runner"}),
+            _own_folder,
+            functools.partial(_build_masks, name.removeprefix("masks/")),
+        )
     for name, conversion in CONVERSIONS.items():
         entries[name] = Entry(
             source,
@@ -172,6 +199,5 @@ def _entries() -> dict[str, Entry]:
 
 
 DATASETS = _entries()
-# `jsonl` stands for datasets of your own, which the table of facts does not have.
-_UNMATCHED = all_facts().keys() ^ (DATASETS.keys() - {"jsonl"})
+_UNMATCHED = all_facts().keys() ^ (DATASETS.keys() - set(OWN))
 assert not _UNMATCHED, f"these have code or facts, not both: {', '.join(sorted(_UNMATCHED))}"

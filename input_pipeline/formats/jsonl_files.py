@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 
@@ -128,7 +128,31 @@ class TarImage:
             return file.read(member.size)
 
 
-ImageLines: TypeAlias = FolderImage | TarImage
+class ImageLines(Protocol):
+    """An image and its lines: of a folder, of a tar, or of an export of another tool."""
+
+    @property
+    def name(self) -> str:
+        """Name of the image."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Unique in the dataset."""
+        ...
+
+    @property
+    def threshold(self) -> int | None:
+        """At which masks are cut whose lines do not say it."""
+        ...
+
+    def lines(self) -> list[Line]:
+        """Reads the expressions, in order."""
+        ...
+
+    def read(self, name: str, places: Places, where: str) -> bytes:
+        """Reads a file that a line names; raises a `BuildError` if that fails."""
+        ...
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
@@ -187,7 +211,7 @@ def _check_none_is_left_out(folder: Path) -> None:
 
 def read_images(
     files: Sequence[Path], places: Places, mask_threshold: int | None = None
-) -> list[ImageLines]:
+) -> list[FolderImage | TarImage]:
     """Reads the images of a split, in the order of their first lines, and checks every line.
 
     Args:
@@ -210,7 +234,7 @@ def read_images(
     lines = [path for path in files if path.suffix == ".jsonl"]
     tars = [path for path in files if path.suffix == ".tar"]
     evidence = Evidence()
-    images: list[ImageLines] = [*_folder_images(lines, evidence)]
+    images: list[FolderImage | TarImage] = [*_folder_images(lines, evidence)]
     for tar in tars:
         images += _tar_images(tar, evidence)
     if unit := evidence.find(functools.partial(_size_of, places)):

@@ -60,6 +60,12 @@ class Places:
                 f"{where}: {shown(path)}: {error.strerror}; correct the name"
             ) from None
 
+    def has(self, name: str) -> bool:
+        """Whether a name leads to a file in one of the folders."""
+        if _ADDRESS.match(name):
+            return False
+        return any(path.is_file() and self._holds(path) for path in self._candidates(name))
+
     def _candidates(self, name: str) -> Iterator[Path]:
         for spelling in spellings(name):
             # Not resolved by the file system: `..` behind a link would lead elsewhere.
