@@ -3,8 +3,10 @@
     python -m tools.build_dataset --dataset=scenes --data_dir=data
     python -m tools.build_dataset --dataset=refcoco/unc --source_dir=DIR --data_dir=data
     python -m tools.build_dataset --dataset=jsonl --name=mine --source_dir=DIR --data_dir=data
+    python -m tools.build_dataset --dataset=masks/coco --name=mine --source_dir=DIR --data_dir=data
 
-`jsonl` is a folder of your own images with `train.jsonl` and the like (docs/own_data.md). For RefCOCO,
+`jsonl` is a folder of your own images with `train.jsonl` and the like (docs/own_data.md). `masks/coco`,
+`masks/fiftyone` and `masks/label_studio` are what other tools and models export. For RefCOCO,
 `DIR` is refer's `data` folder: `refcoco/refs(unc).p`, `refcoco/instances.json` and the images of
 COCO train2014 at `images/train2014` (or `images/mscoco/images/train2014`, `train2014`, `images`; those
 of COCO 2017 may lie at `images/train2017` and `images/val2017`, or at `train2017` and `val2017`).
@@ -213,7 +215,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", type=_dataset, required=True, help="one of: " + ", ".join(sorted(DATASETS))
     )
-    parser.add_argument("--name", default="", help="of a dataset of your own (jsonl)")
+    parser.add_argument("--name", default="", help="of a dataset of your own (jsonl, masks/...)")
     add_dataset_flags(parser, data_dir_required=True)
     parser.add_argument("--skip_missing", action="store_true", help="build what there is")
     parser.add_argument("--runner", default="", help="of Apache Beam, e.g. DirectRunner")
