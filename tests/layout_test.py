@@ -23,7 +23,7 @@ LIBRARY = {
     "sharding": "layers",
     "storage": "errors",
     "unpickling": "errors",
-    "text": "errors",
+    "text": "errors storage",
     "images": "batch errors naming",
     "layers": "images",
     "encoders": "images layers naming",

@@ -48,7 +48,7 @@ from input_pipeline.building.counts import REPORT
 from input_pipeline.datasets.registry import DATASETS, Entry, Request
 from input_pipeline.formats.archives import source_folder
 from input_pipeline.sources import split_names
-from refseg_jax.cli.command_line import command_parser, ended
+from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from refseg_jax.naming import unknown
@@ -67,7 +67,7 @@ _OPTIONAL = frozenset(
 )
 
 
-def run(name: str, entry: Entry, request: Request, *, overwrite: bool, config: str = "") -> None:
+def run(name: str, entry: Entry, request: Request, *, overwrite: bool, config: str = "") -> Result:
     """Builds a dataset, unless it exists, and prints its folder and its build report.
 
     Args:
@@ -77,6 +77,9 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool, config: s
         overwrite: whether to replace a dataset that exists.
         config: for whose tokenizer and context length texts are counted, see
             `tools.text_settings.read_settings`.
+
+    Returns:
+        The folder, whether it was built now, its splits and what was printed.
 
     Raises:
         UserError: the request does not fit the dataset, or the source files cannot be used.
@@ -97,12 +100,14 @@ def run(name: str, entry: Entry, request: Request, *, overwrite: bool, config: s
         built = False
     print(f"{folder}: " + ("built" if built else _already(folder, request)))
     report = folder / REPORT
-    if report.is_file():
-        print(report.read_text(), end="")
+    lines = report.read_text().splitlines() if report.is_file() else []
     # A runner's dataset may be too large for one machine to read.
     if config or (built and request.runner is None):
-        for line in built_lines(folder, request.data_dir, settings):
-            print(line)
+        lines += built_lines(folder, request.data_dir, settings)
+    for line in lines:
+        print(line)
+    splits = split_names(folder)
+    return Result({"folder": folder, "built": built, "splits": splits, "lines": lines})
 
 
 def _already(folder: Path, request: Request) -> str:
@@ -221,6 +226,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runner", default="", help="of Apache Beam, e.g. DirectRunner")
     parser.add_argument("--beam_options", type=shlex.split, default=(), help="of the runner")
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
+    add_json_flag(parser, "the folder, its splits and the report")
     return parser
 
 
@@ -228,12 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = vars(make_parser().parse_args(arguments))
     name, overwrite = options.pop("dataset"), options.pop("overwrite")
-    config = options.pop("config")
+    config, report = options.pop("config"), options.pop("json")
     beam_options = tuple(options.pop("beam_options"))
     options["image_dir"] = tuple(options["image_dir"])
     options["runner"] = Runner(options["runner"], beam_options) if options["runner"] else None
     return ended(
-        lambda: run(name, DATASETS[name], Request(**options), overwrite=overwrite, config=config)
+        lambda: run(name, DATASETS[name], Request(**options), overwrite=overwrite, config=config),
+        report=report,
     )
 
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from input_pipeline.datasets.ref_youtube_vos import SPLITS, Question, Video, videos
 from refseg_jax.checkpoints.folder import read_json, step_choice
-from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, path, place
 from refseg_jax.cli.frames import Frame
 from refseg_jax.cli.mask_files import MaskFiles, check_apart, going_on, identity, write_json
 from refseg_jax.cli.signals import leave
@@ -117,8 +117,8 @@ def _files(video: Video, out: Path, questions: Sequence[Question]) -> MaskFiles:
     return MaskFiles(out / MASKS / video.name, [question.number for question in questions])
 
 
-def run(options: argparse.Namespace) -> int:
-    """Writes the masks of all videos; returns the number of frames that could not be used."""
+def run(options: argparse.Namespace) -> Result:
+    """Writes the masks of all videos; the exit code is 1 if frames could not be used."""
     source, out, split = options.source_dir, options.output_dir, options.split
     images = source / split / "JPEGImages"
     if not images.is_dir():
@@ -149,7 +149,13 @@ def run(options: argparse.Namespace) -> int:
     bad = sum(len(bad_of.get(video.name, ())) for video in found)
     empty = f"; {bad} frames could not be used and have empty masks" if bad else ""
     print(f"{escaped(str(out / MASKS))}: videos: {len(found)}, expressions: {expressions}{empty}")
-    return bad
+    content = {
+        "masks": out / MASKS,
+        "videos": len(found),
+        "expressions": expressions,
+        "unusable_frames": bad,
+    }
+    return Result(content, min(bad, 1))
 
 
 def _tell_of_others(masks: Path, names: set[str]) -> None:
@@ -178,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.rvos_submission", __doc__)
     parser.add_argument(
         "--checkpoint",
-        type=expanded,
+        type=place,
         required=True,
         help="a run's workdir, one checkpoint, or an export",
     )
@@ -186,13 +192,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source_dir", type=path, required=True, help="Ref-YouTube-VOS, unpacked")
     parser.add_argument("--split", choices=SPLITS[1:], default="valid")
     parser.add_argument("--output_dir", type=path, required=True)
+    add_json_flag(parser, "what was written")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    return ended(lambda: min(run(options), 1))
+    return ended(lambda: run(options), report=options.json)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from refseg_jax.checkpoints import manifest
 from refseg_jax.checkpoints.folder import step_choice
-from refseg_jax.cli.command_line import command_parser, ended, path, place
+from refseg_jax.cli.command_line import (
+    Result,
+    add_json_flag,
+    command_parser,
+    ended,
+    path,
+    place,
+    spoken,
+)
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import escaped
 from refseg_jax.exports.exporter import FORMATS, export
@@ -34,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of --format=onnx: folder of the environment that converts, made where it is missing "
         "(default: in the user's cache)",
     )
+    add_json_flag(parser, "the folder and its files")
     return parser
 
 
@@ -42,18 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = make_parser().parse_args(given)
 
-    def work() -> None:
+    def work() -> Result:
         export(
             options.checkpoint,
             options.format,
             options.output,
             step=step_choice(options.step),
             environment=options.env,
-            command=["python", "-m", "tools.export", *given],
+            command=[*spoken("python -m tools.export").split(), *given],
         )
         print(f"{escaped(str(options.output))}: {options.format}")
+        sizes = {name: size for name, (size, _) in manifest.read(options.output).items()}
+        return Result({"output": options.output, "format": options.format, "bytes": sizes})
 
-    return ended(work)
+    return ended(work, report=options.json)
 
 
 if __name__ == "__main__":

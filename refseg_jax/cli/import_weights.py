@@ -33,7 +33,14 @@ import jax
 
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.checkpointer import Checkpointer
-from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.cli.command_line import (
+    Result,
+    add_json_flag,
+    command_parser,
+    ended,
+    expanded,
+    path,
+)
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.models.forward import Forward
@@ -229,19 +236,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer", type=expanded, default="", help="of rela: BERT's tokenizer.json, or a name"
     )
+    add_json_flag(parser, "what was read and what was left out")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = vars(make_parser().parse_args(arguments))
-    output = options.pop("output")
-    return ended(lambda: _work(Request(**options), output))
+    output, report = options.pop("output"), options.pop("json")
+    return ended(lambda: _work(Request(**options), output), report=report)
 
 
-def _work(request: Request, output: Path) -> None:
+def _work(request: Request, output: Path) -> Result:
     try:
-        print(summary(run(request, output).plan))
+        plan = run(request, output).plan
     except (UserError, OSError):
         raise
     except ValueError as error:
@@ -250,10 +258,22 @@ def _work(request: Request, output: Path) -> None:
         # Python, numpy and JAX raise these for files with unexpected content.
         line = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise UserError(f"{request.source}: cannot be imported ({line}); try another") from None
+    print(summary(plan))
     field = "checkpoint" if request.format in WHOLE else "clip"
     there = escaped(str(output))
     start = f" (a run starts from it by --config.init.{field}={there})"
     print(f"written: {there}{'' if request.format in towers.FORMATS else start}")
+    return Result(
+        {
+            "output": output,
+            "format": request.format,
+            "source": request.source,
+            "entries": len(plan.reads),
+            "parameters": len(plan.targets),
+            "unread": plan.unread,
+            "unwritten": plan.unwritten,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scores the masks of any system by a published protocol.
 
-    python -m tools.score --protocol=gres --predictions=P.jsonl --references=R.jsonl --json=OUT
+    python -m tools.score --protocol=gres --predictions=P.jsonl --references=R.jsonl --json=FILE
 
 `P` has a line for each pair of an expression and an image, as `tools.predict` and
 `config.eval.dump` write it:
@@ -24,7 +24,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.command_line import (
+    STDOUT,
+    Result,
+    add_json_flag,
+    command_parser,
+    ended,
+    path,
+)
 from refseg_jax.cli.score_lines import LineError, read_pairs
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
@@ -60,28 +67,25 @@ def score(
     return states
 
 
-def run(options: argparse.Namespace) -> None:
-    """Scores the files, writes `--json` and prints the tables."""
-    if options.json is not None and options.json.is_dir():
-        raise UserError(f"--json={options.json}: is a folder; name a file")
+def run(options: argparse.Namespace) -> Result:
+    """Scores the files and prints the tables."""
+    written = None if options.json == STDOUT else options.json
     for flag in ("predictions", "references"):
         file = getattr(options, flag)
         if not file.is_file():
             raise UserError(f"{file}: is no file; check --{flag}")
-        if options.json is not None and options.json.exists() and options.json.samefile(file):
-            raise UserError(f"--json={options.json}: is the file of --{flag}; name another")
+        if written is not None and written.exists() and written.samefile(file):
+            raise UserError(f"--json={written}: is the file of --{flag}; name another")
     states = score(
         options.predictions, options.references, options.protocol, min_pixels=options.min_pixels
     )
     scores = keyed_scores(states)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        tables.write_summary(options.json, scores)
     for number, state in enumerate(states):
         protocol, prefix = state.protocol, f"{state.protocol.name}/" if number else ""
         print(tables.table(scores, protocol.columns, prefix))
         print(f"{state.counts()['count']:.0f} pairs")
         print(tables.comparable(protocol, protocol.threshold))
+    return Result(dict(sorted(scores.items())))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -92,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--predictions", type=path, required=True, help="a file of JSON lines")
     parser.add_argument("--references", type=path, required=True, help="a file of JSON lines")
-    parser.add_argument("--json", type=path, help="where the scores go, as one flat object")
+    add_json_flag(parser, "the scores")
     parser.add_argument(
         "--min_pixels",
         type=int,
@@ -105,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    return ended(lambda: run(options))
+    return ended(lambda: run(options), report=options.json)
 
 
 if __name__ == "__main__":

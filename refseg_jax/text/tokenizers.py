@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from refseg_jax.errors import UserError, shown
+from refseg_jax.storage.hub import Address, hub_file
 from refseg_jax.text import clip_vocabulary
 from refseg_jax.text.anti import check_anti_length
 from refseg_jax.text.cleaning import ExpressionError, clean
@@ -25,6 +26,9 @@ AntiPrefix: TypeAlias = Literal["", "token", "word"]
 
 #: Ids of start and end of a text in CLIP's vocabulary, and the size of the vocabulary.
 CLIP_SOS, CLIP_EOS, CLIP_VOCAB = 49406, 49407, 49408
+
+#: Where the hub has CLIP's vocabulary, for platforms without its wheel.
+CLIP_ON_HUB = "openai/clip-vit-base-patch16"
 
 #: A name on the Hugging Face hub; what ends as a file does, or begins by a dot, is a path.
 _HUB_NAME = re.compile(r"(?!.*\.json$)\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
@@ -40,7 +44,7 @@ _NO_UNKNOWN = "take another tokenizer in config.data.tokenizer, with a token for
 
 
 class MissingLibrary(UserError):
-    """The `tokenizers` library is not installed."""
+    """The `tokenizers` library, or CLIP's wheel, is not installed."""
 
 
 class Tokenizer(Protocol):
@@ -91,12 +95,12 @@ class ClipTokenizer:
         """Loads the vocabulary.
 
         Raises:
-            UserError: the wheel is not installed; it does not exist for every platform.
+            MissingLibrary: the wheel is not installed; it does not exist for every platform.
         """
         try:
             wheel = importlib.import_module("instant_clip_tokenizer")
         except ImportError:
-            raise UserError(
+            raise MissingLibrary(
                 "tokenizer 'clip': no instant-clip-tokenizer wheel for this Python and platform; "
                 "set config.data.tokenizer to CLIP's tokenizer.json (every exported folder of such a "
                 "model has it) or to a hub name such as openai/clip-vit-base-patch16; to predict, take "
@@ -213,8 +217,9 @@ class JsonTokenizer:
 def build_tokenizer(name: str = "clip") -> Tokenizer:
     """A tokenizer by name: `clip`, or any source of `JsonTokenizer`.
 
-    Tokenizers are cached until their file changes. Where the `tokenizers` library is not installed, a
-    file with CLIP's vocabulary, such as that of an exported folder, is read by CLIP's own wheel.
+    Tokenizers are cached until their file changes. Where CLIP's wheel is missing, `clip` is read by the
+    `tokenizers` library, from the hub or its cache. Where that library is not installed, a file with
+    CLIP's vocabulary, such as that of an exported folder, is read by CLIP's wheel.
 
     Raises:
         UserError: there is no such tokenizer, or what it needs is not installed.
@@ -226,7 +231,7 @@ def build_tokenizer(name: str = "clip") -> Tokenizer:
 def _build(name: str, version: tuple[int, ...]) -> Tokenizer:
     del version
     if name == "clip":
-        return ClipTokenizer()
+        return _clip()
     try:
         return JsonTokenizer(name)
     except MissingLibrary as error:
@@ -235,6 +240,24 @@ def _build(name: str, version: tuple[int, ...]) -> Tokenizer:
             if path and same_vocabulary(read_vocabulary(path), clip.as_json()):
                 return clip
         raise error
+
+
+def _clip() -> Tokenizer:
+    """CLIP's vocabulary from its wheel; where there is none, from the hub."""
+    try:
+        return ClipTokenizer()
+    except MissingLibrary as missing:
+        try:
+            file = hub_file(Address(CLIP_ON_HUB), "tokenizer.json", hint="take another")
+        except UserError:
+            raise UserError(
+                f"{missing}; or fetch it once, where there is a network: hf download {CLIP_ON_HUB} "
+                "tokenizer.json"
+            ) from None
+    found = JsonTokenizer(str(file))
+    if (found.vocab_size, found.eos_id) != (CLIP_VOCAB, CLIP_EOS):
+        raise UserError(f"{file}: it is not CLIP's vocabulary; delete it, and it is fetched again")
+    return found
 
 
 def _version(source: str) -> tuple[int, ...]:

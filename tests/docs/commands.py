@@ -19,12 +19,13 @@ from absl import flags
 from ml_collections import config_flags
 
 import main
+from refseg_jax.cli.commands import COMMANDS
 from tests.docs.pages import NOTEBOOKS, PAGES, ROOT, SOURCES, blocks, cells, docstrings, prose
 
 #: Languages of fences whose lines are all commands. Other plain fences may hold lines of our programs.
 SHELLS = ("bash", "sh", "shell", "console")
 #: Programs of others, whose flags are not checked.
-OTHERS = frozenset({"cd", "export", "git", "source"})
+OTHERS = frozenset({"cd", "export", "git", "hf", "source"})
 #: Placeholder in a command -> a value that is valid there.
 PLACEHOLDERS = {
     "--dataset=NAME": "--dataset=scenes",
@@ -32,7 +33,7 @@ PLACEHOLDERS = {
     "--config=FILE": "--config=configs/scenes_unires.py",
     "--config=configs/FILE.py": "--config=configs/scenes_unires.py",
 }
-_OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:main\.py|-m)|make|pip)(?: |$)")
+_OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:main\.py|-m)|make|pip|refseg)(?: |$)")
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
@@ -120,16 +121,23 @@ def _fault(words: list[str]) -> str:
             return ""
         case "python", ["main.py", *rest]:
             return _main_fault(rest)
-        case "python", ["-m", "pytest" | "pip" | "venv", *_]:
+        case "python", ["-m", "pytest" | "pip" | "venv" | "tools.NAME", *_]:
             return ""
         case "python", ["-m", module, *rest]:
             return _module_fault(module, [PLACEHOLDERS.get(word, word) for word in rest])
         case "python", [script, *_] if (ROOT / script).is_file():
             return ""
+        case "refseg", [] | ["--help" | "--version" | "NAME"]:
+            return ""
+        case "refseg", [name, *rest]:
+            module = f"tools.{name}"
+            return _module_fault(module, rest) if name in COMMANDS else f"refseg has no {name}"
         case "make", _:
             return _make_fault(arguments)
         case "pip", ["install", *rest]:
             return _extras_fault(rest)
+        case "pip", ["wheel", *_]:
+            return ""
         case _ if program in OTHERS:
             return ""
     return f"{' '.join(words)!r} is no command that is known here (tests/docs/commands.py)"

@@ -69,6 +69,8 @@ def test_what_ci_makes_has_a_rule() -> None:
         ),
         ("python -m tools.compile --config=configs/scenes_unires.py --mode=train", "--topology"),
         ("python other.py", "no command"),
+        ("refseg doctor --dataset=scenes", "refseg has no doctor"),
+        ("refseg score --protocol=cris", "--predictions"),
         ("srun python main.py --workdir=a", "--config"),
         ("export A=b && python main.py --workdir=a", "--config"),
         ("make everything", "everything"),

@@ -21,17 +21,17 @@ ROOT = Path(main.__file__).parent
 #: Command -> its flags that name a file or folder (or something on the hub, or either).
 PATHS = {
     "ablation": {"data_dir", "output_dir", "page"},
-    "build_dataset": {"data_dir", "source_dir", "image_dir", "config"},
+    "build_dataset": {"data_dir", "source_dir", "image_dir", "config", "json"},
     "compile": {"config", "json", "hlo"},
     "dataset_page": set(),
     "docs_pictures": {"run", "output_dir"},
     "scenes_page": set(),
-    "doctor": {"data_dir", "source_dir", "image_dir", "config", "page"},
-    "export": {"checkpoint", "output", "env"},
-    "feed": {"config", "data_dir"},
-    "import_weights": {"source", "output", "tokenizer"},
+    "doctor": {"data_dir", "source_dir", "image_dir", "config", "page", "json"},
+    "export": {"checkpoint", "output", "env", "json"},
+    "feed": {"config", "data_dir", "json"},
+    "import_weights": {"source", "output", "tokenizer", "json"},
     "predict": {"checkpoint", "image", "texts", "output_dir", "video"},
-    "rvos_submission": {"checkpoint", "source_dir", "output_dir"},
+    "rvos_submission": {"checkpoint", "source_dir", "output_dir", "json"},
     "score": {"predictions", "references", "json"},
 }
 #: All others.

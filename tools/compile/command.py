@@ -25,10 +25,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, path
 from refseg_jax.errors import UserError
 from tools.compile import topology as topologies
 from tools.compile.child import Found, Request
@@ -44,18 +43,16 @@ def compile_all(
     wanted: Sequence[Topology],
     request: Mapping[str, Any],
     arguments: Sequence[str],
-    report: Path | None,
-) -> int:
+) -> Result:
     """Compiles for one topology after the other, and prints the figures.
 
     Args:
         wanted: the devices.
         request: the fields of `Request` but the topology.
         arguments: flags of the config.
-        report: file for the figures, or `None`.
 
     Returns:
-        The number of functions that do not fit.
+        The figures; the exit code is 1 if a function does not fit.
 
     Raises:
         UserError: a topology or the config is invalid, or a compiler failed.
@@ -69,8 +66,6 @@ def compile_all(
         asked = Request(one.name, one.slices, **request)
         results[one.name] = [_read(told) for told in _compile(asked, arguments, environment)]
     _print(results)
-    if report is not None:
-        report.write_text(json.dumps(_as_json(arguments, request, results), indent=1) + "\n")
     lines = [
         refusal(name, figures, cures(config, figures))
         for name, told in results.items()
@@ -79,7 +74,7 @@ def compile_all(
     ]
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
-    return len(lines)
+    return Result(_as_json(arguments, request, results), int(bool(lines)))
 
 
 def _compile(
@@ -182,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--slices", type=int, default=1, help="number of each topology, joined")
     parser.add_argument("--mode", choices=MODES, default="train", help="what to compile")
     parser.add_argument("--largest_batch", action="store_true", help="find the largest that fits")
-    parser.add_argument("--json", type=path, help="file to write the figures to")
+    add_json_flag(parser, "the figures")
     parser.add_argument("--hlo", type=path, help="folder to write the compiled programs to")
     return parser
 
@@ -198,11 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "hlo": str(options.hlo) if options.hlo else "",
     }
 
-    def work() -> int:
+    def work() -> Result:
         wanted = topologies.parse(options.topology, options.slices)
         if options.hlo:
             options.hlo.mkdir(parents=True, exist_ok=True)
         flags = [f"--config={options.config}", *fields]
-        return int(compile_all(wanted, request, flags, options.json) > 0)
+        return compile_all(wanted, request, flags)
 
-    return ended(work)
+    return ended(work, report=options.json)

@@ -47,7 +47,7 @@ from input_pipeline.datasets.registry import CONVERSIONS
 from input_pipeline.facts.published import facts_of
 from input_pipeline.leakage import evaluation_images
 from input_pipeline.schema import Record
-from refseg_jax.cli.command_line import command_parser, ended, path
+from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, path
 from refseg_jax.errors import UserError, escaped, shown
 from refseg_jax.text.lengths import Lengths, count_tokens, quoted
 from refseg_jax.text.tokenizers import build_tokenizer
@@ -106,7 +106,7 @@ def examine(
     splits: Sequence[str] = (),
     num_workers: int = 0,
     config: str = "",
-) -> int:
+) -> Result:
     """Examines a dataset, prints the findings and writes the page.
 
     Args:
@@ -123,7 +123,7 @@ def examine(
             `tools.text_settings.read_settings`.
 
     Returns:
-        The number of faults.
+        Counts and findings; the exit code is 1 if there are faults.
 
     Raises:
         UserError: there is no such dataset or split, the files cannot be read, or the page is a folder.
@@ -154,7 +154,23 @@ def examine(
     _print(title, lines, table, examples)
     more = "examples of what was found" if table else "nothing was found"
     print(f"{page}: {len(samples)} sample pictures, {more}")
-    return sum(number for check, number in table.items() if examples[check][0].finding.is_fault)
+    findings = [_finding(check, number, examples[check][0]) for check, number in table.items()]
+    faults = sum(finding["number"] for finding in findings if finding["fault"])
+    content = {
+        "dataset": dataset,
+        "page": page,
+        "splits": counted,
+        "lines": lines,
+        "findings": findings,
+        "faults": faults,
+    }
+    return Result(content, int(faults > 0))
+
+
+def _finding(check: str, number: int, example: Example) -> dict[str, Any]:
+    first = example.finding
+    told = {"split": first.split, "text": first.text}
+    return {"check": check, "number": number, "fault": first.is_fault, "example": told}
 
 
 def _look(
@@ -267,6 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", required=True, help="e.g. refcoco/unc, or one's own name")
     add_dataset_flags(parser, data_dir_required=False)
     parser.add_argument("--page", type=path, default=Path("doctor.html"), help="the file to write")
+    add_json_flag(parser, "counts and findings")
     return parser
 
 
@@ -276,5 +293,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     if options["data_dir"] is None and options["source_dir"] is None:
         parser.error("give --data_dir or --source_dir")
-    dataset = options.pop("dataset").replace("+", "_plus")
-    return ended(lambda: int(examine(dataset, **options) > 0), failed=2)
+    dataset, report = options.pop("dataset").replace("+", "_plus"), options.pop("json")
+    return ended(lambda: examine(dataset, **options), failed=2, report=report)

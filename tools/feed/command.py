@@ -16,6 +16,7 @@ place of the config's, if that is not built here.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,15 +25,22 @@ from input_pipeline import mixtures
 from input_pipeline.experiment_data import ExperimentData
 from input_pipeline.mixtures import Member
 from input_pipeline.sources import DatasetError, built_datasets, dataset_folder, has_records
-from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.cli.command_line import (
+    Result,
+    add_json_flag,
+    command_parser,
+    ended,
+    expanded,
+    path,
+)
 from refseg_jax.errors import UserError
 from refseg_jax.models import model_config
 from tools.compile.experiment import read_config
-from tools.feed.figures import Figures, measure, own_cores, rate_of, table, verdict
+from tools.feed.figures import measure, own_cores, rate_of, table, verdict
 from tools.feed.timing import TimedRows
 
 
-def feed(config: Any, *, seconds: float, images_per_second: float = 0.0) -> list[Figures]:
+def feed(config: Any, *, seconds: float, images_per_second: float = 0.0) -> Result:
     """Measures the training rows of a config, and prints the figures.
 
     Args:
@@ -41,7 +49,7 @@ def feed(config: Any, *, seconds: float, images_per_second: float = 0.0) -> list
         images_per_second: what the devices take; 0: no line on them.
 
     Returns:
-        The figures of each member.
+        The figures of each member, and the rate of all.
 
     Raises:
         UserError: a field of the config is invalid, or a dataset cannot be read.
@@ -64,7 +72,8 @@ def feed(config: Any, *, seconds: float, images_per_second: float = 0.0) -> list
         print(f"all members by their weights: {rate:.1f} images/s of one core")
     if images_per_second:
         print(verdict(rate, images_per_second, own_cores()))
-    return found
+    figures = [{**dataclasses.asdict(one), "images": one.images} for one in found]
+    return Result({"members": figures, "images_per_second": rate, "cores": own_cores()})
 
 
 def _check_built(member: Member) -> None:
@@ -90,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=_positive, default=10.0, help="of work, for each member of a mixture"
     )
+    add_json_flag(parser, "the figures")
     return parser
 
 
@@ -106,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fields = [argument for argument in given if argument.startswith("--config.")]
     options = make_parser().parse_args([argument for argument in given if argument not in fields])
 
-    def work() -> None:
+    def work() -> Result:
         config = read_config([f"--config={options.config}", *fields], "tools.feed")
         if options.data_dir:
             config.data.data_dir = options.data_dir
@@ -114,6 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config.data.dataset = options.dataset
             with config.unlocked():
                 config.mixture = {}
-        feed(config, seconds=options.seconds, images_per_second=options.images_per_second)
+        return feed(config, seconds=options.seconds, images_per_second=options.images_per_second)
 
-    return ended(work)
+    return ended(work, report=options.json)

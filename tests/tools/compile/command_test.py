@@ -97,7 +97,7 @@ def test_the_compiler_has_an_environment_of_its_own(monkeypatch, tmp_path):
     assert outer["JAX_PLATFORMS"] == "cuda"
 
 
-def _figures(**changes: Any) -> Figures:
+def figures_of(**changes: Any) -> Figures:
     shown: dict[str, Any] = {
         "name": "training step",
         "device": "TPU v5 lite",
@@ -124,12 +124,12 @@ def _figures(**changes: Any) -> Figures:
 
 def test_the_table_has_a_column_for_each_topology():
     bad = dataclasses.replace(
-        _figures(fits=False, needed=20 * GIB, flops=None, traffic=None, moved={}),
+        figures_of(fits=False, needed=20 * GIB, flops=None, traffic=None, moved={}),
         temporaries=None,
         arithmetic_seconds=None,
         memory_seconds=None,
     )
-    lines = table({"v5e:2x4": _figures(), "v6e:2x4": bad}).splitlines()
+    lines = table({"v5e:2x4": figures_of(), "v6e:2x4": bad}).splitlines()
     rows = {line[:24].strip(): line[24:].split("  ") for line in lines}
     assert lines[0].split() == ["v5e:2x4", "v6e:2x4"]
     found = {
@@ -149,12 +149,13 @@ def test_the_table_has_a_column_for_each_topology():
 
 def test_the_file_has_the_images_that_each_host_must_deliver(capsys, monkeypatch, tmp_path):
     """Of 64 rows of 4 images in 0.1 s, two hosts deliver 1280 images/s each."""
-    one = _figures(shape=(4, 1, 17))
+    one = figures_of(shape=(4, 1, 17))
     told = {**dataclasses.asdict(one), "found": None}
     monkeypatch.setattr("tools.compile.command._compile", lambda *_: iter([told]))
     request = {"mode": "train", "largest": False, "hlo": ""}
-    assert compile_all([Topology("cpu:2")], request, [CONFIG], tmp_path / "it.json") == 0
-    (written,) = json.loads((tmp_path / "it.json").read_text())["topologies"]["cpu:2"]
+    found = compile_all([Topology("cpu:2")], request, [CONFIG])
+    assert found.code == 0
+    (written,) = found.content["topologies"]["cpu:2"]
     assert written["images_per_second_a_host"] == 1280.0
     assert written["images_per_second"] == 2560.0
     assert re.search(r"images/s a host +1280\.0$", capsys.readouterr().out, re.MULTILINE)
@@ -164,7 +165,7 @@ def test_the_file_has_the_images_that_each_host_must_deliver(capsys, monkeypatch
 
 def test_what_does_not_fit_gets_a_line_with_the_cures():
     config = read_config([CONFIG, "--config.optim.accumulation=2"])
-    one = _figures(fits=False, needed=51.04 * GIB, available=15.75 * GIB)
+    one = figures_of(fits=False, needed=51.04 * GIB, available=15.75 * GIB)
     line = refusal("v5e:2x4", one, cures(config, one))
     assert line == (
         "--topology=v5e:2x4: training step of 64 rows does not fit (51.0 of 15.75 GiB); try "
@@ -179,7 +180,7 @@ def test_what_does_not_fit_gets_a_line_with_the_cures():
 
 
 def test_the_line_on_the_largest_batch():
-    one = _figures(rows=96)
+    one = figures_of(rows=96)
     assert found_line("v5e:2x4", one, Found(96, 104, 4)) == (
         "v5e:2x4: training step: --config.batch_size=96 fits, 104 do not (4 compilations)"
     )
@@ -306,16 +307,16 @@ def test_a_compiler_that_dies_gets_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(program))
     request = {"mode": "train", "largest": False, "hlo": ""}
     with pytest.raises(UserError) as told:
-        compile_all([Topology("cpu:2")], request, [CONFIG], None)
+        compile_all([Topology("cpu:2")], request, [CONFIG])
     assert str(told.value) == (
         "--topology=cpu:2: the compiler ended with exit code 7: the last words"
     )
     failed = "F1130 19:28:30.613129 19918 fusion_util.cc:5194] Check failed: no pad"
     program.write_text(f"#!/bin/sh\necho '{failed}' >&2; echo stack >&2; kill -ABRT $$\n")
     with pytest.raises(UserError, match=r"exit code -6: F1130 .* Check failed: no pad$"):
-        compile_all([Topology("cpu:2")], request, [CONFIG], None)
+        compile_all([Topology("cpu:2")], request, [CONFIG])
     program.write_text(
         f"#!/bin/sh\necho '{json.dumps({'error': 'config.x: no'})}'; exec sleep 60\n"
     )
     with pytest.raises(UserError, match=r"^--topology=cpu:2: config\.x: no$"):
-        compile_all([Topology("cpu:2")], request, [CONFIG], None)
+        compile_all([Topology("cpu:2")], request, [CONFIG])
