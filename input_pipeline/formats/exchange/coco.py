@@ -169,8 +169,6 @@ def _image(entry: Mapping[str, Any], where: str, content: _Content, collected: C
     if not name or "\0" in name:
         raise ValueError(f"file_name {entry['file_name']!r:.40}")
     size = integer(entry["height"]), integer(entry["width"])
-    if min(size) < 1:
-        raise ValueError(f"{size[1]} x {size[0]} pixels")
     phrase = entry.get("text_input")
     content.images[number] = _Image(
         f"{where} ({shown(name)})", name, size, None if phrase is None else words(phrase)

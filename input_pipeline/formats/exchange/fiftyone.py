@@ -160,8 +160,8 @@ def _edges(box: Any, size: tuple[int, int], where: str) -> tuple[int, int, int, 
     # Detections may reach over the border a little.
     if not (-1 <= x <= 1 and -1 <= y <= 1 and 0 < width <= 2 and 0 < height <= 2):
         raise BuildError(
-            f"{where}: bounding_box {box} is no [x, y, width, height] in shares of the picture (0..1); "
-            "correct it"
+            f"{where}: bounding_box {box!r:.60} is no [x, y, width, height] in shares of the picture "
+            "(0..1); correct it"
         )
     left, top = round(x * size[1]), round(y * size[0])
     right, bottom = round((x + width) * size[1]), round((y + height) * size[0])

@@ -21,7 +21,6 @@ from input_pipeline.formats.exchange.brush import BrushError, decode_brush
 from input_pipeline.formats.exchange.lines import NO_MASK, Collected, is_sure, split_files
 from input_pipeline.formats.json_stream import elements, integer, words
 from input_pipeline.formats.places import Places
-from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.kinds import has_suffix
 
 #: Notes in the report of a build.
@@ -75,16 +74,17 @@ def _task(task: Mapping[str, Any], where: str, collected: Collected, places: Pla
         collected.notes[SEVERAL] += 1
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for number, result in enumerate(made[0]["result"]):
-        grouped.setdefault(result.get("id") or f"#{number}", []).append(result)
+        if "value" in result:  # A relation between regions has none.
+            grouped.setdefault(result.get("id") or f"#{number}", []).append(result)
     for identity, results in grouped.items():
-        drawn = [one for one in results if {"rle", "points"} & one.get("value", {}).keys()]
+        # What is said of a region repeats its geometry.
+        drawn = [one for one in results if {"rle", "points"} & one["value"].keys()]
         if drawn:
             place = f"{where}: region {identity:.40}"
             _region(drawn[0], results, name, place, collected)
-        elif any("choices" in one["value"] or "text" in one["value"] for one in results):
-            collected.notes[LOOSE] += 1
-        elif any("original_width" in one for one in results):
-            collected.notes[NO_MASK] += 1
+        else:
+            words_alone = all(one["type"] in ("textarea", "choices") for one in results)
+            collected.notes[LOOSE if words_alone else NO_MASK] += 1
 
 
 def _region(
@@ -100,11 +100,9 @@ def _region(
             "turn it back there, or save the picture upright"
         )
     size = integer(drawn["original_height"]), integer(drawn["original_width"])
-    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{size[1]} x {size[0]} pixels")
+    collected.picture(name, size, where)
     if not is_sure(drawn, "score", collected.notes):
         return
-    collected.picture(name, size, where)
     values = [one["value"] for one in results]
     said = _listed(values, ("text",)) or _listed(values, ("choices",))
     collected.add(

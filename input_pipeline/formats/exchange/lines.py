@@ -18,6 +18,7 @@ from input_pipeline.formats.json_stream import words
 from input_pipeline.formats.jsonl_lines import Line, parse_line
 from input_pipeline.formats.places import Places
 from input_pipeline.formats.regions import counts_of
+from refseg_jax.images.decoding import MAX_PIXELS
 from refseg_jax.images.placement import check_inside, is_of_corners, nested
 from refseg_jax.images.segmentation import SegmentationError, check_form
 from refseg_jax.images.units import Evidence
@@ -124,8 +125,11 @@ class Collected:
         """Adds a picture of `size` (height, width), unless it is there.
 
         Raises:
-            BuildError: it is there with another size.
+            BuildError: no picture is so small or so large, or it is there with another size.
         """
+        if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+            what = f"{size[1]} x {size[0]}" if max(map(abs, size)) < 10**12 else "too many"
+            raise BuildError(f"{where}: {what} pixels; there are 1 to {MAX_PIXELS:,}; correct it")
         known = self._pictures.setdefault(name, _Picture(size, where))
         if known.size != size:
             raise BuildError(

@@ -44,7 +44,8 @@ def test_texts_else_choices_are_expressions_and_labels_categories(tmp_path: Path
         task(
             *(BRUSH, POLYGON),
             result("x", "choices", choices=["small"]),
-            result("x", "textarea", text=["a small dog", "the right one"]),
+            # Label Studio repeats the region in what is said of it.
+            result("x", "textarea", rle=brush(RIGHT), text=["a small dog", "the right one"]),
             result("y", "choices", choices=["striped", "asleep"]),
         ),
     )
@@ -106,8 +107,11 @@ def test_of_several_annotations_the_ground_truth_is_read_else_the_first(tmp_path
 
 def test_what_is_no_mask_or_belongs_to_none_is_counted(tmp_path: Path) -> None:
     box = result("z", "rectanglelabels", x=1, y=1, width=9, height=9, rectanglelabels=["car"])
+    corners = {key: box["value"][key] for key in ("x", "y", "width", "height")}
+    said_of_box = result("z", "textarea", **corners, text=["a car"])
     caption = {"id": "w", "type": "textarea", "value": {"text": ["a street"]}}
-    collected = _read(tmp_path, task(POLYGON, box, caption))
+    relation = {"type": "relation", "from_id": "y", "to_id": "z", "direction": "right"}
+    collected = _read(tmp_path, task(POLYGON, box, said_of_box, caption, relation))
     assert list(said(lines_of(collected))) == [("a.png", "cat")]
     assert collected.notes == {NO_MASK: 1, LOOSE: 1}
 
