@@ -139,7 +139,9 @@ def _detection(
     else:
         file = words(one["mask_path"])
         file = file if file.startswith("/") else inside + file
-        mask = read_mask(places.read(file, where), name=f"{where}: {shown(file)}").region
+        # Whatever is not 0 belongs to the region.
+        read = read_mask(places.read(file, where), name=f"{where}: {shown(file)}", threshold=1)
+        mask = read.region
     whole = _placed(mask, _edges(one["bounding_box"], size, where), size)
     rle: Any = coco_mask.encode(np.asfortranarray(whole, np.uint8))
     label = one.get("label")

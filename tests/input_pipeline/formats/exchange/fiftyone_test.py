@@ -69,7 +69,7 @@ def test_sub_folders_are_splits_and_masks_may_be_pictures(tmp_path: Path) -> Non
         folder = tmp_path / split
         mask = folder / "fields" / "ground_truth.detections.mask_path" / "m.png"
         mask.parent.mkdir(parents=True)
-        Image.fromarray(np.full((4, 4), 255, np.uint8)).save(mask)
+        Image.fromarray(np.arange(1, 17, dtype=np.uint8).reshape(4, 4)).save(mask)
         of_file = {**CAT, "mask": None, "mask_path": str(mask.relative_to(folder))}
         _export(folder, sample(of_file))
     found = read(Places(tmp_path))
