@@ -18,7 +18,7 @@ _FIELDS = frozenset(
     {"image", "image_id", "expression", "mask", "segmentation", "box", "granularity", "category"}
     | {"parent", "id", "threshold", "form"}
     # Other fields of `predictions.jsonl`.
-    | {"score", "present"}
+    | {"score", "present", "presence", "thresholds"}
 )
 #: No picture has so many pixels on a side.
 _FURTHEST = 1e9

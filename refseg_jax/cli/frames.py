@@ -16,7 +16,7 @@ from PIL import Image
 
 from refseg_jax.cli.pictures import Picture, find_pictures
 from refseg_jax.errors import UserError
-from refseg_jax.images.decoding import Decoded, ImageError
+from refseg_jax.images.decoding import MAX_PIXELS, Decoded, ImageError
 from refseg_jax.images.files import check_regular, read_file
 from refseg_jax.images.kinds import HEAD, VIDEO, kind_of
 from refseg_jax.images.orientation import exif_orientation
@@ -62,15 +62,19 @@ class Video(Protocol):
         ...
 
 
-def open_video(path: Path) -> Video:
+def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> Video:
     """Opens a folder of frames or a video file.
+
+    Args:
+        path: the folder or the file.
+        max_pixels: bound on height times width of a picture of a folder.
 
     Raises:
         UserError: there is no such path, no frame in it, the frames of a folder are of different
             sizes or share a name, or OpenCV cannot open the file.
     """
     if path.is_dir():
-        return FolderVideo(path)
+        return FolderVideo(path, max_pixels)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; name a video with --video")
     return FileVideo(path)
@@ -79,10 +83,10 @@ def open_video(path: Path) -> Video:
 class FolderVideo:
     """The pictures of a folder, in the order of the numbers in their names; see `Video`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_pixels: int = MAX_PIXELS) -> None:
         """Lists the pictures and compares their sizes, by their headers."""
         found = find_pictures(folder, recursive=None)
-        self.rate = FOLDER_RATE
+        self.rate, self._max_pixels = FOLDER_RATE, max_pixels
         self.notes = [*(f"error: {e}" for e in found.errors), *(f"note: {n}" for n in found.notes)]
         self.problems = found.unusable
         self._pictures = sorted(found.pictures, key=_in_order)
@@ -95,7 +99,8 @@ class FolderVideo:
     def __iter__(self) -> Iterator[Frame]:
         """See `Video`."""
         for picture in self._pictures:
-            yield Frame(Path(picture.name).stem, functools.partial(read_picture, picture.path))
+            read = functools.partial(read_picture, picture.path, max_pixels=self._max_pixels)
+            yield Frame(Path(picture.name).stem, read)
 
 
 class FileVideo:

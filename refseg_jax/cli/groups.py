@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import error_line
+from refseg_jax.cli.pairs import line_of
 from refseg_jax.cli.pictures import (
     Picture,
     check_results,
@@ -19,18 +19,18 @@ from refseg_jax.cli.pictures import (
     find_pictures,
     lines_of,
 )
+from refseg_jax.cli.predictors import open_predictor
 from refseg_jax.cli.results import Results, write_png
 from refseg_jax.cli.texts import warn_of_cut
 from refseg_jax.cli.video import Notes
 from refseg_jax.errors import UserError, escaped
-from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
-from refseg_jax.images.decoding import ImageError
+from refseg_jax.evaluation.predictions import jsonl_writer
+from refseg_jax.images.decoding import Decoded, ImageError
 from refseg_jax.images.drawing import PREDICTED_COLOUR
 from refseg_jax.images.groups import group_rows
 from refseg_jax.images.sheets import captioned, fit_regions, grid, row
 from refseg_jax.models.heat_maps import HeatMap
 from refseg_jax.prediction.painting import Prediction
-from refseg_jax.prediction.pictures import read_picture
 from refseg_jax.prediction.predictor import Predictor
 from refseg_jax.reporting.pictures import heat_panel
 
@@ -54,7 +54,7 @@ def run_group(options: argparse.Namespace, texts: Sequence[str]) -> int:
             return found.unusable
         raise UserError(f"{given}: no images in this folder; name another with --image")
     check_results(found.pictures, out)
-    predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
+    predictor = open_predictor(options)
     warn_of_cut(predictor.cut_short(texts))
     with Results(out) as results:
         group = _Group(options, predictor, texts, results)
@@ -92,7 +92,7 @@ class _Group:
         for picture in tqdm(pictures, unit="image read", disable=len(pictures) == 1):
             try:
                 with costing_itself(picture.path):
-                    self._note(read_picture(picture.path), str(picture.path))
+                    self._note(self._predictor.read(picture.path), str(picture.path))
                 self._pictures.append(picture)
             except ImageError as error:
                 tqdm.write(error_line(error), file=sys.stderr)
@@ -109,7 +109,7 @@ class _Group:
             answered = members[one.reused :]
             try:
                 with costing_itself(answered[0].path):
-                    pixels = [read_picture(picture.path).pixels for picture in members]
+                    pixels = [self._predictor.read(picture.path).pixels for picture in members]
                     answers = self._predictor.predict_row(pixels, words, maps=self._options.maps)
                     heat = self._heat(pixels, words)
             except ImageError as error:
@@ -146,7 +146,7 @@ class _Group:
                         results.save(
                             f"{k}-heatmaps", heat_panel(pixels, one.mask, heat[k], names, text)
                         )
-                    results.lines.append(_line(picture.name, k, text, one))
+                    results.lines.append(line_of(f"{picture.name}#{k}", picture.name, text, one))
                     matches.append(_match(picture.name, k, text, one))
         except ImageError as error:
             tqdm.write(error_line(error), file=sys.stderr)
@@ -165,6 +165,7 @@ class _Group:
         with jsonl_writer(path) as write:
             for match in (match for known in self._matches for match in known):
                 write(match)
+        read = self._predictor.read
         places = {picture.name: picture.path for picture in self._pictures}
         for k, (text, known) in enumerate(zip(self._texts, self._matches, strict=True)):
             shown = [match for match in known if match["pixels"]]
@@ -175,15 +176,7 @@ class _Group:
             if len(shown) > _PRINTED:
                 print(f"  and {len(shown) - _PRINTED} more, see {escaped(str(path))}")
             if known:
-                write_png(folder / f"sheet-{k}.png", _sheet(text, known, places, folder))
-
-
-def _line(name: str, k: int, text: str, one: Prediction) -> dict[str, Any]:
-    """The line of `predictions.jsonl` of a pair."""
-    return prediction_line(
-        f"{name}#{k}", name, text, one.uncleared, one.score,
-        present=one.present, soft_map=one.soft_map,
-    )  # fmt: skip
+                write_png(folder / f"sheet-{k}.png", _sheet(text, known, places, folder, read))
 
 
 def _match(name: str, k: int, text: str, one: Prediction) -> dict[str, Any]:
@@ -193,7 +186,8 @@ def _match(name: str, k: int, text: str, one: Prediction) -> dict[str, Any]:
         "image": name,
         "present": one.present,
         "score": one.score,
-        "margin": one.presence,
+        "presence": one.presence,
+        "margin": one.margin,
         "pixels": int(one.mask.sum()),
         "mask": f"{name}-{k}-mask.png",
     }
@@ -206,14 +200,18 @@ def _order(match: Mapping[str, Any]) -> tuple[bool, float, float, str]:
 
 
 def _sheet(
-    text: str, matches: Sequence[Mapping[str, Any]], places: Mapping[str, Path], folder: Path
+    text: str,
+    matches: Sequence[Mapping[str, Any]],
+    places: Mapping[str, Path],
+    folder: Path,
+    read: Callable[[Path], Decoded],
 ) -> np.ndarray:
     """A contact sheet of the answers to a text, in their order: u8 `[h, w, 3]`."""
     cells = []
     for match in matches[:_MOST]:
         with Image.open(folder / match["mask"]) as image:
             mask = np.asarray(image) > 0
-        pixels = read_picture(places[match["image"]]).pixels
+        pixels = read(places[match["image"]]).pixels
         view = fit_regions(pixels, [mask], _SIDE, [PREDICTED_COLOUR])
         cells.append(captioned(row([view], _SIDE), match["image"], [_told(match)], size=14))
     found = sum(bool(match["pixels"]) for match in matches)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from refseg_jax.cli.results import append_lines, write_png
+from refseg_jax.cli.results import append_lines, write_json, write_png
 from refseg_jax.errors import UserError
 from refseg_jax.storage import buckets
+from refseg_jax.storage.hub import model_folder
 from refseg_jax.storage.locks import exclusive
 
 _LOCK = "predictions.lock"
@@ -148,23 +149,13 @@ def _check_record(folder: Path, record: str, asked: Mapping[str, Any]) -> None:
     write_json(path, asked)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object, complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(values, indent=1) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def identity(checkpoint: str, step: str) -> dict[str, Any]:
     """What tells a checkpoint from a later one at the same place, for `going_on`.
 
     Returns:
         The path, the choice of the step, and each manifest's path, size and time of writing.
     """
-    path = buckets.located(checkpoint)
+    path = model_folder(checkpoint)
     found = {
         str(file.relative_to(path)): writing(file)
         for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json")

@@ -13,6 +13,7 @@ from refseg_jax.errors import UserError, escaped
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.images.files import check_regular
 from refseg_jax.images.kinds import HEAD, VIDEO, has_suffix, kind_of
+from refseg_jax.prediction.pictures import unusable
 
 #: Files that systems lay beside pictures; nobody needs to hear of them.
 _COMPANIONS = re.compile(r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini", re.IGNORECASE | re.DOTALL)
@@ -22,7 +23,7 @@ _OF_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 #: What a result's name adds to that of its picture; files that are not of a single picture.
 _RESULT = re.compile(r"(.+)-(?:\d+-(?:mask|overlay|regions|heatmaps)|groups-\w+)\.png", re.DOTALL)
-_SHARED = re.compile(r"predictions\.jsonl|matches\.jsonl|sheet-\d+\.png")
+_SHARED = re.compile(r"predictions\.jsonl?|matches\.jsonl|coco\.json|sheet-\d+\.png")
 
 
 class Picture(NamedTuple):
@@ -129,12 +130,7 @@ def costing_itself(name: object) -> Iterator[None]:
         ) from None
     # Decoders, warps and the model may raise anything.
     except Exception as error:
-        if os.environ.get("REFSEG_TRACEBACK"):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ImageError(
-            f"{name}: cannot be predicted ({reason}); scale it down or replace it"
-        ) from None
+        raise unusable(name, error) from None
 
 
 class _Search:

@@ -12,7 +12,13 @@ means, by score (the mean probability inside the mask). The checkpoint may also 
 
 Of a folder, all files are taken that are images by their content; `--recursive` also enters its
 sub-folders. Whatever else is there is named once. An image that cannot be used is left out, with an
-error, and all others are done; the exit code is then 1. `predictions.jsonl` grows image by image.
+error, and all others are done; the exit code is then 1. `predictions.jsonl` grows image by image, and
+the same command goes on where it was stopped. A call that asks something else replaces it.
+
+`--format` chooses what is written beside the lines: `masks`, `overlays`, and `coco`, all masks in one
+`coco.json`. `--tile=SIZE` looks at pictures that are larger than a tile piece by piece, with `--overlap`
+pixels between neighbours; `--max_pixels` allows pictures of more than 50 million pixels.
+`--thresholds=calibrated` decides by what `tools.calibrate` chose. Each line has its thresholds.
 
 `--video=FILE_OR_FOLDER` takes the frames of a video one by one; the texts are encoded once. It writes
 `masks/<number of the text>/<frame>.png`, the lines, and `overlay.mp4`. A frame of a file is named by its
@@ -31,11 +37,13 @@ Figure 4):
     python -m tools.predict --checkpoint=runs/scenes_grser --group --image=FOLDER --text="the red car" \
         --output_dir=out
 
-`--texts=FILE` has a text on each line (UTF-8, or UTF-16 and UTF-32 with a byte order mark). They come
-after those of `--text`. Lines without a word are skipped, with a warning. A text with more tokens than
-the model reads is cut, with a warning.
+`--expressions=FILE` has a text on each line (UTF-8, or UTF-16 and UTF-32 with a byte order mark). They
+come after those of `--text`. Lines without a word are skipped, with a warning. A file that ends with
+`.jsonl` has pairs, `{"image": "a.jpg", "expression": "the red car"}`: each picture is asked its own. A
+text with more tokens than the model reads is cut, with a warning.
 
-A line of `predictions.jsonl` is the same as an evaluation dumps. If a presence head says that nothing is
+A line of `predictions.jsonl` is the same as an evaluation dumps; `presence` is the presence head's
+probability, `null` without one. If a presence head says that nothing is
 there, the line has `"present": false` and the mask before it was cleared, which ReLA's evaluator scores.
 If the head says that something is there but the mask has no pixel, the line has `"present": true` and an
 empty mask. With `--maps` it also has a `"map"`: the probabilities as a grey PNG in base64
@@ -44,224 +52,176 @@ empty mask. With `--maps` it also has a `"map"`: the probabilities as a grey PNG
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from refseg_jax.checkpoints.folder import step_choice
-from refseg_jax.cli.command_line import command_parser, ended, error_line, expanded, path
+from refseg_jax.cli.command_line import (
+    Result,
+    add_json_flag,
+    command_parser,
+    ended,
+    error_line,
+    path,
+)
 from refseg_jax.cli.frames import RATES
 from refseg_jax.cli.groups import run_group
-from refseg_jax.cli.pictures import (
-    Picture,
-    check_results,
-    costing_itself,
-    find_pictures,
-    lines_of,
+from refseg_jax.cli.mask_files import identity
+from refseg_jax.cli.pairs import USUAL, Asked, PairWriter, asked_of
+from refseg_jax.cli.pictures import check_results, find_pictures, lines_of
+from refseg_jax.cli.predictors import (
+    add_predictor_flags,
+    add_tile_flags,
+    open_predictor,
+    tiles_of,
 )
-from refseg_jax.cli.results import PictureResults, Results
+from refseg_jax.cli.results import Results
 from refseg_jax.cli.signals import leave
-from refseg_jax.cli.texts import read_texts, warn_of_cut
+from refseg_jax.cli.texts import read_pairs, read_texts, warn_of_cut
 from refseg_jax.cli.video import run_video
 from refseg_jax.errors import UserError, escaped
-from refseg_jax.evaluation.predictions import jsonl_writer, prediction_line
 from refseg_jax.images.decoding import ImageError
-from refseg_jax.images.drawing import PREDICTED_COLOUR, draw_regions
-from refseg_jax.models.region_maps import RegionMap
-from refseg_jax.prediction.painting import Prediction
-from refseg_jax.prediction.pictures import read_picture
-from refseg_jax.prediction.predictor import EXPRESSIONS_AT_ONCE, Predictor
-from refseg_jax.reporting.pictures import assignment_map, region_panel
+from refseg_jax.prediction.predictor import Predictor
 
-#: At most this many matches of a text are printed; the file has all of them.
-_PRINTED = 10
+#: Flags that change what is written of a picture; a call with others does not go on with its lines.
+_ANSWERED_BY = ("format", "tile", "overlap", "thresholds", "maps", "group_maps", "region_maps")
 
 
-class Match(NamedTuple):
-    """An image that contains what a text means.
+class Questions(NamedTuple):
+    """The expressions of a command.
 
     Attributes:
-        image: name of the file.
-        score: as in `Prediction`.
-        pixels: number of pixels of the mask.
+        texts: for all pictures.
+        pairs: name of a picture -> its own.
     """
 
-    image: str
-    score: float
-    pixels: int
+    texts: list[str]
+    pairs: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Questions":
+        """Those of `--text` and `--expressions`; raises a `UserError` for a file that is none."""
+        texts, pairs = list(options.text), {}
+        for file in options.expressions:
+            if file.suffix.lower() != ".jsonl":
+                texts += read_texts(file)
+                continue
+            for image, own in read_pairs(file).items():
+                known = pairs.setdefault(image, [])
+                known += [text for text in own if text not in known]
+        if pairs and (options.video is not None or options.group):
+            raise UserError(
+                "--expressions: a .jsonl names pictures one by one, which --group and --video ask for "
+                "the same; give a file with a text on each line"
+            )
+        return cls(texts, pairs)
 
 
-def _told(one: Prediction) -> str:
-    """The text that is printed for one pair."""
-    if one.mask.any():
-        return f"score {one.score:.2f}, {int(one.mask.sum())} pixels"
-    return "no match (its head says yes, but no pixel shows it)" if one.present else "no match"
-
-
-def write_matches(
-    folder: Path, images: int, texts: Sequence[str], matches: Sequence[list[Match]]
-) -> None:
-    """Writes `matches.jsonl`: for each text a line with its matches, highest score first.
-
-    It also prints the first few.
-
-    Args:
-        folder: where to write.
-        images: number of images that were used.
-        texts: the expressions.
-        matches: the matches of each text.
-    """
-    path = folder / "matches.jsonl"
-    with jsonl_writer(path) as write:
-        for text, unsorted in zip(texts, matches, strict=True):
-            found = sorted(unsorted, key=lambda match: (-match.score, match.image))
-            write({"expression": text, "matches": [match._asdict() for match in found]})
-            many = f"in {len(found)} of {images} images"
-            print(f"{escaped(text)}: {many if found else 'no match'}")
-            for match in found[:_PRINTED]:
-                print(f"  {match.score:.2f}  {escaped(match.image)}")
-            if len(found) > _PRINTED:
-                print(f"  and {len(found) - _PRINTED} more, see {escaped(str(path))}")
-
-
-class _Run:
-    """Predicts the pairs of a command and writes their results."""
-
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        predictor: Predictor,
-        texts: Sequence[str],
-        results: Results,
-    ) -> None:
-        self.matches: list[list[Match]] = [[] for _ in texts]
-        self._options, self._predictor, self._texts = options, predictor, texts
-        self._results = results
-        self._noted: set[str] = set()
-
-    def add(self, picture: Picture) -> list[str]:
-        """Predicts all pairs of a picture and writes their results, all or none.
-
-        Returns:
-            What is to be printed of each pair.
-
-        Raises:
-            UserError: this picture cannot be used (`ImageError`), or none can.
-            OSError: nothing can be written.
-        """
-        with costing_itself(picture.path), self._results.of(picture.name) as results:
-            matches, told = self._write(picture, results)
-        for of_text, match in zip(self.matches, matches, strict=True):
-            of_text += match
-        return told
-
-    def _write(
-        self, picture: Picture, results: PictureResults
-    ) -> tuple[list[list[Match]], list[str]]:
-        options, predictor, name = self._options, self._predictor, picture.name
-        image = read_picture(picture.path)
-        rgb = image.pixels
-        self._note(image.notes, picture.path)
-        # Before anything is written, because models without these maps raise an error.
-        if options.group_maps:
-            network, levels = predictor.group_assignment(rgb)
-            for level, similarity in levels.items():
-                # Each patch in the colour of its group token.
-                results.save(f"groups-{level}", assignment_map(network, similarity))
-        regions = self._regions(rgb)
-        matches, told = [], []
-        pairs = zip(
-            self._texts, predictor.predict_each(rgb, self._texts, maps=options.maps), strict=True
-        )
-        for k, (text, one) in enumerate(pairs):
-            if options.region_maps:
-                panel = region_panel(rgb, one.mask, next(regions), text)
-                results.save(f"{k}-regions", panel)
-            results.save(f"{k}-mask", one.mask.astype(np.uint8) * 255)
-            # Outlines the mask and dims the rest; if nothing matches, the whole image.
-            drawn = draw_regions(rgb, [one.mask], [PREDICTED_COLOUR])
-            results.save(f"{k}-overlay", drawn)
-            results.lines.append(_line(f"{name}#{k}", name, text, one))
-            # A presence head may say yes although the mask has no pixel.
-            pixels = int(one.mask.sum())
-            matches.append([Match(name, one.score, pixels)] if pixels else [])
-            told.append(f"{escaped(text)}: {_told(one)}")
-        return matches, told
-
-    def _regions(self, rgb: np.ndarray) -> Iterator[RegionMap]:
-        """The maps of `--region_maps`, for a few texts at a time, since they are large."""
-        for start in range(0, len(self._texts), EXPRESSIONS_AT_ONCE):
-            part = self._texts[start : start + EXPRESSIONS_AT_ONCE]
-            yield from self._predictor.region_maps(rgb, part)
-
-    def _note(self, notes: Sequence[str], path: Path) -> None:
-        """Prints each note once."""
-        for note in notes:
-            if note not in self._noted:
-                line = f"warning: {note} (first: {escaped(str(path))})"
-                tqdm.write(line, file=sys.stderr)
-                self._noted.add(note)
-
-
-def _line(pair: str, image: str, text: str, one: Prediction) -> dict[str, Any]:
-    return prediction_line(
-        pair, image, text, one.uncleared, one.score, present=one.present, soft_map=one.soft_map
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Predicts all pairs; returns the number of images that could not be used."""
-    texts = [*options.text, *(text for file in options.texts for text in read_texts(file))]
+def run(options: argparse.Namespace) -> Result:
+    """Predicts all pairs; the exit code is 1 if an image could not be used."""
+    texts, pairs = Questions.of(options)
     if options.video is not None:
-        return run_video(options, texts)
+        return _result(options, run_video(options, texts))
     if options.group:
-        return run_group(options, texts)
+        return _result(options, run_group(options, texts))
     given, out = options.image, options.output_dir
     found = find_pictures(given, recursive=options.recursive, without=out)
     for line in lines_of(found):
         print(line, file=sys.stderr)
     if not found.pictures:
         if found.errors:
-            return found.unusable
+            return _result(options, found.unusable)
         raise UserError(f"{given}: no images in this folder; name another with --image")
     check_results(found.pictures, out)
+    asked = asked_of(found.pictures, texts, pairs)
+    predictor = open_predictor(options)
+    warn_of_cut(predictor.cut_short([*dict.fromkeys(t for one in asked for t in one.texts)]))
     folder = given.is_dir()
-    predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
-    warn_of_cut(predictor.cut_short(texts))
-    bad = found.unusable
-    with Results(out) as results:
-        work = _Run(options, predictor, texts, results)
-        for picture in tqdm(found.pictures, unit="image", disable=len(found.pictures) == 1):
+    lines = {one.picture.name: len(one.texts) for one in asked}
+    with Results(out, _record(options, texts, pairs) if folder else None, lines) as results:
+        work = PairWriter(options, predictor, results)
+        left = [one for one in asked if one.picture.name not in results.done]
+        before = len(asked) - len(left)
+        failed = _predict(options, predictor, left, before, work, tell=not folder)
+        matches = work.finish(folder)
+    bad, used = found.unusable + failed, len(asked) - failed
+    skipped = f"; {bad} could not be used" if bad else ""
+    went_on = f" ({before} of an earlier call)" if before else ""
+    many = str(len(texts)) if not pairs else f"{len(texts)} and those of each image"
+    print(f"{escaped(str(out))}: images: {used}{went_on}, texts: {many}{skipped}")
+    return _result(options, bad, images=used, resumed=before, matches=matches)
+
+
+def _record(
+    options: argparse.Namespace, texts: Sequence[str], pairs: dict[str, list[str]]
+) -> dict[str, Any]:
+    """What tells whether an earlier call asked the same."""
+    return {
+        "image": str(options.image.resolve()),
+        "texts": list(texts),
+        "pairs": pairs,
+        **{name: getattr(options, name) for name in _ANSWERED_BY},
+        "checkpoint": identity(options.checkpoint, options.step),
+    }
+
+
+def _predict(
+    options: argparse.Namespace,
+    predictor: Predictor,
+    asked: Sequence[Asked],
+    before: int,
+    work: PairWriter,
+    *,
+    tell: bool,
+) -> int:
+    """Predicts pictures and writes their results; returns how many could not be used.
+
+    Args:
+        options: the flags.
+        predictor: the model.
+        asked: the pictures that are left.
+        before: the number of those that are done.
+        work: writes.
+        tell: whether to print each pair.
+    """
+    answers = predictor.predict_many(
+        [one.picture.path for one in asked],
+        [one.texts for one in asked] if _differ(asked) else asked[0].texts if asked else ["-"],
+        maps=options.maps,
+        tiles=tiles_of(options),
+        batch_size=options.batch_size,
+    )
+    total, bad = before + len(asked), 0
+    bar = tqdm(total=total, initial=before, unit="image", disable=total == 1)
+    with bar:
+        for one, answer in zip(asked, answers, strict=True):
             try:
-                told = work.add(picture)
+                told = work.add(one, answer)
             except ImageError as error:
                 # `print` would write into the line of the progress bar.
                 tqdm.write(error_line(error), file=sys.stderr)
                 bad += 1
             else:
-                if not folder:
+                if tell:
                     print(*told, sep="\n")
-        used = len(found.pictures) + found.unusable - bad
-        if folder:
-            write_matches(out, used, texts, work.matches)
-    skipped = f"; {bad} could not be used" if bad else ""
-    print(f"{escaped(str(out))}: images: {used}, texts: {len(texts)}{skipped}")
+            bar.update()
     return bad
+
+
+def _differ(asked: Sequence[Asked]) -> bool:
+    return any(one.texts != asked[0].texts for one in asked)
+
+
+def _result(options: argparse.Namespace, bad: int, **more: Any) -> Result:
+    content = {"output_dir": options.output_dir, "unusable": bad, **more}
+    return Result(content, min(bad, 1))
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = command_parser("tools.predict", __doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=expanded,
-        required=True,
-        help="a run's workdir, one checkpoint, or an export",
-    )
-    parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
+    add_predictor_flags(parser)
     parser.add_argument("--image", type=path, help="an image or a folder of images")
     parser.add_argument("--video", type=path, help="a video file, or a folder of its frames")
     parser.add_argument(
@@ -269,14 +229,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text", action="append", default=[], help="may be given several times")
     parser.add_argument(
-        "--texts",
+        "--expressions",
         type=path,
         action="append",
         default=[],
         metavar="FILE",
-        help="a file of texts, one a line; may be given several times",
+        help="texts, one a line, or a .jsonl of pairs; may be given several times",
     )
     parser.add_argument("--output_dir", type=path, required=True)
+    parser.add_argument(
+        "--format", default=USUAL, help="what is written: masks, overlays, jsonl, coco; with commas"
+    )
+    add_tile_flags(parser)
+    parser.add_argument(
+        "--batch_size", type=int, help="images at once; by default 1 on a CPU, else 8 a device"
+    )
     parser.add_argument(
         "--group", action="store_true", help="ask the pictures of a folder together (GRSer)"
     )
@@ -294,6 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--fps", type=float, help="frames a second of the overlay; of a folder 6 by default"
     )
     parser.add_argument("--no_overlay", action="store_true", help="of --video: masks only")
+    add_json_flag(parser, "what was done")
     return parser
 
 
@@ -301,19 +269,26 @@ def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     """Refuses two sources, none, and flags that are of the other one."""
     if (options.image is None) == (options.video is None):
         parser.error("give either --image or --video")
-    of_image = {
-        name: getattr(options, name)
-        for name in ("recursive", "group_maps", "region_maps", "group", "heatmaps")
-    }
-    of_video = {"fps": options.fps is not None, "no_overlay": options.no_overlay}
+    usual = {name: parser.get_default(name) for name in vars(options)}
+    given = {name for name, value in vars(options).items() if value != usual[name]}
+    of_image = (
+        "recursive",
+        "group_maps",
+        "region_maps",
+        "group",
+        "heatmaps",
+        "format",
+        "batch_size",
+    )
+    of_video = ("fps", "no_overlay")
     wrong, other = (of_image, "--image") if options.video is not None else (of_video, "--video")
-    for name, given in wrong.items():
-        if given:
+    for name in wrong:
+        if name in given:
             parser.error(f"--{name} is for {other}")
     if options.heatmaps and not options.group:
         parser.error("--heatmaps is for --group")
-    for name in ("group_maps", "region_maps"):
-        if options.group and getattr(options, name):
+    for name in ("group_maps", "region_maps", "format", "batch_size", "tile", "overlap"):
+        if options.group and name in given:
             parser.error(f"--{name} is for single pictures; leave out --group")
     if options.fps is not None and not RATES[0] <= options.fps <= RATES[1]:
         parser.error(
@@ -325,10 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if not options.text and not options.texts:
-        parser.error("give --text, or --texts with a file of them")
+    if not options.text and not options.expressions:
+        parser.error("give --text, or --expressions with a file of them")
     _check_flags(parser, options)
-    return ended(lambda: min(run(options), 1))
+    return ended(lambda: run(options), report=options.json)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from PIL import Image
 from refseg_jax.errors import UserError
 from refseg_jax.storage.locks import exclusive
 
+#: What was asked in a folder: a call that asks the same goes on with its lines.
+RECORD = "predictions.json"
+
 _LINES, _LOCK = "predictions.jsonl", "predictions.lock"
 
 
@@ -24,10 +27,25 @@ class Results:
     The folder is locked meanwhile: two predictions would replace each other's results.
 
     Use it as a context manager.
+
+    Attributes:
+        folder: the folder.
+        done: names of the pictures that a call has finished which asked the same.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        asked: Mapping[str, Any] | None = None,
+        lines_of: Mapping[str, int] | None = None,
+    ) -> None:
         """Makes the folder, and removes the files of an earlier call that are about all pictures.
+
+        Args:
+            folder: the folder.
+            asked: JSON values that tell what is predicted, and by what. If an earlier call asked the
+                same, its lines stay. `None`: no call goes on with another's.
+            lines_of: name of a picture -> the number of its lines, which tells a whole one.
 
         Raises:
             UserError: the path is a file or lies below one, or another prediction writes there.
@@ -41,11 +59,51 @@ class Results:
         with contextlib.ExitStack() as held:
             held.enter_context(exclusive(folder / _LOCK, self._busy))
             sheets = [p for p in folder.glob("sheet-*.png") if p.stem[6:].isdecimal()]
-            for path in (folder / _LINES, folder / "matches.jsonl", *sheets):
+            goes_on = asked is not None and self._asked_before(asked)
+            kept = () if goes_on else (folder / _LINES, folder / RECORD)
+            for path in (*kept, folder / "matches.jsonl", folder / "coco.json", *sheets):
                 path.unlink(missing_ok=True)
+            if asked is not None and not goes_on:
+                write_json(folder / RECORD, asked)
             # Without a buffer, so that lines are in the file as soon as they are written.
-            self._lines = held.enter_context((folder / _LINES).open("xb", buffering=0))
+            self._lines = held.enter_context((folder / _LINES).open("ab", buffering=0))
+            self.done = self._resume(lines_of or {})
             self._held = held.pop_all()
+
+    def _asked_before(self, asked: Mapping[str, Any]) -> bool:
+        lines = self.folder / _LINES
+        # A link may lead to a file of the user's.
+        if not lines.is_file() or lines.is_symlink():
+            return False
+        try:
+            known = json.loads((self.folder / RECORD).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return known == json.loads(json.dumps(asked))
+
+    def _resume(self, lines_of: Mapping[str, int]) -> set[str]:
+        """The pictures with all their lines; cuts off what a killed call has left of its last."""
+        groups: list[tuple[str, int, int]] = []  # Name, number of lines, end in bytes.
+        end = 0
+        for line in (self.folder / _LINES).read_bytes().splitlines(keepends=True):
+            name = _image_of(line)
+            if name is None:
+                break
+            end += len(line)
+            number = 1
+            if groups and groups[-1][0] == name:
+                number += groups.pop()[1]
+            groups.append((name, number, end))
+        if groups and groups[-1][1] < lines_of.get(groups[-1][0], 0):
+            groups.pop()
+        self._lines.truncate(groups[-1][2] if groups else 0)
+        self._lines.seek(0, io.SEEK_END)
+        return {name for name, *_ in groups}
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All lines that are written, those of the call before included."""
+        with (self.folder / _LINES).open() as file:
+            yield from map(json.loads, file)
 
     def __enter__(self) -> "Results":
         return self
@@ -54,7 +112,8 @@ class Results:
         with self._held:
             # A call that failed before its first picture leaves nothing.
             if kind is not None and not self._lines.tell():
-                (self.folder / _LINES).unlink(missing_ok=True)
+                for name in (_LINES, RECORD):
+                    (self.folder / name).unlink(missing_ok=True)
 
     def _busy(self, who: str) -> UserError:
         return UserError(
@@ -103,6 +162,16 @@ class PictureResults:
             path.unlink(missing_ok=True)
 
 
+def _image_of(line: bytes) -> str | None:
+    """The picture of a line; `None` if the line is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return str(json.loads(line)["image"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def append_lines(file: io.FileIO, lines: Sequence[Mapping[str, Any]]) -> None:
     """Appends whole lines of JSON to an unbuffered file, or none."""
     data = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -114,6 +183,16 @@ def append_lines(file: io.FileIO, lines: Sequence[Mapping[str, Any]]) -> None:
         file.truncate(start)
         file.seek(start)
         raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object, complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """The texts of a command line, and what is said of them."""
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from refseg_jax.errors import UserError, escaped
@@ -19,7 +20,7 @@ def read_texts(file: Path) -> list[str]:
     try:
         lines = lines_of_any(read_file(file))
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; check --texts") from None
+        raise UserError(f"{file}: {error.strerror}; check --expressions") from None
     except EncodingError as error:
         raise UserError(f"{file}: {error}") from None
     blank = [number for number, line in enumerate(lines, 1) if not has_word(line)]
@@ -31,6 +32,49 @@ def read_texts(file: Path) -> list[str]:
         more = f" and {len(blank) - 1} more" if len(blank) > 1 else ""
         print(f"warning: {escaped(str(file))}:{blank[0]}{more}: no word, skipped", file=sys.stderr)
     return texts
+
+
+def read_pairs(file: Path) -> dict[str, list[str]]:
+    """The pairs of a file of JSON lines: name of a picture -> its expressions, each once, in order.
+
+    A line is an object with `image` and `expression`. Other fields are not read: a dataset of one's own
+    or a `predictions.jsonl` will do.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no pair.
+    """
+    found: dict[str, list[str]] = {}
+    for number, image, text in _pairs_of(file):
+        if not has_word(text):
+            raise UserError(f"{file}:{number}: 'expression' has no word; leave the line out")
+        of_image = found.setdefault(image, [])
+        if text not in of_image:
+            of_image.append(text)
+    if not found:
+        raise UserError(f"{file}: has no line; write one pair of image and expression a line")
+    return found
+
+
+def _pairs_of(file: Path) -> Iterator[tuple[int, str, str]]:
+    try:
+        lines = lines_of_any(read_file(file))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check --expressions") from None
+    except EncodingError as error:
+        raise UserError(f"{file}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            image, text = fields["image"], fields["expression"]
+            if not (isinstance(image, str) and isinstance(text, str)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f'{file}:{number}: not {{"image": NAME, "expression": TEXT}}; write one pair a line'
+            ) from None
+        yield number, image, text.strip()
 
 
 def warn_of_cut(texts: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from refseg_jax.checkpoints.folder import step_choice
 from refseg_jax.cli.command_line import error_line
 from refseg_jax.cli.frames import Frame, open_video, silence_opencv
 from refseg_jax.cli.mask_files import (
@@ -21,14 +20,16 @@ from refseg_jax.cli.mask_files import (
     identity,
     writing,
 )
+from refseg_jax.cli.pairs import line_of
 from refseg_jax.cli.pictures import costing_itself
+from refseg_jax.cli.predictors import open_predictor, tiles_of
 from refseg_jax.cli.texts import warn_of_cut
 from refseg_jax.errors import UserError, escaped
-from refseg_jax.evaluation.predictions import prediction_line
 from refseg_jax.images.decoding import Decoded, ImageError
 from refseg_jax.images.drawing import draw_regions
 from refseg_jax.prediction.painting import Prediction
 from refseg_jax.prediction.predictor import Predictor, Words
+from refseg_jax.prediction.tiles import Tiles
 
 #: Files of the output folder.
 RECORD, LINES, OVERLAY, MASKS = "video.json", "predictions.jsonl", "overlay.mp4", "masks"
@@ -51,21 +52,21 @@ class Notes:
 
 def run_video(options: argparse.Namespace, texts: Sequence[str]) -> int:
     """Predicts all frames; returns the number of frames that could not be used."""
-    video, out = open_video(options.video), options.output_dir
+    video, out = open_video(options.video, options.max_pixels), options.output_dir
     for source in (options.video, *video.files):
         check_apart(source, out)
     for note in video.notes:
         print(escaped(note), file=sys.stderr)
     if not options.no_overlay:
         check_writer()
-    predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
+    predictor, tiles = open_predictor(options), tiles_of(options)
     warn_of_cut(predictor.cut_short(texts))
     asked = {
         "video": str(options.video.resolve()),
         # Frames of a folder may be put back, and frames that failed are then repeated.
         "content": None if options.video.is_dir() else writing(options.video),
         "texts": list(texts),
-        "maps": options.maps,
+        **{name: getattr(options, name) for name in ("maps", "thresholds", "tile", "overlap")},
         "checkpoint": identity(options.checkpoint, options.step),
     }
     masks = MaskFiles(out / MASKS, [str(k) for k in range(len(texts))])
@@ -74,7 +75,7 @@ def run_video(options: argparse.Namespace, texts: Sequence[str]) -> int:
         write = _Writer(masks, lines, texts, options.maps)
         words = predictor.words(texts)
         before, bad = len(lines.frames), video.problems
-        bad += predict_frames(video, predictor, words, done, write, maps=options.maps)
+        bad += predict_frames(video, predictor, words, done, write, maps=options.maps, tiles=tiles)
         used = len(lines.frames)
         if used and not options.no_overlay:
             rate = options.fps or video.rate
@@ -111,13 +112,10 @@ class _Writer:
             self._lines.add(
                 frame,
                 [
-                    prediction_line(
-                        f"{frame}#{k}", frame, text, one.uncleared, one.score,
-                        present=one.present, soft_map=one.soft_map,
-                    )
+                    line_of(f"{frame}#{k}", frame, text, one)
                     for k, (text, one) in enumerate(zip(self._texts, answers, strict=True))
                 ],
-            )  # fmt: skip
+            )
 
 
 def predict_frames(
@@ -128,6 +126,7 @@ def predict_frames(
     write: Callable[[str, list[Prediction]], None],
     *,
     maps: bool = False,
+    tiles: Tiles | None = None,
     progress: bool = True,
 ) -> int:
     """Predicts frames that are not done; a frame that fails costs itself alone, with an error.
@@ -138,6 +137,7 @@ def predict_frames(
         done: whether the frame of a name needs nothing.
         write: writes the predictions of a frame.
         maps: whether the predictions have soft maps.
+        tiles: cuts frames that are larger.
         progress: whether to show a progress bar.
 
     Returns:
@@ -151,7 +151,8 @@ def predict_frames(
             with costing_itself(f"frame {frame.name}"):
                 decoded = frame.read()
                 note(decoded, frame.name)
-                write(frame.name, list(predictor.predict_words(decoded.pixels, words, maps=maps)))
+                answers = predictor.predict_words(decoded.pixels, words, maps=maps, tiles=tiles)
+                write(frame.name, list(answers))
         except ImageError as error:
             tqdm.write(error_line(error), file=sys.stderr)
             bad += 1

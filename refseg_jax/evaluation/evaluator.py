@@ -33,6 +33,7 @@ from refseg_jax.evaluation.protocols import (
     square,
 )
 from refseg_jax.evaluation.protocols.regions import CountedRegions
+from refseg_jax.evaluation.thresholds import Thresholds, probability
 from refseg_jax.images.resize import Resample, check_resample, logits_on_canvas
 from refseg_jax.models.forward import Forward
 
@@ -46,14 +47,13 @@ class Outputs(NamedTuple):
     Attributes:
         counts: i32 `[B, N, K, 3]`, as `pair_counts` gives them.
         squared: the same on LAVT's square, or `None` where no protocol reads it.
-        present: bool `[B, N, K]`, the presence head's answer; without a head, whether the mask has
-            any pixels.
+        present: f32 `[B, N, K]`, the presence head's logits; `None` without a head.
         logits: f32 `[B, N, K, Hc, Wc]` on the canvas, or `None` where only counts are needed.
     """
 
     counts: jax.Array
     squared: jax.Array | None
-    present: jax.Array
+    present: jax.Array | None
     logits: jax.Array | None
 
 
@@ -207,9 +207,9 @@ class Evaluator:
             assert batch.native is not None
             count = functools.partial(pair_counts, logits, batch.native, batch.size, self.threshold)
             counts = count()
-            present = counts[..., 1] > 0
-            if output.present_logits is not None:
-                present = jnp.asarray(output.present_logits) > 0
+            present = output.present_logits
+            if present is not None:
+                present = jnp.asarray(present, jnp.float32)
             squared = count(weights) if weights is not None else None
             return Outputs(counts, squared, present, logits if keep else None)
 
@@ -256,7 +256,7 @@ class Evaluator:
         counts, squared, present, logits = (
             None if array is None else sharding.local_rows(array) for array in outputs
         )
-        assert counts is not None and present is not None and host.batch.native is not None
+        assert counts is not None and host.batch.native is not None
         found = []
         for b, n, k, meta in _valid(host):
             height, width = (int(length) for length in host.batch.size[b, n])
@@ -272,12 +272,13 @@ class Evaluator:
             pair = Pair(
                 meta.pair_ids[place],
                 regions,
-                bool(present[b, n, k]),
+                bool(counts[b, n, k, 1] > 0 if present is None else present[b, n, k] > 0),
                 meta.granularities[place],
                 meta.groups[place] if meta.groups else "",
                 meta.categories[place] if meta.categories else "",
                 empty=not host.batch.present[b, n, k],
                 form=meta.forms[place] if meta.forms else "",
+                presence=None if present is None else probability(float(present[b, n, k])),
             )
             found.append(Seen(pair, regions, (b, n, k), meta))
         return found
@@ -331,6 +332,8 @@ class Evaluator:
             mask,
             mask_score(logits, mask),
             present=one.pair.present,
+            presence=one.pair.presence,
+            thresholds=Thresholds(self.threshold, origin="config"),
             soft_map=one.regions.soft_map() if self._reads("map") else None,
         )
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg_jax.evaluation.protocols.base import Pair
+from refseg_jax.evaluation.thresholds import Thresholds
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def prediction_line(
     score: float,
     *,
     present: bool | None = None,
+    presence: float | None = None,
+    thresholds: Thresholds,
     soft_map: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """One line of `predictions.jsonl`.
@@ -49,6 +52,9 @@ def prediction_line(
             an absent pair, `gres` counts these pixels and `gres_paper` does not.
         score: mean probability inside the mask, in [0, 1].
         present: the presence head's answer; `None`: whether the mask has any pixels.
+        presence: the presence head's probability, in [0, 1]; `None` (in the file `null`) for a model
+            without one.
+        thresholds: those that decided.
         soft_map: u8 `[H, W]`, the probability as 0..255, for protocols that score maps; `None` leaves
             it out.
     """
@@ -59,6 +65,8 @@ def prediction_line(
         "segmentation": encode(mask),
         "score": float(score),
         "present": bool(mask.any()) if present is None else present,
+        "presence": presence,
+        "thresholds": thresholds.as_json(),
     }
     return line if soft_map is None else {**line, "map": encode_map(soft_map)}
 

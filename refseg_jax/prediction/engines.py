@@ -12,12 +12,15 @@ Only a model with a presence head has `present_logits`. The images of a model of
 more: `image` u8 `[b, n, S, S, 3]`, and logits `[b, n, k, ...]`.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
+from refseg_jax import sharding
 from refseg_jax.batch import Array
 from refseg_jax.models.graphs import Features, Graphs, check_params, forward_of
 from refseg_jax.models.heat_maps import HeatMaps
@@ -75,8 +78,9 @@ class ParameterEngine:
         self.image_size: int = self.forward.model.image_size
         self.mask_stride: int = self.forward.model.mask_stride
         self.config: Any = self.forward.model.config
-        graphs = Graphs(self.forward)
+        self._graphs = graphs = Graphs(self.forward)
         self.group_size: int | None = graphs.group_size
+        self._mesh: Mesh | None = None
         self._encode_image = jax.jit(graphs.encode_image)
         self._encode_text = jax.jit(graphs.encode_text)
         self._decode = jax.jit(graphs.decode)
@@ -92,7 +96,7 @@ class ParameterEngine:
 
     def encode_image(self, image: Array) -> Features:
         """See `Engine`."""
-        return self._encode_image(self.params, image)
+        return self._encode_image(self.params, self._cut(image))
 
     def encode_text(self, text: Array, text_valid: Array, *anti_text: Array) -> Features:
         """See `Engine`."""
@@ -100,7 +104,29 @@ class ParameterEngine:
 
     def decode(self, image_features: Features, text_features: Features) -> Features:
         """See `Engine`."""
-        return self._decode(self.params, image_features, text_features)
+        return self._decode(self.params, image_features, self._cut(text_features))
+
+    def over(self, mesh: Mesh) -> "ParameterEngine":
+        """This engine with its parameters on all devices of a mesh, over which it cuts its rows.
+
+        Texts are encoded as before, on one device: `decode` cuts their features.
+
+        Args:
+            mesh: its axes cut rows; their number must be a multiple of its devices.
+        """
+        other = copy.copy(self)
+        other._mesh = mesh
+        other.params = jax.device_put(self.params, sharding.replicated(mesh))
+        for name in ("encode_image", "decode"):
+            traced = sharding.tracing_over(mesh)(getattr(self._graphs, name))
+            setattr(other, f"_{name}", jax.jit(traced))
+        return other
+
+    def _cut(self, tree: Any) -> Any:
+        """Rows over the devices of the mesh."""
+        if self._mesh is None:
+            return tree
+        return jax.device_put(tree, sharding.batch_sharding(self._mesh))
 
     def group_assignment(self, image: Array) -> dict[str, np.ndarray]:
         """Similarities of group tokens and patches of an image, see `UniRES.group_assignment`.
@@ -145,3 +171,12 @@ class ParameterEngine:
             return None
         found = self._heat(self.params, image_features, text_features)
         return HeatMaps(*(np.asarray(x)[0] for x in found))
+
+
+def over_local_devices(engine: Engine) -> tuple[Engine, int]:
+    """An engine that uses all devices of this process, and their number; exported graphs use one."""
+    devices = jax.local_devices()
+    if not isinstance(engine, ParameterEngine) or len(devices) == 1:
+        return engine, 1
+    mesh = Mesh(np.array(devices).reshape(-1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return engine.over(mesh), len(devices)

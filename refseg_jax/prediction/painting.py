@@ -8,6 +8,7 @@ import numpy as np
 from refseg_jax.batch import Array
 from refseg_jax.evaluation.counts import map_of_logits, predicted_mask
 from refseg_jax.evaluation.evaluator import mask_score
+from refseg_jax.evaluation.thresholds import Thresholds, probability
 from refseg_jax.images.resize import Resample, logits_on_canvas
 
 #: Sides of canvases are multiples of this many pixels, so that few shapes are compiled.
@@ -21,37 +22,43 @@ class Prediction:
     Attributes:
         mask: bool `[H, W]` at the image's own size; empty if `present` is false.
         score: mean probability inside `uncleared`, in [0, 1]; 0 if that is empty.
-        present: whether something matches: the answer of the presence head or, for a model without
-            one, whether `uncleared` has any pixels.
+        present: whether something matches: whether `presence` is above its threshold or, for a model
+            without a presence head, whether `uncleared` has any pixels.
         uncleared: bool `[H, W]`, the mask before it is cleared where `present` is false. ReLA's
             evaluator scores this one (`refseg_jax.evaluation.protocols.gres`).
+        thresholds: those by which mask and `present` were decided.
         soft_map: u8 `[H, W]`, the probability as 0..255, not cleared either; `None` unless asked for.
-        presence: logit of the presence head, which is above 0 if `present`; for a model of groups,
-            `d_neg - d_pos - m`. `None` for a model without a head.
+        presence: probability in [0, 1] that something matches, the sigmoid of `margin`; `None` for a
+            model without a presence head.
+        margin: logit of the presence head; for a model of groups, `d_neg - d_pos - m`. `None` for a
+            model without a head.
     """
 
     mask: np.ndarray
     score: float
     present: bool
     uncleared: np.ndarray
+    thresholds: Thresholds
     soft_map: np.ndarray | None = None
     presence: float | None = None
+    margin: float | None = None
 
 
 class Painter:
     """Makes predictions of logits: warps them to the image's size, compares them with the threshold."""
 
-    def __init__(self, mask_stride: int, threshold: float, resample: Resample) -> None:
+    def __init__(self, mask_stride: int, thresholds: Thresholds, resample: Resample) -> None:
         """Prepares to paint.
 
         Args:
             mask_stride: network pixels per mask cell.
-            threshold: a pixel is in the mask where its probability is larger, in (0, 1).
+            thresholds: decide what is in a mask, and whether anything matches.
             resample: see `refseg_jax.images.resize.logits_on_canvas`.
         """
-        self._mask_stride, self._threshold = mask_stride, threshold
+        self._mask_stride, self.thresholds = mask_stride, thresholds
         self._resample: Resample = resample
         self._paint = jax.jit(self._masks, static_argnums=3)
+        self._spread = jax.jit(self._wide, static_argnums=2)
 
     def __call__(
         self,
@@ -87,26 +94,48 @@ class Painter:
             said = np.asarray(present_logits)[0, :count].tolist()
         return [
             # Copied, so that the memory of the canvas is freed.
-            _prediction(mask.copy(), value, presence, maps)
-            for mask, value, presence in zip(masks, values, said, strict=True)
+            self.judged(
+                mask.copy(), mask_score(value, mask), margin, map_of_logits(value) if maps else None
+            )
+            for mask, value, margin in zip(masks, values, said, strict=True)
         ]
+
+    def judged(
+        self, uncleared: np.ndarray, score: float, margin: float | None, soft_map: np.ndarray | None
+    ) -> Prediction:
+        """The prediction of a mask, `uncleared`, and of the presence head's logit, `margin`."""
+        present, presence = bool(uncleared.any()), None
+        if margin is not None:
+            present = margin > self.thresholds.presence_logit
+            presence = probability(margin)
+        mask = uncleared if present else np.zeros_like(uncleared)
+        return Prediction(
+            mask, score, present, uncleared, self.thresholds, soft_map, presence, margin
+        )
+
+    def canvas_logits(
+        self, mask_logits: Array, affine: np.ndarray, canvas: tuple[int, int]
+    ) -> np.ndarray:
+        """Logits of images `[b, K, h, w]` at their own pixels, f32 `[b, K, Hc, Wc]`.
+
+        Args:
+            mask_logits: on the network's grid.
+            affine: f32 `[b, 2, 3]`, native to network pixels.
+            canvas: `(Hc, Wc)`.
+        """
+        return np.asarray(self._spread(mask_logits, affine, canvas))
 
     def _masks(
         self, logits: jax.Array, affine: jax.Array, size: jax.Array, canvas: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:
         """Logits f32 `[1, K, h, w]` to masks and logits on the canvas, `[1, 1, K, Hc, Wc]`."""
         wide = logits_on_canvas(logits[:, None], affine, self._mask_stride, canvas, self._resample)
-        return predicted_mask(wide, size, self._threshold), wide
+        return predicted_mask(wide, size, self.thresholds.mask), wide
 
-
-def _prediction(
-    uncleared: np.ndarray, logits: np.ndarray, presence: float | None, maps: bool
-) -> Prediction:
-    """One prediction; `presence` is the logit of the presence head, `None` without one."""
-    present = bool(uncleared.any()) if presence is None else presence > 0
-    mask = uncleared if present else np.zeros_like(uncleared)
-    score, soft_map = mask_score(logits, uncleared), map_of_logits(logits) if maps else None
-    return Prediction(mask, score, present, uncleared, soft_map, presence)
+    def _wide(self, logits: jax.Array, affine: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+        """Logits f32 `[b, K, h, w]` of images with affine maps `[b, 2, 3]`, on a canvas each."""
+        placed = logits[:, None], affine[:, None]
+        return logits_on_canvas(*placed, self._mask_stride, canvas, self._resample)[:, 0]
 
 
 def _round_up(number: int, step: int) -> int:

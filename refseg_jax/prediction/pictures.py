@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,27 +12,38 @@ import numpy as np
 from PIL import Image
 
 from refseg_jax.errors import UserError, shown
-from refseg_jax.images.decoding import Decoded, ImageError, ImageWarning, decode, decode_pillow
+from refseg_jax.images.decoding import (
+    MAX_PIXELS,
+    Decoded,
+    ImageError,
+    ImageWarning,
+    decode,
+    decode_pillow,
+)
 from refseg_jax.images.files import read_file
 
 #: Path of a file, encoded bytes, an array u8 RGB `[H, W, 3]`, or a Pillow image.
 PictureLike: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 
 
-def to_rgb(image: PictureLike) -> np.ndarray:
+def to_rgb(image: PictureLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The u8 RGB pixels `[H, W, 3]` of `read_picture`, with an `ImageWarning` for each of its notes."""
-    picture = read_picture(image)
+    picture = read_picture(image, max_pixels=max_pixels)
     for note in picture.notes:
         # Python shows equal warnings of a line once.
-        warnings.warn(note, ImageWarning, stacklevel=3)
+        warnings.warn(note, ImageWarning, stacklevel=4)
     return picture.pixels
 
 
-def read_picture(image: PictureLike) -> Decoded:
+def read_picture(image: PictureLike, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Reads any image that `Predictor.predict` takes, as a person sees it.
 
     The orientation flag of EXIF is followed (for an array, which has none, nothing is turned), and
     samples of more than 8 bits are read by their depth; a note tells where that was guessed.
+
+    Args:
+        image: a path, encoded bytes, a Pillow image or an array.
+        max_pixels: bound on height times width of what has to be decoded; an array is decoded already.
 
     Raises:
         ImageError: the file cannot be read or is not an image, or the array has another dtype or
@@ -39,13 +51,13 @@ def read_picture(image: PictureLike) -> Decoded:
     """
     if isinstance(image, str | Path):
         try:
-            return decode(read_file(image), name=str(image))
+            return decode(read_file(image), name=str(image), max_pixels=max_pixels)
         except OSError as error:
             raise ImageError(f"{image}: {error.strerror}; name an image file") from None
     if isinstance(image, bytes):
-        return decode(image, name=f"image of {len(image)} bytes")
+        return decode(image, name=f"image of {len(image)} bytes", max_pixels=max_pixels)
     if isinstance(image, Image.Image):
-        return decode_pillow(image)
+        return decode_pillow(image, max_pixels=max_pixels)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ImageError(
@@ -53,6 +65,18 @@ def read_picture(image: PictureLike) -> Decoded:
             )
         return Decoded(image, False, ())
     raise ImageError(f"{type(image).__name__}: give a path, bytes, a Pillow image or an array")
+
+
+def unusable(name: object, error: Exception) -> ImageError:
+    """The error of a picture with which decoding, warping or the model failed in a way of its own.
+
+    Raises:
+        Exception: `error`, where the environment has `REFSEG_TRACEBACK`.
+    """
+    if os.environ.get("REFSEG_TRACEBACK"):
+        raise error
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return ImageError(f"{name}: cannot be predicted ({reason}); scale it down or replace it")
 
 
 def names_of(images: Sequence[PictureLike], names: Sequence[str] | None = None) -> list[str]:

@@ -2,25 +2,26 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from refseg_jax.checkpoints.folder import another_version
-from refseg_jax.checkpoints.params import load_params
 from refseg_jax.errors import UserError
-from refseg_jax.exports.folder import is_export
-from refseg_jax.images import preprocess
+from refseg_jax.evaluation.thresholds import Thresholds, of_config
+from refseg_jax.images.decoding import MAX_PIXELS, Decoded
 from refseg_jax.images.groups import group_rows
 from refseg_jax.images.resize import check_resample
-from refseg_jax.models.heat_maps import HeatMap, heat_map
-from refseg_jax.models.region_maps import RegionMap, highest_regions
+from refseg_jax.prediction.encoding import EncodedImages, ImageEncoder
 from refseg_jax.prediction.engines import Engine, ParameterEngine
+from refseg_jax.prediction.explanations import Explanations
+from refseg_jax.prediction.many import Answer, ManyPredictor
 from refseg_jax.prediction.painting import Painter, Prediction
-from refseg_jax.prediction.pictures import PictureLike, names_of, to_rgb
-from refseg_jax.prediction.reader import read_engine
-from refseg_jax.prediction.texts import TextEncoder, Words, padded
-from refseg_jax.storage.buckets import located
+from refseg_jax.prediction.pictures import PictureLike, names_of
+from refseg_jax.prediction.reader import open_model
+from refseg_jax.prediction.texts import TextEncoder, Words
+from refseg_jax.prediction.tiles import TiledPainter, Tiles
+from refseg_jax.storage.hub import model_folder
 
 #: Default number of expressions decoded at once: for an image of 4000 x 3000 pixels, their logits take
 #: 400 MB.
@@ -37,15 +38,8 @@ def decoded_at_once(images: int, pairs: int = EXPRESSIONS_AT_ONCE) -> int:
     return max(1, pairs // images)
 
 
-class _Place(NamedTuple):
-    """Where an image lies in the network's square: affine f32 `[2, 3]`, native height and width."""
-
-    affine: np.ndarray
-    size: tuple[int, int]
-
-
-class Predictor:
-    """A model with its preprocessing, tokenizer, threshold and way of resampling masks."""
+class Predictor(Explanations):
+    """A model with its preprocessing, tokenizer, thresholds and way of resampling masks."""
 
     def __init__(
         self,
@@ -53,8 +47,10 @@ class Predictor:
         config: Mapping[str, Any],
         *,
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
+        thresholds: Thresholds | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Sets up preprocessing, tokenizer, model, threshold and resampling.
+        """Sets up preprocessing, tokenizer, model, thresholds and resampling.
 
         Args:
             model: parameters of a model of this code (dotted path -> array), or an engine.
@@ -62,6 +58,8 @@ class Predictor:
             expressions_at_once: how many expressions of an image are decoded at once, which bounds the
                 memory for logits; of a group, as many pairs of image and expression, but at least one
                 expression. Masks do not depend on it; scores do by rounding only.
+            thresholds: by default those of the config.
+            max_pixels: bound on height times width of a picture that is decoded.
 
         Raises:
             UserError: a value of the config or of `expressions_at_once` is invalid, or the tokenizer
@@ -74,16 +72,13 @@ class Predictor:
         self._at_once = expressions_at_once
         given = isinstance(model, Mapping)
         self._engine: Engine = ParameterEngine(model, config["model"]) if given else model
-        self._resize = config["data"]["resize"]
+        self._images = ImageEncoder(self._engine, config["data"]["resize"], max_pixels)
         self._texts = TextEncoder(self._engine, config["data"])
-        preprocess.check_resize(self._resize)
-        threshold = float(config["eval"]["threshold"])
-        if not 0.0 < threshold < 1.0:
-            raise UserError(f"config.eval.threshold={threshold} is not between 0 and 1")
+        self.thresholds = of_config(config["eval"]) if thresholds is None else thresholds
         # Early runs had only one way.
         resample: Any = config["eval"].get("resample", "logits")
         check_resample(resample)
-        self._painter = Painter(self._engine.mask_stride, threshold, resample)
+        self._painter = Painter(self._engine.mask_stride, self.thresholds, resample)
 
     @classmethod
     def from_checkpoint(
@@ -92,7 +87,8 @@ class Predictor:
         *,
         step: int | Literal["latest", "best"] = "latest",
         expressions_at_once: int = EXPRESSIONS_AT_ONCE,
-        threshold: float | None = None,
+        thresholds: Thresholds | str = "config",
+        max_pixels: int = MAX_PIXELS,
     ) -> "Predictor":
         """Makes a predictor from a run, a checkpoint or an export.
 
@@ -102,22 +98,24 @@ class Predictor:
             step: which checkpoint of a workdir, see `refseg_jax.checkpoints.params.load_params`; an
                 exported folder has only one.
             expressions_at_once: as in `Predictor`.
-            threshold: a pixel is in the mask where its probability is larger; by default that of the
-                run (`config.eval.threshold`).
+            thresholds: those of the run's config; or `"calibrated"`, those that `tools.calibrate` chose
+                on a validation split; or your own.
+            max_pixels: as in `Predictor`.
 
         Raises:
-            UserError: no usable checkpoint was found at `path`, a file is damaged, or another version
-                of the code wrote it.
+            UserError: no usable checkpoint was found at `path`, a file is damaged, another version of
+                the code wrote it, or it was never calibrated.
         """
         with another_version(path):
-            folder = located(path)
-            if is_export(folder):
-                model, config = read_engine(folder, step)
-            else:
-                model, config = load_params(folder, step=step)
-            if threshold is not None:
-                config = {**config, "eval": {**config["eval"], "threshold": threshold}}
-            return cls(model, config, expressions_at_once=expressions_at_once)
+            opened = open_model(model_folder(path), step)
+            chosen = opened.thresholds(thresholds)
+            return cls(
+                opened.model,
+                opened.config,
+                expressions_at_once=expressions_at_once,
+                thresholds=chosen,
+                max_pixels=max_pixels,
+            )
 
     @property
     def group_size(self) -> int:
@@ -130,6 +128,7 @@ class Predictor:
         expressions: Sequence[str],
         *,
         maps: bool = False,
+        tiles: Tiles | None = None,
     ) -> list[Prediction]:
         """Predicts a mask for each expression; the image is encoded once for all of them.
 
@@ -139,6 +138,7 @@ class Predictor:
             image: path of a file, encoded bytes, an array u8 RGB `[H, W, 3]`, or a Pillow image.
             expressions: at least one.
             maps: whether to return `Prediction.soft_map` too.
+            tiles: cuts an image that is larger than a tile, see `refseg_jax.prediction.tiles`.
 
         Returns:
             One prediction for each expression, in order.
@@ -147,7 +147,7 @@ class Predictor:
             ImageError: the image cannot be used.
             ExpressionError: there is no expression, or one is empty or not text.
         """
-        return list(self.predict_each(image, expressions, maps=maps))
+        return list(self.predict_each(image, expressions, maps=maps, tiles=tiles))
 
     def predict_each(
         self,
@@ -155,10 +155,57 @@ class Predictor:
         expressions: Sequence[str],
         *,
         maps: bool = False,
+        tiles: Tiles | None = None,
     ) -> Iterator[Prediction]:
         """As `predict`, one prediction after the other: of many, only a few are in memory at a time."""
         texts = self._texts.ids(expressions)
-        return self._each(to_rgb(image), self._texts.parts(*texts, self._at_once), maps)
+        parts = self._texts.parts(*texts, self._at_once)
+        return self._each(self._images.rgb(image), parts, maps, tiles)
+
+    def predict_many(
+        self,
+        images: Iterable[PictureLike],
+        expressions: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        maps: bool = False,
+        tiles: Tiles | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Answer]:
+        """Predicts many images, in batches over all devices of this process and in constant memory.
+
+            for answer in predictor.predict_many(paths, ["the red car"]):
+                for prediction in answer:
+                    ...
+
+        Images are decoded in threads, ahead of the devices. One that cannot be used costs itself alone:
+        its answer has an `error`, which iterating it raises.
+
+        Args:
+            images: any number, as in `predict`; read one by one.
+            expressions: at least one, for all images; or a list of them for each image.
+            maps, tiles: as in `predict`.
+            batch_size: images that are encoded at once, rounded up to a multiple of the devices. By
+                default 1 on a CPU and 8 for each device of other kinds.
+
+        Yields:
+            An answer for each image, in order: an iterable of its predictions.
+
+        Raises:
+            ExpressionError: as in `predict`.
+            UserError: `batch_size` is less than 1, or there is not a list for each image.
+        """
+        many = ManyPredictor(
+            self._engine, self._images, self._texts, self._painter, self._at_once, batch_size
+        )
+        return many(images, expressions, maps, tiles)
+
+    def read(self, image: PictureLike) -> Decoded:
+        """Decodes an image as `predict` does, with notes of what was guessed; raises as it does."""
+        return self._images.read(image)
+
+    def encode(self, image: PictureLike) -> EncodedImages:
+        """Encodes an image once, to ask it many times by `predict_words`; raises as `predict` does."""
+        return self._images.encode_row([self._images.rgb(image)])
 
     def words(self, expressions: Sequence[str], *, images: int = 1) -> Words:
         """Encodes expressions once, to ask many images for them; raises as `predict` does.
@@ -172,13 +219,22 @@ class Predictor:
 
     def predict_words(
         self,
-        image: PictureLike,
+        image: PictureLike | EncodedImages,
         words: Words,
         *,
         maps: bool = False,
+        tiles: Tiles | None = None,
     ) -> Iterator[Prediction]:
-        """As `predict_each`, for expressions that this predictor has encoded."""
-        return self._each(to_rgb(image), words.parts, maps)
+        """As `predict_each`, for expressions, or an image as well, that this predictor has encoded.
+
+        Args:
+            image: as in `predict`, or what `encode` returned; that is not cut into tiles.
+            words: what `words` returned.
+            maps, tiles: as in `predict`.
+        """
+        if isinstance(image, EncodedImages):
+            return self._of_encoded(image, words.parts, maps)
+        return self._each(self._images.rgb(image), words.parts, maps, tiles)
 
     def predict_group(
         self,
@@ -230,134 +286,34 @@ class Predictor:
         Returns:
             For each image, one prediction for each expression.
         """
-        features, places = self._see([to_rgb(image) for image in images])
+        encoded = self._images.encode_row([self._images.rgb(image) for image in images])
         found: list[list[Prediction]] = [[] for _ in images]
         for count, part in words.parts:
-            answers = self._predict(features, count, part, places, maps)
+            answers = self._predict(encoded, count, part, maps)
             for known, answer in zip(found, answers, strict=True):
                 known += answer
         return found
 
     def _each(
-        self, rgb: np.ndarray, parts: Iterable[tuple[int, Any]], maps: bool
+        self,
+        rgb: np.ndarray,
+        parts: Iterable[tuple[int, Any]],
+        maps: bool,
+        tiles: Tiles | None = None,
     ) -> Iterator[Prediction]:
         """Predictions of encoded expressions in an image u8 `[H, W, 3]`."""
-        features, places = self._see([rgb])
+        if tiles is None or tiles.fits(*rgb.shape[:2]):
+            yield from self._of_encoded(self._images.encode_row([rgb]), parts, maps)
+            return
+        painter = TiledPainter(self._engine, self._images, self._painter)
         for count, words in parts:
-            yield from self._predict(features, count, words, places, maps)[0]
+            yield from painter(rgb, count, words, tiles, maps)
 
-    def _see(self, pictures: Sequence[np.ndarray]) -> tuple[Any, list[_Place]]:
-        """Features of the images of a row, u8 `[H, W, 3]` each, and their places."""
-        size = self._engine.image_size
-        prepared = [preprocess.prepare_image(rgb, size, self._resize) for rgb in pictures]
-        networks = np.stack([network for network, _ in prepared])
-        features = self._engine.encode_image(
-            networks if self._engine.group_size is None else networks[None]
-        )
-        places = [
-            _Place(affine, (rgb.shape[0], rgb.shape[1]))
-            for rgb, (_, affine) in zip(pictures, prepared, strict=True)
-        ]
-        return features, places
-
-    def group_assignment(self, image: PictureLike) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Similarities of group tokens and patches, for the maps of UniRES's Figure 5.
-
-        Args:
-            image: as in `predict`.
-
-        Returns:
-            The network's input, u8 `[S, S, 3]`, and for each level that has tokens (`low`, `high`) the
-            similarity of tokens and patches, f32 `[T, grid, grid]` (see `assign_groups`).
-            `refseg_jax.reporting.pictures.assignment_map` draws them.
-
-        Raises:
-            ImageError: the image cannot be used.
-            UserError: the model has no group tokens, or the engine runs exported graphs.
-        """
-        engine = self._parameters("group tokens")
-        network, _ = preprocess.prepare_image(to_rgb(image), engine.image_size, self._resize)
-        levels = engine.group_assignment(network)
-        if not levels:
-            raise UserError(
-                "the model has no group tokens, so that there are no maps of them; leave out "
-                "--group_maps (ReLA has --region_maps)"
-            )
-        return network, levels
-
-    def region_maps(
-        self,
-        image: PictureLike,
-        expressions: Sequence[str],
-        *,
-        regions: int = 4,
-    ) -> list[RegionMap]:
-        """Minimap, region masks and presence for each expression: ReLA's Figure 7.
-
-        Args:
-            image, expressions: as in `predict`.
-            regions: number of region masks to return: those of the regions that are highest in the
-                minimap.
-
-        Returns:
-            One map for each expression, which `refseg_jax.reporting.pictures.region_panel` draws.
-
-        Raises:
-            ImageError, ExpressionError: as in `predict`.
-            UserError: the model has no regions, or the engine runs exported graphs.
-        """
-        engine = self._parameters("regions")
-        ids, valid = self._texts.ids(expressions)
-        rgb = to_rgb(image)
-        network, affine = preprocess.prepare_image(rgb, engine.image_size, self._resize)
-        height, width, _ = rgb.shape
-        found = []
-        for start in range(0, len(ids), self._at_once):
-            part = slice(start, start + self._at_once)
-            maps = engine.region_maps(network, *padded(ids[part], valid[part], self._at_once))
-            if maps is None:
-                raise UserError(
-                    "the model has no regions, so that there are no maps of them; leave out "
-                    "--region_maps (UniRES has --group_maps)"
-                )
-            found += highest_regions(maps, regions, affine, engine.image_size, (height, width))
-        return found[: len(ids)]
-
-    def heat_maps(self, images: Sequence[PictureLike], words: Words) -> list[list[HeatMap]]:
-        """Heatmaps of the images of one row of a group: GRSer's Figure 4.
-
-        Args:
-            images, words: as in `predict_row`.
-
-        Returns:
-            For each image one map for each expression, which `refseg_jax.reporting.pictures.heat_panel`
-            draws.
-
-        Raises:
-            ImageError: an image cannot be used.
-            UserError: the model has no heatmaps, or the engine runs exported graphs.
-        """
-        engine = self._parameters("heat")
-        features, places = self._see([to_rgb(image) for image in images])
-        found: list[list[HeatMap]] = [[] for _ in images]
-        for count, part in words.parts:
-            maps = engine.heat_maps(features, part)
-            if maps is None:
-                raise UserError(
-                    "the model has no heatmaps: its images do not ask each other; leave out --heatmaps"
-                )
-            for n, (known, place) in enumerate(zip(found, places, strict=True)):
-                known += [heat_map(maps, (n, k), engine.image_size, *place) for k in range(count)]
-        return found
-
-    def _parameters(self, of: str) -> ParameterEngine:
-        """The engine; raises a `UserError` if it runs exported graphs."""
-        if not isinstance(self._engine, ParameterEngine):
-            raise UserError(
-                f"exported graphs give no maps of {of}; use the run's checkpoint, or export "
-                "it with --format=safetensors"
-            )
-        return self._engine
+    def _of_encoded(
+        self, encoded: EncodedImages, parts: Iterable[tuple[int, Any]], maps: bool
+    ) -> Iterator[Prediction]:
+        for count, words in parts:
+            yield from self._predict(encoded, count, words, maps)[0]
 
     def cut_short(self, expressions: Sequence[str]) -> list[str]:
         """Expressions with more tokens than `config.data.context_length`; the model misses their ends.
@@ -371,17 +327,17 @@ class Predictor:
         return self._texts.cut_short(expressions)
 
     def _predict(
-        self, features: Any, count: int, words: Any, places: Sequence[_Place], maps: bool
+        self, encoded: EncodedImages, count: int, words: Any, maps: bool
     ) -> list[list[Prediction]]:
         """Predictions of `count` expressions, whose text features may be padded, image by image."""
-        logits = self._engine.decode(features, words)
+        logits = self._engine.decode(encoded.features, words)
         masks, head = logits["mask_logits"], logits.get("present_logits")
         if self._engine.group_size is None:
-            (place,) = places
+            (place,) = encoded.places
             return [self._painter(masks, head, count, *place, maps=maps)]
         return [
             self._painter(
                 masks[:, n], None if head is None else head[:, n], count, *place, maps=maps
             )
-            for n, place in enumerate(places)
+            for n, place in enumerate(encoded.places)
         ]

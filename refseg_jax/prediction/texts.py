@@ -79,10 +79,14 @@ class TextEncoder:
         """Numbers and text features of expressions, i32 and bool `[K, L]`, up to `most` at a time."""
         for start in range(0, len(ids), most):
             part = slice(start, start + most)
-            texts = padded(ids[part], valid[part], most)
-            if self._prefix is not None:
-                texts = (*texts, anti_text(*texts, self._prefix))
-            yield len(ids[part]), self._engine.encode_text(*(text[None] for text in texts))
+            text, mask = padded(ids[part], valid[part], most)
+            yield len(ids[part]), self.features(text[None], mask[None])
+
+    def features(self, ids: np.ndarray, valid: np.ndarray) -> Any:
+        """Text features of rows of expressions, i32 and bool `[b, k, L]`."""
+        if self._prefix is None:
+            return self._engine.encode_text(ids, valid)
+        return self._engine.encode_text(ids, valid, anti_text(ids, valid, self._prefix))
 
 
 def padded(ids: np.ndarray, valid: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from input_pipeline.datasets import jsonl
 from input_pipeline.sources import RecordSource
 from refseg_jax.errors import UserError
 from refseg_jax.evaluation.predictions import encode, jsonl_writer, prediction_line
+from refseg_jax.evaluation.thresholds import Thresholds
 from tests.input_pipeline.datasets.jsonl_folders import (
     LEFT,
     RIGHT,
@@ -83,10 +84,11 @@ def test_lines_become_records(folder, tmp_path):
 
 
 def test_predictions_are_a_dataset(folder, tmp_path):
+    used = Thresholds(0.5)
     with jsonl_writer(folder / "train.jsonl") as put:
-        put(prediction_line("a.png#0", "a.png", "the thing", LEFT, 0.9))
-        put(prediction_line("a.png#1", "a.png", "a whale", np.zeros(SIZE, bool), 0.0))
-        put(prediction_line("a.png#2", "a.png", "no match", RIGHT, 0.6, present=False))
+        put(prediction_line("a.png#0", "a.png", "the thing", LEFT, 0.9, thresholds=used))
+        put(prediction_line("a.png#1", "a.png", "a whale", np.zeros(SIZE, bool), 0.0, thresholds=used))
+        put(prediction_line("a.png#2", "a.png", "no match", RIGHT, 0.6, present=False, thresholds=used))
     jsonl.build("mine", folder, data_dir=tmp_path / "data")
     record = RecordSource(str(tmp_path / "data"), "mine", "train")[0]
     assert [(e.id, e.granularity) for e in record.expressions] == [

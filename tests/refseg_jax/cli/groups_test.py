@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from refseg_jax.cli import groups, predict
 from refseg_jax.models.graphs import forward_of
+from refseg_jax.prediction.pictures import read_picture
 from refseg_jax.prediction.predictor import Predictor
 from refseg_jax.reporting.pictures import heat_panel
 from tests.refseg_jax.exports.folders import compiling_in_a_hurry
@@ -80,7 +81,7 @@ def test_a_folder_is_answered_as_the_predictor_answers_its_group(
         one = expected[number // 2][number % 2]
         match = by_pair[line["image"], line["expression"]]
         assert match["present"] is line["present"] is one.present
-        assert (match["score"], match["margin"]) == (line["score"], one.presence)
+        assert (match["score"], match["margin"]) == (line["score"], one.margin)
         assert match["score"] == pytest.approx(one.score, abs=1e-6)
         assert (match["margin"] > 0) == one.present
         mask = _pixels(out / match["mask"])
@@ -145,7 +146,7 @@ def test_a_sheet_tells_what_is_empty_and_what_it_leaves_out(
         Image.fromarray(mask).save(tmp_path / f"{name}-0-mask.png")
         match = {"image": name, "present": present, "pixels": pixels, "score": 0.5}
         matches.append({**match, "margin": 0.25, "mask": f"{name}-0-mask.png"})
-    sheet = groups._sheet("a box", matches, places, tmp_path)
+    sheet = groups._sheet("a box", matches, places, tmp_path, read_picture)
     assert told == [
         "0.png: score 0.50, margin 0.25",
         "1.png: no pixel, margin 0.25",

@@ -18,7 +18,8 @@ from refseg_jax.cli import predict
 from refseg_jax.cli.results import Results
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
-from refseg_jax.prediction.predictor import Predictor
+from refseg_jax.prediction.many import Answer
+from refseg_jax.prediction.painting import Painter, Prediction
 from tests.refseg_jax.training.tiny_run import UNIRES, random_params, save_unires
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,21 +67,15 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def at_picture(name: str, patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Does something while a picture is predicted, after its first mask."""
-    read, each = predict.read_picture, Predictor.predict_each
-    now: list[str] = []
+    each = Answer.__iter__
 
-    def reading(path: Path) -> Any:
-        now[:] = [path.name]
-        return read(path)
-
-    def predicting(self: Predictor, *arguments: Any, **options: Any) -> Iterator[Any]:
-        for number, one in enumerate(each(self, *arguments, **options)):
-            if number == 1 and now == [name]:
+    def painting(self: Answer) -> Iterator[Prediction]:
+        for number, one in enumerate(each(self)):
+            if number == 1 and isinstance(self.image, Path) and self.image.name == name:
                 act()
             yield one
 
-    patch.setattr(predict, "read_picture", reading)
-    patch.setattr(Predictor, "predict_each", predicting)
+    patch.setattr(Answer, "__iter__", painting)
 
 
 @pytest.mark.parametrize(
@@ -228,21 +223,22 @@ def test_signals_end_it_with_one_line_and_nothing_half_written(
 _KILLED = """
 import os, signal, sys
 from refseg_jax.cli import predict
+from refseg_jax.prediction.many import Answer
 
-read = predict.read_picture
+each = Answer.__iter__
 
-def reading(path):
-    if path.name == "c.png":
+def painting(self):
+    if self.image.name == "c.png":
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(path)
+    return each(self)
 
-predict.read_picture = reading
+Answer.__iter__ = painting
 predict.main(sys.argv[1:])
 """
 
 
-def test_a_killed_run_leaves_the_lines_of_all_pictures_before(
-    run: Path, images: Path, tmp_path: Path
+def test_a_killed_run_leaves_the_pictures_before_and_the_same_command_goes_on(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", _KILLED, *flags(run, images, out, "--text=x", "--text=y")]
@@ -250,6 +246,24 @@ def test_a_killed_run_leaves_the_lines_of_all_pictures_before(
     assert done.returncode == -signal.SIGKILL
     assert [line["id"] for line in lines(out)] == ["a.png#0", "a.png#1", "b.png#0", "b.png#1"]
     assert (out / "predictions.jsonl").read_bytes().endswith(b"}\n")
+    # As if it had been killed within a write, too.
+    with (out / "predictions.jsonl").open("ab") as file:
+        file.write(b'{"id": "c.png#0", "image": "c.png"}\n{"id": "c.p')
+    kept = (out / "predictions.jsonl").read_bytes().splitlines()[:4]
+    masks = {path: path.stat().st_mtime_ns for path in out.glob("[ab].png*")}
+    assert predict.main(flags(run, images, out, "--text=x", "--text=y")) == 0
+    printed = capsys.readouterr().out
+    assert f"{out}: images: 3 (2 of an earlier call), texts: 2" in printed
+    assert (out / "predictions.jsonl").read_bytes().splitlines()[:4] == kept
+    assert {path: path.stat().st_mtime_ns for path in out.glob("[ab].png*")} == masks
+    whole = tmp_path / "whole"
+    assert predict.main(flags(run, images, whole, "--text=x", "--text=y")) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.iterdir()
+    }
+    # Another question begins anew.
+    assert predict.main(flags(run, images, out, "--text=z")) == 0
+    assert [line["expression"] for line in lines(out)] == ["z"] * 3
 
 
 def test_an_earlier_calls_lines_do_not_stay_and_its_links_are_not_followed(
@@ -325,7 +339,7 @@ def test_texts_of_a_file_come_after_those_of_flags(
     file.write_bytes(
         "the red box\r\n \r\n红色\n\u00a0\u200b\na\u2028b\rthe blue box".encode(encoding)
     )
-    more = ("--text=first", f"--texts={file}")
+    more = ("--text=first", f"--expressions={file}")
     assert predict.main(flags(run, images / "a.png", out, *more)) == 0
     assert [line["expression"] for line in lines(out)] == ["first", *texts]
     assert f"warning: {file}:2 and 1 more: no word, skipped" in capsys.readouterr().err
@@ -339,7 +353,7 @@ def test_texts_of_a_file_come_after_those_of_flags(
         (b"\xff\xfea", "is damaged UTF-16"),
         ("a red box".encode("utf-16-le"), "is UTF-16 or no text, not UTF-8; save it as UTF-8"),
         (b"caf\xe9\n", "is not UTF-8"),
-        (None, "No such file or directory; check --texts"),
+        (None, "No such file or directory; check --expressions"),
     ],
 )
 def test_a_file_of_texts_that_cannot_be_used_is_one_line(
@@ -353,7 +367,7 @@ def test_a_file_of_texts_that_cannot_be_used_is_one_line(
     file = tmp_path / "texts.txt"
     if data is not None:
         file.write_bytes(data)
-    assert predict.main(flags(run, images, tmp_path / "out", f"--texts={file}")) == 1
+    assert predict.main(flags(run, images, tmp_path / "out", f"--expressions={file}")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {file}: {words}")
     assert not (tmp_path / "out").exists()
@@ -365,20 +379,20 @@ def test_a_call_without_a_text_is_refused(
     with pytest.raises(SystemExit) as left:
         predict.main(flags(run, images, tmp_path / "out"))
     assert left.value.code == 2
-    assert "give --text, or --texts with a file of them" in capsys.readouterr().err
+    assert "give --text, or --expressions with a file of them" in capsys.readouterr().err
 
 
 def test_many_texts_are_not_in_memory_together(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    predict_part = Predictor._predict
+    paint = Painter.__call__
 
-    def counted(self: Predictor, *arguments: Any) -> Any:
-        asked.append(arguments[1])
-        return predict_part(self, *arguments)
+    def counted(self: Painter, *arguments: Any, **options: Any) -> Any:
+        asked.append(arguments[2])
+        return paint(self, *arguments, **options)
 
-    monkeypatch.setattr(Predictor, "_predict", counted)
+    monkeypatch.setattr(Painter, "__call__", counted)
     texts = [f"--text=box {k}" for k in range(20)]
     assert predict.main(flags(run, images / "a.png", tmp_path / "out", *texts)) == 0
     assert asked == [8, 8, 4]

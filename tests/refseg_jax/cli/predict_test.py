@@ -13,6 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg_jax.cli import predict
+from refseg_jax.cli.pairs import write_matches
+from refseg_jax.evaluation.predictions import encode
 from refseg_jax.images.drawing import PREDICTED_COLOUR, dimmed, draw_regions
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
@@ -28,7 +30,7 @@ from tests.refseg_jax.training.tiny_run import (
 
 TEXTS = ("the red box", "both boxes")
 SIZES = {"a.png": (20, 30), "b.jpg": (33, 17)}
-FIELDS = {"id", "image", "expression", "segmentation", "score", "present"}
+FIELDS = {"id", "image", "expression", "segmentation", "score", "present", "presence", "thresholds"}
 
 pytestmark = pytest.mark.usefixtures("one_compilation")
 
@@ -76,7 +78,7 @@ def test_folder_gives_masks_overlays_and_lines(run: Path, images: Path, tmp_path
         (name, text) for name in SIZES for text in TEXTS
     ]
     assert len({line["id"] for line in lines}) == 4
-    expected_files = {"predictions.jsonl", "matches.jsonl"}
+    expected_files = {"predictions.jsonl", "predictions.json", "matches.jsonl"}
     cleared = some = 0
     for number, line in enumerate(lines):
         assert set(line) == FIELDS
@@ -186,9 +188,22 @@ def test_of_many_matches_the_first_are_printed_and_all_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = np.random.default_rng(0).permutation(13) / 13
-    found = [predict.Match(f"{n}.jpg", float(score), 5) for n, score in enumerate(scores)]
-    predict.write_matches(tmp_path, 20, ["a", "b"], [found, []])
-    assert len(found) == 13
+    found = [(f"{n}.jpg", float(score)) for n, score in enumerate(scores)]
+    region = encode(np.eye(5, dtype=bool))
+    lines = [
+        {
+            "image": name,
+            "expression": text,
+            "score": score,
+            "segmentation": region,
+            "present": there,
+        }
+        for text, there in (("a", True), ("b", False))
+        for name, score in found
+    ]
+    nothing = encode(np.zeros((5, 5), bool))
+    lines += [{**lines[0], "image": f"no{n}", "segmentation": nothing} for n in range(7)]
+    assert len(write_matches(tmp_path, iter(lines))) == 2
     first, second = (tmp_path / "matches.jsonl").read_text().splitlines()
     order = [int(n) for n in np.argsort(-scores)]
     assert [match["image"] for match in json.loads(first)["matches"]] == [f"{n}.jpg" for n in order]

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from refseg_jax.evaluation.predictions import encode, jsonl_writer, prediction_line
+from refseg_jax.evaluation.thresholds import Thresholds
+
+USED = Thresholds(0.35, origin="config")
 
 
 def _decode(segmentation: dict[str, Any]) -> np.ndarray:
@@ -54,7 +57,7 @@ def test_type_and_order_of_a_mask_do_not_matter() -> None:
 
 def test_a_line_of_predictions() -> None:
     mask = np.eye(4, 6, dtype=bool)
-    line = prediction_line("7", "a.jpg", "the “red” one\n", mask, 0.75)
+    line = prediction_line("7", "a.jpg", "the “red” one\n", mask, 0.75, thresholds=USED)
     read = json.loads(json.dumps(line))
     np.testing.assert_array_equal(_decode(read.pop("segmentation")), mask)
     assert read == {
@@ -63,8 +66,13 @@ def test_a_line_of_predictions() -> None:
         "expression": "the “red” one\n",
         "score": 0.75,
         "present": True,
+        "presence": None,
+        "thresholds": {"mask": 0.35, "presence": 0.5, "origin": "config"},
     }
-    assert prediction_line("7", "a.jpg", "x", np.zeros((2, 2), bool), 0.0)["present"] is False
+    empty = prediction_line(
+        "7", "a", "x", np.zeros((2, 2), bool), 0.0, presence=0.75, thresholds=USED
+    )
+    assert (empty["present"], empty["presence"]) == (False, 0.75)
 
 
 def test_every_object_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from refseg_jax.checkpoints.checkpointer import Checkpointer
 from refseg_jax.errors import UserError
+from refseg_jax.evaluation.thresholds import Thresholds
 from refseg_jax.exports.exporter import export
 from refseg_jax.models.forward import Params
 from refseg_jax.prediction.predictor import Predictor
@@ -60,20 +61,23 @@ def test_masks_are_identical_to_the_checkpoints(folder: Path, tmp_path: Path) ->
         assert (one.score, one.present) == (other.score, other.present)
 
 
-def test_another_threshold_is_an_argument(folder: Path, tmp_path: Path) -> None:
+def test_other_thresholds_are_an_argument(folder: Path, tmp_path: Path) -> None:
     """`config.json` may not be edited."""
     with compiling_once(tmp_path):
         for kind in ("run", "safetensors"):
             lower, own, higher = (
-                Predictor.from_checkpoint(folder / kind, threshold=value).predict(picture(), TEXTS)
-                for value in (0.5, None, 0.7)
+                Predictor.from_checkpoint(folder / kind, thresholds=value).predict(picture(), TEXTS)
+                for value in (Thresholds(0.5), "config", Thresholds(0.7))
             )
             for masks in zip(lower, own, higher, strict=True):
                 one, two, three = (masks_of.uncleared for masks_of in masks)
                 assert (one >= two).all() and (two >= three).all()
                 assert one.sum() > two.sum() > three.sum()
-    with pytest.raises(UserError, match=r"threshold=1\.5 is not between 0 and 1"):
-        Predictor.from_checkpoint(folder / "safetensors", threshold=1.5)
+    for name, value in (("mask", 1.5), ("presence", 0.0)):
+        with pytest.raises(UserError, match=rf"thresholds\.{name}={value} is not between 0 and 1"):
+            Thresholds(**{"mask": 0.5, name: value})
+    with pytest.raises(UserError, match="thresholds 'calibratd': did you mean 'calibrated'"):
+        Predictor.from_checkpoint(folder / "safetensors", thresholds="calibratd")
 
 
 def test_masks_are_resampled_as_the_run_says(folder: Path, params: Params, tmp_path: Path) -> None:

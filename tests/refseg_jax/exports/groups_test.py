@@ -71,7 +71,7 @@ def test_a_folder_answers_groups_as_its_run(
                 # Only logits within rounding of the threshold may differ.
                 assert (one.uncleared != other.uncleared).mean() < 1e-3
                 assert one.present is other.present
-                assert one.presence == pytest.approx(other.presence, abs=1e-5)
+                assert one.margin == pytest.approx(other.margin, abs=1e-5)
                 said.add(one.present)
     assert said == {True, False}
 

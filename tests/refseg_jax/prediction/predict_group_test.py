@@ -66,8 +66,8 @@ def same(one: Prediction, other: Prediction) -> None:
     np.testing.assert_array_equal(one.uncleared, other.uncleared)
     assert one.present is other.present
     assert one.score == pytest.approx(other.score, abs=1e-5)
-    if one.presence is not None:
-        assert one.presence == pytest.approx(other.presence, abs=1e-5)
+    if one.margin is not None:
+        assert one.margin == pytest.approx(other.margin, abs=1e-5)
 
 
 def _of_scenes(record: Record) -> Record:
@@ -132,7 +132,7 @@ def test_images_ask_each_other(predictor: Predictor) -> None:
     """Else the test of their order would say nothing: another neighbour gives another answer."""
     first, second, third, other = pictures(4)
     margins = [
-        predictor.predict_group([first, second, last], TEXTS)[0][0].presence
+        predictor.predict_group([first, second, last], TEXTS)[0][0].margin
         for last in (third, other)
     ]
     assert None not in margins and abs(margins[0] - margins[1]) > 1e-4  # pyright: ignore
