@@ -5,10 +5,14 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hub_server import Hub
 
 _SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -49,3 +53,18 @@ def bucket(bucket_server: dict[str, str], request: pytest.FixtureRequest) -> Pat
     from refseg_jax.storage.buckets import located
 
     return located(f"gs://bucket/{re.sub('[^a-z0-9_]', '-', request.node.name)}")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """An empty hub on this machine, which the client in this process takes for the real one."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import served
+
+    with served() as found:
+        url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, found.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "ENDPOINT", found.address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield found

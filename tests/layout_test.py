@@ -247,3 +247,21 @@ def test_the_public_face_is_loaded_when_it_is_used() -> None:
     assert set(refseg_jax.__all__) <= set(dir(refseg_jax))
     with pytest.raises(AttributeError, match="Predictorr"):
         _ = refseg_jax.Predictorr  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_import_of_a_predictor_computes_nothing() -> None:
+    """On a platform that is not there, the first array would be an error."""
+    code = """
+import os
+os.environ["JAX_PLATFORMS"] = "nothing"
+from refseg_jax import Predictor
+import jax.numpy as jnp
+try:
+    jnp.zeros(1)
+except RuntimeError:
+    print("computed now")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "computed now\n"

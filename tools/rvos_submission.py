@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from input_pipeline.datasets.ref_youtube_vos import SPLITS, Question, Video, videos
 from refseg_jax.checkpoints.folder import read_json, step_choice
-from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, path, place
+from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, expanded, path
 from refseg_jax.cli.frames import Frame
 from refseg_jax.cli.mask_files import MaskFiles, check_apart, going_on, identity, write_json
 from refseg_jax.cli.signals import leave
@@ -184,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.rvos_submission", __doc__)
     parser.add_argument(
         "--checkpoint",
-        type=place,
+        type=expanded,
         required=True,
         help="a run's workdir, one checkpoint, or an export",
     )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from refseg_jax.cli import signals
 from refseg_jax.errors import UserError, escaped
-from refseg_jax.storage.buckets import located, on_disk, told, write
+from refseg_jax.storage.buckets import on_disk, told, write
 
 #: Value of `--json` where the object goes to stdout.
 STDOUT = Path("-")
@@ -92,14 +92,6 @@ def path(text: str) -> Path:
     """The type of a flag that names a file or folder on a disk."""
     try:
         return on_disk(expanded(text))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def place(text: str) -> Path:
-    """The type of a flag that names a folder on a disk or in a bucket."""
-    try:
-        return located(expanded(text))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -12,8 +12,12 @@ from ml_collections import ConfigDict
 from refseg_jax.cli.command_line import expanded
 from refseg_jax.errors import escaped
 from refseg_jax.storage.buckets import is_remote, scheme_of
+from refseg_jax.storage.hub import on_hub
 
 FLAGS = flags.FLAGS
+
+#: The fields that may name an export on the hub, as `hf://OWNER/NAME`.
+_ON_HUB = ("init.checkpoint",)
 
 #: The fields that may name a folder in a bucket.
 _IN_BUCKETS = re.compile(
@@ -77,6 +81,8 @@ def _check_buckets(values: flags.FlagValues) -> None:
             f"--workdir={values.workdir}: {scheme}:// is not known; name a folder on a disk"
         )
     for name, value in _texts(values.config):
+        if on_hub(value) and name in _ON_HUB:
+            continue
         if (scheme := scheme_of(value)) and not is_remote(value):
             raise flags.IllegalFlagValueError(
                 f"--config.{name}={value}: {scheme}:// is not known; name a file or folder on a disk"

@@ -58,25 +58,27 @@ FORMATS: Mapping[str, Callable[..., Written]] = {
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: str | Path,
     format: str,
     output: Path,
     *,
     step: Step = "latest",
     environment: Path | None = None,
     command: Sequence[str],
+    hub: str = "",
 ) -> None:
     """Writes a checkpoint as a folder that needs nothing else, complete or not at all.
 
     Args:
         checkpoint: a run's workdir, one of its checkpoints, or an exported folder with
-            `model.safetensors`.
+            `model.safetensors`, also on the hub (`hf://OWNER/NAME`).
         format: key of `FORMATS`.
         output: the folder to write, which must not exist.
         step: which checkpoint of a workdir.
         environment: for `onnx` only, folder of the environment that converts, see
             `refseg_jax.exports.onnx_environment`.
         command: command line of the export, for the model card.
+        hub: `OWNER/NAME` that the folder is going to have on the hub, for the model card.
 
     Raises:
         UserError: the format is unknown, no usable checkpoint was found, the model cannot be converted,
@@ -101,6 +103,6 @@ def export(
             metrics=source.metrics,
             graphs=written.graphs,
         )
-        card = model_card(config, shlex.join(command), written.notes)
+        card = model_card(config, shlex.join(command), written.notes, hub)
         (target / folder.CARD).write_text(card, encoding="utf-8")
         folder.write_config(target, config)

@@ -89,14 +89,18 @@ def is_export(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path, flag: str = "--output") -> Iterator[Path]:
     """Yields a temporary folder to fill; renames it to `output` at the end, or removes it on an error.
+
+    Args:
+        output: the folder.
+        flag: by which it was given, for errors.
 
     Raises:
         UserError: the output exists, or cannot be written.
     """
     if output.exists() or output.is_symlink():
-        raise UserError(f"{output}: it exists already; name another --output, or delete it first")
+        raise UserError(f"{output}: it exists already; name another {flag}, or delete it first")
     scratch = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

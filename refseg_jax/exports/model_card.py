@@ -13,25 +13,26 @@ _NOT_RECORDED = "not recorded"
 
 _LOADING = """## Use it
 
-With refseg_jax, from this folder alone:
+With refseg_jax, from {where}:
 
 ```python
 from refseg_jax import Predictor
 
-predictor = Predictor.from_checkpoint("FOLDER")
+predictor = Predictor.from_checkpoint("{path}")
 for prediction in predictor.predict("picture.jpg", ["the red car", "the wheels of the red car"]):
     print(prediction.present, prediction.score, prediction.mask.shape)
 ```
 """
 
 
-def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> str:
+def model_card(config: ExportConfig, command: str, notes: Mapping[str, str], hub: str = "") -> str:
     """The text of the card.
 
     Args:
         config: config of the export.
         command: command line that made the export.
         notes: heading -> paragraph, from the writer of the format.
+        hub: `OWNER/NAME` on the Hugging Face hub, `""` if it is not to lie there.
     """
     dataset = escaped(str(config.data.get("dataset") or ""))
     recorded = {
@@ -45,7 +46,8 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         licence = licences[dataset]
     name = config.model["name"]
     parts = [
-        f"---\nlibrary_name: refseg_jax\npipeline_tag: image-segmentation\ntags: [{name}]\n---",
+        f"---\nlibrary_name: refseg_jax\npipeline_tag: image-segmentation\n"
+        f"tags: [{name}, refseg_jax, jax, referring-image-segmentation]\n---",
         f"# {name} on {dataset or 'an unnamed dataset'}",
         "Language-guided segmentation: an image and expressions in, one mask for each out.",
         f"- dataset: {dataset or _NOT_RECORDED}\n- licence of the data: {licence}\n"
@@ -55,10 +57,15 @@ def model_card(config: ExportConfig, command: str, notes: Mapping[str, str]) -> 
         f"`{config.eval.get('resample', 'logits')}`\n- code: {escaped(config.library)}",
         f"## Scores\n\n{_scores(config)}",
         f"## Made by\n\n{_block(escaped(command))}",
-        _LOADING.strip(),
+        _loading(hub),
         *(f"## {heading}\n\n{text}" for heading, text in notes.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _loading(hub: str) -> str:
+    where = "the hub or a copy of this folder" if hub else "this folder alone"
+    return _LOADING.strip().format(where=where, path=f"hf://{hub}" if hub else "FOLDER")
 
 
 def _scores(config: ExportConfig) -> str:

@@ -21,7 +21,7 @@ from refseg_jax.exports.folder import Step
 from refseg_jax.models import difference
 from refseg_jax.models.graphs import check_params, forward_of
 from refseg_jax.reporting import tables
-from refseg_jax.storage.buckets import located
+from refseg_jax.storage.hub import model_folder
 from refseg_jax.text.tokenizers import build_tokenizer, check_tokenizer, tokenizer_identity
 from refseg_jax.text.vocabulary_file import same_vocabulary
 
@@ -50,16 +50,18 @@ class Source:
     metrics: dict[str, float]
 
 
-def read_source(path: Path, step: Step = "latest") -> Source:
+def read_source(path: str | Path, step: Step = "latest") -> Source:
     """Reads a checkpoint or an exported folder.
 
     Args:
-        path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`.
+        path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`
+            (also `hf://OWNER/NAME`).
         step: which checkpoint of a workdir.
 
     Raises:
         UserError: no usable checkpoint was found at `path`, or another version of the code wrote it.
     """
+    path = model_folder(path)
     if folder.is_export(path):
         stored, params = _read_weights(path)
         folder.check_step(path, stored, step)
@@ -128,7 +130,8 @@ def load_start(
     `data.tokenizer` are compared, where both sides have them and can be read.
 
     Args:
-        path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`.
+        path: a run's workdir, one of its checkpoints, or an exported folder with `model.safetensors`
+            (also `hf://OWNER/NAME`).
         expected: as in `refseg_jax.checkpoints.params.load_params`.
         config: config of the run that starts: its `model` lets the error of parameters that do not fit
             name the fields that differ, its `data` is compared.
@@ -142,7 +145,7 @@ def load_start(
         UserError: no usable parameters were found at `path`, or they are scored by other words.
         OtherParametersError: the parameters do not fit `expected`.
     """
-    path, ours = located(path), config or {}
+    path, ours = model_folder(path), config or {}
     try:
         if folder.is_export(path):
             stored, arrays = _read_weights(path)
@@ -184,7 +187,7 @@ def recorded_licences(path: str | Path) -> dict[str, str]:
     """Licences of the data that a checkpoint was trained on, its start's included.
 
     Args:
-        path: a run's workdir, one of its checkpoints, or an exported folder.
+        path: a run's workdir, one of its checkpoints, or an exported folder (also `hf://OWNER/NAME`).
 
     Returns:
         Dataset -> licences in one line; empty where none are recorded, as in early runs.
@@ -192,7 +195,7 @@ def recorded_licences(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: `path` holds no checkpoint.
     """
-    path = located(path)
+    path = model_folder(path)
     if folder.is_export(path):
         return dict(folder.read_config(path).data.get("licences", {}))
     directory, step = checkpoint_folder.locate(path)
