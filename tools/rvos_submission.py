@@ -186,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=expanded,
         required=True,
-        help="a run's workdir, one checkpoint, or an export",
+        help="a run's workdir, one checkpoint, or an export, also hf://OWNER/NAME",
     )
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
     parser.add_argument("--source_dir", type=path, required=True, help="Ref-YouTube-VOS, unpacked")

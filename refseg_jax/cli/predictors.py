@@ -17,7 +17,7 @@ def add_predictor_flags(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=expanded,
         required=True,
-        help="a run's workdir, one checkpoint, or an export",
+        help="a run's workdir, one checkpoint, or an export, also hf://OWNER/NAME",
     )
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
     parser.add_argument(

@@ -94,7 +94,7 @@ class Predictor(Explanations):
 
         Args:
             path: a run's workdir, one step folder, or a folder that `tools.export` wrote; the first two
-                on a disk or in a bucket.
+                on a disk or in a bucket, the last on a disk or on the hub (`hf://OWNER/NAME`).
             step: which checkpoint of a workdir, see `refseg_jax.checkpoints.params.load_params`; an
                 exported folder has only one.
             expressions_at_once: as in `Predictor`.
