@@ -13,8 +13,16 @@ That is faster for small models, which do not use several cores well.
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from refseg_jax.cli.command_line import command_parser, ended, expanded, path
+from refseg_jax.cli.command_line import (
+    Result,
+    add_json_flag,
+    command_parser,
+    ended,
+    expanded,
+    path,
+)
 from refseg_jax.cli.signals import leave
 from refseg_jax.errors import UserError
 from tools.ablation_page import Scores, markdown
@@ -25,8 +33,8 @@ from tools.trainings import Training, train_all
 SEEDS = [0, 1, 2]
 
 
-def run_all(options: argparse.Namespace) -> str:
-    """Trains all variants and returns the page as Markdown.
+def run_all(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Trains all variants; returns the page as Markdown, and for `--json` the scores of each seed.
 
     Args:
         options: options of the command line, as `parse` returns them.
@@ -43,7 +51,13 @@ def run_all(options: argparse.Namespace) -> str:
         return [row.read(trainings[row.variant, seed].workdir) for seed in options.seeds]
 
     read = [[scores(row) for row in table.rows] for table in study.tables]
-    return markdown(study, read, options.seeds, options.steps, command(options))
+    tables = [
+        {row.label: found for row, found in zip(table.rows, of_table, strict=True)}
+        for table, of_table in zip(study.tables, read, strict=True)
+    ]
+    asked = {name: getattr(options, name) for name in ("study", "steps", "seeds")}
+    page = markdown(study, read, options.seeds, options.steps, command(options))
+    return page, {**asked, "tables": tables}
 
 
 def command(options: argparse.Namespace) -> str:
@@ -110,6 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="of a run (default: the study's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    add_json_flag(parser, "the scores of each seed")
     return parser
 
 
@@ -125,13 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = parse(arguments)
 
-    def work() -> None:
-        text = run_all(options)
+    def work() -> Result:
+        text, scores = run_all(options)
         print(text)
         if options.page:
             options.page.write_text(text)
+        return Result(scores)
 
-    return ended(work)
+    return ended(work, report=options.json)
 
 
 if __name__ == "__main__":

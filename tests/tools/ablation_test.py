@@ -1,6 +1,7 @@
 """The command; how it trains is `trainings_test`'s matter, and that main.py does `main_test`'s."""
 
 import argparse
+import json
 import signal
 from pathlib import Path
 
@@ -70,7 +71,10 @@ def test_what_is_missing_is_trained_and_the_page_tells_all(
     assert page in capfd.readouterr().out
     assert "| both | 60.00 ± 5.77 |" in page
     assert "| none | 50.00 ± 0.00 (≈) |" in page
-    assert study.call() == 0
+    assert study.call("--json") == 0
+    table = json.loads(capfd.readouterr().out)["tables"][0]
+    scores = [next(iter(found.values())) for found in table["both"]]
+    assert scores == [0.5, 0.6, 0.7]
     assert len(study.started) == 9, "what the command has trained itself is kept as well"
 
 

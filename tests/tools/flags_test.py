@@ -20,7 +20,7 @@ ROOT = Path(main.__file__).parent
 
 #: Command -> its flags that name a file or folder (or something on the hub, or either).
 PATHS = {
-    "ablation": {"data_dir", "output_dir", "page"},
+    "ablation": {"data_dir", "output_dir", "page", "json"},
     "build_dataset": {"data_dir", "source_dir", "image_dir", "config", "json"},
     "compile": {"config", "json", "hlo"},
     "dataset_page": set(),
