@@ -1,4 +1,4 @@
-"""Commands that need only this library, for example `python -m refseg_jax.cli.predict`.
+"""Commands that need only this library: `refseg predict` and the others of `refseg_jax.cli.commands`.
 
 In a checkout, the modules of `tools/` with the same names call them.
 """
