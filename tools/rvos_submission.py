@@ -31,10 +31,11 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline.datasets.ref_youtube_vos import SPLITS, Question, Video, videos
-from refseg_jax.checkpoints.folder import read_json, step_choice
-from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, expanded, path
+from refseg_jax.checkpoints.folder import read_json
+from refseg_jax.cli.command_line import Result, add_json_flag, command_parser, ended, path
 from refseg_jax.cli.frames import Frame
 from refseg_jax.cli.mask_files import MaskFiles, check_apart, going_on, identity, write_json
+from refseg_jax.cli.predictors import add_predictor_flags, open_predictor
 from refseg_jax.cli.signals import leave
 from refseg_jax.cli.texts import warn_of_cut
 from refseg_jax.cli.video import predict_frames
@@ -126,13 +127,14 @@ def run(options: argparse.Namespace) -> Result:
     check_apart(source, out)
     found = videos(source, split)
     _tell_of_test(source, split, len(found))
-    predictor = Predictor.from_checkpoint(options.checkpoint, step=step_choice(options.step))
+    predictor = open_predictor(options)
     warn_of_cut(
         predictor.cut_short([q.text for v in found for q in v.questions if has_word(q.text)])
     )
     asked = {
         "source": str(source.resolve()),
         "split": split,
+        "thresholds": options.thresholds,
         "checkpoint": identity(options.checkpoint, options.step),
     }
     expressions = sum(len(video.questions) for video in found)
@@ -182,13 +184,7 @@ def _tell_of_test(source: Path, split: str, count: int) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = command_parser("tools.rvos_submission", __doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=expanded,
-        required=True,
-        help="a run's workdir, one checkpoint, or an export, also hf://OWNER/NAME",
-    )
-    parser.add_argument("--step", default="latest", help="of a workdir: latest, best or a number")
+    add_predictor_flags(parser)
     parser.add_argument("--source_dir", type=path, required=True, help="Ref-YouTube-VOS, unpacked")
     parser.add_argument("--split", choices=SPLITS[1:], default="valid")
     parser.add_argument("--output_dir", type=path, required=True)

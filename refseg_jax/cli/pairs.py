@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,9 +79,15 @@ def parse_formats(text: str) -> frozenset[str]:
 class PairWriter:
     """Writes the results of the pairs of a picture, all or none."""
 
-    def __init__(self, options: argparse.Namespace, predictor: Predictor, results: Results) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        predictor: Predictor,
+        results: Results,
+        formats: Collection[str],
+    ) -> None:
         self._options, self._predictor, self._results = options, predictor, results
-        self._formats = parse_formats(options.format)
+        self._formats = formats
         self._noted: set[str] = set()
 
     def add(self, asked: Asked, answer: Answer) -> list[str]:

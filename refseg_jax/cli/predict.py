@@ -68,7 +68,7 @@ from refseg_jax.cli.command_line import (
 from refseg_jax.cli.frames import RATES
 from refseg_jax.cli.groups import run_group
 from refseg_jax.cli.mask_files import identity
-from refseg_jax.cli.pairs import USUAL, Asked, PairWriter, asked_of
+from refseg_jax.cli.pairs import USUAL, Asked, PairWriter, asked_of, parse_formats
 from refseg_jax.cli.pictures import check_results, find_pictures, lines_of
 from refseg_jax.cli.predictors import (
     add_predictor_flags,
@@ -83,6 +83,7 @@ from refseg_jax.cli.video import run_video
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.images.decoding import ImageError
 from refseg_jax.prediction.predictor import Predictor
+from refseg_jax.prediction.tiles import Tiles
 
 #: Flags that change what is written of a picture; a call with others does not go on with its lines.
 _ANSWERED_BY = ("format", "tile", "overlap", "thresholds", "maps", "group_maps", "region_maps")
@@ -126,6 +127,8 @@ def run(options: argparse.Namespace) -> Result:
     if options.group:
         return _result(options, run_group(options, texts))
     given, out = options.image, options.output_dir
+    # Before anything of an earlier call is removed.
+    formats, tiles = parse_formats(options.format), tiles_of(options)
     found = find_pictures(given, recursive=options.recursive, without=out)
     for line in lines_of(found):
         print(line, file=sys.stderr)
@@ -140,10 +143,10 @@ def run(options: argparse.Namespace) -> Result:
     folder = given.is_dir()
     lines = {one.picture.name: len(one.texts) for one in asked}
     with Results(out, _record(options, texts, pairs) if folder else None, lines) as results:
-        work = PairWriter(options, predictor, results)
+        work = PairWriter(options, predictor, results, formats)
         left = [one for one in asked if one.picture.name not in results.done]
         before = len(asked) - len(left)
-        failed = _predict(options, predictor, left, before, work, tell=not folder)
+        failed = _predict(options, predictor, left, before, work, tiles, tell=not folder)
         matches = work.finish(folder)
     bad, used = found.unusable + failed, len(asked) - failed
     skipped = f"; {bad} could not be used" if bad else ""
@@ -172,6 +175,7 @@ def _predict(
     asked: Sequence[Asked],
     before: int,
     work: PairWriter,
+    tiles: Tiles | None,
     *,
     tell: bool,
 ) -> int:
@@ -183,13 +187,14 @@ def _predict(
         asked: the pictures that are left.
         before: the number of those that are done.
         work: writes.
+        tiles: cuts larger pictures.
         tell: whether to print each pair.
     """
     answers = predictor.predict_many(
         [one.picture.path for one in asked],
         [one.texts for one in asked] if _differ(asked) else asked[0].texts if asked else ["-"],
         maps=options.maps,
-        tiles=tiles_of(options),
+        tiles=tiles,
         batch_size=options.batch_size,
     )
     total, bad = before + len(asked), 0
@@ -290,6 +295,8 @@ def _check_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     for name in ("group_maps", "region_maps", "format", "batch_size", "tile", "overlap"):
         if options.group and name in given:
             parser.error(f"--{name} is for single pictures; leave out --group")
+    if options.batch_size is not None and options.batch_size < 1:
+        parser.error(f"--batch_size={options.batch_size}: give at least 1")
     if options.fps is not None and not RATES[0] <= options.fps <= RATES[1]:
         parser.error(
             f"--fps={options.fps:g}: give a number of frames a second from {RATES[0]} to {RATES[1]:g}"

@@ -1,6 +1,5 @@
 """The texts of a command line, and what is said of them."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from refseg_jax.errors import UserError, escaped
 from refseg_jax.images.files import read_file
 from refseg_jax.text.cleaning import has_word
-from refseg_jax.text.encoding import EncodingError, lines_of_any
+from refseg_jax.text.encoding import EncodingError, check_start, is_blank, json_of, lines_of_any
 
 
 def read_texts(file: Path) -> list[str]:
@@ -57,16 +56,17 @@ def read_pairs(file: Path) -> dict[str, list[str]]:
 
 def _pairs_of(file: Path) -> Iterator[tuple[int, str, str]]:
     try:
-        lines = lines_of_any(read_file(file))
+        data = read_file(file)
+        check_start(data)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; check --expressions") from None
     except EncodingError as error:
         raise UserError(f"{file}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if is_blank(line):
             continue
         try:
-            fields = json.loads(line)
+            fields = json_of(line)
             image, text = fields["image"], fields["expression"]
             if not (isinstance(image, str) and isinstance(text, str)):
                 raise TypeError

@@ -53,8 +53,9 @@ class ExportConfig:
         data: `dataset` (names of all training datasets, separated by commas), `licences` (dataset ->
             text), `resize`, `context_length`, `tokenizer` (name of a file in the folder) and
             `anti_prefix` (early exports lack it, and have no anti-expressions).
-        eval: `threshold`, `resample` as `refseg_jax.images.resize.logits_on_canvas` takes it, and
-            `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it.
+        eval: `threshold`, `resample` as `refseg_jax.images.resize.logits_on_canvas` takes it,
+            `protocol` as `refseg_jax.evaluation.protocols.build_protocols` takes it and, of a calibrated
+            checkpoint, `calibration` (`refseg_jax.checkpoints.calibration.Calibration`).
         step: number of updates that made the parameters.
         metrics: scores at that step, `{}` without an evaluation.
         graphs: name -> description of the graph (its file, inputs and outputs), `{}` without graphs.

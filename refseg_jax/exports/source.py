@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from refseg_jax.checkpoints import calibration
 from refseg_jax.checkpoints import folder as checkpoint_folder
 from refseg_jax.checkpoints.folder import RunRecord, another_version, locate
 from refseg_jax.checkpoints.params import OtherParametersError, lay_out, load_recorded
@@ -70,11 +71,13 @@ def read_source(path: str | Path, step: Step = "latest") -> Source:
         vocabulary = path / folder.TOKENIZER
         tokenizer, tokenizer_json = str(vocabulary), vocabulary.read_text()
         step, metrics = stored.step, stored.metrics
+        kept = stored.eval.get("calibration")
     else:
         params, record = load_recorded(path, step=step)
         config, step, metrics = record.config, record.step, _scores(path, record)
         licences = record.config.get("licences", {})
         tokenizer = tokenizer_json = ""
+        kept = _calibration(path, record.step, params)
     with another_version(path):
         data = config["data"]
         tokenizer = tokenizer or data["tokenizer"]
@@ -102,11 +105,22 @@ def read_source(path: str | Path, step: Step = "latest") -> Source:
                 # Early runs had only one protocol, and one way of resampling.
                 "protocol": config["eval"].get("protocol", "cris"),
                 "resample": config["eval"].get("resample", "logits"),
+                **({"calibration": kept} if kept else {}),
             },
             tokenizer_json=tokenizer_json or build_tokenizer(tokenizer).as_json(),
             step=step,
             metrics=metrics,
         )
+
+
+def _calibration(path: Path, step: int, params: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """The calibrated thresholds of a step as JSON values, if it has some that are its own."""
+    file = calibration.place(locate(path)[0], step)
+    found = calibration.read(file)
+    if found is None:
+        return None
+    found.check_parameters(params, file)
+    return found.as_json()
 
 
 def _datasets(config: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ _THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class _Read:
+class ReadImage:
     """A picture that a thread has decoded and brought to the network's size."""
 
     pixels: np.ndarray
@@ -73,7 +73,7 @@ class Answer:
     """
 
     def __init__(
-        self, image: PictureLike, expressions: Sequence[str], read: _Read | ImageError
+        self, image: PictureLike, expressions: Sequence[str], read: ReadImage | ImageError
     ) -> None:
         self.image, self.expressions = image, expressions
         self.error = read if isinstance(read, ImageError) else None
@@ -151,7 +151,7 @@ class ManyPredictor:
         number = 0
         for number, (image, read) in enumerate(self._read(images, tiles), 1):
             answers.append(Answer(image, asked.expressions(number - 1), read))
-            if isinstance(read, _Read) and read.prepared is not None:
+            if isinstance(read, ReadImage) and read.prepared is not None:
                 networks.append(read.prepared)
             if len(networks) == self.batch_size or len(answers) == 2 * self.batch_size:
                 yield answers, networks
@@ -162,12 +162,12 @@ class ManyPredictor:
 
     def _read(
         self, images: Iterable[PictureLike], tiles: Tiles | None
-    ) -> Iterator[tuple[PictureLike, _Read | ImageError]]:
+    ) -> Iterator[tuple[PictureLike, ReadImage | ImageError]]:
         """Reads images in threads, in order, a batch and a few ahead."""
         threads = min(_THREADS, os.cpu_count() or 1)
         coming = iter(images)
         with ThreadPoolExecutor(threads) as pool:
-            started: deque[tuple[PictureLike, Future[_Read | ImageError]]] = deque()
+            started: deque[tuple[PictureLike, Future[ReadImage | ImageError]]] = deque()
             try:
                 while True:
                     room = self.batch_size + threads - len(started)
@@ -181,7 +181,7 @@ class ManyPredictor:
                 for _, future in started:
                     future.cancel()
 
-    def _read_one(self, image: PictureLike, tiles: Tiles | None) -> _Read | ImageError:
+    def _read_one(self, image: PictureLike, tiles: Tiles | None) -> ReadImage | ImageError:
         try:
             picture = self._images.read(image)
             height, width, _ = picture.pixels.shape
@@ -193,7 +193,7 @@ class ManyPredictor:
             raise
         except Exception as error:
             return unusable(_name(image), error)
-        return _Read(picture.pixels, picture.notes, prepared)
+        return ReadImage(picture.pixels, picture.notes, prepared)
 
     def _start(
         self,

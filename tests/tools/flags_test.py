@@ -21,6 +21,7 @@ ROOT = Path(main.__file__).parent
 #: Command -> its flags that name a file or folder (or something on the hub, or either).
 PATHS = {
     "ablation": {"data_dir", "output_dir", "page", "json"},
+    "calibrate": {"checkpoint", "data_dir", "json"},
     "build_dataset": {"data_dir", "source_dir", "image_dir", "config", "json"},
     "compile": {"config", "json", "hlo"},
     "dataset_page": set(),
@@ -41,6 +42,7 @@ OTHERS = {
         *("dataset", "name", "mask_threshold", "splits", "num_workers", "skip_missing"),
         *("runner", "beam_options", "overwrite"),
     },
+    "calibrate": {"step", "split", "dataset", "granularities", "t_acc"},
     "compile": {"topology", "slices", "mode", "largest_batch"},
     "dataset_page": {"write"},
     "docs_pictures": set(),
@@ -54,7 +56,7 @@ OTHERS = {
         *("group", "heatmaps", "thresholds", "max_pixels", "format", "tile", "overlap"),
         "batch_size",
     },
-    "rvos_submission": {"step", "split"},
+    "rvos_submission": {"step", "split", "thresholds", "max_pixels"},
     "score": {"protocol", "min_pixels"},
 }
 #: A value of each flag that must be given.

@@ -87,8 +87,16 @@ def test_predictions_are_a_dataset(folder, tmp_path):
     used = Thresholds(0.5)
     with jsonl_writer(folder / "train.jsonl") as put:
         put(prediction_line("a.png#0", "a.png", "the thing", LEFT, 0.9, thresholds=used))
-        put(prediction_line("a.png#1", "a.png", "a whale", np.zeros(SIZE, bool), 0.0, thresholds=used))
-        put(prediction_line("a.png#2", "a.png", "no match", RIGHT, 0.6, present=False, thresholds=used))
+        put(
+            prediction_line(
+                "a.png#1", "a.png", "a whale", np.zeros(SIZE, bool), 0.0, thresholds=used
+            )
+        )
+        put(
+            prediction_line(
+                "a.png#2", "a.png", "no match", RIGHT, 0.6, present=False, thresholds=used
+            )
+        )
     jsonl.build("mine", folder, data_dir=tmp_path / "data")
     record = RecordSource(str(tmp_path / "data"), "mine", "train")[0]
     assert [(e.id, e.granularity) for e in record.expressions] == [
