@@ -24,6 +24,7 @@ check_python = test -n "$(INTERPRETER)" || { \
 	echo "error: found no Python $(PYTHON); install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 
 WORKDIR ?= runs/scenes_unires
+CHECKPOINT ?= $(WORKDIR)
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest
 # A file's tests stay together: its fixtures are compiled once.
@@ -37,7 +38,7 @@ LIGHT_TESTS := tests/layout_test.py $(addprefix tests/, configs docs input_pipel
 # page faults of 4 KB were an eighth of its CPU time in a step of ReLA.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help python setup run test test-long test-light test-oldest lint docs parity aot bench bench-gpu soak ablation clean link
+.PHONY: help python setup run demo test test-long test-light test-demo test-oldest lint docs parity aot bench bench-gpu soak ablation clean link
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ run: $(VENV)/.library ## build the Scenes dataset, train UniRES on it, score it,
 	$(BIN)/python -m tools.build_dataset --dataset=scenes --data_dir=data
 	$(BIN)/python main.py --config=configs/scenes_unires.py --workdir=$(WORKDIR)
 
+demo: $(VENV)/.demo ## serve what `make run` has trained, or another model: `make demo CHECKPOINT=exported`
+	$(BIN)/python -m tools.demo --checkpoint=$(CHECKPOINT)
+
 test: $(VENV)/.test ## run the tests, or some: `make test TESTS=tests/refseg_jax/text`
 	$(BIN)/python $(PYTEST) $(TWO_WORKERS) $(TESTS)
 
@@ -56,6 +60,9 @@ test-long: $(VENV)/.test ## run the tests that take a minute each: golden number
 
 test-light: $(VENV)/.test ## run the tests that compile no large model
 	$(BIN)/python $(PYTEST) $(TWO_WORKERS) $(LIGHT_TESTS)
+
+test-demo: $(VENV)/.demo $(VENV)/.test ## run the tests of the web demo, in Chromium if there is one
+	$(BIN)/python $(PYTEST) -rs tests/refseg_jax/cli/demo
 
 test-oldest: $(OLDEST)/.test ## run both on Python 3.11 with the oldest versions that are allowed
 	$(OLDEST)/bin/python $(PYTEST) $(TWO_WORKERS) $(TESTS)
@@ -124,6 +131,10 @@ $(VENV)/.library: requirements.txt pyproject.toml | $(BIN)/python link
 
 $(VENV)/.test: requirements.txt pyproject.toml | $(BIN)/python link
 	$(BIN)/python $(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.demo: requirements.txt pyproject.toml | $(BIN)/python link
+	$(BIN)/python $(PIP) -e '.[demo]'
 	touch $@
 
 $(VENV)/.docs: requirements.txt pyproject.toml | $(BIN)/python link

@@ -48,7 +48,10 @@ autodoc_class_signature = "mixed"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 # Made where they are not installed; only their users import them.
-autodoc_mock_imports = ["apache_beam", "jax2onnx", "onnx", "onnxruntime"]
+autodoc_mock_imports = [
+    *("apache_beam", "jax2onnx", "onnx", "onnxruntime"),
+    *("fastapi", "gradio", "starlette", "uvicorn"),
+]
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 maximum_signature_line_length = 130

@@ -33,6 +33,7 @@ class Command(NamedTuple):
 #: Every command that needs the library alone. One that is new has a line here, and a module of its
 #: name in `tools/` that calls it.
 COMMANDS: Mapping[str, Command] = {
+    "demo": Command("refseg_jax.cli.demo.command", "a web page and a JSON API for models"),
     "export": Command(
         "refseg_jax.cli.export", "write a checkpoint as a folder that runs elsewhere"
     ),

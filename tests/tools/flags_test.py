@@ -25,6 +25,7 @@ PATHS = {
     "build_dataset": {"data_dir", "source_dir", "image_dir", "config", "json"},
     "compile": {"config", "json", "hlo"},
     "dataset_page": set(),
+    "demo": {"checkpoint"},
     "docs_pictures": {"run", "output_dir"},
     "scenes_page": set(),
     "doctor": {"data_dir", "source_dir", "image_dir", "config", "page", "json"},
@@ -45,6 +46,10 @@ OTHERS = {
     "calibrate": {"step", "split", "dataset", "granularities", "t_acc"},
     "compile": {"topology", "slices", "mode", "largest_batch"},
     "dataset_page": {"write"},
+    "demo": {
+        *("thresholds", "host", "port", "max_megabytes", "max_pixels", "max_expressions"),
+        *("max_waiting", "cache_megabytes"),
+    },
     "docs_pictures": set(),
     "scenes_page": {"write"},
     "doctor": {"dataset", "mask_threshold", "splits", "num_workers"},
@@ -86,6 +91,7 @@ def test_every_command_is_in_the_table() -> None:
     commands |= {
         p.stem for p in (ROOT / "refseg_jax/cli").glob("*.py") if "def main(" in p.read_text()
     }
+    commands |= {path.parent.name for path in (ROOT / "refseg_jax/cli").glob("*/command.py")}
     assert commands == PATHS.keys() == OTHERS.keys()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from refseg_jax.evaluation.predictions import encode
-from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
+from tools.studies.no_target_rule import matched_min_pixels, scores_by_min_pixels
 
 
 def _dump(folder: Path, pairs: list[tuple[int, bool]]) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from refseg_jax.reporting.tables import read_summary
-from tools.no_target_rule import matched_min_pixels, scores_by_min_pixels
+from tools.studies.no_target_rule import matched_min_pixels, scores_by_min_pixels
 
 #: Reads the scores of a finished run from its workdir.
 Reader = Callable[[Path], Mapping[str, float]]
