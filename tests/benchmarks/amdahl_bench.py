@@ -16,6 +16,7 @@ import pytest
 
 from refseg_jax.models import build_model
 from refseg_jax.models.forward import Forward
+from refseg_jax.prediction.encoding import EncodedImages
 from refseg_jax.prediction.painting import Prediction
 from refseg_jax.prediction.predictor import Predictor
 from tests.benchmarks.turns import clocked, ratios, spread, take_turns
@@ -68,14 +69,12 @@ def test_share_of_amdahls_limit():
 def parts_of(predictor: Predictor, rgb: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The two parts of `predict`: the work for an image, and that for one expression on it."""
 
-    def see() -> tuple[Any, Any]:
-        features, places = predictor._see([rgb])
-        return jax.block_until_ready(features), places
+    def see() -> EncodedImages:
+        return jax.block_until_ready(predictor.encode(rgb))
 
-    features, places = see()
+    encoded = see()
 
     def express() -> list[Prediction]:
-        ((count, words),) = predictor.words(["the box on the left"]).parts
-        return predictor._predict(features, count, words, places, False)[0]
+        return list(predictor.predict_words(encoded, predictor.words(["the box on the left"])))
 
     return see, express
