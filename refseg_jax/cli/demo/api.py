@@ -25,6 +25,7 @@ from fastapi.responses import JSONResponse  # pyright: ignore[reportMissingImpor
 from starlette.datastructures import UploadFile  # pyright: ignore[reportMissingImports]
 from starlette.exceptions import HTTPException  # pyright: ignore[reportMissingImports]
 from starlette.formparsers import MultiPartException, MultiPartParser  # pyright: ignore[reportMissingImports]
+from starlette.requests import ClientDisconnect  # pyright: ignore[reportMissingImports]
 
 from refseg_jax.cli.demo.answers import judged
 from refseg_jax.cli.demo.batching import BusyError, Question, Worker
@@ -146,6 +147,8 @@ class Api:
         try:
             async with asyncio.timeout(_ARRIVES):
                 fields = await self._fields(request)
+        except ClientDisconnect:
+            raise _RefusedError(400, "the request was broken off") from None
         except TimeoutError:
             raise _RefusedError(408, f"the request did not arrive in {_ARRIVES:.0f} s") from None
         asked = self._checked(fields)
@@ -185,7 +188,7 @@ class Api:
         for name in form:
             values = form.getlist(name)
             fields[name] = values if name == "expressions" else values[-1]
-        picture = fields.get("image")
+        picture: Any = fields.get("image")
         if isinstance(picture, UploadFile):
             fields["image"] = await picture.read()
             fields.setdefault("name", picture.filename or _NAME)

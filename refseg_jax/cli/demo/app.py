@@ -164,7 +164,7 @@ class _Events:
         if asked is None:
             if token is None:
                 return (gr.skip(),) * 4
-            raise _error("These answers are no longer kept; ask again.")
+            raise _error("These answers are not kept any more; ask again.")
         return self._shown(asked, mask, presence)
 
     def download(self, mask: float, presence: float, token: str | None) -> str:
@@ -179,8 +179,9 @@ class _Events:
         path.write_bytes(data)
         return str(path)
 
-    def chosen(self, model: str) -> tuple[Any, ...]:
+    def chosen(self, model: str, token: str | None) -> tuple[Any, ...]:
         """The sliders of a model, and an empty result."""
+        self._desk.sessions.drop(token)
         one = self._models[model]
         thresholds = one.predictor.thresholds
         presence = gr.update(value=thresholds.presence, visible=one.head)
@@ -232,10 +233,8 @@ class _Events:
 
 
 def _caption(member: Member) -> str:
-    facts = f"score {member.score:.2f}" if member.found else "no match"
-    if member.presence is not None:
-        facts += f", presence {member.presence:.2f}"
-    return f"{member.name}: {facts}"
+    # Its end is cut off where a picture is narrow.
+    return f"{f'score {member.score:.2f}' if member.found else 'no match'} · {member.name}"
 
 
 def page_of(models: Mapping[str, Model], worker: Worker, limits: Limits) -> gr.Blocks:
@@ -311,7 +310,9 @@ def _one_picture(
             download = gr.Button("Download masks", visible=False, elem_id="rs-download")
             file = gr.DownloadButton(visible="hidden", elem_id="rs-zip")
             with gr.Accordion("Probability maps", open=False):
-                maps = gr.Gallery(columns=2, format="jpeg", show_label=False, elem_id="rs-maps")
+                maps = gr.Gallery(
+                    columns=2, height="auto", format="jpeg", show_label=False, elem_id="rs-maps"
+                )
     drawn = [result, shown, maps, download]
     examples.click(
         lambda number: events.examples[number],
@@ -333,7 +334,10 @@ def _one_picture(
             events.redraw, [mask, presence, token], drawn, trigger_mode="always_last", **quiet
         )
     model.change(
-        events.chosen, [model], [mask, presence, result, shown, times, maps, download], **quiet
+        events.chosen,
+        [model, token],
+        [mask, presence, result, shown, times, maps, download],
+        **quiet,
     )
     # A browser downloads what a link leads to when it is clicked; the link is there only afterwards.
     download.click(events.download, [mask, presence, token], [file], **quiet).success(
@@ -362,7 +366,11 @@ def _group(events: _Events, limits: Limits, model: Any) -> None:
         with gr.Column():
             line = gr.Markdown(elem_id="rs-group-line")
             gallery = gr.Gallery(
-                label="Those that show it first", columns=2, format="jpeg", elem_id="rs-group"
+                label="Those that show it first",
+                columns=2,
+                height="auto",
+                format="jpeg",
+                elem_id="rs-group",
             )
     gr.on(
         [ask.click, text.submit],

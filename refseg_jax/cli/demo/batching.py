@@ -11,7 +11,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.prediction.many import Answer
 from refseg_jax.prediction.predictor import Predictor
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 #: How long a request waits for others: a fraction of what a model takes, seconds.
 _PATIENCE = 0.004
@@ -23,7 +23,7 @@ class BusyError(UserError):
     """Too many requests wait."""
 
 
-class Question(NamedTuple, Generic[_T]):
+class Question(NamedTuple, Generic[T]):
     """A picture, what it is asked, and what becomes of the answer.
 
     Attributes:
@@ -39,7 +39,7 @@ class Question(NamedTuple, Generic[_T]):
     picture: bytes
     expressions: tuple[str, ...]
     maps: bool
-    made: Callable[[Answer], _T]
+    made: Callable[[Answer], T]
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -83,7 +83,7 @@ class Worker:
         """Jobs that wait now."""
         return len(self._jobs)
 
-    def ask(self, question: Question[_T]) -> Future[_T]:
+    def ask(self, question: Question[T]) -> Future[T]:
         """Puts a question into the queue.
 
         Raises:
@@ -91,7 +91,7 @@ class Worker:
         """
         return self._put(_Job(question, None, Future()))
 
-    def call(self, work: Callable[[], _T]) -> Future[_T]:
+    def call(self, work: Callable[[], T]) -> Future[T]:
         """Puts any other work with a model into the queue, which is done alone; raises as `ask`."""
         return self._put(_Job(None, work, Future()))
 

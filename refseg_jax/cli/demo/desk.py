@@ -17,7 +17,7 @@ from refseg_jax.errors import UserError
 from refseg_jax.prediction.painting import Prediction
 from refseg_jax.prediction.predictor import Predictor
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
 class Upload(NamedTuple):
@@ -34,14 +34,13 @@ class Member(NamedTuple):
         name: of the picture.
         drawn: u8 `[h, w, 3]`, the picture with its region.
         found: whether the region has any pixel.
-        score, presence: as in `Prediction`.
+        score: as in `Prediction`.
     """
 
     name: str
     drawn: np.ndarray
     found: bool
     score: float
-    presence: float | None
 
 
 class Desk:
@@ -140,7 +139,7 @@ class Desk:
             raise UserError("there is no such model; load the page anew")
         return self._models[model].predictor
 
-    def _done(self, work: Callable[[], _T]) -> _T:
+    def _done(self, work: Callable[[], T]) -> T:
         try:
             return self._worker.call(work).result()
         except CancelledError:
@@ -161,4 +160,4 @@ def _told_apart(names: Sequence[str]) -> list[str]:
 
 def _member(name: str, pixels: np.ndarray, one: Prediction) -> Member:
     drawn = drawing(pixels, [one])
-    return Member(name, drawn, bool(one.mask.any()), one.score, one.presence)
+    return Member(name, drawn, bool(one.mask.any()), one.score)

@@ -51,6 +51,7 @@ CSS = """
   background: color-mix(in srgb, #b91c1c 12%, transparent);
 }
 .rs-times { margin: 0; font-size: .85rem; color: var(--body-text-color-subdued); }
+#rs-maps .grid-wrap, #rs-group .grid-wrap { height: auto !important; max-height: none !important; }
 @media (max-width: 480px) {
   .gradio-container { padding: .5rem !important; }
 }

@@ -48,11 +48,14 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is in use, or none of this machine.
     """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port={port}: give a number from 0 (a free one) to {2**16 - 1}")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        # Python adds the address, which is named here.
+        reason = str(error.strerror or error).partition(" (while")[0]
         raise UserError(
             f"--host={host} --port={port}: {reason}; give another --port, or 0 for a free one"
         ) from None

@@ -29,7 +29,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """What is kept now."""
         return sum(self._sizes.values())
 
@@ -56,7 +56,7 @@ class Sessions:
             self._kept[token], self._sizes[token] = asked, size_of(asked)
             self._kept.move_to_end(token)
             # The last one stays, so that there is something to show.
-            while self.bytes > self._most and len(self._kept) > 1:
+            while self.size > self._most and len(self._kept) > 1:
                 old, _ = self._kept.popitem(last=False)
                 del self._sizes[old]
         return token

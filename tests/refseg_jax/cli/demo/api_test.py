@@ -176,6 +176,30 @@ def test_a_body_of_unknown_length_is_counted(served: Served) -> None:
     assert served.ask(image=picture(), expressions=TEXTS)[0] == 200
 
 
+def test_who_comes_when_too_many_wait_is_sent_away(served: Served) -> None:
+    """Requests that do not arrive wait as well: none of them is read in part by the hundred."""
+    host, port = served.address.removeprefix("http://").split(":")
+    head = "POST /v1/predictions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as held:
+        for _ in range(LIMITS.waiting):
+            client = held.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            client.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
+        status = 200
+        for _ in range(50):
+            status, said = served.ask(image=picture(), expressions=TEXTS)
+            if status != 200:
+                break
+        assert (status, said) == (
+            503,
+            {"error": f"{LIMITS.waiting} requests wait already; try again in a while"},
+        )
+    for _ in range(50):
+        # Those who have left make room.
+        if served.ask(image=picture(), expressions=TEXTS)[0] == 200:
+            return
+    raise AssertionError("nobody is let in any more")
+
+
 def test_no_file_of_the_server_is_served(served: Served) -> None:
     for path in (
         "/gradio_api/file=/etc/passwd",
@@ -191,22 +215,13 @@ def test_no_file_of_the_server_is_served(served: Served) -> None:
 
 def test_the_page_reads_no_file_that_was_not_sent_to_it(served: Served, tmp_path: Path) -> None:
     """By the way in which a browser calls the page's events."""
-    config = json.loads(served.read("/config"))
-    (ask,) = [event for event in config["dependencies"] if len(event["inputs"]) == 6]
 
     def succeeds(path: str, words: str = "") -> bool:
-        told = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
         # Gradio looks for files in texts as well.
-        told_words = {"path": words, "meta": {"_type": "gradio.FileData"}} if words else TEXTS[0]
-        data = [told, told_words, "tiny_run", 0.5, 0.5, None]
-        call = json.dumps({"data": data, "fn_index": ask["id"], "session_hash": "abc"}).encode()
-        join = "/gradio_api/queue/join"
-        status, said = served.send("POST", join, call, content_type="application/json")
-        if status != 200:
-            assert said == {"error": "a file was not uploaded here"}
-            return False
-        events = served.read("/gradio_api/queue/data?session_hash=abc", until="process_completed")
-        return json.loads(events.strip().splitlines()[-1].removeprefix("data: "))["success"]
+        named = {"path": words, "meta": {"_type": "gradio.FileData"}} if words else TEXTS[0]
+        found = served.ask_page(path, named, "tiny_run")
+        assert found["success"] or found["error"] == "a file was not uploaded here"
+        return found["success"]
 
     body, kind = form(picture(), [], field="files")
     _, (sent,) = served.send("POST", "/gradio_api/upload", body, content_type=kind)

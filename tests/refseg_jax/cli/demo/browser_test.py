@@ -151,7 +151,7 @@ def test_a_group_tells_which_pictures_show_it(served: Served, page: Page, downlo
     page.click("#rs-group-ask")
     page.wait("document.body.innerText.includes('In 1 of 3 pictures.')", 60)
     first = page.wait("document.querySelector('#rs-group .caption-label')?.innerText")
-    assert first.startswith("2.png: score")
+    assert first.startswith("score ") and first.endswith(" · 2.png")
 
 
 def test_the_page_fits_a_phone(served: Served, page: Page) -> None:

@@ -119,16 +119,16 @@ def test_users_keep_their_own_and_the_oldest_are_forgotten() -> None:
     one, two = sessions.keep(None, first), sessions.keep(None, second)
     assert one != two and sessions.get(one) is first and sessions.get(two) is second
     # In place of the first.
-    assert sessions.keep(one, second) == one and sessions.bytes == 2400
+    assert sessions.keep(one, second) == one and sessions.size == 2400
     sessions.get(two)
     third = sessions.keep(None, _asked(1200))
-    assert sessions.get(one) is None and sessions.get(two) and sessions.bytes == 2400
+    assert sessions.get(one) is None and sessions.get(two) and sessions.size == 2400
     # What alone is too large is kept until the next.
     sessions.keep(third, _asked(6000))
     assert sessions.get(two) is None and sessions.get(third)
     sessions.drop(third)
     sessions.drop(None)
-    assert sessions.bytes == 0 and sessions.get("unknown") is None
+    assert sessions.size == 0 and sessions.get("unknown") is None
 
 
 def test_a_mask_is_counted_once() -> None:

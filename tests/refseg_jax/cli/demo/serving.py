@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[4]
 
 #: Small, so that requests beyond them are small, too. 32 clients fit.
 LIMITS = Limits(megabytes=1, pixels=10_000, expressions=4, waiting=32)
+#: Of masks and presence, of the model.
+THRESHOLDS = (0.55, 0.5)
 FLAGS = (
     "--port=0",
     f"--max_megabytes={LIMITS.megabytes}",
@@ -59,6 +61,26 @@ class Served(NamedTuple):
                 if until in text:
                     break
             return text
+
+    def ask_page(self, path: str, words: Any, model: str) -> dict[str, Any]:
+        """Asks as a browser does: the event that ends it, or the error by which it is refused.
+
+        Args:
+            path: of a picture, on the server.
+            words: the expressions.
+            model: its name.
+        """
+        config = json.loads(self.read("/config"))
+        (ask,) = [event for event in config["dependencies"] if len(event["inputs"]) == 6]
+        told = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+        data = [told, words, model, *THRESHOLDS, None]
+        call = json.dumps({"data": data, "fn_index": ask["id"], "session_hash": "abc"}).encode()
+        join = "/gradio_api/queue/join"
+        status, said = self.send("POST", join, call, content_type="application/json")
+        if status != 200:
+            return {"success": False, **said}
+        events = self.read("/gradio_api/queue/data?session_hash=abc", until="process_completed")
+        return json.loads(events.strip().splitlines()[-1].removeprefix("data: "))
 
     def ask(self, **fields: Any) -> tuple[int, dict[str, Any]]:
         """A request of JSON; bytes become base64."""
