@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> Result:
     asked = {
         "source": str(source.resolve()),
         "split": split,
-        "thresholds": options.thresholds,
+        "thresholds": predictor.thresholds.as_json(),
         "checkpoint": identity(options.checkpoint, options.step),
     }
     expressions = sum(len(video.questions) for video in found)

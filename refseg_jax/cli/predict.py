@@ -86,7 +86,7 @@ from refseg_jax.prediction.predictor import Predictor
 from refseg_jax.prediction.tiles import Tiles
 
 #: Flags that change what is written of a picture; a call with others does not go on with its lines.
-_ANSWERED_BY = ("format", "tile", "overlap", "thresholds", "maps", "group_maps", "region_maps")
+_ANSWERED_BY = ("format", "tile", "overlap", "maps", "group_maps", "region_maps")
 
 
 class Questions(NamedTuple):
@@ -142,7 +142,9 @@ def run(options: argparse.Namespace) -> Result:
     warn_of_cut(predictor.cut_short([*dict.fromkeys(t for one in asked for t in one.texts)]))
     folder = given.is_dir()
     lines = {one.picture.name: len(one.texts) for one in asked}
-    with Results(out, _record(options, texts, pairs) if folder else None, lines) as results:
+    record = _record(options, texts, pairs, predictor)
+    with Results(out, record if folder else None, lines) as results:
+        _check_unchanged(asked, results)
         work = PairWriter(options, predictor, results, formats)
         left = [one for one in asked if one.picture.name not in results.done]
         before = len(asked) - len(left)
@@ -157,7 +159,10 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def _record(
-    options: argparse.Namespace, texts: Sequence[str], pairs: dict[str, list[str]]
+    options: argparse.Namespace,
+    texts: Sequence[str],
+    pairs: dict[str, list[str]],
+    predictor: Predictor,
 ) -> dict[str, Any]:
     """What tells whether an earlier call asked the same."""
     return {
@@ -165,8 +170,24 @@ def _record(
         "texts": list(texts),
         "pairs": pairs,
         **{name: getattr(options, name) for name in _ANSWERED_BY},
+        "thresholds": predictor.thresholds.as_json(),
         "checkpoint": identity(options.checkpoint, options.step),
     }
+
+
+def _check_unchanged(asked: Sequence[Asked], results: Results) -> None:
+    """Checks that no picture was replaced after an earlier call had answered for it.
+
+    Raises:
+        UserError: one was.
+    """
+    for one in asked:
+        path = one.picture.path
+        if one.picture.name in results.done and path.stat().st_mtime > results.begun:
+            raise UserError(
+                f"{path}: replaced since an earlier call began, whose answer lies in {results.folder}; "
+                "delete that folder, or name another --output_dir"
+            )
 
 
 def _predict(

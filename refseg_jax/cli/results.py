@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Results:
     Attributes:
         folder: the folder.
         done: names of the pictures that a call has finished which asked the same.
+        begun: when that call began, in seconds since 1970; infinite without one.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Results:
             kept = () if goes_on else (folder / _LINES, folder / RECORD)
             for path in (*kept, folder / "matches.jsonl", folder / "coco.json", *sheets):
                 path.unlink(missing_ok=True)
+            self.begun = (folder / RECORD).stat().st_mtime if goes_on else math.inf
             if asked is not None and not goes_on:
                 write_json(folder / RECORD, asked)
             # Without a buffer, so that lines are in the file as soon as they are written.
@@ -85,15 +88,16 @@ class Results:
         """The pictures with all their lines; cuts off what a killed call has left of its last."""
         groups: list[tuple[str, int, int]] = []  # Name, number of lines, end in bytes.
         end = 0
-        for line in (self.folder / _LINES).read_bytes().splitlines(keepends=True):
-            name = _image_of(line)
-            if name is None:
-                break
-            end += len(line)
-            number = 1
-            if groups and groups[-1][0] == name:
-                number += groups.pop()[1]
-            groups.append((name, number, end))
+        with (self.folder / _LINES).open("rb") as file:
+            for line in file:
+                name = _image_of(line)
+                if name is None:
+                    break
+                end += len(line)
+                number = 1
+                if groups and groups[-1][0] == name:
+                    number += groups.pop()[1]
+                groups.append((name, number, end))
         if groups and groups[-1][1] < lines_of.get(groups[-1][0], 0):
             groups.pop()
         self._lines.truncate(groups[-1][2] if groups else 0)

@@ -66,7 +66,8 @@ def run_video(options: argparse.Namespace, texts: Sequence[str]) -> int:
         # Frames of a folder may be put back, and frames that failed are then repeated.
         "content": None if options.video.is_dir() else writing(options.video),
         "texts": list(texts),
-        **{name: getattr(options, name) for name in ("maps", "thresholds", "tile", "overlap")},
+        **{name: getattr(options, name) for name in ("maps", "tile", "overlap")},
+        "thresholds": predictor.thresholds.as_json(),
         "checkpoint": identity(options.checkpoint, options.step),
     }
     masks = MaskFiles(out / MASKS, [str(k) for k in range(len(texts))])

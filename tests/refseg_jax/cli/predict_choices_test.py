@@ -1,6 +1,8 @@
 """`tools.predict`: pairs of a file, what is written, and large pictures."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,10 @@ def test_what_is_written_is_chosen(
     assert predict.main([*flags, f"--output_dir={out}", "--format=coco"]) == 0
     assert "images: 2 (2 of an earlier call)" in capsys.readouterr().out
     assert (out / "coco.json").read_bytes() == before
+    os.utime(images / "b.jpg", (time.time() + 60, time.time() + 60))
+    assert predict.main([*flags, f"--output_dir={out}", "--format=coco"]) == 1
+    assert "b.jpg: replaced since an earlier call began" in capsys.readouterr().err
+    assert len(_lines(out)) == 4
 
 
 def test_large_pictures_are_looked_at_in_tiles(
