@@ -13,6 +13,7 @@ more: `image` u8 `[b, n, S, S, 3]`, and logits `[b, n, k, ...]`.
 """
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -122,6 +123,12 @@ class ParameterEngine:
             setattr(other, f"_{name}", jax.jit(traced))
         return other
 
+    @functools.cached_property
+    def over_all(self) -> "ParameterEngine":
+        """`over` all devices of this process; kept, because its functions keep what they compiled."""
+        devices = np.array(jax.local_devices()).reshape(-1, 1, 1)
+        return self.over(Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3))
+
     def _cut(self, tree: Any) -> Any:
         """Rows over the devices of the mesh."""
         if self._mesh is None:
@@ -178,5 +185,4 @@ def over_local_devices(engine: Engine) -> tuple[Engine, int]:
     devices = jax.local_devices()
     if not isinstance(engine, ParameterEngine) or len(devices) == 1:
         return engine, 1
-    mesh = Mesh(np.array(devices).reshape(-1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    return engine.over(mesh), len(devices)
+    return engine.over_all, len(devices)

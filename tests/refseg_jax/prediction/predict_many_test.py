@@ -170,7 +170,7 @@ for image, answer in zip(images, answers, strict=True):
 from refseg_jax.prediction.engines import over_local_devices
 engine, count = over_local_devices(predictor._engine)
 features = engine.encode_image(np.zeros((2, engine.image_size, engine.image_size, 3), np.uint8))
-assert count == 2
+assert count == 2 and engine is over_local_devices(predictor._engine)[0]
 for leaf in jax.tree.leaves(features):
     assert len(leaf.sharding.device_set) == 2 and leaf.addressable_shards[0].data.shape[0] == 1
 """,
