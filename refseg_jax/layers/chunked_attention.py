@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-#: Number of scores (f32) in a piece: 2 MB, so that scores and weights fit the cache of a core.
+#: Number of scores (f32) in a piece. They are 2 MB, so that scores and weights fit the cache of a core.
 CHUNK_SCORES = 1 << 19
 
 #: Score of a key that must not be attended to; finite, so that a query without keys gives no NaN.
