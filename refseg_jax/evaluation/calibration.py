@@ -18,7 +18,7 @@ from refseg_jax.evaluation.thresholds import Thresholds, probability
 #: Grey values t that are tried as thresholds of the mask.
 _GREYS = range(255)
 
-#: Logits that are tried as thresholds of presence, of probabilities 0.0003 to 0.9997; the middle one is 0.5.
+#: Logits that are tried as thresholds of presence; as probabilities 0.0003 to 0.9997, with 0.5.
 PRESENCE_LOGITS = np.arange(-160, 161) * 0.05
 
 
