@@ -67,4 +67,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
         monkeypatch.setattr(constants, "ENDPOINT", found.address)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        # The client reads the environment once, in which another test may have put this.
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield found

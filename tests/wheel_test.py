@@ -64,7 +64,7 @@ def test_the_command_works_with_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
         archive.extractall(site)
     code = f"""
 import sys
-sys.path[:] = [{str(site)!r}, *(p for p in sys.path if p and not p.startswith({str(ROOT)!r}))]
+sys.path[:] = [{str(site)!r}, *(p for p in sys.path if p not in ("", {str(ROOT)!r}))]
 sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in getattr(f, "__name__", "")]
 for name in ("tools", "configs", "tests", "input_pipeline", "main"):
     sys.modules[name] = None

@@ -27,9 +27,8 @@ from refseg_jax.prediction.pictures import PictureLike, unusable
 from refseg_jax.prediction.texts import TextEncoder
 from refseg_jax.prediction.tiles import TiledPainter, Tiles
 
-#: Images of a batch for each device. A CPU is no faster with more than one.
-_IMAGES: Mapping[str, int] = {"cpu": 1}
-_IMAGES_OF_ACCELERATORS = 8
+#: Images of a batch for each device that is no CPU. A CPU is no faster with more than one.
+_IMAGES = 8
 
 #: Threads that decode pictures, at most; more would only wait for the devices.
 _THREADS = 8
@@ -120,7 +119,7 @@ class ManyPredictor:
         self._single, self._images, self._texts = engine, images, texts
         self._painter, self._at_once = painter, at_once
         self._engine, devices = over_local_devices(engine)
-        each = _IMAGES.get(jax.default_backend(), _IMAGES_OF_ACCELERATORS)
+        each = 1 if jax.local_devices()[0].platform == "cpu" else _IMAGES
         wanted = devices * each if batch_size is None else batch_size
         #: Rounded up, so that each device has as many.
         self.batch_size = -(-wanted // devices) * devices

@@ -106,6 +106,7 @@ except UserError as error:
 def _run(address: str, cache: Path, endpoint: str) -> str:
     """A process of its own, as users start one: the client reads the environment."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    settings["HF_HUB_OFFLINE"] = "0"
     done = subprocess.run(
         [sys.executable, "-c", _CODE, address],
         cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120,
